@@ -1,0 +1,39 @@
+# needlework: one experiment, from data to report. The experiment is config.yaml or --configfile.
+import sys
+
+from snakemake.utils import min_version
+
+from needlework.code_version import code_version
+from needlework.config.load import load_experiment
+from needlework.results import require_writable
+
+min_version("9.27")
+
+
+configfile: "config.yaml"
+
+
+try:
+    experiment = load_experiment(config, workflow.configfiles)
+    RESULTS = f"results/{experiment.experiment}"
+    require_writable(RESULTS)
+except ValueError as error:
+    sys.exit(f"needlework: {error}")
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/data.smk"
+include: "workflow/rules/models.smk"
+include: "workflow/rules/evaluate.smk"
+include: "workflow/rules/score.smk"
+include: "workflow/rules/figures.smk"
+
+
+report: "workflow/report/workflow.rst"
+
+
+rule all:
+    default_target: True
+    input:
+        targets(),
+    localrule: True

@@ -1,0 +1,110 @@
+"""`needlework ...`: run an experiment, ask where a result comes from, check that it still holds."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.tree import Tree
+
+from needlework import provenance
+from needlework.config.load import read_experiment
+from needlework.config.schema import experiment_schema
+from needlework.runner import run_workflow
+
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+console = Console(soft_wrap=True, highlight=False)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def run(
+    context: typer.Context,
+    configfile: Annotated[Path, typer.Option(help="The experiment file.")] = Path("config.yaml"),
+    cores: Annotated[str, typer.Option(help="Cores to use: a number or `all`.")] = "all",
+) -> None:
+    """Run an experiment to its report, verify it, and say where the report is.
+
+    Picks up after a killed run by itself. Further options go to snakemake as they are.
+    """
+    experiment = read_experiment(configfile)
+    results = Path("results") / experiment.experiment
+    report = run_workflow(configfile, results, cores, context.args)
+    verify(results)
+    console.print(f"\nThe report: [bold]{report.resolve()}[/bold]")
+
+
+@app.command()
+def lineage(file: Annotated[Path, typer.Argument(help="A file under results/.")]) -> None:
+    """Print what a file was made from: rules, parameters, code and hashes, down to the sources."""
+    tree = Tree("")
+    _grow(tree, provenance.lineage(file), set())
+    for child in tree.children:
+        console.print(child)
+
+
+@app.command()
+def verify(
+    folder: Annotated[Path, typer.Argument(help="A results folder, such as results/quick.")],
+) -> None:
+    """Recompute every hash; name the first link that does not hold and what stands on it."""
+    found = provenance.verify(folder)
+    for path, what in found.broken.items():
+        console.print(f"[bold red]broken[/bold red] {path} {what}")
+        for figure in found.figures[path]:
+            console.print(f"       on it stands {figure}")
+    if found.broken:
+        first = next(iter(found.broken))
+        console.print(f"{len(found.broken)} of {found.checked} files do not hold; delete {first}")
+        console.print("and run again to make it, and what stands on it, anew")
+        raise typer.Exit(1)
+    console.print(f"{found.checked} files verified: every hash under {folder} holds")
+
+
+@app.command()
+def check(
+    configfile: Annotated[Path, typer.Argument(help="An experiment file.")],
+) -> None:
+    """Check an experiment file: names, types, combinations."""
+    experiment = read_experiment(configfile)
+    cells = len(experiment.systems) * len(experiment.tasks) * len(experiment.lengths)
+    console.print(
+        f"{configfile}: holds; {len(experiment.systems)} systems x {len(experiment.tasks)} tasks x "
+        f"{len(experiment.lengths)} lengths, {cells * experiment.samples} answers"
+    )
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of experiment files, for editors."""
+    print(json.dumps(experiment_schema(), indent=2))
+
+
+def _grow(tree: Tree, node: provenance.Node, shown: set[str]) -> None:
+    if node.record is None:
+        tree.add(f"{node.path}  [dim]source[/dim]")
+        return
+    record = node.record
+    sha256 = record["outputs"].get(node.path, "?")[:12]
+    line = f"[bold]{node.path}[/bold]  sha256 {sha256}"
+    if node.path in shown:
+        tree.add(f"{line}  [dim](above)[/dim]")
+        return
+    shown.add(node.path)
+    git = record["git"]
+    commit = f", commit {git['commit'][:10]}{' + changes' if git['changed'] else ''}" if git else ""
+    branch = tree.add(
+        f"{line}\n[dim]rule {record['rule']}, code {record['code']['version']}{commit}, "
+        f"{record['started']}, {record['seconds']} s on {record['device']}[/dim]"
+    )
+    for parent in node.parents:
+        _grow(branch, parent, shown)
+
+
+def main() -> None:
+    """The console command: what the user has to mend is one line, not a traceback."""
+    try:
+        app()
+    except ValueError as error:
+        sys.exit(f"needlework: {error}")

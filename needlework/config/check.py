@@ -1,0 +1,137 @@
+"""What no single key can tell: names that lead nowhere, combinations that cannot work."""
+
+import difflib
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from needlework.config.experiment import Experiment
+from needlework.config.models import Checkpoint, Derived, Pretrained
+
+Problem = tuple[tuple[str | int, ...], str]
+"""Where in the file, and what is wrong with the remedy."""
+
+
+def one_of(names: Iterable[str], wrong: str = "") -> str:
+    """`write one of a, b`, the nearest to `wrong` put first as a guess."""
+    names = list(names)
+    near = difflib.get_close_matches(str(wrong), names, n=1)
+    guess = f"did you mean `{near[0]}`? " if near else ""
+    return f"{guess}write one of {', '.join(names)}" if names else "there is none to name"
+
+
+def problems(experiment: Experiment) -> Iterator[Problem]:
+    """Everything that is wrong with a well-typed experiment, in the file's order."""
+    yield from _models(experiment)
+    yield from _systems(experiment)
+    yield from _grid(experiment)
+
+
+def _models(experiment: Experiment) -> Iterator[Problem]:
+    for name, model in experiment.models.items():
+        where = ("models", name)
+        if isinstance(model, Derived):
+            yield from _derived(experiment, name, model)
+        elif isinstance(model, Checkpoint) and Path(model.path).exists():
+            for file in ("config.json", "tokenizer.json"):
+                if not (Path(model.path) / file).is_file():
+                    yield (*where, "path"), f"has no {file}; name a Hugging Face checkpoint folder"
+        elif isinstance(model, Checkpoint) and (
+            model.path.startswith((".", "/", "resources/")) or model.path.count("/") != 1
+        ):
+            yield (*where, "path"), "no such folder; name an existing one, or a hub's owner/name"
+    if experiment.package is not None and experiment.package not in experiment.models:
+        yield ("package",), "names no model; " + one_of(experiment.models, experiment.package)
+
+
+def _derived(experiment: Experiment, name: str, model: Derived) -> Iterator[Problem]:
+    where = ("models", name)
+    if model.base not in experiment.models:
+        others = [other for other in experiment.models if other != name]
+        yield (*where, "base"), "names no model; " + one_of(others, model.base)
+        return
+    seen, at = {name}, model.base
+    while isinstance(above := experiment.models.get(at), Derived):
+        if at in seen:
+            yield (*where, "base"), "leads back to itself; start from a `path` or `pretrain` model"
+            return
+        seen.add(at)
+        at = above.base
+    if model.attention is not None and not model.attention.converts_model:
+        yield (
+            (*where, "attention", "type"),
+            "is put on at evaluation; write it under systems, not models",
+        )
+    recipe = model.finetune
+    data = experiment.finetune_data.get(recipe.data)
+    if data is None:
+        yield (
+            (*where, "finetune", "data"),
+            "names no finetune_data; " + one_of(experiment.finetune_data, recipe.data),
+        )
+    elif data.length > recipe.sequence_length:
+        yield (
+            (*where, "finetune", "sequence_length"),
+            f"is below the {data.length} tokens of finetune_data.{recipe.data}; "
+            f"write at least {data.length}, or shorten the data",
+        )
+
+
+def _systems(experiment: Experiment) -> Iterator[Problem]:
+    for name, system in experiment.systems.items():
+        where = ("systems", name)
+        if system.model not in experiment.models:
+            yield (
+                (*where, "model"),
+                "names no model; " + one_of(experiment.models, system.model),
+            )
+        if system.attention is not None and system.attention.converts_model:
+            yield (
+                (*where, "attention", "type"),
+                "is part of a model's weights; write it under models, with a `base`",
+            )
+    if experiment.baseline is not None and experiment.baseline not in experiment.systems:
+        yield (
+            ("baseline",),
+            "names no system; " + one_of(experiment.systems, experiment.baseline),
+        )
+
+
+def _grid(experiment: Experiment) -> Iterator[Problem]:
+    for key in ("lengths", "depths"):
+        values = getattr(experiment, key)
+        for i, value in enumerate(values):
+            if value in values[:i]:
+                yield (key, i), "stands twice; write it once"
+    for i, length in enumerate(experiment.lengths):
+        if length < 1:
+            yield ("lengths", i), "is not a number of tokens; write a whole number above 0"
+        for name in {system.model: None for system in experiment.systems.values()}:
+            if name not in experiment.models:
+                continue
+            limit = max_positions(experiment, name)
+            if limit is not None and length > limit:
+                yield (
+                    ("lengths", i),
+                    f"is beyond the {limit} positions of model `{name}`; write at most {limit}, "
+                    f"or say `beyond_positions: true` in models.{name}",
+                )
+
+
+def max_positions(experiment: Experiment, name: str) -> int | None:
+    """Positions that model `name` is made for; None where nothing says so, or more are meant."""
+    model = experiment.models[name]
+    if model.beyond_positions:
+        return None
+    if isinstance(model, Derived):
+        # Infini-attention counts positions within a segment, so none is ever too far.
+        local = model.attention is not None and model.attention.type == "infini"
+        known = model.base in experiment.models and not local
+        return max_positions(experiment, model.base) if known else None
+    if isinstance(model, Pretrained):
+        return model.pretrain.max_position_embeddings
+    config_json = Path(model.path) / "config.json"
+    if not config_json.is_file():
+        return None
+    found = json.loads(config_json.read_text())
+    return found.get("text_config", found).get("max_position_embeddings")

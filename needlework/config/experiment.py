@@ -1,0 +1,41 @@
+"""The experiment file as one model: what is made, opened, compared, on which data."""
+
+from pydantic import Field
+
+from needlework.config.base import Name, Percent, Strict
+from needlework.config.models import AnyModel, Derived
+from needlework.config.systems import AnyAttention
+from needlework.config.tasks import AnyTask, PasskeyExamples
+
+
+class System(Strict):
+    """What is compared: a model, with the attention it is evaluated under."""
+
+    model: Name = Field(description="a name under models")
+    attention: AnyAttention | None = Field(None, description="null: the model's own attention")
+
+
+class Experiment(Strict):
+    """One experiment: everything under results/{experiment}/ follows from it."""
+
+    experiment: Name = Field(description="names the folder under results/")
+    seed: int = Field(42, ge=0, description="root of every random stream")
+    models: dict[Name, AnyModel] = Field(min_length=1, description="what is opened or made")
+    finetune_data: dict[Name, PasskeyExamples] = Field({}, description="rows to fine-tune on")
+    systems: dict[Name, System] = Field(min_length=1, description="what is compared")
+    baseline: Name | None = Field(None, description="the system that others are compared with")
+    tasks: dict[Name, AnyTask] = Field(min_length=1, description="what is asked")
+    lengths: list[int] = Field(min_length=1, description="tokens of prompt and answer together")
+    depths: list[Percent] = Field(
+        [0, 10, 20, 30, 40, 50, 60, 70, 80, 90, 100],
+        min_length=1,
+        description="where needles stand; samples are spread evenly over them",
+    )
+    samples: int = Field(22, ge=1, description="samples of each task at each length")
+    package: Name | None = Field(None, description="a model to package with a model card")
+
+    def root_model(self, name: str) -> str:
+        """The model at the end of `base`: the one whose tokenizer `name` uses."""
+        while isinstance(model := self.models[name], Derived):
+            name = model.base
+        return name

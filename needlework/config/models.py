@@ -1,0 +1,73 @@
+"""Models: where each comes from. An entry under `models:` is told by the key it has.
+
+`path` opens a checkpoint, `base` derives one from another model of the file, `pretrain` makes one
+from nothing.
+"""
+
+from typing import Annotated, Any, ClassVar, Literal, Union
+
+from pydantic import Discriminator, Field, Tag
+
+from needlework.config.base import Name, Strict
+from needlework.config.systems import AnyAttention
+from needlework.config.training import Finetune, Pretrain
+
+
+class Model(Strict):
+    """What every model has, wherever it comes from."""
+
+    source: ClassVar[str]
+    """The key that marks an entry of this class."""
+
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32", description="number format of weights and activations"
+    )
+    beyond_positions: bool = Field(
+        False, description="true: lengths past the checkpoint's max_position_embeddings are meant"
+    )
+
+
+class Checkpoint(Model):
+    """A Hugging Face checkpoint: a folder, or a hub name where there is a network."""
+
+    source: ClassVar[str] = "path"
+
+    path: str = Field(min_length=1, description="folder of the checkpoint, or owner/name")
+    revision: str | None = Field(None, description="commit or tag of a hub name")
+
+
+class Derived(Model):
+    """Another model of the file, fine-tuned, and before that converted where `attention` says so."""
+
+    source: ClassVar[str] = "base"
+
+    base: Name = Field(description="the model to start from")
+    attention: AnyAttention | None = Field(None, description="attention that becomes part of it")
+    finetune: Finetune = Field(description="the recipe")
+
+
+class Pretrained(Model):
+    """A small model trained from nothing, with a tokenizer of its own."""
+
+    source: ClassVar[str] = "pretrain"
+
+    pretrain: Pretrain = Field(description="the recipe")
+
+
+def _source(entry: Any) -> str | None:
+    sources = [cls.source for cls in Model.__subclasses__()]
+    if isinstance(entry, Model):
+        return entry.source
+    present = [key for key in sources if isinstance(entry, dict) and key in entry]
+    return present[0] if len(present) == 1 else None
+
+
+AnyModel = Annotated[
+    Union[tuple(Annotated[cls, Tag(cls.source)] for cls in Model.__subclasses__())],  # noqa: UP007
+    Discriminator(
+        _source,
+        custom_error_type="model_source",
+        custom_error_message="name exactly one of "
+        + ", ".join(f"`{cls.source}`" for cls in Model.__subclasses__()),
+    ),
+]

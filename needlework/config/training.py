@@ -1,0 +1,93 @@
+"""Training recipes: parameters, units, defaults, meaning."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from needlework.config.base import Name, Strict
+
+
+class FinetuneStage(Strict):
+    """A stretch of fine-tuning on the rows of one length."""
+
+    steps: int = Field(500, ge=1, description="optimizer steps")
+    sequence_length: int = Field(1024, ge=2, description="tokens; longer rows are an error")
+    batch_size: int = Field(4, ge=1, description="rows a step")
+
+
+class Finetune(FinetuneStage):
+    """Supervised fine-tuning on prompt and answer rows; the loss is on the answers alone."""
+
+    data: Name = Field(description="a name under finetune_data")
+    curriculum: list[FinetuneStage] = Field(
+        [],
+        description="stages before the main one, shortest first; each takes the rows longer than "
+        "the stage before does and no longer than its own sequence_length",
+    )
+    learning_rate: float = Field(5.0e-5, gt=0, description="peak rate, after warm-up")
+    balance_factor_learning_rate: float | None = Field(
+        None, gt=0, description="peak rate of Infini gates (no weight decay); null: learning_rate"
+    )
+    warmup_steps: int = Field(50, ge=0, description="linear warm-up")
+    final_learning_rate_ratio: float = Field(
+        0.1, ge=0, le=1, description="cosine decay ends at this share of the peak"
+    )
+    weight_decay: float = Field(0.01, ge=0, description="of matrices; none on biases and norms")
+    clip: float = Field(1.0, gt=0, description="largest gradient norm")
+    log_every: int = Field(10, ge=1, description="steps between rows of the metrics table")
+
+
+Exercise = Literal["recall", "passkey", "noise", "sentences"]
+"""A kind of training sequence: short recall, a pass key, needles in noise or in sentences."""
+
+
+class Stage(Strict):
+    """A stretch of pretraining on sequences of one length."""
+
+    length: int = Field(ge=64, description="tokens a sequence")
+    rows: int = Field(ge=1, description="sequences a step")
+    steps: int = Field(ge=1, description="optimizer steps")
+    exercises: list[Exercise] = Field(min_length=1, description="mixed evenly, repeats count")
+    jumps: float = Field(
+        0.0, ge=0, le=1, description="share of sequences whose positions jump ahead (PoSE)"
+    )
+
+
+class Pretrain(Strict):
+    """A small Llama and its word tokenizer, trained from nothing through stages of growing length."""
+
+    stages: list[Stage] = Field(min_length=1, description="the curriculum, in order")
+    hidden_size: int = Field(128, ge=32, description="width; a multiple of head_size")
+    feed_forward_size: int = Field(256, ge=1, description="width inside the feed-forward part")
+    layers: int = Field(3, ge=1, description="decoder layers")
+    head_size: int = Field(32, ge=8, description="width of an attention head")
+    max_positions: int = Field(32768, ge=64, description="positions the model may be asked for")
+    rope_theta: float = Field(1.0e9, gt=1, description="base of the rotary position encoding")
+    start: Literal["random", "induction"] = Field(
+        "induction",
+        description="random: normal weights; induction: heads set by hand to look a few tokens "
+        "back (first layer) and to find earlier text like the last few tokens (the others)",
+    )
+    held_out_words: float = Field(
+        0.1, ge=0, lt=1, description="share of the key words that training never shows"
+    )
+    digits: list[int] = Field([1, 2, 3, 4, 5, 6, 7], min_length=1, description="of pass keys")
+    most_needles: int = Field(24, ge=1, description="needles a sequence, where they fit")
+    longest_jump: int = Field(
+        8192, ge=1, description="positions that jumps of a sequence add up to"
+    )
+    learning_rate: float = Field(2.5e-3, gt=0, description="peak rate, after warm-up")
+    embedding_rate_ratio: float = Field(0.3, gt=0, description="the embeddings' share of the rate")
+    warmup_steps: int = Field(30, ge=0, description="linear warm-up")
+    flat: float = Field(0.55, ge=0, le=1, description="share of the steps before the cosine decay")
+    final_learning_rate_ratio: float = Field(
+        0.1, ge=0, le=1, description="cosine decay ends at this share of the peak"
+    )
+    weight_decay: float = Field(0.1, ge=0, description="of matrices; none on embeddings and biases")
+    clip: float = Field(1.0, gt=0, description="largest gradient norm")
+    text_weight: float = Field(
+        0.1, ge=0, description="weight of the loss on a sample of the tokens that are no answers"
+    )
+    text_share: float = Field(0.05, ge=0, le=1, description="how many of those tokens are sampled")
+    distractors: int = Field(512, ge=1, description="random vocabulary entries in the softmax")
+    log_every: int = Field(10, ge=1, description="steps between rows of the metrics table")

@@ -1,0 +1,101 @@
+"""Accuracy against context length, all systems."""
+
+import altair as alt
+import polars as pl
+
+from needlework.figures.axes import length_axis, octaves_a_pixel
+from needlework.figures.theme import METRICS, counted, inline, names, require, styled, told_apart
+
+_MOST_BANDS = 4
+_APART_PIXELS = 4
+
+
+def accuracy(summary: pl.DataFrame, metric: str = "all") -> alt.Chart:
+    """Accuracy (%) with its 95 % interval against length (tokens), one panel a task.
+
+    Intervals are bars, and up to four systems bands too. More systems, or systems at a single
+    length, stand some pixels beside each other, so that their bars do not hide each other.
+
+    Args:
+        summary: system, task, length (tokens), depth_percent (rows with one are left out), metric,
+            n, accuracy, low, high (0-1).
+        metric: all, part or exact.
+
+    Raises:
+        ValueError: if no row has this metric and all depths together.
+    """
+    columns = ["system", "task", "length", "depth_percent", "metric", "n", "accuracy"]
+    require(summary, [*columns, "low", "high"], "summary")
+    cells = summary.filter(pl.col("metric") == metric, pl.col("depth_percent").is_null())
+    if cells.is_empty():
+        raise ValueError(
+            f"summary: no all-depths row of metric {metric}; summarize the scores again"
+        )
+    systems, tasks = names(cells, "system"), names(cells, "task")
+    lengths = sorted(cells["length"].unique())
+    across = min(len(tasks), 3)
+    width, height = {1: (560, 340), 2: (420, 280), 3: (320, 220)}[across]
+
+    data = cells.select(
+        "system",
+        "task",
+        "length",
+        "n",
+        percent=100 * pl.col("accuracy"),
+        low=100 * pl.col("low"),
+        high=100 * pl.col("high"),
+    )
+    apart = len(systems) > _MOST_BANDS or len(lengths) == 1
+    if apart:
+        data = _side_by_side(data, systems, octaves_a_pixel(lengths, width))
+    else:
+        data = data.with_columns(x=pl.col("length").cast(pl.Float64))
+
+    look = told_apart("system", systems, "System")
+    scale, axis = alt.Scale(domain=[0, 100]), alt.Axis(values=list(range(0, 101, 20)))
+    percent = alt.Y("percent:Q", title="Accuracy (%)", scale=scale, axis=axis)
+    interval = alt.Y("low:Q", title="Accuracy (%)", scale=scale, axis=axis)
+    base = alt.Chart().encode(x=length_axis(lengths, width, "x"))
+    colored = base.encode(color=look["color"])
+    bands = base.mark_area(opacity=0.12).encode(y=interval, y2="high:Q", fill=look["fill"])
+    bars = colored.mark_rule(opacity=0.6, strokeWidth=1.5).encode(y=interval, y2="high:Q")
+    lines = colored.mark_line(strokeWidth=2).encode(y=percent, strokeDash=look["strokeDash"])
+    points = colored.mark_point(filled=False, size=60, strokeWidth=1.8, opacity=1).encode(
+        y=percent,
+        shape=look["shape"],
+        tooltip=[
+            alt.Tooltip("system:N", title="System"),
+            alt.Tooltip("task:N", title="Task"),
+            alt.Tooltip("length:Q", title="Length (tokens)", format=","),
+            alt.Tooltip("percent:Q", title="Accuracy (%)", format=".1f"),
+            alt.Tooltip("low:Q", title="Low (%)", format=".1f"),
+            alt.Tooltip("high:Q", title="High (%)", format=".1f"),
+            alt.Tooltip("n:Q", title="Answers"),
+        ],
+    )
+    layers = [bars, lines, points] if apart else [bands, bars, lines, points]
+    chart = (
+        alt.layer(*layers)
+        .properties(width=width, height=height)
+        .facet(data=inline(data), facet=alt.Facet("task:N", title=None, sort=tasks), columns=across)
+        .resolve_axis(x="independent", y="independent")
+    )
+    return styled(
+        chart,
+        "Accuracy by context length",
+        [
+            f"Metric {metric}: {METRICS[metric]}. With 95 % intervals (Wilson)",
+            counted(cells["n"], "answers a point, all needle depths together"),
+        ],
+    )
+
+
+def _side_by_side(data: pl.DataFrame, systems: list[str], octaves: float) -> pl.DataFrame:
+    """Add x: the length, moved by some pixels for each system; `octaves` is what a pixel spans."""
+    middle = (len(systems) - 1) / 2
+    moved = {
+        system: 2 ** ((index - middle) * _APART_PIXELS * octaves)
+        for index, system in enumerate(systems)
+    }
+    factor = pl.col("system").replace_strict(moved, return_dtype=pl.Float64)
+    return data.with_columns(x=pl.col("length") * factor)

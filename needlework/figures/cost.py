@@ -1,0 +1,94 @@
+"""Prefill time and cache size against context length, all systems."""
+
+import altair as alt
+import polars as pl
+
+from needlework.figures.axes import BYTES_LABEL, SECONDS_LABEL, length_axis, log_ticks
+from needlework.figures.theme import counted, inline, names, require, styled, told_apart
+
+_WIDTH, _HEIGHT = 420, 320
+
+
+def cost(measurements: pl.DataFrame, predictions: pl.DataFrame) -> alt.Chart:
+    """Median prefill seconds and median cache bytes, with quartiles, on log-log axes.
+
+    Drawn from measured times, so not the same from run to run. Tasks are pooled: the cost is
+    that of the length. A panel without a single positive value is left out.
+
+    Args:
+        measurements: system, length (tokens), prefill_seconds.
+        predictions: system, length (tokens), cache_bytes.
+
+    Raises:
+        ValueError: if nothing was measured.
+    """
+    require(measurements, ["system", "length", "prefill_seconds"], "measurements")
+    require(predictions, ["system", "length", "cache_bytes"], "predictions")
+    seconds = _quartiles(measurements, "prefill_seconds")
+    cache = _quartiles(predictions, "cache_bytes")
+    both = pl.concat([seconds, cache])
+    if both.is_empty():
+        raise ValueError(
+            "measurements, predictions: no prefill_seconds and no cache_bytes above zero, so there "
+            "is nothing to draw; evaluate a system that runs on this machine"
+        )
+    systems = list(dict.fromkeys(names(measurements, "system") + names(predictions, "system")))
+    lengths = sorted(both["length"].unique())
+    panels = [
+        _panel(table, title, label, base, lengths, systems)
+        for table, title, label, base in (
+            (seconds, "Prefill time (log scale)", SECONDS_LABEL, 10),
+            (cache, "Cache size (log scale)", BYTES_LABEL, 2),
+        )
+        if len(table)
+    ]
+    return styled(
+        alt.hconcat(*panels, spacing=40),
+        "Cost by context length",
+        [
+            "Medians, with quartiles as bars",
+            counted(both["n"], "prompts a point, all tasks together"),
+        ],
+    )
+
+
+def _quartiles(table: pl.DataFrame, column: str) -> pl.DataFrame:
+    value = pl.col(column).cast(pl.Float64)
+    return (
+        table.filter(value > 0)
+        .group_by("system", "length", maintain_order=True)
+        .agg(
+            n=pl.len().cast(pl.Int64),
+            median=value.median(),
+            low=value.quantile(0.25, "linear"),
+            high=value.quantile(0.75, "linear"),
+        )
+    )
+
+
+def _panel(
+    table: pl.DataFrame, title: str, label: str, base: int, lengths: list[int], systems: list[str]
+) -> alt.LayerChart:
+    ticks = log_ticks(table["low"].min(), table["high"].max(), base)
+    scale = alt.Scale(type="log", base=base, domain=[ticks[0], ticks[-1]], nice=False)
+    axis = alt.Axis(values=ticks, labelExpr=label, labelOverlap=False)
+    y = {"title": title, "scale": scale, "axis": axis}
+    look = told_apart("system", systems, "System")
+    shared = alt.Chart(inline(table)).encode(x=length_axis(lengths, _WIDTH), color=look["color"])
+    lines = shared.mark_line(strokeWidth=2).encode(
+        y=alt.Y("median:Q", **y), strokeDash=look["strokeDash"]
+    )
+    bars = shared.mark_rule(strokeWidth=1.5).encode(y=alt.Y("low:Q", **y), y2="high:Q")
+    points = shared.mark_point(filled=False, size=60, strokeWidth=1.8, opacity=1).encode(
+        y=alt.Y("median:Q", **y),
+        shape=look["shape"],
+        tooltip=[
+            alt.Tooltip("system:N", title="System"),
+            alt.Tooltip("length:Q", title="Length (tokens)", format=","),
+            alt.Tooltip("median:Q", title=title.split(" (")[0], format=",.4~g"),
+            alt.Tooltip("low:Q", title="Lower quartile", format=",.4~g"),
+            alt.Tooltip("high:Q", title="Upper quartile", format=",.4~g"),
+            alt.Tooltip("n:Q", title="Prompts"),
+        ],
+    )
+    return alt.layer(bars, lines, points).properties(width=_WIDTH, height=_HEIGHT)

@@ -1,0 +1,110 @@
+"""Depth x length heatmaps of every system."""
+
+import altair as alt
+import polars as pl
+
+from needlework.figures.theme import METRICS, SEQUENTIAL, counted, inline, names, require, styled
+
+_MOST_DEPTHS = 21
+_MOST_COLUMNS = 4
+
+
+def heatmap(summary: pl.DataFrame, task: str | None = None, metric: str = "all") -> alt.Chart:
+    """Accuracy by needle depth (down) and context length (across), one panel a system.
+
+    Args:
+        summary: system, task, length (tokens), depth_percent (0-100; rows without are left out),
+            metric, n, accuracy (0-1), low, high, prefill_density, decode_density.
+        task: one task, its systems wrapped over rows; or None: one row a task, one column a system.
+        metric: all, part or exact.
+
+    More than 21 distinct depths are pooled to the nearest 10 %.
+
+    Raises:
+        ValueError: if no row has this task and metric and a depth.
+    """
+    columns = ["system", "task", "length", "depth_percent", "metric", "n", "accuracy"]
+    require(summary, columns, "summary")
+    cells = summary.filter(pl.col("metric") == metric, pl.col("depth_percent").is_not_null())
+    if task is not None:
+        cells = cells.filter(pl.col("task") == task)
+    if cells.is_empty():
+        raise ValueError(
+            f"summary: no cell with a needle depth for task {task or '(any)'} and metric {metric}; "
+            "draw a task with needles"
+        )
+    pooled = cells["depth_percent"].n_unique() > _MOST_DEPTHS
+    if pooled:
+        cells = _pool(cells)
+    systems, tasks = names(cells, "system"), names(cells, "task")
+    lengths = sorted(cells["length"].unique())
+    depths = sorted(cells["depth_percent"].unique())
+
+    across = len(systems) if task is None else min(len(systems), _MOST_COLUMNS)
+    step_x = min(max(1000 / (across * len(lengths)), 30, 150 / len(lengths)), 150)
+    step_y = min(max(260 / len(depths), 16), 40)
+    base = alt.Chart().encode(
+        x=alt.X("length:O", title="Context length (tokens)", sort=lengths).axis(
+            format=",d",
+            labelAngle=0 if step_x >= 54 else -45,
+            labelOverlap=False,
+            ticks=False,
+            domain=False,
+        ),
+        y=alt.Y(
+            "depth_percent:O",
+            title="Needle depth (%, to the nearest 10)" if pooled else "Needle depth (%)",
+            sort=depths,
+        ).axis(format=".3~g", labelOverlap=False, ticks=False, domain=False),
+        tooltip=[
+            alt.Tooltip("system:N", title="System"),
+            alt.Tooltip("task:N", title="Task"),
+            alt.Tooltip("length:Q", title="Length (tokens)", format=","),
+            alt.Tooltip("depth_percent:Q", title="Depth (%)", format=".3~g"),
+            alt.Tooltip("percent:Q", title="Accuracy (%)", format=".1f"),
+            alt.Tooltip("n:Q", title="Answers"),
+        ],
+    )
+    squares = base.mark_rect(stroke="white", strokeWidth=0.5).encode(
+        color=alt.Color("percent:Q", title="Accuracy (%)")
+        .scale(scheme=SEQUENTIAL, domain=[0, 100])
+        # One panel is shorter than a full legend; the bar keeps its ends legible.
+        .legend(
+            gradientLength=min(max(step_y * len(depths), 100), 260), values=list(range(0, 101, 25))
+        )
+    )
+    numbers = base.mark_text(fontSize=11 if step_x >= 36 else 10).encode(
+        text=alt.Text("percent:Q", format=".0f"),
+        color=alt.condition("datum.percent < 50", alt.value("white"), alt.value("black")),
+    )
+    panel = alt.layer(squares, numbers).properties(
+        width=alt.Step(step_x), height=alt.Step(step_y), view=alt.ViewBackground(fill="#eeeeee")
+    )
+    data = cells.with_columns(percent=100 * pl.col("accuracy")).select(
+        "system", "task", "length", "depth_percent", "percent", "n"
+    )
+    system = {"title": None, "sort": systems}
+    if task is None:
+        chart = panel.facet(
+            data=inline(data),
+            column=alt.Column("system:N", **system),
+            row=alt.Row("task:N", title=None, sort=tasks),
+        )
+    else:
+        chart = panel.facet(
+            data=inline(data), facet=alt.Facet("system:N", **system), columns=across
+        )
+    return styled(
+        chart,
+        "Accuracy by needle depth and context length" + (f": {task}" if task else ""),
+        [f"Metric {metric}: {METRICS[metric]}", counted(cells["n"], "answers a cell")],
+    )
+
+
+def _pool(cells: pl.DataFrame) -> pl.DataFrame:
+    decile = 10 * (pl.col("depth_percent") / 10).round()
+    return cells.group_by(
+        "system", "task", "length", decile.alias("depth_percent"), maintain_order=True
+    ).agg(
+        accuracy=(pl.col("accuracy") * pl.col("n")).sum() / pl.col("n").sum(), n=pl.col("n").sum()
+    )

@@ -1,0 +1,141 @@
+"""Training curves: loss, learning rate and Infini gates."""
+
+import math
+from collections.abc import Mapping
+
+import altair as alt
+import polars as pl
+
+from needlework.figures.axes import log_ticks
+from needlework.figures.theme import inline, require, styled, told_apart
+
+_WIDTH, _HEIGHT = 420, 260
+_MOST_LINES = 32
+_STEP = alt.X("step:Q", title="Step").scale(nice=False).axis(format=",d", tickMinStep=1)
+_GATE = r"^gate_layer(\d+)_head(\d+)$"
+
+
+def training(metrics: Mapping[str, pl.DataFrame]) -> alt.Chart:
+    """Loss and learning rate against step, all models; below, the gates of each model with gates.
+
+    Args:
+        metrics: model name -> table with step, loss, learning_rate, and for a model with gates a
+            column gate_layer{l}_head{h} each.
+
+    Raises:
+        ValueError: if there is no model, or a table has no rows.
+    """
+    if not metrics:
+        raise ValueError("training: no model was trained, so there is nothing to draw")
+    for model, table in metrics.items():
+        require(table, ["step", "loss", "learning_rate"], f"training metrics of {model}")
+    models = list(metrics)
+    curves = pl.concat(
+        [
+            table.select(
+                pl.lit(model).alias("model"),
+                pl.col("step").cast(pl.Int64),
+                pl.col("loss", "learning_rate").cast(pl.Float64),
+            )
+            for model, table in metrics.items()
+        ]
+    )
+    panels = [
+        alt.hconcat(
+            _curve(curves, "loss", "Loss (nats a token, log scale)", models),
+            _curve(curves, "learning_rate", "Learning rate", models),
+            spacing=40,
+        )
+    ]
+    gates = _gates(metrics)
+    if len(gates):
+        panels.append(_gate_panels(gates))
+    steps = ", ".join(f"{table['step'].max():,} ({model})" for model, table in metrics.items())
+    return styled(
+        alt.vconcat(*panels, spacing=36).resolve_scale(
+            color="independent", strokeDash="independent"
+        ),
+        "Training",
+        ["Loss: mean over the tokens that are trained on", f"n = {steps} steps"],
+    )
+
+
+def _curve(curves: pl.DataFrame, column: str, title: str, models: list[str]) -> alt.Chart:
+    look = told_apart("model", models, "Model")
+    y = alt.Y(f"{column}:Q", title=title)
+    if column == "loss":
+        curves = curves.filter(pl.col(column) > 0)
+        ticks = log_ticks(curves[column].min() or 1, curves[column].max() or 10, 10)
+        y = y.scale(type="log", domain=[ticks[0], ticks[-1]], nice=False)
+        y = y.axis(values=ticks, format="~g", labelOverlap=False)
+    else:
+        y = y.axis(format=".2~g", tickCount=6)
+    return (
+        alt.Chart(inline(curves.select("model", "step", column)))
+        .mark_line(strokeWidth=2)
+        .encode(
+            x=_STEP,
+            y=y,
+            color=look["color"],
+            strokeDash=look["strokeDash"],
+            tooltip=[
+                alt.Tooltip("model:N", title="Model"),
+                alt.Tooltip("step:Q", title="Step", format=","),
+                alt.Tooltip(f"{column}:Q", title=title.split(" (")[0], format=".4~g"),
+            ],
+        )
+        .properties(width=_WIDTH, height=_HEIGHT)
+    )
+
+
+def _gates(metrics: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
+    parts = [
+        table.select("step", pl.col(_GATE).cast(pl.Float64))
+        .unpivot(index="step", variable_name="gate", value_name="value")
+        .select(
+            pl.lit(model).alias("model"),
+            pl.col("step").cast(pl.Int64),
+            pl.col("gate").str.extract(_GATE, 1).cast(pl.Int64).alias("layer"),
+            pl.col("gate").str.extract(_GATE, 2).cast(pl.Int64).alias("head"),
+            "value",
+        )
+        for model, table in metrics.items()
+        if any(column.startswith("gate_layer") for column in table.columns)
+    ]
+    return pl.concat(parts) if parts else pl.DataFrame()
+
+
+def _gate_panels(gates: pl.DataFrame) -> alt.FacetChart:
+    layers = sorted(gates["layer"].unique())
+    models = gates["model"].unique(maintain_order=True).to_list()
+    stride = math.ceil(len(layers) / 8)
+    title = "Gate value (share of memory)"
+    if len(gates.select("layer", "head").unique()) > _MOST_LINES:
+        title = "Gate value, mean of heads (share of memory)"
+        gates = gates.group_by("model", "layer", "step", maintain_order=True).agg(
+            pl.lit(None).alias("head"), pl.col("value").mean()
+        )
+    lines = (
+        alt.Chart()
+        .mark_line(strokeWidth=1.5, opacity=0.9)
+        .encode(
+            x=_STEP,
+            y=alt.Y("value:Q", title=title).scale(zero=False),
+            color=alt.Color("layer:O", title="Gate of layer")
+            .scale(scheme=alt.SchemeParams("viridis", extent=[0, 0.9]))
+            .legend(values=layers[::stride]),
+            detail="head:N",
+            tooltip=[
+                alt.Tooltip("model:N", title="Model"),
+                alt.Tooltip("layer:O", title="Layer"),
+                alt.Tooltip("head:O", title="Head"),
+                alt.Tooltip("step:Q", title="Step", format=","),
+                alt.Tooltip("value:Q", title="Gate", format=".3f"),
+            ],
+        )
+        .properties(width=_WIDTH, height=_HEIGHT)
+    )
+    facet = alt.Facet("model:N", title=None, sort=models)
+    return lines.facet(data=inline(gates), facet=facet, columns=2, spacing=40).resolve_axis(
+        x="independent", y="independent"
+    )

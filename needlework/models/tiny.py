@@ -1,0 +1,156 @@
+"""The small model made here: a word tokenizer, a plain Llama, and a start that can copy."""
+
+from collections.abc import Iterable
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, processors
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from needlework.config.training import Pretrain
+
+BOS, EOS, PAD = "<s>", "</s>", "<pad>"
+# A word takes the space or hyphen before it along; digits, line ends and other spaces stand alone.
+PIECE = r"[ -]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s"
+
+
+def word_tokenizer(texts: Iterable[str], max_positions: int) -> PreTrainedTokenizerFast:
+    """A tokenizer with one token for each word of `texts`, bytes for whatever else.
+
+    Nothing is merged across the pieces that `PIECE` cuts, so the tokens of two texts joined where
+    a piece ends are the tokens of each, one after the other. Texts get `<s>` put before them.
+
+    Args:
+        texts: what holds the words, with the space or hyphen that stands before them.
+        max_positions: `model_max_length` of the tokenizer.
+    """
+    splitter = Sequence(
+        [Split(Regex(PIECE), "isolated"), ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    pieces = dict.fromkeys(piece for text in texts for piece, _ in splitter.pre_tokenize_str(text))
+    alphabet = sorted(ByteLevel.alphabet())
+    words = sorted(piece for piece in pieces if len(piece) > 1)
+    vocabulary = {token: i for i, token in enumerate([PAD, BOS, EOS, *alphabet, *words])}
+    tokenizer = Tokenizer(BPE(vocab=vocabulary, merges=[], ignore_merges=True))
+    tokenizer.pre_tokenizer = splitter
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A",
+        pair=f"{BOS} $A $B",
+        special_tokens=[(BOS, vocabulary[BOS])],
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=BOS,
+        eos_token=EOS,
+        pad_token=PAD,
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+        model_max_length=max_positions,
+    )
+
+
+def tiny_llama(
+    config: Pretrain, tokenizer: PreTrainedTokenizerFast, generator: torch.Generator
+) -> LlamaForCausalLM:
+    """A float32 Llama of the shape `config` asks for, with `config.start` weights.
+
+    Raises:
+        ValueError: hidden_size is no multiple of head_size, or too few heads for the start.
+    """
+    if config.hidden_size % config.head_size:
+        raise ValueError(
+            f"hidden_size {config.hidden_size} is no multiple of head_size {config.head_size}"
+        )
+    heads = config.hidden_size // config.head_size
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=config.hidden_size,
+            intermediate_size=config.feed_forward_size,
+            num_hidden_layers=config.layers,
+            num_attention_heads=heads,
+            num_key_value_heads=heads,
+            head_dim=config.head_size,
+            max_position_embeddings=config.max_positions,
+            rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
+            attention_bias=True,
+            tie_word_embeddings=True,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            dtype="float32",
+        )
+    )
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() == 2:
+                std = 0.02 if config.start == "induction" else 0.09
+                std = config.hidden_size**-0.5 if "embed_tokens" in name else std
+                parameter.normal_(0.0, std, generator=generator)
+            elif name.endswith(".bias"):
+                parameter.zero_()
+                if config.start == "random" and ("q_proj" in name or "k_proj" in name):
+                    parameter.normal_(0.0, 0.3, generator=generator)
+        if config.start == "induction":
+            _set_induction_heads(model, generator)
+    return model
+
+
+# Strengths of the start. GATHER: logit of the sought offset over the sum of the other cosines;
+# SLOT: norm of a gathered token beside the token's own 1; MATCH: logit where one offset agrees;
+# COPY: norm of what is copied.
+GATHER, SLOT, MATCH, COPY = 8.0, 0.7, 5.0, 1.0
+
+
+def _set_induction_heads(model: LlamaForCausalLM, generator: torch.Generator) -> None:
+    """Heads of layer 0 copy the tokens 1, 2, ... back into slots of the residual stream; heads of
+    the later layers look for positions whose slots, one further back, hold what theirs hold, and
+    copy the token found there (induction heads: Elhage et al., 2021; Olsson et al., 2022).
+    """
+    shape = model.config
+    heads, size, width = shape.num_attention_heads, shape.head_dim, shape.hidden_size
+    root = width**0.5  # norm of a vector after RMSNorm
+
+    basis = _orthogonal(width, generator)
+    slots = [basis[:, h * size : (h + 1) * size] for h in range(heads)]
+    read = _orthogonal(width, generator)[:size]
+    # The rotary pairs that turn fastest would blur a match of contents, and time it to an offset.
+    rate = shape.rope_parameters["rope_theta"] ** (-torch.arange(0, size, 2) / size)
+    steady = (rate < 0.02).float().repeat(2)
+    timed = min(5, size // 2)
+
+    first = model.model.layers[0].self_attn
+    for h in range(heads):
+        rows = slice(h * size, (h + 1) * size)
+        amplitude = (GATHER * size**0.5) ** 0.5
+        angle = rate[:timed] * (h + 1)
+        key, query = torch.zeros(2, size // 2), torch.zeros(2, size // 2)
+        key[0, :timed] = amplitude
+        query[0, :timed], query[1, :timed] = amplitude * angle.cos(), -amplitude * angle.sin()
+        first.k_proj.bias[rows], first.q_proj.bias[rows] = key.flatten(), query.flatten()
+        first.v_proj.weight[rows] = read
+        # A sketch of `size` of `width` coordinates has norm sqrt(size) after RMSNorm.
+        first.o_proj.weight[:, rows] = slots[h] * (SLOT / size**0.5)
+
+    share = 1 / (1 + heads * SLOT**2) ** 0.5
+    held = [share * size**0.5, *[share * SLOT * root] * heads]
+    for layer in model.model.layers[1:]:
+        attention = layer.self_attn
+        copied = _orthogonal(width, generator)
+        for h in range(heads):
+            rows = slice(h * size, (h + 1) * size)
+            now, back = (read if h == 0 else slots[h - 1].T), slots[h].T
+            gain = MATCH * size**0.5 / (held[h] * held[h + 1] if h else held[0] * held[1])
+            gain = (gain * size / float(steady.sum())) ** 0.5
+            attention.q_proj.weight[rows] = gain * steady[:, None] * now
+            attention.k_proj.weight[rows] = gain * steady[:, None] * back
+            value = copied[rows]
+            attention.v_proj.weight[rows] = value
+            attention.o_proj.weight[:, rows] = value.T * (COPY / root)
+
+
+def _orthogonal(width: int, generator: torch.Generator) -> Tensor:
+    return torch.linalg.qr(torch.randn(width, width, generator=generator))[0]

@@ -1,0 +1,92 @@
+"""Run the workflow from start to report, also after a run that was killed."""
+
+import fcntl
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+
+_STATE = Path(".snakemake")
+
+
+def run_workflow(configfile: Path, results: Path, cores: str, extra: list[str]) -> Path:
+    """`snakemake`, then `snakemake --report`; the path of the report.
+
+    Raises:
+        ValueError: another run is alive in this folder, or a step failed.
+    """
+    report = results / "report.html"
+    snakemake = [sys.executable, "-m", "snakemake", "--configfile", str(configfile)]
+    with _only_run():
+        if _stale_lock():
+            _end_orphans()
+            _call([*snakemake, "--unlock", "--quiet"], "unlocking")
+        _call([*snakemake, "--cores", cores, *extra], "the run")
+        partial = report.with_name(".partial-report.html")
+        _call([*snakemake, "--cores", "1", "--report", str(partial), "--quiet"], "the report")
+        partial.replace(report)
+    return report
+
+
+@contextmanager
+def _only_run() -> Iterator[None]:
+    """Hold a lock on this folder that dies with the process, so a stale one cannot be."""
+    _STATE.mkdir(exist_ok=True)
+    with (_STATE / "needlework.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"{Path.cwd()}: another `needlework run` is at work here; wait for it to end"
+            ) from None
+        yield
+
+
+def _stale_lock() -> bool:
+    """Whether Snakemake's own lock was left by a killed run.
+
+    Raises:
+        ValueError: the lock's owner may be alive: a snakemake runs in this folder.
+    """
+    locked = any((_STATE / "locks").glob("*.lock"))
+    if locked and (alive := _here("snakemake")):
+        raise ValueError(
+            f"{Path.cwd()}: snakemake (process {alive[0].pid}) is at work here; wait for it to end"
+        )
+    return locked
+
+
+def _end_orphans() -> None:
+    """End jobs that outlived a killed run: they could still write."""
+    orphans = _here(str(_STATE / "scripts"))
+    for process in orphans:
+        process.terminate()
+    _, alive = psutil.wait_procs(orphans, timeout=10)
+    for process in alive:
+        process.kill()
+
+
+def _here(word: str) -> list[psutil.Process]:
+    """Processes that work in this folder and have `word` in their command, this one aside."""
+    found = []
+    own = {psutil.Process().pid, *(parent.pid for parent in psutil.Process().parents())}
+    for process in psutil.process_iter():
+        try:
+            command = " ".join(process.cmdline())
+            job = str(_STATE / "scripts") in command
+            if process.pid not in own and Path(process.cwd()) == Path.cwd() and word in command:
+                if word == "snakemake" and job:
+                    continue
+                found.append(process)
+        except (psutil.Error, OSError):
+            continue
+    return found
+
+
+def _call(command: list[str], what: str) -> None:
+    status = subprocess.call(command)
+    if status != 0:
+        raise ValueError(f"{what} stopped with status {status}; what to mend stands above")

@@ -1,0 +1,46 @@
+"""Tables that speak of the same samples: checked and joined one to one."""
+
+import polars as pl
+
+KEYS = ["task", "length", "sample"]
+
+
+def require(table: pl.DataFrame, columns: list[str], name: str) -> None:
+    """Raise ValueError, naming the table, if it is empty or lacks one of the columns."""
+    missing = [column for column in columns if column not in table.columns]
+    if missing:
+        raise ValueError(f"{name}: lacks the column {missing[0]!r}; make the table again")
+    if table.is_empty():
+        raise ValueError(f"{name}: has no rows; make the table again")
+
+
+def pair(
+    left: pl.DataFrame,
+    right: pl.DataFrame,
+    names: tuple[str, str],
+    keys: list[str] = KEYS,
+) -> pl.DataFrame:
+    """Join two tables on `keys`, in the order of `left`; `names` are those used in errors.
+
+    Raises:
+        ValueError: unless every row of each table has exactly one partner in the other.
+    """
+    for table, name in zip((left, right), names, strict=True):
+        require(table, keys, name)
+        twice = table.filter(table.select(keys).is_duplicated())
+        if len(twice):
+            raise ValueError(f"{name}: {_row(twice, keys)} is there more than once")
+    for table, other, (name, other_name) in ((left, right, names), (right, left, names[::-1])):
+        alone = table.join(other, on=keys, how="anti", maintain_order="left")
+        if len(alone):
+            raise ValueError(
+                f"{name}: {_row(alone, keys)} has no partner in the {other_name} "
+                f"({len(alone)} of {len(table)} rows); make both from the same samples"
+            )
+    return left.join(right, on=keys, how="inner", validate="1:1", maintain_order="left")
+
+
+def _row(table: pl.DataFrame, keys: list[str]) -> str:
+    return ", ".join(
+        f"{key} {value}" for key, value in table.select(keys).row(0, named=True).items()
+    )

@@ -1,0 +1,64 @@
+"""Fill a prompt to its length in tokens: arithmetic first, then one real tokenization."""
+
+from collections.abc import Callable
+from itertools import count
+from typing import Protocol
+
+from tokenizers import Encoding, Tokenizer
+
+from needlework.tasks.prompts import Prompt
+
+
+class Draft(Protocol):
+    """A prompt whose haystack can have any number of units."""
+
+    least: int
+    """Fewest units that make a haystack."""
+
+    def build(self, units: int) -> Prompt:
+        """The prompt with `units` units of haystack."""
+
+    def move(self, units: int, gap: int) -> int:
+        """The units that use `gap` tokens more than `units` do (fewer where it is negative)."""
+
+
+class TooLong(Exception):
+    """Even the least prompt has more tokens than there are."""
+
+
+def fill(
+    draft: Draft, tokenizer: Tokenizer, budget_tokens: int, answer: str = ""
+) -> tuple[Prompt, Encoding]:
+    """The longest prompt that, with `answer` behind it, has at most `budget_tokens` tokens.
+
+    Also gives the encoding of the two. Special tokens that the tokenizer adds are counted. Where counts of pieces do not add up
+    exactly (merges across pieces), the number of units is corrected by real tokenizations.
+
+    Raises:
+        TooLong: the least prompt is over the budget.
+    """
+    units, best, low, high = draft.least, None, None, None
+    while True:
+        prompt = draft.build(units)
+        encoding = tokenizer.encode(prompt.text + answer)
+        gap = budget_tokens - len(encoding)
+        if gap >= 0:
+            low, best = units, (prompt, encoding)
+        elif best is None:
+            raise TooLong
+        else:
+            high = units
+        proposal = draft.move(units, gap)
+        if proposal == units:
+            return best
+        proposal = max(proposal, low + 1)
+        if high is not None:
+            proposal = min(proposal, high - 1)
+        if proposal <= low:
+            return best
+        units = proposal
+
+
+def smallest_length(too_small: int, fits: Callable[[int], bool]) -> int:
+    """The first length in tokens after `too_small` at which every least prompt fits."""
+    return next(length for length in count(too_small + 1) if fits(length))

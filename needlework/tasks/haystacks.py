@@ -1,0 +1,87 @@
+"""Haystacks of niah: text in whole lines or sentences, between which needles go."""
+
+from random import Random
+from typing import Protocol
+
+from tokenizers import Tokenizer
+
+from needlework.tasks.filler import PARAGRAPH, Filler
+from needlework.tasks.sentences import sentence
+
+BLOCK_SENTENCES = 64
+
+
+class Haystack(Protocol):
+    """Text that is as long as asked, in pieces (lines, sentences) that needles do not split."""
+
+    least: int
+    joiner: str
+
+    def pieces(self, units: int) -> int:
+        """Lines or sentences in `units` units."""
+
+    def text(self, units: int, start: int, stop: int) -> str:
+        """Pieces start..stop of `units` units of haystack."""
+
+    def move(self, units: int, gap: int) -> int:
+        """The units that use `gap` tokens more than `units` do (fewer where it is negative)."""
+
+
+class Noise:
+    """RULER's noise, a paragraph a line. A unit is a token: the last line is cut to fit."""
+
+    joiner = "\n"
+
+    def __init__(self, tokenizer: Tokenizer):
+        self._filler = Filler(tokenizer, PARAGRAPH, self.joiner)
+        self._line_characters = len(PARAGRAPH + self.joiner)
+        self.least = self._filler.period_tokens
+
+    def pieces(self, units: int) -> int:
+        return -(-units // self._filler.period_tokens)
+
+    def text(self, units: int, start: int, stop: int) -> str:
+        whole = self._filler.text(units)
+        return whole[start * self._line_characters : stop * self._line_characters].rstrip("\n")
+
+    def move(self, units: int, gap: int) -> int:
+        return units + gap
+
+
+class Sentences:
+    """Wonderwords sentences, drawn as they are needed. A unit is a sentence."""
+
+    joiner = " "
+    least = 1
+
+    def __init__(self, tokenizer: Tokenizer, random: Random):
+        self._tokenizer, self._random = tokenizer, random
+        self._sentences: list[str] = []
+        self._tokens: list[int] = []
+
+    def pieces(self, units: int) -> int:
+        return units
+
+    def text(self, units: int, start: int, stop: int) -> str:
+        self._draw(units)
+        return " ".join(self._sentences[start:stop])
+
+    def move(self, units: int, gap: int) -> int:
+        while gap < 0:
+            units -= 1
+            gap += self._tokens[units]
+        while gap > 0:
+            self._draw(units + 1)
+            gap -= self._tokens[units]
+            if gap >= 0:
+                units += 1
+        return units
+
+    def _draw(self, count: int) -> None:
+        while len(self._sentences) < count:
+            block = [sentence(self._random) for _ in range(BLOCK_SENTENCES)]
+            encodings = self._tokenizer.encode_batch_fast(
+                [f" {text}" for text in block], add_special_tokens=False
+            )
+            self._sentences += block
+            self._tokens += map(len, encodings)

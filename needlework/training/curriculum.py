@@ -1,0 +1,235 @@
+"""Sequences to pretrain on: keys and their numbers told in a text, then asked for, many at once."""
+
+import random
+from collections.abc import Callable, Iterator
+from string import Formatter
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from needlework.config.training import Exercise, Pretrain, Stage
+from needlework.tasks import niah, passkey
+from needlework.tasks.sentences import sentence, third_person
+from needlework.tasks.words import draw_keys, words
+from needlework.training.loop import Batch
+
+RECALL_NEEDLE, RECALL_PREFIX = " for {key} is: {value}.", " for {key} mentioned in the text is"
+NIAH_DIGITS = 7
+SENTENCES = 4000
+IGNORED = -100
+
+
+def vocabulary() -> list[str]:
+    """Texts that hold every word of the sequences and the tasks, with what stands before it."""
+    nouns, adjectives, verbs = words("noun"), words("adjective"), words("verb")
+    templates = [
+        *(passkey.INTRO, passkey.FILLER, passkey.NEEDLE, passkey.QUESTION, passkey.ANSWER_PREFIX),
+        *(niah.INTRO, niah.NOISE, niah.NEEDLE, niah.QUESTION, niah.ANSWER_PREFIX),
+    ]
+    return [
+        *(f" {word}" for word in (*nouns, *adjectives, *verbs, *map(third_person, verbs))),
+        *(f" {adjective.capitalize()}" for adjective in adjectives),
+        *(f"-{noun}" for noun in nouns),
+        *templates,
+        *(f" {template}" for template in templates),
+        "The A An",
+        " A An",
+    ]
+
+
+class Sequence:
+    """Token ids that grow, and which of them are answers."""
+
+    def __init__(self, ids: list[int]):
+        self.ids = ids
+        self.answers = [False] * len(ids)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def add(self, ids: list[int], *, answer: bool = False) -> None:
+        self.ids += ids
+        self.answers += [answer] * len(ids)
+
+
+class Writer:
+    """Writes training sequences as token ids, from a random stream of its own.
+
+    Pieces are encoded apart and joined: with this tokenizer that is what the whole text gives.
+    """
+
+    def __init__(self, config: Pretrain, tokenizer: PreTrainedTokenizerFast, seed: int):
+        self.config, self.tokenizer = config, tokenizer
+        self.random = random.Random(f"curriculum {seed}")
+        self._known: dict[str, list[int]] = {}
+        self._sentences = [
+            self.encode(f" {sentence(self.random, 'training')}") for _ in range(SENTENCES)
+        ]
+
+    def encode(self, text: str) -> list[int]:
+        """The tokens of a text that will be used again, without `<s>`."""
+        if text not in self._known:
+            self._known[text] = self.tokenizer.encode(text, add_special_tokens=False)
+        return self._known[text]
+
+    def fill(self, template: str, **fields: list[int]) -> list[int]:
+        """The tokens of a template, each `{name}` and the space before it replaced by tokens."""
+        ids = []
+        for text, name, _, _ in Formatter().parse(template):
+            ids += self.encode(text.removesuffix(" ") if name else text)
+            ids += fields[name] if name else []
+        return ids
+
+    def write(self, exercise: Exercise, length: int) -> Sequence:
+        """One sequence of at most `length` tokens."""
+        sequence = Sequence([self.tokenizer.bos_token_id])
+        getattr(self, f"_{exercise}")(sequence, length)
+        return sequence
+
+    def _key(self, name: str) -> list[int]:
+        adjective, noun = name.split("-")
+        return self.encode(f" {adjective}") + self.encode(f"-{noun}")
+
+    def _number(self, value: int | str) -> list[int]:
+        return self.encode(" ") + [self.encode(digit)[0] for digit in str(value)]
+
+    def _pairs(self, count: int, digits: list[int]) -> list[dict[str, list[int]]]:
+        pairs = []
+        for name in draw_keys(self.random, count, "training"):
+            length = self.random.choice(digits)
+            value = self.random.randrange(10 ** (length - 1), 10**length)
+            pairs.append({"key": self._key(name), "value": self._number(value)})
+        return pairs
+
+    def _recall(self, sequence: Sequence, length: int) -> None:
+        pairs = self._pairs(max(1, length // 30), [2, 3, 4])
+        for pair in pairs:
+            sequence.add(self.fill(RECALL_NEEDLE, **pair))
+        self._ask(sequence, pairs, RECALL_PREFIX, length)
+
+    def _passkey(self, sequence: Sequence, length: int) -> None:
+        digits = self.random.choice(self.config.digits)
+        number = self._number(passkey.draw_key(self.random, digits, evaluation=False))
+        needle = self.fill(f"{passkey.NEEDLE}\n", key=number)
+        question = self.fill(f"{passkey.QUESTION}{passkey.ANSWER_PREFIX}")
+        head = self.encode(f"{passkey.INTRO}\n")
+        room = length - len(sequence) - len(head + needle + question + number) - 3
+        before = self._filler(round(room * self.random.random()), whole=True)
+        after = self._filler(room - len(before), whole=False)
+        newline = self.encode("\n")
+        sequence.add(head + before + (newline if before else []) + needle)
+        sequence.add(after + (newline if after else []) + question)
+        sequence.add([*number, self.tokenizer.eos_token_id], answer=True)
+
+    def _filler(self, tokens: int, *, whole: bool) -> list[int]:
+        """So many tokens of filler at most, up to the end of a sentence where `whole`."""
+        tokens = max(tokens, 0)
+        again = self.encode(f" {passkey.FILLER}")
+        filler = (self.encode(passkey.FILLER) + again * (tokens // len(again)))[:tokens]
+        stop = self.encode(".")[0]
+        while whole and filler and filler[-1] != stop:
+            filler.pop()
+        return filler
+
+    def _noise(self, sequence: Sequence, length: int) -> None:
+        line = self.encode(f"{niah.NOISE}\n")
+        self._needles(sequence, length, lambda: line, f"{niah.NEEDLE}\n")
+
+    def _needles_in_sentences(self, sequence: Sequence, length: int) -> None:
+        sentences = self._sentences
+        self._needles(
+            sequence, length, lambda: self.random.choice(sentences), f" {niah.NEEDLE}"
+        )
+
+    def _needles(
+        self, sequence: Sequence, length: int, unit: Callable[[], list[int]], told: str
+    ) -> None:
+        """Needles among units of text. Every second sequence has one to four, as the tasks do."""
+        newline = self.encode("\n")
+        question = f"\n{niah.QUESTION}{niah.ANSWER_PREFIX}"
+        sequence.add(self.encode(niah.INTRO) + newline)
+        sample = self._pairs(1, [NIAH_DIGITS])[0]
+        a_needle = len(self.fill(told, **sample))
+        a_question = len(self.fill(question, **sample) + sample["value"]) + 1
+        room = length - len(sequence)
+        most = max(1, min(room // (a_needle + a_question), self.config.most_needles))
+        few = self.random.random() < 0.5
+        pairs = self._pairs(self.random.randint(1, min(4, most) if few else most), [NIAH_DIGITS])
+        asked = min(max(len(pairs), self.random.randint(1, 4)), most)
+        room -= len(pairs) * a_needle + asked * a_question
+        parts = [self.fill(told, **pair) for pair in pairs]
+        while room > 0:
+            parts.append(unit())
+            room -= len(parts[-1])
+        self.random.shuffle(parts)
+        haystack = [token for part in parts for token in part]
+        sequence.add(haystack[:-1] if haystack[-1:] == newline else haystack)
+        self._ask(sequence, pairs, question, length)
+
+    def _ask(
+        self, sequence: Sequence, pairs: list[dict[str, list[int]]], question: str, length: int
+    ) -> None:
+        """Ask for the values of keys, each once before any twice, until the length is full."""
+        order: list[int] = []
+        while True:
+            order = order or self.random.sample(range(len(pairs)), len(pairs))
+            pair = pairs[order.pop()]
+            asked = self.fill(question, **pair)
+            answer = [*pair["value"], self.tokenizer.eos_token_id]
+            if len(sequence) + len(asked) + len(answer) > length:
+                return
+            sequence.add(asked)
+            sequence.add(answer, answer=True)
+
+
+def batches(config: Pretrain, tokenizer: PreTrainedTokenizerFast, seed: int) -> Iterator[Batch]:
+    """One batch a step of every stage, in order.
+
+    Each is input_ids, position_ids, attention_mask and labels (rows, tokens) int64, labels -100
+    but at answers; text_labels, likewise, at a sample of the other tokens; and candidates, the
+    token ids that the softmax is taken over, sorted.
+    """
+    writer = Writer(config, tokenizer, seed)
+    generator = torch.Generator().manual_seed(seed)
+    for stage in config.stages:
+        for _ in range(stage.steps):
+            yield _batch(stage, writer, generator)
+
+
+def _batch(stage: Stage, writer: Writer, generator: torch.Generator) -> Batch:
+    config, tokenizer = writer.config, writer.tokenizer
+    shape = (stage.rows, stage.length)
+    ids = torch.full(shape, tokenizer.pad_token_id)
+    answers = torch.zeros(shape, dtype=torch.bool)
+    steps = torch.ones(shape, dtype=torch.int64)
+    for row in range(stage.rows):
+        exercise = stage.exercises[row % len(stage.exercises)]
+        sequence = writer.write(exercise, stage.length)
+        ids[row, : len(sequence)] = torch.tensor(sequence.ids)
+        answers[row, : len(sequence)] = torch.tensor(sequence.answers)
+        if writer.random.random() < stage.jumps:
+            _jump(steps[row], ids[row] == writer.encode(".")[0], config.longest_jump, writer.random)
+    labels = ids.masked_fill(~answers, IGNORED)
+    sampled = torch.rand(shape, generator=generator) < config.text_share
+    text = ids.masked_fill(~sampled | answers | (ids == tokenizer.pad_token_id), IGNORED)
+    distractors = torch.randint(len(tokenizer), (config.distractors,), generator=generator)
+    digits = torch.tensor([writer.encode(digit)[0] for digit in "0123456789"])
+    candidates = torch.cat([labels[labels >= 0], text[text >= 0], digits, distractors]).unique()
+    return {
+        "input_ids": ids,
+        "position_ids": steps.cumsum(1) - 1,
+        # Without a mask transformers would take a jump for the start of another packed sequence.
+        "attention_mask": torch.ones_like(ids),
+        "labels": labels,
+        "text_labels": text,
+        "candidates": candidates,
+    }
+
+
+def _jump(steps: Tensor, stops: Tensor, longest: int, stream: random.Random) -> None:
+    """Let positions leap after up to two sentence ends, by `longest` in all at most (PoSE)."""
+    ends = stops.nonzero().flatten().tolist()
+    for end in stream.sample(ends, min(2, len(ends))):
+        if end + 1 < len(steps):
+            steps[end + 1] += stream.randrange(longest // 2)

@@ -1,0 +1,192 @@
+"""Supervised fine-tuning on prompt and answer rows, the loss on the answers alone."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import chain, islice
+
+import polars as pl
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from needlework.config.training import Finetune, FinetuneStage
+from needlework.training.loop import train, warmup_cosine
+
+Row = tuple[list[int], list[int]]
+"""Token ids of a prompt, and of its answer with the end-of-sequence token."""
+
+
+def finetune(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    rows: pl.DataFrame,
+    config: Finetune,
+    seed: int,
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Fine-tune `model` in place by `config`.
+
+    Each stage draws its rows in an order shuffled anew whenever all have been seen. A model may
+    offer `gates` (parameters `balance_factors`, with a rate of their own) and `training_offset`
+    (where the first segment of each row is cut), as Infini models do.
+
+    Args:
+        model: any causal language model; Infini gates get their own rate and no weight decay.
+        tokenizer: has an eos_token, which ends every answer.
+        rows: columns prompt and answer (text; an answer begins with its space).
+        config: the recipe.
+        seed: of the order of rows and of the alignments.
+
+    Returns:
+        Metrics and measurements of `loop.train`; the metrics also hold each gate's activated value
+        as gate_layer{l}_head{h}.
+
+    Raises:
+        ValueError: a row longer than sequence_length; a stage with no rows; a tokenizer with no
+            eos_token; balance_factor_learning_rate for a model without gates.
+    """
+    if config.balance_factor_learning_rate is not None and not _gates(model):
+        raise ValueError(
+            f"balance_factor_learning_rate: {config.balance_factor_learning_rate} is for Infini "
+            f"gates and this {model.config.model_type} model has none; leave it out"
+        )
+    encoded = encode(tokenizer, rows, config.sequence_length)
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    generator = torch.Generator().manual_seed(seed)
+    offset = partial(model.training_offset, generator=generator) if _gates(model) else None
+    stages = [*config.curriculum, config]
+    drawn = [
+        islice(_draw(_rows_of(encoded, stages, i), stage.batch_size, generator), stage.steps)
+        for i, stage in enumerate(stages)
+    ]
+    batches = (collate(chosen, pad, offset) for chosen in chain(*drawn))
+    steps = sum(stage.steps for stage in stages)
+    return train(
+        model,
+        batches,
+        steps=steps,
+        groups=parameter_groups(model, config),
+        schedule=partial(
+            warmup_cosine,
+            steps=steps,
+            warmup=config.warmup_steps,
+            final=config.final_learning_rate_ratio,
+        ),
+        clip=config.clip,
+        log_every=config.log_every,
+        loss=answer_loss,
+        watch=partial(_gate_values, _gates(model)),
+        description="fine-tuning",
+    )
+
+
+def encode(tokenizer: PreTrainedTokenizerFast, rows: pl.DataFrame, longest: int) -> list[Row]:
+    """Token ids of each row; prompt and answer apart, as generation will meet them.
+
+    Raises:
+        ValueError: a row of more than `longest` tokens, or a tokenizer with no eos_token.
+    """
+    if tokenizer.eos_token_id is None:
+        raise ValueError("tokenizer: it has no eos_token to end answers with; give it one")
+    prompts = tokenizer(rows["prompt"].to_list())["input_ids"]
+    answers = tokenizer(rows["answer"].to_list(), add_special_tokens=False)["input_ids"]
+    encoded = [(p, [*a, tokenizer.eos_token_id]) for p, a in zip(prompts, answers, strict=True)]
+    for number, (prompt, answer) in enumerate(encoded):
+        if len(prompt) + len(answer) > longest:
+            raise ValueError(
+                f"sequence_length: row {number} has {len(prompt) + len(answer)} tokens with its "
+                f"answer and end, more than {longest}; raise sequence_length or shorten the rows"
+            )
+    return encoded
+
+
+def collate(
+    rows: list[Row], pad: int, offset: Callable[[Tensor], Tensor | None] | None = None
+) -> dict[str, Tensor]:
+    """One batch, padded on the left.
+
+    Args:
+        rows: of any lengths.
+        pad: the padding token.
+        offset: prompt lengths, int64 [B], to the segment_offset of the batch.
+
+    Returns:
+        input_ids, attention_mask and labels, int64 [B, n], the labels -100 outside answers; and
+        segment_offset [B] where `offset` gives one.
+    """
+    columns = max(len(prompt) + len(answer) for prompt, answer in rows)
+    ids = torch.full((len(rows), columns), pad)
+    mask = torch.zeros_like(ids)
+    labels = torch.full_like(ids, -100)
+    for i, (prompt, answer) in enumerate(rows):
+        length = len(prompt) + len(answer)
+        ids[i, columns - length :] = torch.tensor(prompt + answer)
+        mask[i, columns - length :] = 1
+        labels[i, columns - len(answer) :] = torch.tensor(answer)
+    batch = {"input_ids": ids, "attention_mask": mask, "labels": labels}
+    drawn = offset(torch.tensor([len(prompt) for prompt, _ in rows])) if offset else None
+    return batch if drawn is None else {**batch, "segment_offset": drawn}
+
+
+def answer_loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """Mean cross-entropy of the answers' tokens; logits are computed where answers stand only.
+
+    Args:
+        model: a causal language model.
+        batch: as of `collate`.
+    """
+    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    columns = int((batch["labels"] != -100).any(0).sum())
+    logits = model(**inputs, logits_to_keep=columns + 1, use_cache=False).logits[:, :-1]
+    return cross_entropy(logits.flatten(0, 1).float(), batch["labels"][:, -columns:].flatten())
+
+
+def parameter_groups(model: PreTrainedModel, config: Finetune) -> list[dict]:
+    """Optimizer groups: matrices with weight decay, biases and norms without, gates at their own
+    rate and without."""
+    of_gates = [gate.balance_factors for gate in _gates(model)]
+    others = [p for p in model.parameters() if all(p is not beta for beta in of_gates)]
+    rate, decay = config.learning_rate, config.weight_decay
+    groups = [
+        {"params": [p for p in others if p.dim() > 1], "lr": rate, "weight_decay": decay},
+        {"params": [p for p in others if p.dim() <= 1], "lr": rate, "weight_decay": 0.0},
+    ]
+    if of_gates:
+        own = config.balance_factor_learning_rate
+        groups.append({"params": of_gates, "lr": rate if own is None else own, "weight_decay": 0.0})
+    return groups
+
+
+def _rows_of(encoded: list[Row], stages: list[FinetuneStage], i: int) -> list[Row]:
+    """The rows of stage i: longer than the stage before takes, no longer than its own."""
+    shortest = stages[i - 1].sequence_length if i else 0
+    longest = stages[i].sequence_length
+    rows = [row for row in encoded if shortest < len(row[0]) + len(row[1]) <= longest]
+    if not rows:
+        raise ValueError(
+            f"sequence_length: no row has {shortest + 1} to {longest} tokens, for which "
+            f"{stages[i].steps} steps are set; add such rows or leave the stage out"
+        )
+    return rows
+
+
+def _draw(rows: list[Row], batch_size: int, generator: torch.Generator) -> Iterator[list[Row]]:
+    def shuffled():
+        while True:
+            yield from torch.randperm(len(rows), generator=generator).tolist()
+
+    order = shuffled()
+    while True:
+        yield [rows[j] for j in islice(order, batch_size)]
+
+
+def _gates(model: PreTrainedModel) -> list[nn.Module]:
+    return getattr(model, "gates", [])
+
+
+def _gate_values(gates: list[nn.Module]) -> dict[str, float]:
+    return {
+        f"gate_layer{layer}_head{head}": value
+        for layer, gate in enumerate(gates)
+        for head, value in enumerate(gate().tolist())
+    }

@@ -1,0 +1,125 @@
+import json
+import re
+from pathlib import Path
+
+from needlework.config.models import Checkpoint, Derived, Pretrained
+
+MODEL_FILES = [
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+]
+
+
+wildcard_constraints:
+    system="|".join(map(re.escape, experiment.systems)),
+    model="|".join(map(re.escape, experiment.models)),
+    task="|".join(map(re.escape, experiment.tasks)),
+    tokenizer="|".join(map(re.escape, experiment.models)),
+    data="|".join(map(re.escape, experiment.finetune_data)) or "none",
+    length=r"\d+",
+
+
+def dump(part):
+    """The keys of a part of the experiment as a rule's param, so that an edit reruns its readers."""
+    return None if part is None else part.model_dump(mode="json")
+
+
+def model_path(name):
+    """The folder that model `name` is opened from, or its hub name."""
+    model = experiment.models[name]
+    return model.path if isinstance(model, Checkpoint) else f"{RESULTS}/models/{name}"
+
+
+def model_files(name):
+    """The files of model `name`, as inputs: made by this workflow, or found in the user's folder."""
+    path = Path(model_path(name))
+    if not isinstance(experiment.models[name], Checkpoint):
+        return [f"{path}/{file}" for file in MODEL_FILES]
+    found = [*path.glob("*.json"), *path.glob("*.safetensors")]
+    return sorted(str(file) for file in found)
+
+
+def model_modules(name):
+    """Modules of the attention that is part of model `name`, or of one that it came from."""
+    model, modules = experiment.models[name], []
+    while isinstance(model, Derived):
+        if model.attention is not None:
+            modules.append(f"needlework.attention.{model.attention.type}")
+        model = experiment.models[model.base]
+    if isinstance(model, Checkpoint) and (Path(model.path) / "config.json").is_file():
+        attention = json.loads((Path(model.path) / "config.json").read_text())
+        if "needlework_attention" in attention:
+            modules.append(f"needlework.attention.{attention['needlework_attention']}")
+    return sorted(set(modules))
+
+
+def system_modules(name):
+    """Modules of the attention systems that evaluating system `name` runs through."""
+    system = experiment.systems[name]
+    own = [] if system.attention is None else [f"needlework.attention.{system.attention.type}"]
+    return sorted({*own, *model_modules(system.model)})
+
+
+def task_modules(name):
+    """Modules that make the samples of task `name`."""
+    return [f"needlework.tasks.{experiment.tasks[name].module}"]
+
+
+def data_modules(name):
+    """Modules that make the rows of finetune_data `name`."""
+    return [f"needlework.tasks.{experiment.finetune_data[name].module}"]
+
+
+def samples_of(system, task, length):
+    """The samples that `system` answers: those of its model's tokenizer."""
+    tokenizer = experiment.root_model(experiment.systems[system].model)
+    return f"{RESULTS}/samples/{tokenizer}/{task}/{length}.parquet"
+
+
+def cells(stage, systems=None):
+    """Paths of one stage's tables, over systems, tasks and lengths in the experiment's order."""
+    return expand(
+        f"{RESULTS}/{stage}/{{system}}/{{task}}/{{length}}.parquet",
+        system=experiment.systems if systems is None else systems,
+        task=experiment.tasks,
+        length=experiment.lengths,
+    )
+
+
+def pretrained_models():
+    """Models that this experiment makes from nothing."""
+    return [name for name, m in experiment.models.items() if isinstance(m, Pretrained)]
+
+
+def finetuned_models():
+    """Models that this experiment fine-tunes."""
+    return [name for name, m in experiment.models.items() if isinstance(m, Derived)]
+
+
+def finetune_rows(model):
+    """The rows that `model` is fine-tuned on, in its tokenizer's lengths."""
+    data = experiment.models[model].finetune.data
+    return f"{RESULTS}/finetune_data/{experiment.root_model(model)}/{data}.parquet"
+
+
+def trained_models():
+    """Models that this experiment trains."""
+    return [*pretrained_models(), *finetuned_models()]
+
+
+def targets():
+    """Everything that `rule all` wants."""
+    figures = [*(f"heatmap/{task}" for task in experiment.tasks), "accuracy", "cost"]
+    figures += ["training"] if trained_models() else []
+    wanted = expand(f"{RESULTS}/figures/{{figure}}.{{kind}}", figure=figures, kind=["html", "svg", "png"])
+    wanted += [f"{RESULTS}/{name}" for name in ("summary.parquet", "summary.csv")]
+    wanted += [f"{RESULTS}/{name}" for name in ("experiment.yaml", "software.csv")]
+    if experiment.baseline is not None and len(experiment.systems) > 1:
+        wanted += [f"{RESULTS}/{name}" for name in ("comparison.json", "comparison.md")]
+        wanted += [f"{RESULTS}/comparison_speed.csv"]
+    if experiment.package is not None:
+        wanted += [f"{RESULTS}/package/{experiment.package}/README.md"]
+    return wanted

@@ -1,0 +1,28 @@
+rule evaluate_system:
+    input:
+        model=lambda w: model_files(experiment.systems[w.system].model),
+        samples=lambda w: samples_of(w.system, w.task, w.length),
+    output:
+        predictions=f"{RESULTS}/predictions/{{system}}/{{task}}/{{length}}.parquet",
+        measurements=f"{RESULTS}/measurements/{{system}}/{{task}}/{{length}}.parquet",
+    log:
+        f"{RESULTS}/logs/evaluate_system/{{system}}/{{task}}/{{length}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/evaluate_system/{{system}}/{{task}}/{{length}}.tsv"
+    threads: 1
+    resources:
+        mem_mb=lambda w, attempt: 4000 * attempt,
+        runtime=120,
+    params:
+        code=lambda w: code_version("evaluate_system.py", *system_modules(w.system)),
+        modules=lambda w: system_modules(w.system),
+        model=lambda w: model_path(experiment.systems[w.system].model),
+        dtype=lambda w: experiment.models[experiment.systems[w.system].model].dtype,
+        revision=lambda w: getattr(
+            experiment.models[experiment.systems[w.system].model], "revision", None
+        ),
+        attention=lambda w: dump(experiment.systems[w.system].attention),
+    conda:
+        "../../envs/torch.yaml"
+    script:
+        "../scripts/evaluate_system.py"

@@ -1,0 +1,153 @@
+rule plot_heatmap:
+    input:
+        summary=f"{RESULTS}/summary.parquet",
+    output:
+        html=report(
+            f"{RESULTS}/figures/heatmap/{{task}}.html",
+            caption="../report/heatmap.rst",
+            category="Figures",
+            labels={"figure": "Depth by length: {task}", "format": "interactive"},
+        ),
+        svg=report(
+            f"{RESULTS}/figures/heatmap/{{task}}.svg",
+            caption="../report/heatmap.rst",
+            category="Figures",
+            labels={"figure": "Depth by length: {task}", "format": "SVG"},
+        ),
+        png=report(
+            f"{RESULTS}/figures/heatmap/{{task}}.png",
+            caption="../report/heatmap.rst",
+            category="Figures",
+            labels={"figure": "Depth by length: {task}", "format": "PNG"},
+        ),
+    log:
+        f"{RESULTS}/logs/plot_heatmap/{{task}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/plot_heatmap/{{task}}.tsv"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=10,
+    params:
+        code=code_version("plot_heatmap.py"),
+        task=lambda w: w.task,
+    conda:
+        "../../envs/report.yaml"
+    script:
+        "../scripts/plot_heatmap.py"
+
+
+rule plot_accuracy:
+    input:
+        summary=f"{RESULTS}/summary.parquet",
+    output:
+        html=report(
+            f"{RESULTS}/figures/accuracy.html",
+            caption="../report/accuracy.rst",
+            category="Figures",
+            labels={"figure": "Accuracy by length", "format": "interactive"},
+        ),
+        svg=report(
+            f"{RESULTS}/figures/accuracy.svg",
+            caption="../report/accuracy.rst",
+            category="Figures",
+            labels={"figure": "Accuracy by length", "format": "SVG"},
+        ),
+        png=report(
+            f"{RESULTS}/figures/accuracy.png",
+            caption="../report/accuracy.rst",
+            category="Figures",
+            labels={"figure": "Accuracy by length", "format": "PNG"},
+        ),
+    log:
+        f"{RESULTS}/logs/plot_accuracy.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/plot_accuracy.tsv"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=10,
+    params:
+        code=code_version("plot_accuracy.py"),
+    conda:
+        "../../envs/report.yaml"
+    script:
+        "../scripts/plot_accuracy.py"
+
+
+rule plot_cost:
+    input:
+        measurements=cells("measurements"),
+        predictions=cells("predictions"),
+    output:
+        html=report(
+            f"{RESULTS}/figures/cost.html",
+            caption="../report/cost.rst",
+            category="Figures",
+            labels={"figure": "Prefill time and cache by length", "format": "interactive"},
+        ),
+        svg=report(
+            f"{RESULTS}/figures/cost.svg",
+            caption="../report/cost.rst",
+            category="Figures",
+            labels={"figure": "Prefill time and cache by length", "format": "SVG"},
+        ),
+        png=report(
+            f"{RESULTS}/figures/cost.png",
+            caption="../report/cost.rst",
+            category="Figures",
+            labels={"figure": "Prefill time and cache by length", "format": "PNG"},
+        ),
+    log:
+        f"{RESULTS}/logs/plot_cost.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/plot_cost.tsv"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=10,
+    params:
+        code=code_version("plot_cost.py"),
+    conda:
+        "../../envs/report.yaml"
+    script:
+        "../scripts/plot_cost.py"
+
+
+rule plot_training:
+    input:
+        metrics=[f"{RESULTS}/training/{name}.parquet" for name in trained_models()],
+    output:
+        html=report(
+            f"{RESULTS}/figures/training.html",
+            caption="../report/training.rst",
+            category="Figures",
+            labels={"figure": "Training curves", "format": "interactive"},
+        ),
+        svg=report(
+            f"{RESULTS}/figures/training.svg",
+            caption="../report/training.rst",
+            category="Figures",
+            labels={"figure": "Training curves", "format": "SVG"},
+        ),
+        png=report(
+            f"{RESULTS}/figures/training.png",
+            caption="../report/training.rst",
+            category="Figures",
+            labels={"figure": "Training curves", "format": "PNG"},
+        ),
+    log:
+        f"{RESULTS}/logs/plot_training.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/plot_training.tsv"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=10,
+    params:
+        code=code_version("plot_training.py"),
+        models=trained_models(),
+    conda:
+        "../../envs/report.yaml"
+    script:
+        "../scripts/plot_training.py"

@@ -1,0 +1,96 @@
+rule pretrain_model:
+    output:
+        config=f"{RESULTS}/models/{{model}}/config.json",
+        generation_config=f"{RESULTS}/models/{{model}}/generation_config.json",
+        weights=f"{RESULTS}/models/{{model}}/model.safetensors",
+        tokenizer=f"{RESULTS}/models/{{model}}/tokenizer.json",
+        tokenizer_config=f"{RESULTS}/models/{{model}}/tokenizer_config.json",
+        metrics=f"{RESULTS}/training/{{model}}.parquet",
+        measurements=f"{RESULTS}/measurements/training/{{model}}.parquet",
+    wildcard_constraints:
+        model="|".join(map(re.escape, pretrained_models())) or "none",
+    log:
+        f"{RESULTS}/logs/pretrain_model/{{model}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/pretrain_model/{{model}}.tsv"
+    threads: 1
+    resources:
+        mem_mb=lambda w, attempt: 6000 * attempt,
+        runtime=120,
+    params:
+        code=code_version("pretrain_model.py"),
+        pretrain=lambda w: dump(experiment.models[w.model].pretrain),
+        seed=experiment.seed,
+    conda:
+        "../../envs/torch.yaml"
+    script:
+        "../scripts/pretrain_model.py"
+
+
+rule finetune_model:
+    input:
+        model=lambda w: model_files(experiment.models[w.model].base),
+        rows=lambda w: finetune_rows(w.model),
+    output:
+        config=f"{RESULTS}/models/{{model}}/config.json",
+        generation_config=f"{RESULTS}/models/{{model}}/generation_config.json",
+        weights=f"{RESULTS}/models/{{model}}/model.safetensors",
+        tokenizer=f"{RESULTS}/models/{{model}}/tokenizer.json",
+        tokenizer_config=f"{RESULTS}/models/{{model}}/tokenizer_config.json",
+        metrics=f"{RESULTS}/training/{{model}}.parquet",
+        measurements=f"{RESULTS}/measurements/training/{{model}}.parquet",
+    wildcard_constraints:
+        model="|".join(map(re.escape, finetuned_models())) or "none",
+    log:
+        f"{RESULTS}/logs/finetune_model/{{model}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/finetune_model/{{model}}.tsv"
+    threads: 1
+    resources:
+        mem_mb=lambda w, attempt: 6000 * attempt,
+        runtime=120,
+    params:
+        code=lambda w: code_version("finetune_model.py", *model_modules(w.model)),
+        modules=lambda w: model_modules(w.model),
+        base=lambda w: model_path(experiment.models[w.model].base),
+        dtype=lambda w: experiment.models[w.model].dtype,
+        attention=lambda w: dump(experiment.models[w.model].attention),
+        finetune=lambda w: dump(experiment.models[w.model].finetune),
+        seed=experiment.seed,
+    conda:
+        "../../envs/torch.yaml"
+    script:
+        "../scripts/finetune_model.py"
+
+
+rule package_model:
+    input:
+        model=lambda w: model_files(w.model),
+        summary=f"{RESULTS}/summary.parquet",
+        metrics=f"{RESULTS}/training/{{model}}.parquet",
+        measurements=f"{RESULTS}/measurements/training/{{model}}.parquet",
+    output:
+        card=f"{RESULTS}/package/{{model}}/README.md",
+        config=f"{RESULTS}/package/{{model}}/config.json",
+        generation_config=f"{RESULTS}/package/{{model}}/generation_config.json",
+        weights=f"{RESULTS}/package/{{model}}/model.safetensors",
+        tokenizer=f"{RESULTS}/package/{{model}}/tokenizer.json",
+        tokenizer_config=f"{RESULTS}/package/{{model}}/tokenizer_config.json",
+    log:
+        f"{RESULTS}/logs/package_model/{{model}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/package_model/{{model}}.tsv"
+    threads: 1
+    resources:
+        mem_mb=1500,
+        runtime=10,
+    params:
+        code=code_version("package_model.py"),
+        model=lambda w: dump(experiment.models[w.model]),
+        systems=lambda w: [
+            name for name, system in experiment.systems.items() if system.model == w.model
+        ],
+    conda:
+        "../../envs/report.yaml"
+    script:
+        "../scripts/package_model.py"

@@ -1,0 +1,138 @@
+rule score_predictions:
+    input:
+        samples=lambda w: samples_of(w.system, w.task, w.length),
+        predictions=f"{RESULTS}/predictions/{{system}}/{{task}}/{{length}}.parquet",
+    output:
+        scores=f"{RESULTS}/scores/{{system}}/{{task}}/{{length}}.parquet",
+    log:
+        f"{RESULTS}/logs/score_predictions/{{system}}/{{task}}/{{length}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/score_predictions/{{system}}/{{task}}/{{length}}.tsv"
+    threads: 1
+    resources:
+        mem_mb=1500,
+        runtime=10,
+    params:
+        code=code_version("score_predictions.py"),
+    conda:
+        "../../envs/report.yaml"
+    script:
+        "../scripts/score_predictions.py"
+
+
+rule summarize_scores:
+    input:
+        scores=cells("scores"),
+        predictions=cells("predictions"),
+    output:
+        summary=f"{RESULTS}/summary.parquet",
+        csv=report(
+            f"{RESULTS}/summary.csv",
+            caption="../report/summary.rst",
+            category="Results",
+            labels={"table": "Summary: accuracy, interval, density, cache"},
+        ),
+    log:
+        f"{RESULTS}/logs/summarize_scores.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/summarize_scores.tsv"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=10,
+    params:
+        code=code_version("summarize_scores.py"),
+    conda:
+        "../../envs/report.yaml"
+    script:
+        "../scripts/summarize_scores.py"
+
+
+rule compare_systems:
+    input:
+        scores=cells("scores"),
+        predictions=cells("predictions"),
+    output:
+        json=f"{RESULTS}/comparison.json",
+        markdown=f"{RESULTS}/comparison.md",
+        csv=report(
+            f"{RESULTS}/comparison.csv",
+            caption="../report/comparison.rst",
+            category="Results",
+            labels={"table": "Comparison with the baseline, paired"},
+        ),
+    log:
+        f"{RESULTS}/logs/compare_systems.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/compare_systems.tsv"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=10,
+    params:
+        code=code_version("compare_systems.py"),
+        baseline=experiment.baseline,
+        metrics={name: task.metric for name, task in experiment.tasks.items()},
+    conda:
+        "../../envs/report.yaml"
+    script:
+        "../scripts/compare_systems.py"
+
+
+rule compare_speed:
+    input:
+        measurements=cells("measurements"),
+    output:
+        markdown=f"{RESULTS}/comparison_speed.md",
+        csv=report(
+            f"{RESULTS}/comparison_speed.csv",
+            caption="../report/comparison_speed.rst",
+            category="Results",
+            labels={"table": "Speed against the baseline (measured)"},
+        ),
+    log:
+        f"{RESULTS}/logs/compare_speed.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/compare_speed.tsv"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=10,
+    params:
+        code=code_version("compare_speed.py"),
+        baseline=experiment.baseline,
+    conda:
+        "../../envs/report.yaml"
+    script:
+        "../scripts/compare_speed.py"
+
+
+rule record_experiment:
+    output:
+        experiment=report(
+            f"{RESULTS}/experiment.yaml",
+            caption="../report/experiment.rst",
+            category="Experiment",
+            labels={"table": "Configuration, defaults filled in"},
+        ),
+        software=report(
+            f"{RESULTS}/software.csv",
+            caption="../report/software.rst",
+            category="Experiment",
+            labels={"table": "Software versions"},
+        ),
+    log:
+        f"{RESULTS}/logs/record_experiment.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/record_experiment.tsv"
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    params:
+        code=code_version("record_experiment.py"),
+        experiment=dump(experiment),
+    conda:
+        "../../envs/report.yaml"
+    script:
+        "../scripts/record_experiment.py"

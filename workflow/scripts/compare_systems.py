@@ -1,0 +1,20 @@
+"""Every system against the baseline on the same samples: what does not vary by run."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import polars as pl
+
+from needlework.scoring.compare import compare
+from needlework.stage import stage
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+with stage(snakemake) as s:
+    scores, predictions = pl.read_parquet(s.input.scores), pl.read_parquet(s.input.predictions)
+    rows, markdown = compare(scores, predictions, s.params.baseline, s.params.metrics)
+    Path(s.output.json).write_text(json.dumps(rows, indent=1) + "\n")
+    Path(s.output.markdown).write_text(markdown)
+    pl.DataFrame(rows).write_csv(s.output.csv, float_precision=6)

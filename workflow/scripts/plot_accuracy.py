@@ -1,0 +1,16 @@
+"""Accuracy against length with 95 % intervals."""
+
+from typing import TYPE_CHECKING
+
+import polars as pl
+
+from needlework.figures.accuracy import accuracy
+from needlework.figures.save import save
+from needlework.stage import stage
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+with stage(snakemake) as s:
+    chart = accuracy(pl.read_parquet(s.input.summary))
+    save(chart, html=s.output.html, svg=s.output.svg, png=s.output.png)

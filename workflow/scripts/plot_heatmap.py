@@ -1,0 +1,16 @@
+"""Depth by length, every system on one colour scale."""
+
+from typing import TYPE_CHECKING
+
+import polars as pl
+
+from needlework.figures.heatmap import heatmap
+from needlework.figures.save import save
+from needlework.stage import stage
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+with stage(snakemake) as s:
+    chart = heatmap(pl.read_parquet(s.input.summary), task=s.params.task)
+    save(chart, html=s.output.html, svg=s.output.svg, png=s.output.png)
