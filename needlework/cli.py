@@ -11,6 +11,7 @@ from rich.tree import Tree
 
 from needlework import provenance
 from needlework.config.load import read_experiment
+from needlework.config.reference import reference
 from needlework.config.schema import experiment_schema
 from needlework.runner import run_workflow
 
@@ -76,9 +77,11 @@ def check(
 
 
 @app.command()
-def schema() -> None:
+def schema(
+    markdown: Annotated[bool, typer.Option(help="The reference page instead.")] = False,
+) -> None:
     """Print the JSON schema of experiment files, for editors."""
-    print(json.dumps(experiment_schema(), indent=2))
+    print(reference() if markdown else json.dumps(experiment_schema(), indent=2))
 
 
 def _grow(tree: Tree, node: provenance.Node, shown: set[str]) -> None:

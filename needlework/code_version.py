@@ -16,7 +16,7 @@ SCRIPTS = ROOT / "workflow" / "scripts"
 
 
 def code_version(script: str, *modules: str) -> str:
-    """Hash of `workflow/scripts/<script>`, of what it imports, and of `modules` and what they import.
+    """Hash of `workflow/scripts/<script>`, of `modules`, and of what these import.
 
     `modules` are dotted names that the script imports by name at run time, such as the one
     attention system that it evaluates.

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar with rate and remaining time on a terminal, plain lines in the log."""
+"""Progress of long work: a bar with rate and time left on a terminal, plain lines in a log."""
 
 import logging
 import sys

@@ -1,4 +1,4 @@
-"""What every script needs: a log, one-line errors, outputs that appear whole, a provenance record."""
+"""What every script needs: a log, one-line errors, whole outputs, a provenance record."""
 
 import importlib.metadata
 import logging

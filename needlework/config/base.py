@@ -23,7 +23,6 @@ def tagged_union(parent: type[Strict]):
     while stack:
         cls = stack.pop()
         stack.extend(reversed(cls.__subclasses__()))
-        if "type" in cls.model_fields and cls.model_fields["type"].default is not None:
-            if isinstance(cls.model_fields["type"].default, str):
-                found.append(cls)
+        if "type" in cls.model_fields:
+            found.append(cls)
     return Annotated[Union[tuple(found)], Field(discriminator="type")]  # noqa: UP007

@@ -40,8 +40,9 @@ def _models(experiment: Experiment) -> Iterator[Problem]:
             model.path.startswith((".", "/", "resources/")) or model.path.count("/") != 1
         ):
             yield (*where, "path"), "no such folder; name an existing one, or a hub's owner/name"
-    if experiment.package is not None and experiment.package not in experiment.models:
-        yield ("package",), "names no model; " + one_of(experiment.models, experiment.package)
+    made = [name for name, m in experiment.models.items() if isinstance(m, Pretrained)]
+    if experiment.package is not None and experiment.package not in made:
+        yield ("package",), "names no pretrained model; " + one_of(made, experiment.package)
 
 
 def _derived(experiment: Experiment, name: str, model: Derived) -> Iterator[Problem]:
@@ -129,7 +130,7 @@ def max_positions(experiment: Experiment, name: str) -> int | None:
         known = model.base in experiment.models and not local
         return max_positions(experiment, model.base) if known else None
     if isinstance(model, Pretrained):
-        return model.pretrain.max_position_embeddings
+        return model.pretrain.max_positions
     config_json = Path(model.path) / "config.json"
     if not config_json.is_file():
         return None

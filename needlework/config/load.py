@@ -22,8 +22,14 @@ _WANTED = {
     "model_type": "write a mapping of keys",
     "model_attributes_type": "write a mapping of keys",
     "missing": "is missing; add it",
-    "string_pattern_mismatch": "is no plain word; use letters, digits, `_`, `.`, `-`, a letter first",
+    "string_pattern_mismatch": "is no plain word; a letter first, then letters, digits, `_.-`",
     "too_short": "is empty; name at least one",
+}
+_BOUNDS = {
+    "less_than": ("below", "lt"),
+    "less_than_equal": ("of at most", "le"),
+    "greater_than": ("above", "gt"),
+    "greater_than_equal": ("of at least", "ge"),
 }
 
 
@@ -72,6 +78,9 @@ def _explain(config: dict, error: dict) -> tuple[tuple[str | int, ...], str]:
         return where, one_of(tags, str(_value(config, where)))
     if kind == "union_tag_not_found":
         return (*where, "type"), "is missing; add it"
+    if kind in _BOUNDS:
+        words, key = _BOUNDS[kind]
+        return where, f"write a number {words} {error['ctx'][key]}"
     wanted = _WANTED.get(kind)
     if wanted is None:
         wanted = error["msg"][:1].lower() + error["msg"][1:]
@@ -110,7 +119,8 @@ def _step(schema: dict, node: dict, part: str | int) -> dict:
             node = _resolve(schema, choice)
     for choice in node.get("oneOf", []):
         found = _resolve(schema, choice)
-        if part in (found["properties"].get("type", {}).get("const"), *found.get("required", [])):
+        tags = (found["properties"].get("type", {}).get("const"), *found.get("required", []))
+        if str(part).removesuffix(":") in tags:
             return found
     if part in node.get("properties", {}):
         return node["properties"][part]

@@ -37,7 +37,7 @@ class Checkpoint(Model):
 
 
 class Derived(Model):
-    """Another model of the file, fine-tuned, and before that converted where `attention` says so."""
+    """Another model of the file, converted where `attention` says so, then fine-tuned."""
 
     source: ClassVar[str] = "base"
 
@@ -54,16 +54,21 @@ class Pretrained(Model):
     pretrain: Pretrain = Field(description="the recipe")
 
 
+def _tag(cls: type[Model]) -> str:
+    # No key of the file ends in a colon, so a tag in an error's location is never taken for one.
+    return f"{cls.source}:"
+
+
 def _source(entry: Any) -> str | None:
-    sources = [cls.source for cls in Model.__subclasses__()]
     if isinstance(entry, Model):
-        return entry.source
-    present = [key for key in sources if isinstance(entry, dict) and key in entry]
+        return _tag(type(entry))
+    keys = entry if isinstance(entry, dict) else ()
+    present = [_tag(cls) for cls in Model.__subclasses__() if cls.source in keys]
     return present[0] if len(present) == 1 else None
 
 
 AnyModel = Annotated[
-    Union[tuple(Annotated[cls, Tag(cls.source)] for cls in Model.__subclasses__())],  # noqa: UP007
+    Union[tuple(Annotated[cls, Tag(_tag(cls))] for cls in Model.__subclasses__())],  # noqa: UP007
     Discriminator(
         _source,
         custom_error_type="model_source",

@@ -1,4 +1,4 @@
-"""Attention systems: their parameters. The computation of `type: x` is needlework/attention/x.py."""
+"""Attention systems: their parameters. `type: x` is computed by needlework/attention/x.py."""
 
 from typing import ClassVar, Literal
 

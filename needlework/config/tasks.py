@@ -1,6 +1,6 @@
-"""Tasks: their parameters. Samples of a class with `module = "x"` are made by needlework/tasks/x.py."""
+"""Tasks: their parameters. `module = "x"`: samples are made by needlework/tasks/x.py."""
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -36,7 +36,10 @@ class Niah(Task):
     haystack: Literal["noise", "sentences"] = Field(
         "noise", description="noise: RULER's one paragraph; sentences: wonderwords sentences"
     )
-    keys: int = Field(1, ge=1, description="needles, one of which is asked for")
+    keys: int = Field(1, ge=1, le=40, description="needles, one of which is asked for")
+    key_words: Literal["all", "held_out"] = Field(
+        "all", description="held_out: keys of words that the embedded model was not trained on"
+    )
     max_new_tokens: int = Field(128, ge=1, description="tokens an answer may have")
 
 
@@ -53,7 +56,7 @@ class NiahMultikey1(Niah):
     haystack: Literal["noise", "sentences"] = Field(
         "sentences", description="what hides the needles"
     )
-    keys: int = Field(4, ge=1, description="needles, one of which is asked for")
+    keys: int = Field(4, ge=1, le=40, description="needles, one of which is asked for")
 
 
 class PasskeyExamples(Strict):
@@ -63,8 +66,10 @@ class PasskeyExamples(Strict):
 
     type: Literal["passkey"] = "passkey"
     examples: int = Field(2000, ge=1, description="rows")
-    length: int = Field(1024, ge=64, description="tokens of prompt and answer together")
-    digits: list[int] = Field([4], min_length=1, description="digits of the keys, mixed evenly")
+    length: int = Field(1024, ge=64, description="tokens of prompt, answer and end of text")
+    digits: list[Annotated[int, Field(ge=1, le=20)]] = Field(
+        [4], min_length=1, description="digits of the keys, mixed evenly"
+    )
     depths: list[Percent] = Field(
         [0, 25, 50, 75, 100], min_length=1, description="where the key stands, mixed evenly"
     )

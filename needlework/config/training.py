@@ -54,7 +54,7 @@ class Stage(Strict):
 
 
 class Pretrain(Strict):
-    """A small Llama and its word tokenizer, trained from nothing through stages of growing length."""
+    """A small Llama and its word tokenizer, trained from nothing by stages of growing length."""
 
     stages: list[Stage] = Field(min_length=1, description="the curriculum, in order")
     hidden_size: int = Field(128, ge=32, description="width; a multiple of head_size")

@@ -4,9 +4,9 @@ from contextlib import nullcontext
 
 import polars as pl
 import torch
-from needlework.attention.apply import apply
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, StoppingCriteriaList
 
+from needlework.attention.apply import apply
 from needlework.config.systems import Attention
 from needlework.evaluation.meter import FirstTokenClock, cache_bytes, peak_memory_bytes
 from needlework.progress import track

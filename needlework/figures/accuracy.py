@@ -3,11 +3,10 @@
 import altair as alt
 import polars as pl
 
-from needlework.figures.axes import length_axis, octaves_a_pixel
+from needlework.figures.axes import length_axis, side_by_side
 from needlework.figures.theme import METRICS, counted, inline, names, require, styled, told_apart
 
 _MOST_BANDS = 4
-_APART_PIXELS = 4
 
 
 def accuracy(summary: pl.DataFrame, metric: str = "all") -> alt.Chart:
@@ -47,7 +46,7 @@ def accuracy(summary: pl.DataFrame, metric: str = "all") -> alt.Chart:
     )
     apart = len(systems) > _MOST_BANDS or len(lengths) == 1
     if apart:
-        data = _side_by_side(data, systems, octaves_a_pixel(lengths, width))
+        data = side_by_side(data, lengths, width)
     else:
         data = data.with_columns(x=pl.col("length").cast(pl.Float64))
 
@@ -88,14 +87,3 @@ def accuracy(summary: pl.DataFrame, metric: str = "all") -> alt.Chart:
             counted(cells["n"], "answers a point, all needle depths together"),
         ],
     )
-
-
-def _side_by_side(data: pl.DataFrame, systems: list[str], octaves: float) -> pl.DataFrame:
-    """Add x: the length, moved by some pixels for each system; `octaves` is what a pixel spans."""
-    middle = (len(systems) - 1) / 2
-    moved = {
-        system: 2 ** ((index - middle) * _APART_PIXELS * octaves)
-        for index, system in enumerate(systems)
-    }
-    factor = pl.col("system").replace_strict(moved, return_dtype=pl.Float64)
-    return data.with_columns(x=pl.col("length") * factor)

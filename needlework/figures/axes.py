@@ -4,9 +4,13 @@ import json
 import math
 
 import altair as alt
+import polars as pl
+
+from needlework.figures.theme import names
 
 _LABEL_PIXELS = 6.8  # a character of an axis label, at the font size of the theme
 _TIERS = 3
+_APART_PIXELS = 4
 _MARGIN = 24  # pixels left free at both ends
 _BLANK = "\N{ZERO WIDTH SPACE}"  # renderers drop the height of an empty line
 
@@ -61,6 +65,18 @@ def octaves_a_pixel(lengths: list[int], width: int) -> float:
     """How far a pixel reaches on the axis of `length_axis`, in doublings of the length."""
     low, high = min(lengths), max(lengths)
     return (math.log2(high / low) if low < high else 2.0) / (width - 2 * _MARGIN)
+
+
+def side_by_side(data: pl.DataFrame, lengths: list[int], width: int) -> pl.DataFrame:
+    """Add x: the length, moved by some pixels from system to system, so that none hides another."""
+    systems = names(data, "system")
+    step = _APART_PIXELS * octaves_a_pixel(lengths, width)
+    moved = {
+        system: 2 ** ((index - (len(systems) - 1) / 2) * step)
+        for index, system in enumerate(systems)
+    }
+    factor = pl.col("system").replace_strict(moved, return_dtype=pl.Float64)
+    return data.with_columns(x=pl.col("length") * factor)
 
 
 def log_ticks(low: float, high: float, base: int) -> list[float]:

@@ -3,7 +3,7 @@
 import altair as alt
 import polars as pl
 
-from needlework.figures.axes import BYTES_LABEL, SECONDS_LABEL, length_axis, log_ticks
+from needlework.figures.axes import BYTES_LABEL, SECONDS_LABEL, length_axis, log_ticks, side_by_side
 from needlework.figures.theme import counted, inline, names, require, styled, told_apart
 
 _WIDTH, _HEIGHT = 420, 320
@@ -13,7 +13,8 @@ def cost(measurements: pl.DataFrame, predictions: pl.DataFrame) -> alt.Chart:
     """Median prefill seconds and median cache bytes, with quartiles, on log-log axes.
 
     Drawn from measured times, so not the same from run to run. Tasks are pooled: the cost is
-    that of the length. A panel without a single positive value is left out.
+    that of the length. Systems stand some pixels beside each other, so that equal costs do not
+    hide one another. A panel without a single positive value is left out.
 
     Args:
         measurements: system, length (tokens), prefill_seconds.
@@ -74,7 +75,9 @@ def _panel(
     axis = alt.Axis(values=ticks, labelExpr=label, labelOverlap=False)
     y = {"title": title, "scale": scale, "axis": axis}
     look = told_apart("system", systems, "System")
-    shared = alt.Chart(inline(table)).encode(x=length_axis(lengths, _WIDTH), color=look["color"])
+    shared = alt.Chart(inline(side_by_side(table, lengths, _WIDTH))).encode(
+        x=length_axis(lengths, _WIDTH, "x"), color=look["color"]
+    )
     lines = shared.mark_line(strokeWidth=2).encode(
         y=alt.Y("median:Q", **y), strokeDash=look["strokeDash"]
     )

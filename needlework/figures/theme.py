@@ -55,6 +55,7 @@ def styled(chart: alt.TopLevelMixin, title: str, subtitle: list[str]) -> alt.Top
             labelColor=_INK,
             titleColor=_INK,
             symbolStrokeWidth=2,
+            symbolOpacity=1,
             labelLimit=320,
         )
         .configure_header(labelFontSize=13, titleFontSize=13, labelColor=_INK, labelLimit=320)
@@ -73,7 +74,6 @@ def names(table: pl.DataFrame, column: str) -> list[str]:
 
 def told_apart(column: str, domain: list[str], title: str) -> dict[str, alt.SchemaBase]:
     """Channels by `column`; the i-th name of `domain` has the same look in every figure."""
-
     field = f"{column}:N"
 
     def scaled(channel: type[alt.SchemaBase], values: list, shown: bool = True) -> alt.SchemaBase:

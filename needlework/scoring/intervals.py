@@ -32,14 +32,17 @@ def paired_difference(
 ) -> tuple[float, float]:
     """Interval of mean(scores) - mean(baseline) over the same n samples, scores in 0-1.
 
-    Newcombe's (1998) square-and-add interval for paired proportions: the Wilson intervals of both
-    means, joined by the correlation of the scores; for fractional scores conservative as `wilson`.
+    Newcombe's (1998, method 10) square-and-add interval for paired proportions: the Wilson
+    intervals of both means, joined by the correlation of the scores, a positive covariance being
+    first brought 1 / 2n nearer to zero. For fractional scores it is conservative as `wilson` is.
     """
     scores, baseline = np.asarray(scores, dtype=float), np.asarray(baseline, dtype=float)
     means = np.array([scores.mean(), baseline.mean()])
     low, high = wilson(means, len(scores), confidence)
     spread = scores.std() * baseline.std()
     covariance = np.mean((scores - means[0]) * (baseline - means[1]))
+    if covariance > 0:
+        covariance = max(covariance - 1 / (2 * len(scores)), 0.0)
     correlation = np.clip(covariance / spread, -1, 1) if spread > 0 else 0.0
 
     def reach(down: float, up: float) -> float:

@@ -31,8 +31,8 @@ def fill(
 ) -> tuple[Prompt, Encoding]:
     """The longest prompt that, with `answer` behind it, has at most `budget_tokens` tokens.
 
-    Also gives the encoding of the two. Special tokens that the tokenizer adds are counted. Where counts of pieces do not add up
-    exactly (merges across pieces), the number of units is corrected by real tokenizations.
+    Also gives the encoding of the two. Special tokens that the tokenizer adds are counted. Where
+    counts of pieces do not add up (merges across pieces), real tokenizations correct the units.
 
     Raises:
         TooLong: the least prompt is over the budget.
@@ -57,6 +57,11 @@ def fill(
         if proposal <= low:
             return best
         units = proposal
+
+
+def least_tokens(draft: Draft, tokenizer: Tokenizer, answer: str = "") -> int:
+    """Tokens of the least prompt with `answer` behind it, special tokens counted."""
+    return len(tokenizer.encode(draft.build(draft.least).text + answer))
 
 
 def smallest_length(too_small: int, fits: Callable[[int], bool]) -> int:

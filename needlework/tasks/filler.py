@@ -24,6 +24,7 @@ class Filler:
         )
         self._cuts = [end for end in ends if 0 < end <= len(self._period)]
         self.period_tokens = len(self._cuts)
+        self.paragraph_tokens = sum(cut <= len(paragraph) for cut in self._cuts)
         sentence_ends = [match.end() for match in re.finditer(r"\.", paragraph)]
         self._sentences = [sum(cut <= end for cut in self._cuts) for end in sentence_ends]
 

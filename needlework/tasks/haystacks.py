@@ -8,8 +8,6 @@ from tokenizers import Tokenizer
 from needlework.tasks.filler import PARAGRAPH, Filler
 from needlework.tasks.sentences import sentence
 
-BLOCK_SENTENCES = 64
-
 
 class Haystack(Protocol):
     """Text that is as long as asked, in pieces (lines, sentences) that needles do not split."""
@@ -35,7 +33,7 @@ class Noise:
     def __init__(self, tokenizer: Tokenizer):
         self._filler = Filler(tokenizer, PARAGRAPH, self.joiner)
         self._line_characters = len(PARAGRAPH + self.joiner)
-        self.least = self._filler.period_tokens
+        self.least = self._filler.paragraph_tokens
 
     def pieces(self, units: int) -> int:
         return -(-units // self._filler.period_tokens)
@@ -48,14 +46,26 @@ class Noise:
         return units + gap
 
 
+class WordTokens(dict[str, int]):
+    """Tokens of each word with a space before it, counted when first asked for."""
+
+    def __init__(self, tokenizer: Tokenizer):
+        super().__init__()
+        self._tokenizer = tokenizer
+
+    def __missing__(self, word: str) -> int:
+        self[word] = len(self._tokenizer.encode(f" {word}", add_special_tokens=False))
+        return self[word]
+
+
 class Sentences:
     """Wonderwords sentences, drawn as they are needed. A unit is a sentence."""
 
     joiner = " "
     least = 1
 
-    def __init__(self, tokenizer: Tokenizer, random: Random):
-        self._tokenizer, self._random = tokenizer, random
+    def __init__(self, words: WordTokens, random: Random):
+        self._words, self._random = words, random
         self._sentences: list[str] = []
         self._tokens: list[int] = []
 
@@ -79,9 +89,6 @@ class Sentences:
 
     def _draw(self, count: int) -> None:
         while len(self._sentences) < count:
-            block = [sentence(self._random) for _ in range(BLOCK_SENTENCES)]
-            encodings = self._tokenizer.encode_batch_fast(
-                [f" {text}" for text in block], add_special_tokens=False
-            )
-            self._sentences += block
-            self._tokens += map(len, encodings)
+            text = sentence(self._random)
+            self._sentences.append(text)
+            self._tokens.append(sum(self._words[word] for word in text.split(" ")))

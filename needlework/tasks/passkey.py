@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 
 from needlework.config.tasks import Passkey, PasskeyExamples
 from needlework.progress import track
-from needlework.tasks.fill import TooLong, fill, smallest_length
+from needlework.tasks.fill import TooLong, fill, least_tokens, smallest_length
 from needlework.tasks.filler import PARAGRAPH, Filler
 from needlework.tasks.prompts import Needle, Prompt
 from needlework.tasks.seeds import share, stream_seed
@@ -26,6 +26,14 @@ ANSWER_PREFIX = " The pass key is"
 ANSWER = " {key}"
 END_TOKENS = 1
 """The end-of-sequence token that training puts behind an answer."""
+EXAMPLES = {
+    "prompt": pl.String,
+    "answer": pl.String,
+    "context_length": pl.Int64,
+    "depth_percent": pl.Float64,
+    "num_digits": pl.Int64,
+    "seed": pl.Int64,
+}
 
 
 class Draft:
@@ -33,7 +41,7 @@ class Draft:
 
     def __init__(self, filler: Filler, key: str, depth_percent: float):
         self._filler, self.key, self._depth_percent = filler, key, depth_percent
-        self.least = filler.period_tokens
+        self.least = filler.paragraph_tokens
 
     def build(self, units: int) -> Prompt:
         before = units
@@ -91,23 +99,30 @@ def examples(config: PasskeyExamples, tokenizer: Tokenizer, seed: int) -> pl.Dat
     cells = list(product(config.depths, config.digits))
     parameters = config.model_dump(mode="json", exclude={"examples", "length"})
 
-    def row_of(length: int, index: int) -> tuple[int, Draft]:
+    def start(length: int, index: int) -> tuple[int, Draft, str]:
         depth_percent, digits = cells[index % len(cells)]
         row_seed = stream_seed("passkey examples", seed, parameters, length, index)
         key = draw_key(Random(row_seed), digits, evaluation=False)
-        return row_seed, Draft(filler, key, depth_percent)
+        return row_seed, Draft(filler, key, depth_percent), ANSWER.format(key=key)
 
-    def filled(length: int, index: int) -> tuple:
-        row_seed, draft = row_of(length, index)
-        answer = ANSWER.format(key=draft.key)
-        prompt, encoding = fill(draft, tokenizer, length - END_TOKENS, answer)
-        context_length = len(encoding) + END_TOKENS
-        (needle,) = prompt.needles
-        return (
-            prompt.text,
-            answer,
-            context_length,
-            needle.depth_percent,
-            len(needle.value),
-            row_seed,
+    def fits(length: int) -> bool:
+        started = (start(length, index) for index in range(config.examples))
+        return all(
+            least_tokens(draft, tokenizer, answer) + END_TOKENS <= length
+            for _, draft, answer in started
         )
+
+    rows = []
+    for index in track(range(config.examples), description="passkey examples", unit="row"):
+        row_seed, draft, answer = start(config.length, index)
+        try:
+            prompt, encoding = fill(draft, tokenizer, config.length - END_TOKENS, answer)
+        except TooLong:
+            raise ValueError(
+                f"passkey examples: length {config.length} is too small;"
+                f" set it to {smallest_length(config.length, fits)} or more"
+            ) from None
+        (needle,) = prompt.needles
+        size = len(encoding) + END_TOKENS
+        rows.append((prompt.text, answer, size, needle.depth_percent, len(draft.key), row_seed))
+    return pl.DataFrame(rows, EXAMPLES, orient="row")

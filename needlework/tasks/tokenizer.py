@@ -1,4 +1,4 @@
-"""Open a tokenizer without torch."""
+"""Open a tokenizer without torch, and count with the whole text."""
 
 from pathlib import Path
 
@@ -18,3 +18,13 @@ def open_tokenizer(path: str | Path) -> Tokenizer:
         return Tokenizer.from_pretrained(str(path))
     except Exception as error:  # tokenizers raises nothing more specific
         raise ValueError(f"{path}: no tokenizer to be read: {error}") from None
+
+
+def uncut(tokenizer: Tokenizer) -> Tokenizer:
+    """The same tokenizer, or a copy of it where it is set to cut or pad what it encodes."""
+    if tokenizer.truncation is None and tokenizer.padding is None:
+        return tokenizer
+    copy = Tokenizer.from_str(tokenizer.to_str())
+    copy.no_truncation()
+    copy.no_padding()
+    return copy

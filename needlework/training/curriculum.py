@@ -63,7 +63,7 @@ class Writer:
         self.config, self.tokenizer = config, tokenizer
         self.random = random.Random(f"curriculum {seed}")
         self._known: dict[str, list[int]] = {}
-        self._sentences = [
+        self._pool = [
             self.encode(f" {sentence(self.random, 'training')}") for _ in range(SENTENCES)
         ]
 
@@ -136,16 +136,14 @@ class Writer:
         line = self.encode(f"{niah.NOISE}\n")
         self._needles(sequence, length, lambda: line, f"{niah.NEEDLE}\n")
 
-    def _needles_in_sentences(self, sequence: Sequence, length: int) -> None:
-        sentences = self._sentences
-        self._needles(
-            sequence, length, lambda: self.random.choice(sentences), f" {niah.NEEDLE}"
-        )
+    def _sentences(self, sequence: Sequence, length: int) -> None:
+        pool = self._pool
+        self._needles(sequence, length, lambda: self.random.choice(pool), f" {niah.NEEDLE}")
 
     def _needles(
         self, sequence: Sequence, length: int, unit: Callable[[], list[int]], told: str
     ) -> None:
-        """Needles among units of text. Every second sequence has one to four, as the tasks do."""
+        """Needles among units of text; every second sequence has one to four, as tasks do."""
         newline = self.encode("\n")
         question = f"\n{niah.QUESTION}{niah.ANSWER_PREFIX}"
         sequence.add(self.encode(niah.INTRO) + newline)
@@ -153,10 +151,10 @@ class Writer:
         a_needle = len(self.fill(told, **sample))
         a_question = len(self.fill(question, **sample) + sample["value"]) + 1
         room = length - len(sequence)
-        most = max(1, min(room // (a_needle + a_question), self.config.most_needles))
+        most = max(1, min((room - 2 * a_question) // a_needle, self.config.most_needles))
         few = self.random.random() < 0.5
         pairs = self._pairs(self.random.randint(1, min(4, most) if few else most), [NIAH_DIGITS])
-        asked = min(max(len(pairs), self.random.randint(1, 4)), most)
+        asked = min((room - len(pairs) * a_needle) // a_question, max(2, len(pairs)))
         room -= len(pairs) * a_needle + asked * a_question
         parts = [self.fill(told, **pair) for pair in pairs]
         while room > 0:

@@ -34,8 +34,15 @@ def pretrain(config: Pretrain, seed: int, output_dir: Path) -> tuple[pl.DataFram
             final=config.final_learning_rate_ratio,
         )
 
+    last = {}
+
     def loss(model: torch.nn.Module, batch: Batch) -> Tensor:
-        return answer_loss(model, batch, config.text_weight)
+        answers, text = losses(model, batch)
+        last["answers"], last["text"] = answers.detach(), text.detach()
+        return answers + config.text_weight * text
+
+    def watch() -> dict[str, float]:
+        return {"answer_loss": last["answers"].item(), "text_loss": last["text"].item()}
 
     tables = train(
         model,
@@ -46,6 +53,7 @@ def pretrain(config: Pretrain, seed: int, output_dir: Path) -> tuple[pl.DataFram
         clip=config.clip,
         log_every=config.log_every,
         loss=loss,
+        watch=watch,
         description="pretraining",
     )
     model.save_pretrained(output_dir)
@@ -53,8 +61,8 @@ def pretrain(config: Pretrain, seed: int, output_dir: Path) -> tuple[pl.DataFram
     return tables
 
 
-def answer_loss(model: torch.nn.Module, batch: Batch, text_weight: float) -> Tensor:
-    """Cross-entropy of the answers, plus `text_weight` times that of the sampled other tokens.
+def losses(model: torch.nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Mean cross-entropy of the answers, and that of the sampled other tokens: two scalars.
 
     The softmax runs over `candidates` alone: with tens of thousands of words and a narrow model,
     the whole vocabulary would be most of the work.
@@ -64,19 +72,16 @@ def answer_loss(model: torch.nn.Module, batch: Batch, text_weight: float) -> Ten
         position_ids=batch["position_ids"],
         attention_mask=batch["attention_mask"],
         use_cache=False,
-    ).last_hidden_state
+    ).last_hidden_state[:, :-1]
     candidates = batch["candidates"]
     weights = model.lm_head.weight[candidates]
 
     def mean_loss(labels: Tensor) -> Tensor:
         there = labels[:, 1:] != IGNORED
         wanted = torch.searchsorted(candidates, labels[:, 1:][there])
-        return cross_entropy(hidden[:, :-1][there] @ weights.T, wanted)
+        return cross_entropy(hidden[there] @ weights.T, wanted)
 
-    value = mean_loss(batch["labels"])
-    if text_weight:
-        value = value + text_weight * mean_loss(batch["text_labels"])
-    return value
+    return mean_loss(batch["labels"]), mean_loss(batch["text_labels"])
 
 
 def _groups(model: torch.nn.Module, config: Pretrain) -> list[dict]:

@@ -247,10 +247,25 @@ def test_generation_is_the_same_with_and_without_cache(alignment, update):
     assert torch.equal(cached[2, 15:], alone[0, 6:])
 
 
-def test_beam_search_reorders_the_state():
+def test_beam_search_finds_the_same_with_and_without_cache():
     model = infini_model(segment_length=5, segment_alignment="end")
     inputs = {"input_ids": tokens(2, 11), "max_new_tokens": 9, "num_beams": 3}
     assert torch.equal(model.generate(**inputs), model.generate(**inputs, use_cache=False))
+
+
+def test_rows_of_the_cache_can_be_reordered_and_repeated():
+    model = infini_model(segment_length=5, segment_alignment="end")
+    ids, mask = tokens(2, 14), torch.ones(2, 14, dtype=torch.long)
+    mask[1, :6] = 0
+    rows = torch.tensor([1, 0, 1])
+    caches = [
+        model(ids[:, :11], attention_mask=mask[:, :11], use_cache=True).past_key_values
+        for _ in range(2)
+    ]
+    caches[1].reorder_cache(rows)
+    expected = model(ids[:, 11:], past_key_values=caches[0]).logits
+    got = model(ids[rows, 11:], past_key_values=caches[1]).logits
+    torch.testing.assert_close(got, expected[rows], rtol=1e-9, atol=1e-9)
 
 
 def test_end_alignment_puts_the_prompts_end_in_the_middle_of_a_segment():

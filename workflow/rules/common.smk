@@ -59,7 +59,11 @@ def model_modules(name):
 def system_modules(name):
     """Modules of the attention systems that evaluating system `name` runs through."""
     system = experiment.systems[name]
-    own = [] if system.attention is None else [f"needlework.attention.{system.attention.type}"]
+    own = (
+        []
+        if system.attention is None
+        else [f"needlework.attention.{system.attention.type}"]
+    )
     return sorted({*own, *model_modules(system.model)})
 
 
@@ -114,7 +118,11 @@ def targets():
     """Everything that `rule all` wants."""
     figures = [*(f"heatmap/{task}" for task in experiment.tasks), "accuracy", "cost"]
     figures += ["training"] if trained_models() else []
-    wanted = expand(f"{RESULTS}/figures/{{figure}}.{{kind}}", figure=figures, kind=["html", "svg", "png"])
+    wanted = expand(
+        f"{RESULTS}/figures/{{figure}}.{{kind}}",
+        figure=figures,
+        kind=["html", "svg", "png"],
+    )
     wanted += [f"{RESULTS}/{name}" for name in ("summary.parquet", "summary.csv")]
     wanted += [f"{RESULTS}/{name}" for name in ("experiment.yaml", "software.csv")]
     if experiment.baseline is not None and len(experiment.systems) > 1:

@@ -1,12 +1,16 @@
 rule generate_samples:
     input:
-        tokenizer=lambda w: [f for f in model_files(w.tokenizer) if f.endswith("tokenizer.json")],
+        tokenizer=lambda w: [
+            f for f in model_files(w.tokenizer) if f.endswith("tokenizer.json")
+        ],
     output:
         samples=f"{RESULTS}/samples/{{tokenizer}}/{{task}}/{{length}}.parquet",
     log:
         f"{RESULTS}/logs/generate_samples/{{tokenizer}}/{{task}}/{{length}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/generate_samples/{{tokenizer}}/{{task}}/{{length}}.tsv"
+    conda:
+        "../../envs/data.yaml"
     threads: 1
     resources:
         mem_mb=lambda w, attempt: 1500 * attempt,
@@ -19,21 +23,23 @@ rule generate_samples:
         samples=experiment.samples,
         depths=experiment.depths,
         seed=experiment.seed,
-    conda:
-        "../../envs/data.yaml"
     script:
         "../scripts/generate_samples.py"
 
 
 rule generate_finetune_data:
     input:
-        tokenizer=lambda w: [f for f in model_files(w.tokenizer) if f.endswith("tokenizer.json")],
+        tokenizer=lambda w: [
+            f for f in model_files(w.tokenizer) if f.endswith("tokenizer.json")
+        ],
     output:
         rows=f"{RESULTS}/finetune_data/{{tokenizer}}/{{data}}.parquet",
     log:
         f"{RESULTS}/logs/generate_finetune_data/{{tokenizer}}/{{data}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/generate_finetune_data/{{tokenizer}}/{{data}}.tsv"
+    conda:
+        "../../envs/data.yaml"
     threads: 1
     resources:
         mem_mb=lambda w, attempt: 1500 * attempt,
@@ -44,7 +50,5 @@ rule generate_finetune_data:
         tokenizer=lambda w: model_path(w.tokenizer),
         data=lambda w: dump(experiment.finetune_data[w.data]),
         seed=experiment.seed,
-    conda:
-        "../../envs/data.yaml"
     script:
         "../scripts/generate_finetune_data.py"

@@ -9,6 +9,8 @@ rule evaluate_system:
         f"{RESULTS}/logs/evaluate_system/{{system}}/{{task}}/{{length}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/evaluate_system/{{system}}/{{task}}/{{length}}.tsv"
+    conda:
+        "../../envs/torch.yaml"
     threads: 1
     resources:
         mem_mb=lambda w, attempt: 4000 * attempt,
@@ -22,7 +24,5 @@ rule evaluate_system:
             experiment.models[experiment.systems[w.system].model], "revision", None
         ),
         attention=lambda w: dump(experiment.systems[w.system].attention),
-    conda:
-        "../../envs/torch.yaml"
     script:
         "../scripts/evaluate_system.py"

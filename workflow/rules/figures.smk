@@ -24,6 +24,8 @@ rule plot_heatmap:
         f"{RESULTS}/logs/plot_heatmap/{{task}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/plot_heatmap/{{task}}.tsv"
+    conda:
+        "../../envs/report.yaml"
     threads: 1
     resources:
         mem_mb=2000,
@@ -31,8 +33,6 @@ rule plot_heatmap:
     params:
         code=code_version("plot_heatmap.py"),
         task=lambda w: w.task,
-    conda:
-        "../../envs/report.yaml"
     script:
         "../scripts/plot_heatmap.py"
 
@@ -63,14 +63,14 @@ rule plot_accuracy:
         f"{RESULTS}/logs/plot_accuracy.log",
     benchmark:
         f"{RESULTS}/benchmarks/plot_accuracy.tsv"
+    conda:
+        "../../envs/report.yaml"
     threads: 1
     resources:
         mem_mb=2000,
         runtime=10,
     params:
         code=code_version("plot_accuracy.py"),
-    conda:
-        "../../envs/report.yaml"
     script:
         "../scripts/plot_accuracy.py"
 
@@ -84,7 +84,10 @@ rule plot_cost:
             f"{RESULTS}/figures/cost.html",
             caption="../report/cost.rst",
             category="Figures",
-            labels={"figure": "Prefill time and cache by length", "format": "interactive"},
+            labels={
+                "figure": "Prefill time and cache by length",
+                "format": "interactive",
+            },
         ),
         svg=report(
             f"{RESULTS}/figures/cost.svg",
@@ -102,14 +105,14 @@ rule plot_cost:
         f"{RESULTS}/logs/plot_cost.log",
     benchmark:
         f"{RESULTS}/benchmarks/plot_cost.tsv"
+    conda:
+        "../../envs/report.yaml"
     threads: 1
     resources:
         mem_mb=2000,
         runtime=10,
     params:
         code=code_version("plot_cost.py"),
-    conda:
-        "../../envs/report.yaml"
     script:
         "../scripts/plot_cost.py"
 
@@ -140,6 +143,8 @@ rule plot_training:
         f"{RESULTS}/logs/plot_training.log",
     benchmark:
         f"{RESULTS}/benchmarks/plot_training.tsv"
+    conda:
+        "../../envs/report.yaml"
     threads: 1
     resources:
         mem_mb=2000,
@@ -147,7 +152,5 @@ rule plot_training:
     params:
         code=code_version("plot_training.py"),
         models=trained_models(),
-    conda:
-        "../../envs/report.yaml"
     script:
         "../scripts/plot_training.py"

@@ -7,12 +7,14 @@ rule pretrain_model:
         tokenizer_config=f"{RESULTS}/models/{{model}}/tokenizer_config.json",
         metrics=f"{RESULTS}/training/{{model}}.parquet",
         measurements=f"{RESULTS}/measurements/training/{{model}}.parquet",
-    wildcard_constraints:
-        model="|".join(map(re.escape, pretrained_models())) or "none",
     log:
         f"{RESULTS}/logs/pretrain_model/{{model}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/pretrain_model/{{model}}.tsv"
+    wildcard_constraints:
+        model="|".join(map(re.escape, pretrained_models())) or "none",
+    conda:
+        "../../envs/torch.yaml"
     threads: 1
     resources:
         mem_mb=lambda w, attempt: 6000 * attempt,
@@ -21,8 +23,6 @@ rule pretrain_model:
         code=code_version("pretrain_model.py"),
         pretrain=lambda w: dump(experiment.models[w.model].pretrain),
         seed=experiment.seed,
-    conda:
-        "../../envs/torch.yaml"
     script:
         "../scripts/pretrain_model.py"
 
@@ -39,12 +39,14 @@ rule finetune_model:
         tokenizer_config=f"{RESULTS}/models/{{model}}/tokenizer_config.json",
         metrics=f"{RESULTS}/training/{{model}}.parquet",
         measurements=f"{RESULTS}/measurements/training/{{model}}.parquet",
-    wildcard_constraints:
-        model="|".join(map(re.escape, finetuned_models())) or "none",
     log:
         f"{RESULTS}/logs/finetune_model/{{model}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/finetune_model/{{model}}.tsv"
+    wildcard_constraints:
+        model="|".join(map(re.escape, finetuned_models())) or "none",
+    conda:
+        "../../envs/torch.yaml"
     threads: 1
     resources:
         mem_mb=lambda w, attempt: 6000 * attempt,
@@ -57,8 +59,6 @@ rule finetune_model:
         attention=lambda w: dump(experiment.models[w.model].attention),
         finetune=lambda w: dump(experiment.models[w.model].finetune),
         seed=experiment.seed,
-    conda:
-        "../../envs/torch.yaml"
     script:
         "../scripts/finetune_model.py"
 
@@ -80,17 +80,23 @@ rule package_model:
         f"{RESULTS}/logs/package_model/{{model}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/package_model/{{model}}.tsv"
+    wildcard_constraints:
+        model="|".join(map(re.escape, pretrained_models())) or "none",
+    conda:
+        "../../envs/report.yaml"
     threads: 1
     resources:
         mem_mb=1500,
         runtime=10,
     params:
         code=code_version("package_model.py"),
-        model=lambda w: dump(experiment.models[w.model]),
+        pretrain=lambda w: dump(experiment.models[w.model].pretrain),
         systems=lambda w: [
-            name for name, system in experiment.systems.items() if system.model == w.model
+            name
+            for name, system in experiment.systems.items()
+            if system.model == w.model and system.attention is None
         ],
-    conda:
-        "../../envs/report.yaml"
+        experiment=experiment.experiment,
+        seed=experiment.seed,
     script:
         "../scripts/package_model.py"

@@ -8,14 +8,14 @@ rule score_predictions:
         f"{RESULTS}/logs/score_predictions/{{system}}/{{task}}/{{length}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/score_predictions/{{system}}/{{task}}/{{length}}.tsv"
+    conda:
+        "../../envs/report.yaml"
     threads: 1
     resources:
         mem_mb=1500,
         runtime=10,
     params:
         code=code_version("score_predictions.py"),
-    conda:
-        "../../envs/report.yaml"
     script:
         "../scripts/score_predictions.py"
 
@@ -36,14 +36,14 @@ rule summarize_scores:
         f"{RESULTS}/logs/summarize_scores.log",
     benchmark:
         f"{RESULTS}/benchmarks/summarize_scores.tsv"
+    conda:
+        "../../envs/report.yaml"
     threads: 1
     resources:
         mem_mb=2000,
         runtime=10,
     params:
         code=code_version("summarize_scores.py"),
-    conda:
-        "../../envs/report.yaml"
     script:
         "../scripts/summarize_scores.py"
 
@@ -65,6 +65,8 @@ rule compare_systems:
         f"{RESULTS}/logs/compare_systems.log",
     benchmark:
         f"{RESULTS}/benchmarks/compare_systems.tsv"
+    conda:
+        "../../envs/report.yaml"
     threads: 1
     resources:
         mem_mb=2000,
@@ -73,8 +75,6 @@ rule compare_systems:
         code=code_version("compare_systems.py"),
         baseline=experiment.baseline,
         metrics={name: task.metric for name, task in experiment.tasks.items()},
-    conda:
-        "../../envs/report.yaml"
     script:
         "../scripts/compare_systems.py"
 
@@ -94,6 +94,8 @@ rule compare_speed:
         f"{RESULTS}/logs/compare_speed.log",
     benchmark:
         f"{RESULTS}/benchmarks/compare_speed.tsv"
+    conda:
+        "../../envs/report.yaml"
     threads: 1
     resources:
         mem_mb=2000,
@@ -101,8 +103,6 @@ rule compare_speed:
     params:
         code=code_version("compare_speed.py"),
         baseline=experiment.baseline,
-    conda:
-        "../../envs/report.yaml"
     script:
         "../scripts/compare_speed.py"
 
@@ -125,6 +125,8 @@ rule record_experiment:
         f"{RESULTS}/logs/record_experiment.log",
     benchmark:
         f"{RESULTS}/benchmarks/record_experiment.tsv"
+    conda:
+        "../../envs/report.yaml"
     threads: 1
     resources:
         mem_mb=1000,
@@ -132,7 +134,5 @@ rule record_experiment:
     params:
         code=code_version("record_experiment.py"),
         experiment=dump(experiment),
-    conda:
-        "../../envs/report.yaml"
     script:
         "../scripts/record_experiment.py"

@@ -5,10 +5,12 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 import torch
-from needlework.models.convert import convert
+from pydantic import TypeAdapter
 
+from needlework.config.systems import AnyAttention
 from needlework.config.training import Finetune
 from needlework.models.checkpoint import open_model
+from needlework.models.convert import convert
 from needlework.stage import stage
 from needlework.training.finetune import finetune
 
@@ -18,7 +20,8 @@ if TYPE_CHECKING:
 with stage(snakemake) as s:
     torch.set_num_threads(s.threads)
     model, tokenizer = open_model(s.params.base, dtype=s.params.dtype)
-    model = convert(model, s.params.attention)
+    attention = TypeAdapter(AnyAttention | None).validate_python(s.params.attention)
+    model = convert(model, attention)
     rows = pl.read_parquet(s.input.rows)
     recipe = Finetune.model_validate(s.params.finetune)
     metrics, measurements = finetune(model, tokenizer, rows, recipe, s.params.seed)

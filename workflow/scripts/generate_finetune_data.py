@@ -2,11 +2,10 @@
 
 from typing import TYPE_CHECKING
 
-from needlework.tasks.tokenizer import open_tokenizer
-
 from needlework.config.tasks import PasskeyExamples
 from needlework.stage import stage
 from needlework.tasks.passkey import examples
+from needlework.tasks.tokenizer import open_tokenizer
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

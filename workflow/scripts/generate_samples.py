@@ -2,12 +2,12 @@
 
 from typing import TYPE_CHECKING
 
-from needlework.tasks.generate import samples
-from needlework.tasks.tokenizer import open_tokenizer
 from pydantic import TypeAdapter
 
 from needlework.config.tasks import AnyTask
 from needlework.stage import stage
+from needlework.tasks.generate import samples
+from needlework.tasks.tokenizer import open_tokenizer
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

@@ -1,0 +1,20 @@
+"""needlework measures how well language models use long contexts.
+
+Public names are imported when first asked for, so `import needlework` stays light.
+"""
+
+import importlib
+
+_PUBLIC = {
+    "apply": "needlework.attention.apply",
+    "Infini": "needlework.config.systems",
+    "Random": "needlework.config.systems",
+    "SketchWalk": "needlework.config.systems",
+}
+__all__ = list(_PUBLIC)
+
+
+def __getattr__(name: str):
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'needlework' has no attribute {name!r}")
+    return getattr(importlib.import_module(_PUBLIC[name]), name)

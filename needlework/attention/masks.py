@@ -1,0 +1,112 @@
+"""A lazy attention mask: kept as a rule, evaluated only where somebody looks.
+
+A full mask is n x n; block-sparse attention looks at a few blocks of it. Transformers asks the
+registered mask function for a mask before the first layer; this one returns the rule itself.
+"""
+
+from collections.abc import Callable
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from transformers.masking_utils import (
+    ALL_MASK_ATTENTION_FUNCTIONS,
+    causal_mask_function,
+    prepare_padding_mask,
+)
+
+
+class LazyMask:
+    """Who may attend to whom in one forward, as transformers described it.
+
+    `start` tokens lie in the cache, `length` tokens are new, `total` is their sum; positions are
+    absolute, padding included.
+    """
+
+    def __init__(
+        self,
+        batch_size: int,
+        q_length: int,
+        kv_length: int,
+        q_offset: int = 0,
+        kv_offset: int = 0,
+        mask_function: Callable = causal_mask_function,
+        attention_mask: Tensor | None = None,
+        **arguments,
+    ):
+        self._arguments = {
+            "batch_size": batch_size,
+            "q_length": q_length,
+            "kv_length": kv_length,
+            "q_offset": q_offset,
+            "kv_offset": kv_offset,
+            "mask_function": mask_function,
+            "attention_mask": attention_mask,
+            **arguments,
+        }
+        self._stock: dict[str, Tensor | None] = {}
+        self.batch_size = batch_size
+        self.length = q_length
+
+    @cached_property
+    def start(self) -> int:
+        return int(self._arguments["q_offset"])
+
+    @property
+    def total(self) -> int:
+        return self.start + self.length
+
+    @cached_property
+    def real(self) -> Tensor | None:
+        """Real tokens [batch, total], bool; None when there is no padding."""
+        padding = self._arguments["attention_mask"]
+        if padding is None:
+            return None
+        real = prepare_padding_mask(padding, self.total, 0)[:, : self.total].bool()
+        return None if bool(real.all()) else real
+
+    @cached_property
+    def first(self) -> list[int]:
+        """Position of the first real token of each row; `total` for a row that has none yet."""
+        if self.real is None:
+            return [0] * self.batch_size
+        position = self.real.int().argmax(-1)
+        return torch.where(self.real.any(-1), position, self.total).tolist()
+
+    @cached_property
+    def is_causal(self) -> bool:
+        """Plain causal with padding on the left at most: then block layout alone tells the mask."""
+        if self._arguments["mask_function"] is not causal_mask_function:
+            return False
+        return self.real is None or bool((self.real[:, :-1] <= self.real[:, 1:]).all())
+
+    def at(self, rows: Tensor, queries: Tensor, keys: Tensor) -> Tensor:
+        """The mask at the given rows of the batch, query and key positions (int64, broadcast).
+
+        Key positions outside the cache are masked.
+        """
+        inside = (keys >= 0) & (keys < self.total)
+        keys = keys.clamp(0, self.total - 1)
+        allowed = self._arguments["mask_function"](rows, torch.zeros_like(rows), queries, keys)
+        if self.real is not None:
+            allowed = allowed & self.real[rows, keys]
+        return allowed & inside
+
+    @cached_property
+    def causal_pairs(self) -> int:
+        """(query, key) pairs of real tokens, key not after query, queries among the new tokens."""
+        if self.real is None:
+            return self.batch_size * (_triangle(self.total) - _triangle(self.start))
+        seen = self.real.cumsum(-1) * self.real
+        return int(seen[:, self.start :].sum())
+
+    def stock(self, implementation: str) -> Tensor | None:
+        """The mask as transformers makes it for one of its own attention implementations."""
+        if implementation not in self._stock:
+            make = ALL_MASK_ATTENTION_FUNCTIONS[implementation]
+            self._stock[implementation] = make(**self._arguments)
+        return self._stock[implementation]
+
+
+def _triangle(n: int) -> int:
+    return n * (n + 1) // 2
