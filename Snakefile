@@ -14,7 +14,9 @@ configfile: "config.yaml"
 
 
 try:
-    experiment = load_experiment(config, workflow.configfiles)
+    experiment = load_experiment(
+        config, workflow.overwrite_configfiles or workflow.configfiles
+    )
     RESULTS = f"results/{experiment.experiment}"
     require_writable(RESULTS)
 except ValueError as error:

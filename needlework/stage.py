@@ -19,6 +19,8 @@ from typing import Any
 from needlework.code_version import ROOT, code_files
 from needlework.provenance import broken_input, record_path, sha256_file, write_record
 
+_log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -67,14 +69,25 @@ def stage(snakemake: Any) -> Iterator[Stage]:
         record["outputs"] = {str(named[name]): sha256_file(partial[name]) for name in named}
         for name, path in named.items():
             record_path(path).unlink(missing_ok=True)
+            # Some savers make files that only their owner can read.
+            partial[name].chmod(0o666 & ~_umask())
             partial[name].replace(path)
             write_record(path, record)
     except (ValueError, OSError) as error:
-        logging.getLogger(__name__).debug("stopped", exc_info=True)
-        sys.exit(f"needlework: {snakemake.rule}: {error}")
+        _log.error("needlework: %s: %s", snakemake.rule, error)
+        sys.exit(1)
+    except Exception:
+        _log.exception("needlework: %s: a fault of the program", snakemake.rule)
+        sys.exit(1)
     finally:
         for path in partial.values():
             path.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def _partial(path: str) -> Path:
@@ -92,7 +105,6 @@ def _log_to(path: str | None) -> None:
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(message)s", handlers=handlers, force=True
     )
-    logging.getLogger("needlework").setLevel(logging.DEBUG)
     for noisy in ("httpx", "fsspec", "urllib3", "filelock"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 

@@ -14,7 +14,7 @@ Percent = Annotated[float, Field(ge=0, le=100)]
 class Strict(BaseModel):
     """A part of the experiment file: unknown keys and wrong types are errors, values are fixed."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 def tagged_union(parent: type[Strict]):

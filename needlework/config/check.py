@@ -22,9 +22,11 @@ def one_of(names: Iterable[str], wrong: str = "") -> str:
 
 def problems(experiment: Experiment) -> Iterator[Problem]:
     """Everything that is wrong with a well-typed experiment, in the file's order."""
-    yield from _models(experiment)
+    models = list(_models(experiment))
+    yield from models
     yield from _systems(experiment)
-    yield from _grid(experiment)
+    if not models:
+        yield from _grid(experiment)
 
 
 def _models(experiment: Experiment) -> Iterator[Problem]:
@@ -36,6 +38,8 @@ def _models(experiment: Experiment) -> Iterator[Problem]:
             for file in ("config.json", "tokenizer.json"):
                 if not (Path(model.path) / file).is_file():
                     yield (*where, "path"), f"has no {file}; name a Hugging Face checkpoint folder"
+                elif file == "config.json" and not _is_json(Path(model.path) / file):
+                    yield (*where, "path"), f"has a {file} that is not JSON; fetch it again"
         elif isinstance(model, Checkpoint) and (
             model.path.startswith((".", "/", "resources/")) or model.path.count("/") != 1
         ):
@@ -43,6 +47,14 @@ def _models(experiment: Experiment) -> Iterator[Problem]:
     made = [name for name, m in experiment.models.items() if isinstance(m, Pretrained)]
     if experiment.package is not None and experiment.package not in made:
         yield ("package",), "names no pretrained model; " + one_of(made, experiment.package)
+
+
+def _is_json(file: Path) -> bool:
+    try:
+        json.loads(file.read_bytes())
+    except ValueError:
+        return False
+    return True
 
 
 def _derived(experiment: Experiment, name: str, model: Derived) -> Iterator[Problem]:
@@ -127,8 +139,7 @@ def max_positions(experiment: Experiment, name: str) -> int | None:
     if isinstance(model, Derived):
         # Infini-attention counts positions within a segment, so none is ever too far.
         local = model.attention is not None and model.attention.type == "infini"
-        known = model.base in experiment.models and not local
-        return max_positions(experiment, model.base) if known else None
+        return None if local else max_positions(experiment, model.base)
     if isinstance(model, Pretrained):
         return model.pretrain.max_positions
     config_json = Path(model.path) / "config.json"

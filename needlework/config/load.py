@@ -4,7 +4,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from needlework.config.check import one_of, problems
@@ -58,12 +57,8 @@ def read_experiment(path: str | Path) -> Experiment:
     Raises:
         ValueError: as load_experiment, or the file cannot be read.
     """
-    try:
-        text = Path(path).read_text()
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
-    SourceMap(path)
-    return load_experiment(yaml.safe_load(text) or {}, [path])
+    content = SourceMap(path).content
+    return load_experiment({} if content is None else content, [path])
 
 
 def _explain(config: dict, error: dict) -> tuple[tuple[str | int, ...], str]:

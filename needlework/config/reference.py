@@ -15,9 +15,9 @@ from needlework.config.tasks import PasskeyExamples, Task
 _HEAD = """# The experiment file
 
 One experiment is one YAML file; everything under `results/{experiment}/` follows from it. Run
-another one with `make run ARGS="--configfile FILE"` or `snakemake --cores all --configfile FILE`. An
-unknown key, a wrong type or a combination that cannot work stops before any work starts, with one
-line that says where and what to write instead; `needlework check FILE` asks for that line alone.
+another one with `make run ARGS="--configfile FILE"` or `snakemake --cores all --configfile FILE`.
+An unknown key, a wrong type or a combination that cannot work stops before any work starts, with
+one line that says where and what to write instead; `needlework check FILE` asks for it alone.
 Editors that read JSON schemas find one in `experiment.schema.json`.
 
 This page is written from the code: `needlework schema --markdown`.

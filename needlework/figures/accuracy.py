@@ -79,11 +79,12 @@ def accuracy(summary: pl.DataFrame, metric: str = "all") -> alt.Chart:
         .facet(data=inline(data), facet=alt.Facet("task:N", title=None, sort=tasks), columns=across)
         .resolve_axis(x="independent", y="independent")
     )
+    beside = "; systems side by side at each length" if apart and len(systems) > 1 else ""
     return styled(
         chart,
         "Accuracy by context length",
         [
-            f"Metric {metric}: {METRICS[metric]}. With 95 % intervals (Wilson)",
+            f"Metric {metric}: {METRICS[metric]}. With 95 % intervals (Wilson){beside}",
             counted(cells["n"], "answers a point, all needle depths together"),
         ],
     )

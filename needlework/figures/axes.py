@@ -29,10 +29,10 @@ BYTES_LABEL = (
 
 
 def length_axis(lengths: list[int], width: int, column: str = "length") -> alt.X:
-    """A log2 x axis of lengths in tokens, `width` pixels wide, every length labelled.
+    """A log2 x axis of lengths in tokens, `width` pixels wide, labelled at every length.
 
-    `column` holds the positions.
-    A label that would run into another (1,000 and 1,024) goes one line lower.
+    A label that would run into another (1,000 and 1,024) goes one line lower; one that finds no
+    room on three lines is left out. `column` holds the positions.
     """
     octaves = octaves_a_pixel(lengths, width)
     domain = [min(lengths) / 2 ** (octaves * _MARGIN), max(lengths) * 2 ** (octaves * _MARGIN)]
@@ -70,7 +70,8 @@ def octaves_a_pixel(lengths: list[int], width: int) -> float:
 def side_by_side(data: pl.DataFrame, lengths: list[int], width: int) -> pl.DataFrame:
     """Add x: the length, moved by some pixels from system to system, so that none hides another."""
     systems = names(data, "system")
-    step = _APART_PIXELS * octaves_a_pixel(lengths, width)
+    pixels = min(_APART_PIXELS, 1.6 * _MARGIN / len(systems))
+    step = pixels * octaves_a_pixel(lengths, width)
     moved = {
         system: 2 ** ((index - (len(systems) - 1) / 2) * step)
         for index, system in enumerate(systems)

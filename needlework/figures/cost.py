@@ -35,19 +35,18 @@ def cost(measurements: pl.DataFrame, predictions: pl.DataFrame) -> alt.Chart:
         )
     systems = list(dict.fromkeys(names(measurements, "system") + names(predictions, "system")))
     lengths = sorted(both["length"].unique())
-    panels = [
-        _panel(table, title, label, base, lengths, systems)
-        for table, title, label, base in (
-            (seconds, "Prefill time (log scale)", SECONDS_LABEL, 10),
-            (cache, "Cache size (log scale)", BYTES_LABEL, 2),
-        )
-        if len(table)
-    ]
+    panels = []
+    if len(seconds):
+        axis = alt.Axis(values=_ticks(seconds, 10), labelExpr=SECONDS_LABEL, labelOverlap=False)
+        panels.append(_panel(seconds, "Prefill time", "seconds", axis, lengths, systems))
+    if len(cache):
+        axis = alt.Axis(values=_ticks(cache, 2), labelExpr=BYTES_LABEL, labelOverlap=False)
+        panels.append(_panel(cache, "Cache size", "bytes", axis, lengths, systems))
     return styled(
         alt.hconcat(*panels, spacing=40),
         "Cost by context length",
         [
-            "Medians, with quartiles as bars",
+            "Medians, with quartiles as bars; systems side by side at each length",
             counted(both["n"], "prompts a point, all tasks together"),
         ],
     )
@@ -67,13 +66,22 @@ def _quartiles(table: pl.DataFrame, column: str) -> pl.DataFrame:
     )
 
 
+def _ticks(table: pl.DataFrame, base: int) -> list[float]:
+    return log_ticks(table["low"].min(), table["high"].max(), base)
+
+
 def _panel(
-    table: pl.DataFrame, title: str, label: str, base: int, lengths: list[int], systems: list[str]
+    table: pl.DataFrame,
+    title: str,
+    unit: str,
+    axis: alt.Axis,
+    lengths: list[int],
+    systems: list[str],
 ) -> alt.LayerChart:
-    ticks = log_ticks(table["low"].min(), table["high"].max(), base)
-    scale = alt.Scale(type="log", base=base, domain=[ticks[0], ticks[-1]], nice=False)
-    axis = alt.Axis(values=ticks, labelExpr=label, labelOverlap=False)
-    y = {"title": title, "scale": scale, "axis": axis}
+    domain = [axis["values"][0], axis["values"][-1]]
+    scale = alt.Scale(type="log", domain=domain, nice=False)
+    y = {"title": f"{title} (log scale)", "scale": scale, "axis": axis}
+    number = ",.0f" if unit == "bytes" else ".4~r"
     look = told_apart("system", systems, "System")
     shared = alt.Chart(inline(side_by_side(table, lengths, _WIDTH))).encode(
         x=length_axis(lengths, _WIDTH, "x"), color=look["color"]
@@ -88,9 +96,9 @@ def _panel(
         tooltip=[
             alt.Tooltip("system:N", title="System"),
             alt.Tooltip("length:Q", title="Length (tokens)", format=","),
-            alt.Tooltip("median:Q", title=title.split(" (")[0], format=",.4~g"),
-            alt.Tooltip("low:Q", title="Lower quartile", format=",.4~g"),
-            alt.Tooltip("high:Q", title="Upper quartile", format=",.4~g"),
+            alt.Tooltip("median:Q", title=f"{title} ({unit})", format=number),
+            alt.Tooltip("low:Q", title="Lower quartile", format=number),
+            alt.Tooltip("high:Q", title="Upper quartile", format=number),
             alt.Tooltip("n:Q", title="Prompts"),
         ],
     )

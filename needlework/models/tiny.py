@@ -87,7 +87,7 @@ def tiny_llama(
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.dim() == 2:
-                std = 0.02 if config.start == "induction" else 0.09
+                std = 0.09 if config.start == "random" else 0.02
                 std = config.hidden_size**-0.5 if "embed_tokens" in name else std
                 parameter.normal_(0.0, std, generator=generator)
             elif name.endswith(".bias"):
@@ -143,7 +143,7 @@ def _set_induction_heads(model: LlamaForCausalLM, generator: torch.Generator) ->
         for h in range(heads):
             rows = slice(h * size, (h + 1) * size)
             now, back = (read if h == 0 else slots[h - 1].T), slots[h].T
-            gain = MATCH * size**0.5 / (held[h] * held[h + 1] if h else held[0] * held[1])
+            gain = MATCH * size**0.5 / (held[h] * held[h + 1])
             gain = (gain * size / float(steady.sum())) ** 0.5
             attention.q_proj.weight[rows] = gain * steady[:, None] * now
             attention.k_proj.weight[rows] = gain * steady[:, None] * back

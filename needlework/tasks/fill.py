@@ -18,8 +18,8 @@ class Draft(Protocol):
     def build(self, units: int) -> Prompt:
         """The prompt with `units` units of haystack."""
 
-    def move(self, units: int, gap: int) -> int:
-        """The units that use `gap` tokens more than `units` do (fewer where it is negative)."""
+    def move(self, units: int, gap: int) -> tuple[int, int]:
+        """Units that use at most `gap` tokens more than `units` do, and what is left of `gap`."""
 
 
 class TooLong(Exception):
@@ -37,7 +37,7 @@ def fill(
     Raises:
         TooLong: the least prompt is over the budget.
     """
-    units, best, low, high = draft.least, None, None, None
+    units, expected, best, low, high = draft.least, None, None, None, None
     while True:
         prompt = draft.build(units)
         encoding = tokenizer.encode(prompt.text + answer)
@@ -48,8 +48,9 @@ def fill(
             raise TooLong
         else:
             high = units
-        proposal = draft.move(units, gap)
-        if proposal == units:
+        additive = gap == expected
+        proposal, expected = draft.move(units, gap)
+        if gap == 0 or (proposal == units and additive):
             return best
         proposal = max(proposal, low + 1)
         if high is not None:

@@ -21,8 +21,8 @@ class Haystack(Protocol):
     def text(self, units: int, start: int, stop: int) -> str:
         """Pieces start..stop of `units` units of haystack."""
 
-    def move(self, units: int, gap: int) -> int:
-        """The units that use `gap` tokens more than `units` do (fewer where it is negative)."""
+    def move(self, units: int, gap: int) -> tuple[int, int]:
+        """Units that use at most `gap` tokens more than `units` do, and what is left of `gap`."""
 
 
 class Noise:
@@ -42,8 +42,8 @@ class Noise:
         whole = self._filler.text(units)
         return whole[start * self._line_characters : stop * self._line_characters].rstrip("\n")
 
-    def move(self, units: int, gap: int) -> int:
-        return units + gap
+    def move(self, units: int, gap: int) -> tuple[int, int]:
+        return units + gap, 0
 
 
 class WordTokens(dict[str, int]):
@@ -76,16 +76,16 @@ class Sentences:
         self._draw(units)
         return " ".join(self._sentences[start:stop])
 
-    def move(self, units: int, gap: int) -> int:
+    def move(self, units: int, gap: int) -> tuple[int, int]:
         while gap < 0:
             units -= 1
             gap += self._tokens[units]
-        while gap > 0:
-            self._draw(units + 1)
+        self._draw(units + 1)
+        while self._tokens[units] <= gap:
             gap -= self._tokens[units]
-            if gap >= 0:
-                units += 1
-        return units
+            units += 1
+            self._draw(units + 1)
+        return units, gap
 
     def _draw(self, count: int) -> None:
         while len(self._sentences) < count:

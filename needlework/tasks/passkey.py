@@ -56,8 +56,8 @@ class Draft:
         needle = Needle("pass key", self.key, self._depth_percent, position=len(head))
         return Prompt(head + tail, QUESTION, ANSWER_PREFIX, (needle,))
 
-    def move(self, units: int, gap: int) -> int:
-        return units + gap
+    def move(self, units: int, gap: int) -> tuple[int, int]:
+        return units + gap, 0
 
 
 def is_evaluation_key(key: str) -> bool:

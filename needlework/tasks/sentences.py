@@ -6,7 +6,7 @@ from random import Random
 from needlework.tasks.words import Part, words
 
 _VOWELS = "aeiou"
-_ARTICLES = ("the",) * 5 + ("a",) * 3 + ("",) * 2
+_ARTICLES = ("The",) * 5 + ("A",) * 3 + ("",) * 2
 
 
 def third_person(verb: str) -> str:
@@ -25,12 +25,14 @@ def _verbs(part: Part) -> tuple[str, ...]:
 
 def sentence(random: Random, part: Part = "all") -> str:
     """One sentence: article (or none), adjective, noun, verb, noun."""
-    nouns = words("noun", part)
-    adjective = random.choice(words("adjective", part))
-    article = random.choice(_ARTICLES)
-    if article == "a" and adjective[0] in _VOWELS:
-        article = "an"
-    subject = f"{article} {adjective}" if article else adjective
-    verb = random.choice(_verbs(part))
-    start = subject[0].upper() + subject[1:]
-    return f"{start} {random.choice(nouns)} {verb} {random.choice(nouns)}."
+    draw = random.random  # several times faster than choice, and the same in every Python
+    adjectives, nouns, verbs = words("adjective", part), words("noun", part), _verbs(part)
+    adjective = adjectives[int(draw() * len(adjectives))]
+    article = _ARTICLES[int(draw() * len(_ARTICLES))]
+    subject = nouns[int(draw() * len(nouns))]
+    verb = verbs[int(draw() * len(verbs))]
+    thing = nouns[int(draw() * len(nouns))]
+    if article == "A" and adjective[0] in _VOWELS:
+        article = "An"
+    start = f"{article} {adjective}" if article else adjective.capitalize()
+    return f"{start} {subject} {verb} {thing}."

@@ -14,7 +14,15 @@ from needlework.tasks.sentences import sentence, third_person
 from needlework.tasks.words import draw_keys, words
 from needlework.training.loop import Batch
 
-RECALL_NEEDLE, RECALL_PREFIX = " for {key} is: {value}.", " for {key} mentioned in the text is"
+RECALL_NEEDLE = " for {key} is: {value}."
+RECALL_PREFIXES = (
+    " for {key} is",
+    " for {key} mentioned is",
+    " for {key} mentioned in is",
+    " for {key} mentioned in the is",
+    " for {key} mentioned in the text is",
+    " for {key} mentioned in the provided text is",
+)
 NIAH_DIGITS = 7
 SENTENCES = 4000
 IGNORED = -100
@@ -106,7 +114,7 @@ class Writer:
         pairs = self._pairs(max(1, length // 30), [2, 3, 4])
         for pair in pairs:
             sequence.add(self.fill(RECALL_NEEDLE, **pair))
-        self._ask(sequence, pairs, RECALL_PREFIX, length)
+        self._ask(sequence, pairs, self.random.choice(RECALL_PREFIXES), length)
 
     def _passkey(self, sequence: Sequence, length: int) -> None:
         digits = self.random.choice(self.config.digits)

@@ -1,0 +1,297 @@
+import copy
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    DynamicCache,
+    Gemma2Config,
+    GptOssConfig,
+    LlamaConfig,
+    MistralConfig,
+    Qwen3Config,
+)
+
+from needlework.attention.apply import apply
+from needlework.config.systems import Infini, Random, SketchWalk
+
+SMALL = {
+    "hidden_size": 32,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "intermediate_size": 32,
+    "num_hidden_layers": 4,
+    "vocab_size": 64,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+FAMILIES = {
+    "llama": (LlamaConfig(**SMALL), {1, 2, 3}),
+    "qwen3": (Qwen3Config(**SMALL), {1, 2, 3}),
+    "mistral": (MistralConfig(**SMALL, sliding_window=None), {1, 2, 3}),
+    "gemma2": (Gemma2Config(**SMALL, sliding_window=24, query_pre_attn_scalar=8), {1, 3}),
+    "gpt-oss": (
+        GptOssConfig(**SMALL, sliding_window=24, num_local_experts=2, num_experts_per_tok=1),
+        {1, 3},
+    ),
+}
+SYSTEMS = {
+    "sketchwalk-mean": SketchWalk(block_size=8, density=0.5, dense_layers=1),
+    "sketchwalk-sum": SketchWalk(block_size=8, density=0.5, dense_layers=1, heads="sum"),
+    "random": Random(block_size=8, density=0.5, dense_layers=1),
+}
+every_system = pytest.mark.parametrize("system", SYSTEMS.values(), ids=SYSTEMS)
+
+
+def tiny(family="llama"):
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(FAMILIES[family][0]).eval()
+    for parameter in model.parameters():
+        # Initial weights are so small that all attention is alike.
+        parameter.data.mul_(4) if parameter.ndim > 1 else None
+    return model
+
+
+@pytest.fixture(scope="module")
+def llama():
+    return tiny()
+
+
+def prompts(lengths, seed=0):
+    """Token ids and mask [rows, longest], padded on the left."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(3, 64, (len(lengths), max(lengths)), generator=generator)
+    mask = torch.ones_like(ids)
+    for row, length in enumerate(lengths):
+        ids[row, : max(lengths) - length] = 0
+        mask[row, : max(lengths) - length] = 0
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def generate(model, inputs, new=12):
+    out = model.generate(
+        **inputs,
+        max_new_tokens=new,
+        min_new_tokens=new,
+        do_sample=False,
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    return out.sequences[:, inputs["input_ids"].shape[1] :], torch.stack(out.logits, 1)
+
+
+@torch.inference_mode()
+def run(model, ids, forwards, mask=None, cache=None):
+    """Logits of `ids` given in forwards of so many tokens, after what the cache holds."""
+    cache = DynamicCache(config=model.config) if cache is None else cache
+    done, logits = cache.get_seq_length(), []
+    mask = torch.ones(len(ids), done + ids.shape[1], dtype=torch.long) if mask is None else mask
+    position = (mask.cumsum(-1) - 1).clamp_min(0)
+    for start, new in zip(torch.tensor(forwards).cumsum(0) - torch.tensor(forwards), forwards):
+        end = int(start) + new
+        out = model(
+            input_ids=ids[:, start:end],
+            attention_mask=mask[:, : done + end],
+            position_ids=position[:, done + start : done + end],
+            past_key_values=cache,
+        )
+        logits.append(out.logits)
+    return torch.cat(logits, 1)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_all_blocks_kept_is_stock_attention(family):
+    model, inputs = tiny(family), prompts([67, 50])
+    real = inputs["attention_mask"].bool()
+    with torch.inference_mode():
+        stock = model(**inputs).logits
+    stock_tokens, stock_logits = generate(model, inputs)
+    whole = SketchWalk(block_size=8, top_k_blocks=99, dense_layers=1)
+    with apply(model, whole) as handle:
+        assert handle.sparse_layers == FAMILIES[family][1]
+        with torch.inference_mode():
+            found = model(**inputs).logits
+        tokens, logits = generate(model, inputs)
+        assert handle.density().prefill == handle.density().decode == 1
+        chunked = run(model, inputs["input_ids"], [32, 16, 19], inputs["attention_mask"])
+    torch.testing.assert_close(found[real], stock[real], rtol=0, atol=1e-5)
+    torch.testing.assert_close(chunked[real], stock[real], rtol=0, atol=1e-5)
+    torch.testing.assert_close(logits, stock_logits, rtol=0, atol=1e-5)
+    assert torch.equal(tokens, stock_tokens)
+
+
+@every_system
+def test_blocks_left_out_change_the_answer_and_removal_restores_it(llama, system):
+    inputs = prompts([67, 50])
+    stock, before = llama(**inputs).logits, copy.deepcopy(llama.config)
+    with apply(llama, system):
+        changed = llama(**inputs).logits
+    assert (changed - stock).abs().max() > 1e-2
+    assert torch.equal(llama(**inputs).logits, stock)
+    assert llama.config.to_dict() == before.to_dict()
+    assert llama.config._attn_implementation == before._attn_implementation
+    assert not llama.model._forward_pre_hooks
+
+
+@every_system
+def test_chunks_of_whole_blocks_equal_one_shot(llama, system):
+    ids = prompts([75])["input_ids"]
+    with apply(llama, system) as handle:
+        whole = run(llama, ids, [64, *[1] * 11])
+        density = handle.density()
+        handle.reset()
+        chunked = run(llama, ids, [8, 40, 16, *[1] * 11])
+        assert handle.density() == density
+    torch.testing.assert_close(chunked, whole, rtol=0, atol=1e-4)
+
+
+@every_system
+def test_a_padded_batch_answers_as_its_rows_alone(llama, system):
+    """Generation runs over the end of a block in every row."""
+    lengths = [67, 50, 41]
+    inputs = prompts(lengths)
+    with apply(llama, system):
+        tokens, logits = generate(llama, inputs)
+        for row, length in enumerate(lengths):
+            alone = {name: x[row : row + 1, -length:] for name, x in inputs.items()}
+            its_tokens, its_logits = generate(llama, alone)
+            assert torch.equal(its_tokens[0], tokens[row])
+            torch.testing.assert_close(its_logits[0], logits[row], rtol=0, atol=1e-4)
+
+
+@every_system
+def test_later_blocks_never_reach_earlier_ones(llama, system):
+    ids = prompts([80])["input_ids"]
+    other = ids.clone()
+    other[:, 48:] = prompts([80], seed=1)["input_ids"][:, 48:]
+    with apply(llama, system), torch.inference_mode():
+        found, changed = llama(input_ids=ids).logits, llama(input_ids=other).logits
+    torch.testing.assert_close(changed[:, :48], found[:, :48], rtol=0, atol=1e-5)
+    assert not torch.allclose(changed[:, 48:], found[:, 48:])
+
+
+def test_later_tokens_of_a_block_never_reach_earlier_ones(llama):
+    """With the choice of blocks independent of tokens, nothing at all comes from the future."""
+    ids = prompts([80])["input_ids"]
+    other = ids.clone()
+    other[:, 53:] = prompts([80], seed=1)["input_ids"][:, 53:]
+    with apply(llama, SYSTEMS["random"]), torch.inference_mode():
+        found, changed = llama(input_ids=ids).logits, llama(input_ids=other).logits
+    torch.testing.assert_close(changed[:, :53], found[:, :53], rtol=0, atol=1e-5)
+
+
+@every_system
+def test_density_is_what_was_attended_to(llama, system):
+    """Block 8 and 64 tokens: row i keeps ceil((i + 1) / 2) blocks, its own by half."""
+    with apply(llama, system) as handle:
+        assert handle.density().prefill is None
+        run(llama, prompts([64])["input_ids"], [64])
+        kept = sum((-(-(i + 1) // 2) - 1) * 64 + 36 for i in range(8))
+        assert handle.density().prefill == kept / (64 * 65 / 2)
+        assert handle.density().decode is None
+        handle.reset()
+        cache = DynamicCache(config=llama.config)
+        run(llama, prompts([70])["input_ids"], [64, *[1] * 6], cache=cache)
+        # Block 8 of 9: five kept, of which its own holds 1 to 6 tokens.
+        assert handle.density().decode == sum(4 * 8 + t for t in range(1, 7)) / sum(range(65, 71))
+        assert handle.density().prefill == kept / (64 * 65 / 2)
+
+
+def test_skip_decode_is_sparse_prefill_and_stock_decode(llama):
+    system = SYSTEMS["sketchwalk-sum"].model_copy(update={"skip_decode": True})
+    ids = prompts([70])["input_ids"]
+    cache = DynamicCache(config=llama.config)
+    with apply(llama, system) as handle:
+        run(llama, ids[:, :64], [64], cache=cache)
+        stock_cache = copy.deepcopy(cache)
+        sparse = run(llama, ids[:, 64:], [1] * 6, cache=cache)
+        assert handle.density().decode == 1
+        assert handle.density().prefill < 0.6
+    stock = run(llama, ids[:, 64:], [1] * 6, cache=stock_cache)
+    assert torch.equal(sparse, stock)
+
+
+@every_system
+@pytest.mark.parametrize(
+    ("change", "rows"),
+    [
+        (lambda cache: cache.reorder_cache(torch.tensor([1, 0])), [1, 0]),
+        (lambda cache: cache.batch_select_indices(torch.tensor([1])), [1]),
+        (lambda cache: cache.batch_repeat_interleave(2), [0, 0, 1, 1]),
+    ],
+    ids=["reorder", "select", "repeat"],
+)
+def test_state_follows_the_cache_through_changes_of_batch(llama, system, change, rows):
+    inputs = prompts([70, 60])
+    more = prompts([10, 10], seed=1)["input_ids"]
+    mask = torch.cat([inputs["attention_mask"], torch.ones_like(more)], 1)
+    with apply(llama, system):
+        whole = run(llama, torch.cat([inputs["input_ids"], more], 1), [70, *[1] * 10], mask)
+        cache = DynamicCache(config=llama.config)
+        run(llama, inputs["input_ids"], [70], inputs["attention_mask"], cache)
+        change(cache)
+        found = run(llama, more[rows], [1] * 10, mask[rows], cache)
+    torch.testing.assert_close(found, whole[rows, 70:], rtol=0, atol=1e-4)
+
+
+@every_system
+def test_cropped_tokens_leave_no_trace(llama, system):
+    ids, wrong = prompts([75])["input_ids"], prompts([75], seed=1)["input_ids"]
+    cache = DynamicCache(config=llama.config)
+    with apply(llama, system):
+        whole = run(llama, ids, [66, *[1] * 9])
+        run(llama, ids[:, :66], [66], cache=cache)
+        run(llama, wrong[:, 66:70], [1] * 4, cache=cache)
+        cache.crop(-4)
+        found = run(llama, ids[:, 66:], [1] * 9, cache=cache)
+    torch.testing.assert_close(found, whole[:, 66:], rtol=0, atol=1e-4)
+
+
+def test_crop_through_a_full_block_is_refused(llama):
+    cache = DynamicCache(config=llama.config)
+    with apply(llama, SYSTEMS["sketchwalk-mean"]):
+        run(llama, prompts([66])["input_ids"], [66], cache=cache)
+        with pytest.raises(ValueError, match="crop to a block's edge"):
+            cache.crop(-4)
+
+
+@every_system
+def test_a_reset_cache_serves_again(llama, system):
+    ids = prompts([70])["input_ids"]
+    cache = DynamicCache(config=llama.config)
+    with apply(llama, system):
+        first = run(llama, ids, [64, *[1] * 6], cache=cache)
+        cache.reset()
+        assert torch.equal(run(llama, ids, [64, *[1] * 6], cache=cache), first)
+
+
+def test_the_cache_that_a_forward_makes_can_be_continued(llama):
+    ids = prompts([70])["input_ids"]
+    with apply(llama, SYSTEMS["sketchwalk-sum"]), torch.inference_mode():
+        whole = run(llama, ids, [69, 1])
+        cache = llama(input_ids=ids[:, :69]).past_key_values
+        last = llama(input_ids=ids[:, 69:], past_key_values=cache).logits
+        without = llama(input_ids=ids[:, :69], use_cache=False).logits
+    torch.testing.assert_close(last, whole[:, 69:], rtol=0, atol=1e-5)
+    torch.testing.assert_close(without, whole[:, :69], rtol=0, atol=1e-5)
+
+
+def test_misuse_is_told_with_its_remedy(llama):
+    system, ids = SYSTEMS["random"], prompts([20])["input_ids"]
+    with pytest.raises(ValueError, match="name it as `attention` of a model"):
+        apply(llama, Infini())
+    with pytest.raises(ValueError, match="dense_layers 4 leaves none of the model's 4"):
+        apply(llama, system.model_copy(update={"dense_layers": 4}))
+    cache = llama(input_ids=ids).past_key_values
+    with apply(llama, system) as handle:
+        with pytest.raises(ValueError, match="remove"):
+            apply(llama, system)
+        with pytest.raises(ValueError, match="begin with an empty cache"):
+            llama(input_ids=ids, past_key_values=cache)
+        with pytest.raises(ValueError, match="ready-made mask"):
+            llama(input_ids=ids, attention_mask=torch.ones(1, 1, 20, 20).bool())
+        handle.remove()
+        handle.remove()
+    apply(llama, system).remove()

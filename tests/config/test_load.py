@@ -1,0 +1,335 @@
+from pathlib import Path
+
+import pytest
+
+from needlework.config.load import load_experiment, read_experiment
+
+ROOT = Path(__file__).resolve().parents[2]
+
+GOOD = """\
+experiment: trial
+seed: 7
+
+models:
+  base: {path: checkpoint}
+  long:
+    base: base
+    beyond_positions: true
+    finetune: {data: keys, sequence_length: 256, learning_rate: 1.0e-3}
+  infini:
+    base: base
+    attention: {type: infini, segment_length: 64}
+    finetune:
+      data: keys
+      sequence_length: 256
+
+finetune_data:
+  keys: {type: passkey, length: 256, digits: [3, 4]}
+
+systems:
+  dense: {model: base}
+  walk:
+    model: base
+    attention: {type: sketchwalk, heads: sum, block_size: 16, density: 0.25}
+  infini: {model: infini}
+baseline: dense
+
+tasks:
+  passkey: {type: passkey, digits: 5}
+  needle: {type: niah_single_1}
+lengths: [512, 1024]
+depths: [0, 50, 100]
+samples: 6
+"""
+
+# What is written in place of what, and the line that comes: its key and value, its remedy.
+WRONG = [
+    # unknown keys, the nearest named
+    ("samples: 6", "sampels: 6", "sampels = 6: unknown key; did you mean `samples`?"),
+    ("path: checkpoint", "path: checkpoint, dtpe: float32", "models.base.dtpe = 'float32': unknow"),
+    (
+        "base: base\n    att",
+        "base: base\n    atention: 1\n    att",
+        "models.infini.atention = 1: unk",
+    ),
+    (
+        "block_size: 16",
+        "blok_size: 16",
+        "systems.walk.attention.blok_size = 16: unknown key; did you mean `block_size`?",
+    ),
+    (
+        "learning_rate: 1",
+        "learn_rate: 1",
+        "models.long.finetune.learn_rate = 0.001: unknown key; did you mean `learning_rate`?",
+    ),
+    ("digits: [3, 4]", "digit: 3", "finetune_data.keys.digit = 3: unknown key; did you mean `digi"),
+    ("digits: 5", "digts: 5", "tasks.passkey.digts = 5: unknown key; did you mean `digits`?"),
+    ("dense: {model", "dense: {modle", "systems.dense.model: is missing; add it"),
+    # types
+    ("samples: 6", "samples: '6'", "samples = '6': write a whole number"),
+    ("samples: 6", "samples: 6.0", "samples = 6.0: write a whole number"),
+    ("samples: 6", "samples: true", "samples = True: write a whole number"),
+    ("samples: 6", "samples:", "samples: write a whole number"),
+    ("seed: 7", "seed: [7]", "seed: write a whole number"),
+    ("lengths: [512, 1024]", "lengths: 512", "lengths = 512: write a list, such as [1, 2]"),
+    ("1.0e-3", "1e-3", "models.long.finetune.learning_rate = '1e-3': write a number, such as 0.25"),
+    ("density: 0.25", "density: a quarter", "systems.walk.attention.density = 'a quarter': write"),
+    ("ons: true", "ons: 1", "models.long.beyond_positions = 1: write true or false"),
+    ("dense: {model: base}", "dense: base", "systems.dense = 'base': write a mapping of keys"),
+    ("experiment: trial", "experiment: 3", "experiment = 3: write text"),
+    ("baseline: dense", "baseline: [dense]", "baseline: write text"),
+    ("{type: sketchwalk, h", "{h", "systems.walk.attention.type: is missing; add it"),
+    # values out of their bounds
+    ("0.25}", "1.5}", "systems.walk.attention.density = 1.5: write a number of at most 1"),
+    ("0.25}", "0}", "systems.walk.attention.density = 0: write a number above 0"),
+    ("0.25}", "-0.1}", "systems.walk.attention.density = -0.1: write a number above 0"),
+    ("0.25}", ".nan}", "systems.walk.attention.density = nan:"),
+    ("1.0e-3", ".inf", "models.long.finetune.learning_rate = inf: input should be a finite number"),
+    ("samples: 6", "samples: 0", "samples = 0: write a number of at least 1"),
+    ("[0, 50, 100]", "[0, 50, 101]", "depths.2 = 101: write a number of at most 100"),
+    ("[0, 50, 100]", "[]", "depths: is empty; name at least one"),
+    ("digits: 5", "digits: 40", "tasks.passkey.digits = 40: write a number of at most 20"),
+    (
+        "heads: sum",
+        "heads: total",
+        "systems.walk.attention.heads = 'total': write one of mean, sum",
+    ),
+    (
+        "type: sketchwalk",
+        "type: sketchwlk",
+        "systems.walk.attention.type = 'sketchwlk': did you mean `sketchwalk`? write one of",
+    ),
+    (
+        "type: niah_single_1",
+        "type: niah_singel_1",
+        "tasks.needle.type = 'niah_singel_1': did you mean `niah_single_1`? write one of passkey",
+    ),
+    # names that are no plain words
+    (
+        "experiment: trial",
+        "experiment: ../trial",
+        "experiment = '../trial': is no plain word; a let",
+    ),
+    ("infini: {model", "in fini: {model", "systems.in fini: is no plain word; a letter first"),
+    ("needle: {", "a/b: {", "tasks.a/b: is no plain word; a letter first"),
+    ("dense: {model", "1: {model", "systems.1: write text, in quotes if it looks like a number"),
+    ("keys: {type", "'': {type", "finetune_data.: is no plain word; a letter first"),
+    # names that lead nowhere
+    (
+        "dense: {model: base}",
+        "dense: {model: bsae}",
+        "systems.dense.model = 'bsae': names no model; ",
+    ),
+    (
+        "dense: {model: base}",
+        "dense: {model: bsae}",
+        "did you mean `base`? write one of base, long,",
+    ),
+    (
+        "baseline: dense",
+        "baseline: dens",
+        "baseline = 'dens': names no system; did you mean `dense`",
+    ),
+    (
+        "{data: keys, s",
+        "{data: kyes, s",
+        "models.long.finetune.data = 'kyes': names no finetune_data",
+    ),
+    (
+        "    base: base\n    b",
+        "    base: bas\n    b",
+        "models.long.base = 'bas': names no model; did",
+    ),
+    ("samples: 6", "samples: 6\npackage: base", "package = 'base': names no pretrained model"),
+    (
+        "path: checkpoint",
+        "path: ./chekpoint",
+        "models.base.path = './chekpoint': no such folder; name an existing one",
+    ),
+    (
+        "path: checkpoint",
+        "path: .",
+        "models.base.path = '.': has no config.json; name a Hugging Fac",
+    ),
+    # combinations that cannot work
+    (
+        "1024]",
+        "1025]",
+        "lengths.1 = 1025: is beyond the 1024 positions of model `base`; write at most 1024, "
+        "or say `beyond_positions: true` in models.base",
+    ),
+    ("[512, 1024]", "[0, 1024]", "lengths.0 = 0: is not a number of tokens; write a whole number"),
+    (
+        "path: checkpoint",
+        "path: checkpoint, base: long",
+        "models.base: name exactly one of `path`,",
+    ),
+    ("{path: checkpoint}", "{dtype: float32}", "models.base: name exactly one of `path`, `base`"),
+    (
+        "    base: base\n    b",
+        "    base: long\n    b",
+        "models.long.base = 'long': leads back to its",
+    ),
+    (
+        "keys, sequence_length: 256",
+        "keys, sequence_length: 255",
+        "sequence_length = 255: is below the",
+    ),
+    (
+        "{type: sketchwalk, heads: sum, block_size: 16, density: 0.25}",
+        "{type: infini}",
+        "under models",
+    ),
+    (
+        "infini, segment_length: 64",
+        "sketchwalk",
+        "models.infini.attention.type = 'sketchwalk': is pu",
+    ),
+    # what stands twice
+    (
+        "baseline: dense",
+        "  dense: {model: long}\nbaseline: dense",
+        "systems.dense: stands twice, fir",
+    ),
+    ("samples: 6", "samples: 6\nseed: 8", "seed: stands twice, first in line 2; give each its own"),
+    ("[512, 1024]", "[512, 512]", "lengths.1 = 512: stands twice; write it once"),
+    ("[0, 50, 100]", "[0, 50, 0]", "depths.2 = 0: stands twice; write it once"),
+    # no YAML
+    ("[512, 1024]", "[512, 1024", "not YAML: expected ',' or ']'"),
+    ("samples: 6", "\tsamples: 6", "not YAML: found character '\\t' that cannot start any token"),
+    ("samples: 6", "samples: !!python/none", "not YAML: could not determine a constructor"),
+]
+# Where the line with the wrong key is not the one that was changed.
+NEAREST = {
+    "systems.dense.model: is missing": "dense: {modle",
+    "not YAML: expected": "depths",
+    "models.long.base = 'long'": "base: long",
+}
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    """A folder to work in, with a checkpoint that is made for 1024 positions."""
+    (tmp_path / "checkpoint").mkdir()
+    (tmp_path / "checkpoint/config.json").write_text('{"max_position_embeddings": 1024}')
+    (tmp_path / "checkpoint/tokenizer.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def _message(text: str) -> str:
+    Path("trial.yaml").write_text(text)
+    with pytest.raises(ValueError) as caught:  # noqa: PT011
+        read_experiment("trial.yaml")
+    return str(caught.value)
+
+
+def test_a_right_file_is_read_whole(folder):
+    (folder / "trial.yaml").write_text(GOOD)
+    experiment = read_experiment("trial.yaml")
+    assert list(experiment.systems) == ["dense", "walk", "infini"]
+    assert experiment.systems["walk"].attention.density == 0.25
+    assert experiment.models["infini"].attention.segment_length == 64
+    assert experiment.models["long"].finetune.learning_rate == 1.0e-3
+    assert experiment.root_model("infini") == "base"
+    assert (experiment.lengths, experiment.samples, experiment.seed) == ([512, 1024], 6, 7)
+
+
+@pytest.mark.parametrize(("right", "wrong", "says"), WRONG, ids=lambda text: text[:30])
+def test_a_wrong_file_is_one_line_with_place_key_value_and_remedy(folder, right, wrong, says):
+    assert GOOD.count(right) == 1
+    text = GOOD.replace(right, wrong)
+    message = _message(text)
+
+    assert "\n" not in message
+    assert says in message
+    marks = [mark for key, mark in NEAREST.items() if key in message]
+    before, after = GOOD.splitlines(), text.splitlines()
+    changed = next(i for i, line in enumerate(after) if i >= len(before) or line != before[i])
+    if marks:
+        changed = next(i for i, line in enumerate(after) if marks[0] in line)
+    assert message.startswith(f"trial.yaml:{changed + 1}: ")
+
+
+def test_a_missing_key_names_itself(folder):
+    kept = [line for line in GOOD.splitlines() if not line.startswith("lengths")]
+    assert _message("\n".join(kept)) == "trial.yaml:1: lengths: is missing; add it"
+
+
+def test_several_faults_are_one_line_that_counts_the_others(folder):
+    message = _message(GOOD.replace("samples: 6", "samples: x").replace("seed: 7", "seed: y"))
+    assert message == "trial.yaml:2: seed = 'y': write a whole number (and 1 more)"
+
+
+def test_bases_in_a_ring_are_told(folder):
+    text = GOOD.replace("base: base\n    beyond_positions: true", "base: infini", 1)
+    message = _message(text.replace("  infini:\n    base: base", "  infini:\n    base: long"))
+    assert message.startswith("trial.yaml:7: models.long.base = 'infini': leads back to itself")
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "trial.yaml:1: experiment: is missing; add it (and 4 more)"),
+        (b"- a\n- b\n", "trial.yaml:1: the file: write a mapping of keys"),
+        (b"trial\n", "trial.yaml:1: the file = 'trial': write a mapping of keys"),
+        (b"experiment: \xff\n", "trial.yaml: not UTF-8 text; save it as UTF-8"),
+        (b"a: \x01\n", "trial.yaml: not YAML: it holds control characters; take them out"),
+        (b"? [a, b]\n: c\n", "trial.yaml:1: not YAML: found unhashable key; mend the line"),
+    ],
+)
+def test_what_is_no_mapping_is_told(folder, content, says):
+    (folder / "trial.yaml").write_bytes(content)
+    with pytest.raises(ValueError) as caught:  # noqa: PT011
+        read_experiment("trial.yaml")
+    assert str(caught.value) == says
+
+
+def test_a_file_that_is_not_there_is_told(folder):
+    with pytest.raises(
+        ValueError, match=r"^none\.yaml: cannot be read: No such file or directory$"
+    ):
+        read_experiment("none.yaml")
+
+
+def test_a_checkpoint_with_a_cut_config_is_told(folder):
+    (folder / "checkpoint/config.json").write_text('{"max_pos')
+    message = _message(GOOD)
+    assert message.startswith(
+        "trial.yaml:5: models.base.path = 'checkpoint': has a config.json that"
+    )
+
+
+def test_positions_count_where_the_model_says_so(folder):
+    def lengths(longest: int, **models) -> list[int]:
+        config = {
+            "experiment": "trial",
+            "models": {"base": {"path": "checkpoint"}, **models},
+            "finetune_data": {"keys": {"type": "passkey", "length": 256}},
+            "systems": {"only": {"model": next(iter(models), "base")}},
+            "tasks": {"passkey": {"type": "passkey"}},
+            "lengths": [longest],
+        }
+        return load_experiment(config).lengths
+
+    recipe = {"data": "keys", "sequence_length": 256}
+    derived = {"base": "base", "finetune": recipe}
+    with pytest.raises(ValueError, match="beyond the 1024 positions of model `tuned`"):
+        lengths(2048, tuned=derived)
+    assert lengths(2048, tuned={**derived, "beyond_positions": True}) == [2048]
+    # Infini-attention counts positions within a segment.
+    assert lengths(2048, tuned={**derived, "attention": {"type": "infini"}}) == [2048]
+    (folder / "checkpoint/config.json").write_text(
+        '{"text_config": {"max_position_embeddings": 512}}'
+    )
+    with pytest.raises(ValueError, match="beyond the 512 positions of model `base`"):
+        lengths(1024)
+
+
+@pytest.mark.parametrize(
+    "file", ["config.yaml", *(f"config/{path.name}" for path in (ROOT / "config").glob("*.yaml"))]
+)
+def test_every_shipped_experiment_loads(monkeypatch, file):
+    monkeypatch.chdir(ROOT)
+    experiment = read_experiment(file)
+    assert experiment.experiment == ("quick" if file == "config.yaml" else Path(file).stem)

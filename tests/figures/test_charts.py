@@ -1,0 +1,196 @@
+"""The figures as their readers see them: rendered to SVG, texts and marks read back."""
+
+import xml.etree.ElementTree as ET
+
+import polars as pl
+import pytest
+
+from needlework.figures.accuracy import accuracy
+from needlework.figures.cost import cost
+from needlework.figures.heatmap import heatmap
+from needlework.figures.save import save
+from needlework.figures.theme import COLORS
+from needlework.figures.training import training
+
+CELL = ["system", "task", "length", "accuracy", "low", "high"]
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+@pytest.fixture
+def drawn(tmp_path):
+    """Render a chart: the lines of its texts, and what it says of each of its marks."""
+
+    def draw(chart):
+        save(chart, svg=tmp_path / "chart.svg")
+        root = ET.parse(tmp_path / "chart.svg").getroot()
+        nodes = [node for node in root.iter() if node.tag in (f"{SVG}text", f"{SVG}tspan")]
+        marks = [
+            {"kind": node.get("aria-roledescription"), "stroke": node.get("stroke")}
+            | dict(part.partition(": ")[::2] for part in node.get("aria-label").split("; "))
+            for node in root.iter()
+            if node.get("role") == "graphics-symbol" and "; " in node.get("aria-label", "")
+        ]
+        return [node.text for node in nodes if node.text], marks
+
+    return draw
+
+
+def number(text):
+    return float(text.replace(",", ""))
+
+
+def metrics(gates=0, start=2.0):
+    steps = list(range(0, 51, 10))
+    table = {"step": steps, "loss": [start / (1 + s) for s in steps]}
+    table["learning_rate"] = [1e-3 * s / 50 for s in steps]
+    for gate in range(gates):
+        table[f"gate_layer{gate // 4}_head{gate % 4}"] = [gate / 100 + s / 100 for s in steps]
+    return pl.DataFrame(table)
+
+
+@pytest.mark.parametrize(("systems", "lengths"), [(1, 1), (4, 6), (8, 8)])
+def test_heatmap_shows_every_cell_of_its_task(drawn, make_summary, systems, lengths):
+    summary = make_summary(systems, 2, lengths)
+    texts, marks = drawn(heatmap(summary, task="task_b"))
+    cells = summary.filter(pl.col("task") == "task_b", pl.col("depth_percent").is_not_null())
+    found = {
+        (mark["System"], number(mark["Length (tokens)"]), float(mark["Depth (%)"])): mark
+        for mark in marks
+        if mark["kind"] == "rect mark"
+    }
+    columns = ["system", "length", "depth_percent", "accuracy"]
+    rows = {row[:3]: row[3] for row in cells.select(columns).rows()}
+    assert found.keys() == rows.keys()
+    for cell, value in rows.items():
+        assert float(found[cell]["Accuracy (%)"]) == pytest.approx(100 * value, abs=0.051)
+    assert {"Context length (tokens)", "Needle depth (%)", "Accuracy (%)"} <= set(texts)
+    assert {f"{length:,}" for length in cells["length"]} <= set(texts)
+    assert "n = 2 answers a cell" in texts
+    assert "Accuracy by needle depth and context length: task_b" in texts
+
+
+def test_heatmaps_have_one_colour_scale(make_summary):
+    """0-100 %, whatever the accuracies at hand."""
+    summary = make_summary().with_columns(accuracy=0.4 + 0.1 * pl.col("accuracy"))
+    spec = heatmap(summary).to_dict()["spec"]
+    assert spec["layer"][0]["encoding"]["color"]["scale"]["domain"] == [0, 100]
+
+
+def test_heatmap_of_all_tasks_has_a_row_a_task(drawn, make_summary):
+    texts, marks = drawn(heatmap(make_summary(8, 8, 8)))  # 5632 cells: more than altair's 5000
+    assert [text for text in texts if text.startswith("task_")] == [f"task_{c}" for c in "abcdefgh"]
+    assert sum(mark["kind"] == "rect mark" for mark in marks) == 8 * 8 * 8 * 11
+
+
+def test_heatmap_pools_many_depths_by_their_answers(drawn, make_summary):
+    depths = [float(depth) for depth in range(41) if depth % 10 != 5]
+    summary = make_summary(1, 1, 1, depths).with_columns(n=pl.int_range(pl.len()) + 1)
+    _, marks = drawn(heatmap(summary, task="task_a"))
+    pooled = {float(m["Depth (%)"]): m for m in marks if m["kind"] == "rect mark"}
+    assert sorted(pooled) == [0, 10, 20, 30, 40]
+    rows = summary.filter(pl.col("depth_percent") <= 4)
+    assert float(pooled[0]["Accuracy (%)"]) == pytest.approx(
+        100 * (rows["accuracy"] * rows["n"]).sum() / rows["n"].sum(), abs=0.051
+    )
+    assert number(pooled[0]["Answers"]) == rows["n"].sum()
+
+
+@pytest.mark.parametrize(("systems", "tasks", "lengths"), [(1, 1, 1), (4, 2, 6), (8, 13, 8)])
+def test_accuracy_shows_every_point(drawn, make_summary, systems, tasks, lengths):
+    summary = make_summary(systems, tasks, lengths, n=22)
+    texts, marks = drawn(accuracy(summary))
+    found = {
+        (mark["System"], mark["Task"], number(mark["Length (tokens)"])): mark
+        for mark in marks
+        if mark["kind"] == "point"
+    }
+    cells = summary.filter(pl.col("depth_percent").is_null())
+    rows = {row[:3]: row[3:] for row in cells.select(CELL).rows()}
+    assert found.keys() == rows.keys()
+    for cell, values in rows.items():
+        for key, value in zip(("Accuracy (%)", "Low (%)", "High (%)"), values, strict=True):
+            assert float(found[cell][key]) == pytest.approx(100 * value, abs=0.051)
+    assert {"Context length (tokens, log scale)", "Accuracy (%)", "System"} <= set(texts)
+    assert {*cells["system"], *cells["task"], *(f"{n:,}" for n in cells["length"])} <= set(texts)
+    assert "n = 22 answers a point, all needle depths together" in texts
+
+
+def test_a_system_keeps_its_colour(drawn, make_summary):
+    _, few = drawn(accuracy(make_summary(2, 1, 3)))
+    _, many = drawn(accuracy(make_summary(8, 1, 3)))
+    for marks in (few, many):
+        for index, system in enumerate(["dense", "sketchwalk"]):
+            points = [m for m in marks if m["kind"] == "point" and m["System"] == system]
+            assert {point["stroke"].upper() for point in points} == {COLORS[index].upper()}
+
+
+def test_counts_that_differ_are_a_range(drawn, make_summary):
+    summary = pl.concat([make_summary(1, 1, 2, n=20), make_summary(2, 1, 2, n=22)[-24:]])
+    texts, _ = drawn(accuracy(summary))
+    assert "n = 20–22 answers a point, all needle depths together" in texts  # noqa: RUF001
+
+
+@pytest.mark.parametrize(("systems", "lengths"), [(1, 1), (4, 6), (8, 8)])
+def test_cost_has_human_units(drawn, make_costs, systems, lengths):
+    texts, marks = drawn(cost(*make_costs(systems, lengths)))
+    points = [mark for mark in marks if mark["kind"] == "point"]
+    assert len(points) == 2 * systems * lengths
+    dense = [m for m in points if m["System"] == "dense" and m["Length (tokens)"] == "512"]
+    assert [m["Prefill time (seconds)"] for m in dense[:1]] == ["0.002621"]
+    assert [m["Cache size (bytes)"] for m in dense[1:]] == ["524,288"]
+    assert {"Prefill time (log scale)", "Cache size (log scale)", "512 KiB"} <= set(texts)
+    assert any(text.endswith(" ms") for text in texts)
+    assert "n = 3 prompts a point, all tasks together" in texts
+
+
+def test_cost_leaves_out_what_was_not_measured(drawn, make_costs):
+    measurements, predictions = make_costs(2, 3)
+    unknown = predictions.with_columns(cache_bytes=pl.lit(None, dtype=pl.Int64))
+    texts, _ = drawn(cost(measurements, unknown))
+    assert "Cache size (log scale)" not in texts
+    assert "Prefill time (log scale)" in texts
+    nothing = measurements.with_columns(prefill_seconds=pl.lit(0.0))
+    with pytest.raises(ValueError, match=r"^measurements, predictions: no prefill_seconds and no "):
+        cost(nothing, unknown)
+
+
+def test_training_shows_models_and_gates(drawn):
+    texts, marks = drawn(training({"dense": metrics(), "infini": metrics(8)}))
+    assert {"Loss (nats a token, log scale)", "Learning rate", "Model", "Gate of layer"} <= set(
+        texts
+    )
+    assert {"dense", "infini", "n = 50 (dense), 50 (infini) steps"} <= set(texts)
+    lines = [mark for mark in marks if mark["kind"] == "line mark"]
+    assert len(lines) == 2 + 2 + 8
+    texts, marks = drawn(training({"dense": metrics()}))
+    assert "Gate of layer" not in texts
+
+
+def test_many_gates_are_drawn_as_means_of_their_layer(drawn):
+    _, marks = drawn(training({"infini": metrics(40)}))
+    assert len([mark for mark in marks if mark["kind"] == "line mark"]) == 2 + 10
+
+
+def test_a_loss_of_zero_leaves_the_log_axis_standing(drawn):
+    texts, _ = drawn(training({"dense": metrics(start=0.0)}))
+    assert "Loss (nats a token, log scale)" in texts
+
+
+def test_empty_input_is_one_clear_line(make_summary, make_costs):
+    summary = make_summary(1, 1, 1)
+    measurements, predictions = make_costs(1, 1)
+    for figure, message in [
+        (lambda: heatmap(summary.clear()), r"^summary: has no rows, so there is nothing to draw"),
+        (lambda: heatmap(summary, task="vt"), r"^summary: no cell with a needle depth for task vt"),
+        (lambda: heatmap(summary, metric="part"), r"^summary: no cell .* metric part"),
+        (lambda: accuracy(summary.clear()), r"^summary: has no rows"),
+        (lambda: accuracy(summary, "exact"), r"^summary: no all-depths row of metric exact"),
+        (lambda: accuracy(summary.drop("low")), r"^summary: lacks the column 'low'"),
+        (lambda: cost(measurements.clear(), predictions), r"^measurements: has no rows"),
+        (lambda: cost(measurements, predictions.clear()), r"^predictions: has no rows"),
+        (lambda: training({}), r"^training: no model was trained"),
+        (lambda: training({"a": metrics().clear()}), r"^training metrics of a: has no rows"),
+    ]:
+        with pytest.raises(ValueError, match=message) as error:
+            figure()
+        assert "\n" not in str(error.value)

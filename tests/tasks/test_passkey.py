@@ -1,0 +1,87 @@
+from random import Random
+
+import pytest
+
+from needlework.config.tasks import Passkey, PasskeyExamples
+from needlework.tasks.generate import samples
+from needlework.tasks.passkey import draw_key, examples, is_evaluation_key
+
+
+def test_keys_of_training_and_evaluation_are_apart():
+    random = Random(0)
+    for digits in range(1, 21):
+        sides = {
+            evaluation: {draw_key(random, digits, evaluation=evaluation) for _ in range(300)}
+            for evaluation in (True, False)
+        }
+        assert sides[True]
+        assert sides[False]
+        assert not sides[True] & sides[False]
+        for key in sides[True] | sides[False]:
+            assert len(key) == digits
+            assert key[0] != "0"
+
+
+def test_the_split_halves_the_keys():
+    evaluation = sum(is_evaluation_key(str(key)) for key in range(1000, 10000))
+    assert abs(evaluation / 9000 - 0.5) < 0.03
+
+
+def test_examples_never_use_a_key_of_the_samples(byte_tokenizer):
+    config = PasskeyExamples(examples=400, length=128, digits=[3])
+    rows = examples(config, byte_tokenizer, seed=1)
+    table = samples(
+        Passkey(digits=3),
+        byte_tokenizer,
+        task_name="t",
+        length=128,
+        count=400,
+        depths=[0.0],
+        seed=1,
+    )
+    trained, asked = set(rows["answer"].str.strip_chars()), set(table["outputs"].explode())
+    assert len(trained) > 150
+    assert len(asked) > 150
+    assert not trained & asked
+
+
+def test_example_rows(tokenizer):
+    config = PasskeyExamples(examples=60, length=300, digits=[3, 4, 7], depths=[0, 30, 60, 100])
+    rows = examples(config, tokenizer, seed=1)
+    assert rows.columns == [
+        "prompt",
+        "answer",
+        "context_length",
+        "depth_percent",
+        "num_digits",
+        "seed",
+    ]
+    assert rows.group_by("num_digits", "depth_percent").len()["len"].to_list() == [5] * 12
+    for row in rows.iter_rows(named=True):
+        key = row["answer"].removeprefix(" ")
+        assert f"\nThe pass key is {key}. Remember it. {key} is the pass key.\n" in row["prompt"]
+        assert row["prompt"].endswith("What is the pass key? The pass key is")
+        assert len(key) == row["num_digits"]
+        # One more for the end-of-sequence token.
+        assert row["context_length"] == len(tokenizer.encode(row["prompt"] + row["answer"])) + 1
+        assert 296 <= row["context_length"] <= 300
+    assert rows["seed"].n_unique() == 60
+
+
+def test_example_is_the_same_however_many_are_asked_for(byte_tokenizer):
+    some = examples(PasskeyExamples(examples=5, length=200), byte_tokenizer, seed=1)
+    many = examples(PasskeyExamples(examples=20, length=200), byte_tokenizer, seed=1)
+    assert some.equals(many.head(5))
+    assert not some.equals(examples(PasskeyExamples(examples=5, length=200), byte_tokenizer, 2))
+
+
+def test_examples_too_short_name_the_smallest(byte_tokenizer):
+    config = PasskeyExamples(examples=30, length=64, digits=[20])
+    with pytest.raises(
+        ValueError, match=r"length 64 is too small; set it to \d+ or more$"
+    ) as error:
+        examples(config, byte_tokenizer, seed=1)
+    smallest = int(str(error.value).split()[-3])
+    examples(config.model_copy(update={"length": smallest}), byte_tokenizer, seed=1)
+    with pytest.raises(ValueError, match="too small"):
+        examples(config.model_copy(update={"length": smallest - 1}), byte_tokenizer, seed=1)

@@ -1,0 +1,112 @@
+import re
+from itertools import pairwise
+
+import pytest
+import torch
+
+from needlework.config.training import Pretrain, Stage
+from needlework.models.tiny import word_tokenizer
+from needlework.tasks import niah, passkey
+from needlework.tasks.words import is_held_out
+from needlework.training.curriculum import IGNORED, Writer, batches, vocabulary
+
+EXERCISES = ["recall", "passkey", "noise", "sentences"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return word_tokenizer(vocabulary(), max_positions=4096)
+
+
+def _config(**stage) -> Pretrain:
+    defaults = {"length": 256, "rows": 8, "steps": 2, "exercises": EXERCISES}
+    return Pretrain(stages=[Stage(**{**defaults, **stage})])
+
+
+def _texts(tokenizer, exercise: str, length: int, count: int = 20) -> list[str]:
+    writer = Writer(_config(), tokenizer, seed=3)
+    sequences = [writer.write(exercise, length) for _ in range(count)]
+    assert max(map(len, sequences)) <= length
+    return [tokenizer.decode(sequence.ids) for sequence in sequences]
+
+
+@pytest.mark.parametrize("exercise", EXERCISES)
+def test_ids_are_those_of_the_text(tokenizer, exercise):
+    writer = Writer(_config(), tokenizer, seed=0)
+    for _ in range(10):
+        ids = writer.write(exercise, 256).ids
+        text = tokenizer.decode(ids)
+        assert tokenizer.encode(text.removeprefix("<s>")) == ids
+
+
+def test_passkey_sequences_read_like_the_task(tokenizer):
+    asked = re.escape(f"\n{passkey.QUESTION}{passkey.ANSWER_PREFIX}") + r" (\d+)</s>$"
+    depths = set()
+    for text in _texts(tokenizer, "passkey", 256):
+        key = re.search(asked, text)[1]
+        told = text.index(f"\n{passkey.NEEDLE.format(key=key)}\n")
+        assert text.startswith(f"<s>{passkey.INTRO}\n")
+        assert not passkey.is_evaluation_key(key)
+        assert "\n\n" not in text
+        depths.add(told // 200)
+    assert len(depths) > 2
+
+
+@pytest.mark.parametrize("exercise", ["noise", "sentences"])
+def test_every_answer_is_the_number_told_with_its_key(tokenizer, exercise):
+    question = niah.QUESTION + niah.ANSWER_PREFIX
+    pattern = re.escape(question).replace(re.escape("{key}"), "([a-z]+-[a-z]+)") + r" (\d{7})</s>"
+    counts = set()
+    for text in _texts(tokenizer, exercise, 512):
+        answers = re.findall(pattern, text)
+        assert len(answers) >= 2
+        for key, again, value in answers:
+            assert key == again
+            assert text.count(niah.NEEDLE.format(key=key, value=value)) == 1
+            assert not any(is_held_out(word) for word in key.split("-"))
+        counts.add(text.count("One of the special magic numbers"))
+    assert min(counts) <= 4 < max(counts)
+
+
+def test_recall_asks_for_what_was_told(tokenizer):
+    for text in _texts(tokenizer, "recall", 64):
+        told = dict(re.findall(r" for (\S+) is: (\d+)\.", text))
+        asked = re.findall(r" for (\S+)(?: mentioned| in| the| provided| text)* is (\d+)</s>", text)
+        assert asked
+        assert all(told[key] == value for key, value in asked)
+
+
+def test_labels_are_the_answers_and_candidates_hold_every_target(tokenizer):
+    for batch in batches(_config(), tokenizer, seed=5):
+        ids, labels, text = batch["input_ids"], batch["labels"], batch["text_labels"]
+        answered = labels != IGNORED
+        assert torch.equal(labels[answered], ids[answered])
+        decoded = tokenizer.decode(labels[answered])
+        assert re.fullmatch(r"( \d+</s>)+", decoded)
+        assert not (answered & (text != IGNORED)).any()
+        wanted = torch.cat([labels[answered], text[text != IGNORED]])
+        assert torch.isin(wanted, batch["candidates"]).all()
+        assert batch["candidates"].tolist() == sorted(set(batch["candidates"].tolist()))
+        assert torch.equal(batch["position_ids"][0], torch.arange(256))
+
+
+def test_positions_jump_at_sentence_ends_alone(tokenizer):
+    stop = tokenizer.convert_tokens_to_ids(".")
+    jumped = 0
+    for batch in batches(_config(jumps=0.5, rows=32), tokenizer, seed=6):
+        for ids, positions in zip(batch["input_ids"], batch["position_ids"], strict=True):
+            steps = [b - a for a, b in pairwise(positions.tolist())]
+            jumps = [i for i, step in enumerate(steps) if step > 1]
+            assert min(steps) == 1
+            assert all(ids[i] == stop for i in jumps)
+            assert sum(steps) < 255 + 8192
+            jumped += bool(jumps)
+    assert 20 <= jumped <= 44
+
+
+def test_same_seed_same_batches(tokenizer):
+    def ids(seed: int) -> torch.Tensor:
+        return torch.cat([b["input_ids"] for b in batches(_config(), tokenizer, seed)])
+
+    assert torch.equal(ids(1), ids(1))
+    assert not torch.equal(ids(1), ids(2))
