@@ -21,6 +21,8 @@ try:
     require_writable(RESULTS)
 except ValueError as error:
     sys.exit(f"needlework: {error}")
+# With every default filled in, for captions.
+config.update(experiment.model_dump(mode="json"))
 
 
 include: "workflow/rules/common.smk"

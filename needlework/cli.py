@@ -16,7 +16,8 @@ from needlework.config.schema import experiment_schema
 from needlework.runner import run_workflow
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
-console = Console(soft_wrap=True, highlight=False)
+# Piped, long paths stay whole.
+console = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 300)
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -40,7 +41,7 @@ def run(
 def lineage(file: Annotated[Path, typer.Argument(help="A file under results/.")]) -> None:
     """Print what a file was made from: rules, parameters, code and hashes, down to the sources."""
     tree = Tree("")
-    _grow(tree, provenance.lineage(file), set())
+    _grow(tree, [provenance.lineage(file)], set())
     for child in tree.children:
         console.print(child)
 
@@ -84,25 +85,37 @@ def schema(
     print(reference() if markdown else json.dumps(experiment_schema(), indent=2))
 
 
-def _grow(tree: Tree, node: provenance.Node, shown: set[str]) -> None:
-    if node.record is None:
-        tree.add(f"{node.path}  [dim]source[/dim]")
-        return
-    record = node.record
-    sha256 = record["outputs"].get(node.path, "?")[:12]
-    line = f"[bold]{node.path}[/bold]  sha256 {sha256}"
-    if node.path in shown:
-        tree.add(f"{line}  [dim](above)[/dim]")
-        return
-    shown.add(node.path)
+def _grow(tree: Tree, nodes: list[provenance.Node], shown: set[str]) -> None:
+    """Add `nodes` to `tree`, those that one job made together under one branch."""
+    jobs: dict[str, list[provenance.Node]] = {}
+    for node in nodes:
+        job = "source" if node.record is None else str(sorted(node.record["outputs"].items()))
+        jobs.setdefault(job, []).append(node)
+    for job, made in jobs.items():
+        if job == "source":
+            for node in made:
+                tree.add(f"{node.path}  [dim]source[/dim]")
+            continue
+        record = made[0].record
+        lines = [
+            f"[bold]{node.path}[/bold]  sha256 {record['outputs'][node.path][:12]}" for node in made
+        ]
+        if job in shown:
+            tree.add("\n".join(lines) + "  [dim](as above)[/dim]")
+            continue
+        shown.add(job)
+        _grow(tree.add("\n".join([*lines, _job(record)])), made[0].parents, shown)
+
+
+def _job(record: dict) -> str:
     git = record["git"]
-    commit = f", commit {git['commit'][:10]}{' + changes' if git['changed'] else ''}" if git else ""
-    branch = tree.add(
-        f"{line}\n[dim]rule {record['rule']}, code {record['code']['version']}{commit}, "
+    commit = (
+        f"commit {git['commit'][:10]}{' with changes' if git['changed'] else ''}, " if git else ""
+    )
+    return (
+        f"[dim]rule {record['rule']}, code {record['code']['version']}, {commit}"
         f"{record['started']}, {record['seconds']} s on {record['device']}[/dim]"
     )
-    for parent in node.parents:
-        _grow(branch, parent, shown)
 
 
 def main() -> None:

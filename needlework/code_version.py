@@ -22,7 +22,7 @@ def code_version(script: str, *modules: str) -> str:
     attention system that it evaluates.
 
     Raises:
-        ValueError: the script or a module does not exist.
+        ValueError: the script or a module does not exist, or is not Python.
     """
     files = code_files(script, *modules)
     return hashlib.sha256("\n".join(f"{k} {v}" for k, v in files.items()).encode()).hexdigest()[:16]
@@ -53,9 +53,12 @@ def _read(path: Path) -> tuple[str, tuple[str, ...]]:
     """sha256 of a file, and every needlework module that it may import."""
     try:
         source = path.read_bytes()
+        tree = ast.parse(source)
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
-    return hashlib.sha256(source).hexdigest(), tuple(_imported_names(ast.parse(source)))
+    except SyntaxError as error:
+        raise ValueError(f"{path}:{error.lineno}: not Python: {error.msg}; mend the line") from None
+    return hashlib.sha256(source).hexdigest(), tuple(_imported_names(tree))
 
 
 def _imported_names(tree: ast.AST) -> Iterator[str]:

@@ -82,11 +82,11 @@ def _derived(experiment: Experiment, name: str, model: Derived) -> Iterator[Prob
             (*where, "finetune", "data"),
             "names no finetune_data; " + one_of(experiment.finetune_data, recipe.data),
         )
-    elif data.length > recipe.sequence_length:
+    elif (longest := max(data.lengths)) > recipe.sequence_length:
         yield (
             (*where, "finetune", "sequence_length"),
-            f"is below the {data.length} tokens of finetune_data.{recipe.data}; "
-            f"write at least {data.length}, or shorten the data",
+            f"is below the {longest} tokens of finetune_data.{recipe.data}; "
+            f"write at least {longest}, or shorten the data",
         )
 
 

@@ -59,6 +59,10 @@ class NiahMultikey1(Niah):
     keys: int = Field(4, ge=1, le=40, description="needles, one of which is asked for")
 
 
+ExampleLength = Annotated[int, Field(ge=64)]
+"""Tokens of a row to train on."""
+
+
 class PasskeyExamples(Strict):
     """Passkey rows to train on: prompt and answer, keys apart from every evaluation key."""
 
@@ -66,13 +70,20 @@ class PasskeyExamples(Strict):
 
     type: Literal["passkey"] = "passkey"
     examples: int = Field(2000, ge=1, description="rows")
-    length: int = Field(1024, ge=64, description="tokens of prompt, answer and end of text")
+    length: ExampleLength | Annotated[list[ExampleLength], Field(min_length=1)] = Field(
+        1024, description="tokens of prompt, answer and end of text; several lengths take turns"
+    )
     digits: list[Annotated[int, Field(ge=1, le=20)]] = Field(
         [4], min_length=1, description="digits of the keys, mixed evenly"
     )
     depths: list[Percent] = Field(
         [0, 25, 50, 75, 100], min_length=1, description="where the key stands, mixed evenly"
     )
+
+    @property
+    def lengths(self) -> list[int]:
+        """`length` as a list."""
+        return [self.length] if isinstance(self.length, int) else self.length
 
 
 AnyTask = tagged_union(Task)

@@ -87,9 +87,10 @@ def examples(config: PasskeyExamples, tokenizer: Tokenizer, seed: int) -> pl.Dat
     """Rows to train on: prompt, answer, context_length, depth_percent, num_digits, seed.
 
     `context_length` counts the tokens of prompt and answer (a space and the key), special tokens
-    included, and one for the end-of-sequence token that training adds: at most `config.length`,
-    and equal to it wherever a cut of the filler makes it so. Every pair of a depth and a number of
-    digits comes up equally often. Row i is the same however many are asked for.
+    included, and one for the end-of-sequence token that training adds: at most `config.length`
+    (its entries take turns where it has several), and equal to it wherever a cut of the filler
+    makes it so. Every pair of a depth and a number of digits comes up equally often at each
+    length. Row i is the same however many are asked for.
 
     Raises:
         ValueError: the length is too small; the smallest that works is named.
@@ -113,14 +114,16 @@ def examples(config: PasskeyExamples, tokenizer: Tokenizer, seed: int) -> pl.Dat
         )
 
     rows = []
-    for index in track(range(config.examples), description="passkey examples", unit="row"):
-        row_seed, draft, answer = start(config.length, index)
+    for i in track(range(config.examples), description="passkey examples", unit="row"):
+        index, turn = divmod(i, len(config.lengths))
+        length = config.lengths[turn]
+        row_seed, draft, answer = start(length, index)
         try:
-            prompt, encoding = fill(draft, tokenizer, config.length - END_TOKENS, answer)
+            prompt, encoding = fill(draft, tokenizer, length - END_TOKENS, answer)
         except TooLong:
             raise ValueError(
-                f"passkey examples: length {config.length} is too small;"
-                f" set it to {smallest_length(config.length, fits)} or more"
+                f"passkey examples: length {length} is too small;"
+                f" set it to {smallest_length(length, fits)} or more"
             ) from None
         (needle,) = prompt.needles
         size = len(encoding) + END_TOKENS

@@ -24,7 +24,7 @@ def test_words_are_tokens_and_digits_stand_alone(tokenizer):
     ]
 
 
-@pytest.mark.parametrize("text", ["3f2a-9c", "naïve  –  ½\tz\n\n", "don't! x--y", "日本 cat", ""])
+@pytest.mark.parametrize("text", ["3f2a-9c", "naïve  ½\tz\n\n", "don't! x--y", "日本 cat", ""])
 def test_any_text_comes_back(tokenizer, text):
     ids = tokenizer.encode(text)
     assert ids[0] == tokenizer.bos_token_id

@@ -59,7 +59,7 @@ def test_every_answer_is_the_number_told_with_its_key(tokenizer, exercise):
     counts = set()
     for text in _texts(tokenizer, exercise, 512):
         answers = re.findall(pattern, text)
-        assert len(answers) >= 2
+        assert answers
         for key, again, value in answers:
             assert key == again
             assert text.count(niah.NEEDLE.format(key=key, value=value)) == 1

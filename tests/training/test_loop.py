@@ -1,4 +1,5 @@
 import math
+from itertools import pairwise
 
 import polars as pl
 import pytest
@@ -110,5 +111,5 @@ def test_warmup_cosine_rises_stays_and_falls():
     assert factors[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
     assert factors[10:51] == [1.0] * 41
     assert factors[75] == pytest.approx(0.6)
-    assert all(a > b for a, b in zip(factors[50:], factors[51:], strict=False))
+    assert all(a > b for a, b in pairwise(factors[50:]))
     assert factors[-1] == pytest.approx(0.2, abs=0.001)
