@@ -38,15 +38,18 @@ def read_record(output: str | Path) -> dict[str, Any] | None:
     """The record of `output`; None for a file that no stage made.
 
     Raises:
-        ValueError: the record is not JSON.
+        ValueError: the record is not JSON, or lacks what every record has.
     """
     path = record_path(output)
     if not path.is_file():
         return None
     try:
-        return json.loads(path.read_text())
-    except ValueError:
-        raise ValueError(f"{path}: not JSON; delete it and {output}, then run again") from None
+        record = json.loads(path.read_bytes())
+        if {"rule", "inputs", "outputs"} <= record.keys():
+            return record
+    except (ValueError, AttributeError):
+        pass
+    raise ValueError(f"{path}: not a whole record; delete it and {output}, then run again")
 
 
 def broken_input(path: str | Path) -> str | None:
@@ -73,11 +76,18 @@ def lineage(path: str | Path) -> Node:
     """The tree of what `path` was made from, down to files that no stage made.
 
     Raises:
-        ValueError: `path` does not exist.
+        ValueError: `path` does not exist, or lies outside the folder that the workflow runs in.
     """
     if not Path(path).is_file():
         raise ValueError(f"{path}: no such file; name a file under results/")
-    return _lineage(str(path), {})
+    return _lineage(_as_recorded(path), {})
+
+
+def _as_recorded(path: str | Path) -> str:
+    relative = os.path.relpath(path)
+    if relative.startswith(os.pardir):
+        raise ValueError(f"{path}: lies outside this folder; go to where the workflow ran")
+    return relative
 
 
 def _lineage(path: str, known: dict[str, Node]) -> Node:
@@ -106,8 +116,10 @@ def verify(folder: str | Path) -> Verification:
     """Recompute the hash of every recorded output below `folder` and of every input they name.
 
     Raises:
-        ValueError: `folder` has no record below it.
+        ValueError: `folder` has no record below it, or lies outside the folder that the workflow
+            runs in.
     """
+    folder = _as_recorded(folder)
     records = {
         str(path)[: -len(SUFFIX)]: read_record(str(path)[: -len(SUFFIX)])
         for path in sorted(Path(folder).rglob(f"*{SUFFIX}"))

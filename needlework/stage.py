@@ -130,7 +130,7 @@ def _record(snakemake: Any, inputs: dict[str, str], started: float) -> dict[str,
         },
         "packages": package_versions(),
         "git": _git(),
-        "device": _device(),
+        "device": device_name(),
         "threads": snakemake.threads,
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
         "seconds": round(time.time() - started, 3),
@@ -164,7 +164,8 @@ def _git() -> dict[str, Any] | None:
     return commit and {"commit": commit, "changed": bool(git("status", "--porcelain", "-uno"))}
 
 
-def _device() -> str:
+def device_name() -> str:
+    """The GPU that torch would use, if torch is loaded and there is one, else the processor."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         return torch.cuda.get_device_name()

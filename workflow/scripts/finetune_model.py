@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 with stage(snakemake) as s:
     torch.set_num_threads(s.threads)
+    torch.manual_seed(s.params.seed)
     model, tokenizer = open_model(s.params.base, dtype=s.params.dtype)
     attention = TypeAdapter(AnyAttention | None).validate_python(s.params.attention)
     model = convert(model, attention)

@@ -1,0 +1,159 @@
+"""`make bench`: ratios against peers, measured side by side in one process, as Markdown.
+
+Each table goes to benchmarks/results/<name>.md with date, processor, versions and commit.
+"""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import median
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+from transformers import AutoTokenizer
+
+from needlework import Random, SketchWalk, apply
+from needlework.config.tasks import NiahMultikey1, NiahSingle1, Passkey
+from needlework.models.checkpoint import open_model
+from needlework.stage import device_name, package_versions
+from needlework.tasks.generate import samples
+from needlework.tasks.tokenizer import open_tokenizer
+
+ROOT = Path(__file__).resolve().parent.parent
+MODEL = ROOT / "resources" / "needlework-tiny"
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    for name, table in (("attention", attention_table()), ("samples", samples_table())):
+        path = ROOT / "benchmarks" / "results" / f"{name}.md"
+        path.write_text(f"{table}\n{_conditions()}")
+        print(path.read_text())
+
+
+def attention_table() -> str:
+    """Prefill and decode of each system over stock attention (sdpa), same model, same prompts."""
+    model, tokenizer = open_model(MODEL)
+    settings = {"block_size": 16, "density": 0.25, "dense_layers": 1}
+    systems = {
+        "stock (sdpa)": None,
+        "sketchwalk, heads: sum": SketchWalk(heads="sum", **settings),
+        "sketchwalk, heads: mean": SketchWalk(heads="mean", **settings),
+        "random": Random(**settings),
+    }
+    lines = [
+        "# Attention systems beside stock attention",
+        "",
+        "Whole model, batch 1, one thread, block 16, density 0.25, first layer dense. Ratio: time",
+        "over that of stock attention in the same round, median of five rounds; below 1 is faster.",
+        "",
+        "| system | tokens | prefill ms | prefill ratio | decode ms a token | decode ratio |",
+        "|---|---|---|---|---|---|",
+    ]
+    for length in (1024, 4096, 16384):
+        ids = torch.randint(3, len(tokenizer), (1, length), generator=torch.manual_seed(0))
+        rounds: dict[str, list[tuple[float, float]]] = {name: [] for name in systems}
+        for _ in range(6):
+            for name, system in systems.items():
+                rounds[name].append(_prefill_and_decode_seconds(model, ids, system))
+        stock = rounds["stock (sdpa)"][1:]
+        for name, times in rounds.items():
+            prefill, decode = (median(t[i] for t in times[1:]) for i in (0, 1))
+            ratios = [
+                median(own[i] / theirs[i] for own, theirs in zip(times[1:], stock, strict=True))
+                for i in (0, 1)
+            ]
+            lines.append(
+                f"| {name} | {length:,} | {1e3 * prefill:.1f} | {ratios[0]:.2f} | "
+                f"{1e3 * decode:.2f} | {ratios[1]:.2f} |"
+            )
+    return "\n".join(lines) + "\n"
+
+
+@torch.inference_mode()
+def _prefill_and_decode_seconds(model, ids, system, steps: int = 8) -> tuple[float, float]:
+    handle = apply(model, system) if system is not None else None
+    try:
+        started = time.perf_counter()
+        out = model(ids, use_cache=True, logits_to_keep=1)
+        prefill = time.perf_counter() - started
+        cache, token = out.past_key_values, ids[:, -1:]
+        started = time.perf_counter()
+        for _ in range(steps):
+            cache = model(token, past_key_values=cache, use_cache=True).past_key_values
+        return prefill, (time.perf_counter() - started) / steps
+    finally:
+        if handle is not None:
+            handle.remove()
+
+
+def samples_table() -> str:
+    """Making samples over tokenizing their prompts once, the floor of any exact generator."""
+    tokenizer = open_tokenizer(MODEL)
+    reader = AutoTokenizer.from_pretrained(MODEL)
+    tasks = {
+        "passkey": Passkey(),
+        "niah_single_1": NiahSingle1(),
+        "niah_multikey_1": NiahMultikey1(),
+    }
+    lines = [
+        "# Making samples beside tokenizing them once",
+        "",
+        "22 samples, CPU seconds, best of three. Ratio: over one tokenization of the same prompts,",
+        "which any generator that fills a length exactly has to do.",
+        "",
+        "| task | tokens | seconds | tokenizing | ratio |",
+        "|---|---|---|---|---|",
+    ]
+    for name, task in tasks.items():
+        for length in (4096, 32768):
+            tables = []
+
+            def make(task=task, name=name, length=length, tables=tables):
+                tables.append(
+                    samples(
+                        task, tokenizer, task_name=name, length=length, count=22,
+                        depths=[0, 25, 50, 75, 100], seed=1,
+                    )
+                )  # fmt: skip
+
+            making = _best_cpu_seconds(make)
+            prompts = tables[0]["prompt"].to_list()
+            reading = _best_cpu_seconds(lambda prompts=prompts: [reader(p) for p in prompts])
+            lines.append(
+                f"| {name} | {length:,} | {making:.3f} | {reading:.3f} | {making / reading:.1f} |"
+            )
+    return "\n".join(lines) + "\n"
+
+
+def _best_cpu_seconds(call: Callable[[], object], times: int = 3) -> float:
+    seconds = []
+    for _ in range(times):
+        started = time.process_time()
+        call()
+        seconds.append(time.process_time() - started)
+    return min(seconds)
+
+
+def _conditions() -> str:
+    versions = package_versions()
+    shown = ", ".join(
+        f"{name} {versions[name]}" for name in ("python", "torch", "transformers", "tokenizers")
+    )
+    commit = subprocess.run(
+        ["git", "-C", str(ROOT), "rev-parse", "--short=10", "HEAD"],
+        capture_output=True, text=True, check=False,
+    ).stdout.strip()  # fmt: skip
+    return (
+        f"\n{datetime.now(UTC):%Y-%m-%d}, {device_name()}, "
+        f"{os.cpu_count()} cores, {shown}, commit {commit or 'none'}.\n"
+    )
+
+
+if __name__ == "__main__":
+    main()
