@@ -7,7 +7,7 @@ ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test test-quick format lint bench setup clean-results
+.PHONY: run test test-quick format lint bench setup
 
 run: $(VENV)/.installed
 	$(BIN)/needlework run $(ARGS)

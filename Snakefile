@@ -9,8 +9,11 @@ from needlework.results import require_writable
 
 min_version("9.27")
 
+# A file that --configfile names stands alone. Snakemake would merge it over this one, and do so in
+# the jobs of a cluster even where replace-workflow-config is set: it does not hand that on.
+if not workflow.overwrite_configfiles:
 
-configfile: "config.yaml"
+    configfile: "config.yaml"
 
 
 try:

@@ -82,7 +82,7 @@ def schema(
     markdown: Annotated[bool, typer.Option(help="The reference page instead.")] = False,
 ) -> None:
     """Print the JSON schema of experiment files, for editors."""
-    print(reference() if markdown else json.dumps(experiment_schema(), indent=2))
+    print(reference().rstrip() if markdown else json.dumps(experiment_schema(), indent=2))
 
 
 def _grow(tree: Tree, nodes: list[provenance.Node], shown: set[str]) -> None:

@@ -4,6 +4,7 @@ import importlib.metadata
 import logging
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -55,8 +56,9 @@ def stage(snakemake: Any) -> Iterator[Stage]:
     partial = {name: _partial(path) for name, path in named.items()}
     try:
         inputs = _hash_inputs(snakemake.input)
-        for path in partial.values():
-            path.parent.mkdir(parents=True, exist_ok=True)
+        for path in named.values():
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            _remove_leftovers(path)
         yield Stage(
             snakemake.input,
             SimpleNamespace(**{name: str(path) for name, path in partial.items()}),
@@ -93,6 +95,14 @@ def _umask() -> int:
 def _partial(path: str) -> Path:
     # The suffix stays last: savers choose their format by it.
     return Path(path).with_name(f".partial-{os.getpid()}-{Path(path).name}")
+
+
+def _remove_leftovers(path: str) -> None:
+    """Remove what killed jobs left of `path`; a name may end in another's, so no glob."""
+    leftover = re.compile(rf"\.partial-\d+-{re.escape(Path(path).name)}")
+    for found in Path(path).parent.iterdir():
+        if leftover.fullmatch(found.name):
+            found.unlink(missing_ok=True)
 
 
 def _log_to(path: str | None) -> None:

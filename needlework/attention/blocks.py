@@ -18,6 +18,8 @@ from needlework.config.systems import BlockSparse
 
 # Numbers gathered at once. Larger outgrows the CPU's cache, smaller leaves a GPU idle.
 GATHERED = {"cpu": 2**17, "cuda": 2**26}
+# Queries that gather together. More make larger products, and gather more that some do not want.
+TILE_TOKENS = 32
 
 
 class Blocks:
@@ -44,6 +46,16 @@ class Blocks:
         ]
 
     @cached_property
+    def first(self) -> Tensor:
+        """Position of the first real token of each row of the batch [batch], int64."""
+        return torch.tensor(self.mask.first, device=self.device)
+
+    @cached_property
+    def token(self) -> Tensor:
+        """0 .. size - 1, int64."""
+        return torch.arange(self.size, device=self.device)
+
+    @cached_property
     def number(self) -> Tensor:
         """The block that each row is [batch, rows], int64."""
         begin = torch.tensor(self.begin, device=self.device)
@@ -55,13 +67,28 @@ class Blocks:
         return torch.arange(self.count, device=self.device) > self.number[..., None]
 
     @cached_property
+    def own(self) -> Tensor:
+        """True where a block is the row itself [batch, rows, blocks]."""
+        return torch.arange(self.count, device=self.device) == self.number[..., None]
+
+    @cached_property
     def kept(self) -> Tensor:
-        """How many blocks each row keeps [batch, rows], int64."""
+        """How many blocks each row keeps [batch, rows, 1], int64."""
         kept = [
             [kept_blocks(self.system, begin + row) for row in range(self.rows)]
             for begin in self.begin
         ]
-        return torch.tensor(kept, device=self.device)
+        return torch.tensor(kept, device=self.device)[..., None]
+
+    @cached_property
+    def slots(self) -> int:
+        """The most blocks that any row keeps."""
+        return kept_blocks(self.system, self.count - 1)
+
+    @cached_property
+    def is_empty(self) -> Tensor:
+        """True at the slots that a row leaves empty [batch, rows, slots]."""
+        return torch.arange(self.slots, device=self.device) >= self.kept
 
     @cached_property
     def is_new(self) -> Tensor:
@@ -89,9 +116,8 @@ class Blocks:
     def is_earlier(self) -> Tensor:
         """1 at tokens of the first row that came before this forward [batch, 1, size, 1]."""
         before = [max(0, self.mask.start - first) % self.size for first in self.mask.first]
-        token = torch.arange(self.size, device=self.device)
         before = torch.tensor(before, device=self.device)
-        return (token < before[:, None]).float()[:, None, :, None]
+        return (self.token < before[:, None]).float()[:, None, :, None]
 
     @cached_property
     def seen(self) -> Tensor:
@@ -156,12 +182,9 @@ def choose(scores: Tensor, blocks: Blocks) -> Tensor:
     Of equal scores the earlier block wins. scores [batch, rows, blocks]; returns block numbers
     [batch, rows, k] int64, the row's own in slot 0, -1 in slots that stay empty.
     """
-    own = torch.zeros_like(scores, dtype=torch.bool).scatter_(2, blocks.number[..., None], True)
-    scores = scores.masked_fill(blocks.future, -torch.inf).masked_fill(own, torch.inf)
-    k = kept_blocks(blocks.system, blocks.count - 1)
-    order = scores.sort(dim=-1, descending=True, stable=True).indices[..., :k]
-    empty = torch.arange(k, device=scores.device) >= blocks.kept[..., None]
-    return order.masked_fill(empty, -1)
+    scores = scores.masked_fill(blocks.future, -torch.inf).masked_fill(blocks.own, torch.inf)
+    order = scores.sort(dim=-1, descending=True, stable=True).indices[..., : blocks.slots]
+    return order.masked_fill(blocks.is_empty, -1)
 
 
 def attend(
@@ -186,55 +209,72 @@ def attend(
     terms = {"scaling": scaling, "dropout": dropout, "softcap": softcap, "sinks": sinks}
     if query.shape[2] == 1:
         return _attend_token(query, key, value, chosen, blocks, terms)
-    heads, kv_heads, size = query.shape[1], key.shape[1], blocks.size
-    group = heads // kv_heads
-    queries = blocks.of_queries(query).transpose(1, 2)
+    batch, heads, kv_heads, size = len(query), query.shape[1], key.shape[1], blocks.size
+    # Neighbouring rows share most of their blocks: a tile of rows gathers what any of them chose.
+    tile = max(1, TILE_TOKENS // size)
+    extra = -blocks.rows % tile
+    queries = functional.pad(blocks.of_queries(query), (0, 0, 0, 0, 0, extra)).flatten(2, 3)
+    queries = queries.unflatten(2, (-1, tile * size)).transpose(1, 2)
+    chosen = functional.pad(_as_mask(chosen, blocks), (0, 0, 0, extra)).unflatten(1, (-1, tile))
+    union = chosen.any(2)
+    order = union.byte().sort(dim=-1, descending=True, stable=True).indices
+    widths = union.sum(-1).amax(0).tolist()
     keys = blocks.of_keys(key).reshape(-1, size * key.shape[-1])
     values = blocks.of_keys(value).reshape(-1, size * value.shape[-1])
-    batch = torch.arange(len(chosen), device=chosen.device)
-    offset = (batch[:, None] * kv_heads + torch.arange(kv_heads, device=chosen.device)) * (
-        blocks.count
-    )
-    out, pairs = [], torch.zeros((), dtype=torch.int64, device=query.device)
-    row = 0
-    while row < blocks.rows:
-        # Rows of one part share a width, that of the last, so a part is as wide as few rows need.
-        width = kept_blocks(blocks.system, max(blocks.begin) + row)
-        per_row = len(chosen) * kv_heads * width * size * key.shape[-1]
-        end = min(blocks.rows, row + max(1, GATHERED.get(query.device.type, 2**17) // per_row))
-        width = kept_blocks(blocks.system, max(blocks.begin) + end - 1)
-        part = chosen[:, row:end, :width]
-        mask = _mask(part, slice(row, end), blocks)
-        index = (offset[:, None, :, None] + part.clamp_min(0)[:, :, None]).flatten()
-        shape = (part.shape[0] * part.shape[1], kv_heads, width * size, -1)
+    heads_at = torch.arange(batch * kv_heads, device=query.device).view(batch, 1, -1, 1)
+    limit = GATHERED.get(query.device.type, GATHERED["cpu"]) // (batch * kv_heads * key.shape[-1])
+    out, masks, start = [], [], 0
+    while start < len(widths):
+        end = min(len(widths), start + max(1, limit // (widths[start] * size)))
+        width = max(widths[start:end])
+        index = order[:, start:end, :width]
+        mask = _mask(chosen[:, start:end], index, start * tile, blocks)
+        gathered = (heads_at * blocks.count + index[:, :, None]).flatten()
+        shape = (batch * (end - start), kv_heads, width * size, -1)
         attended = _attention(
-            queries[:, row:end].reshape(shape[0], kv_heads, group * size, -1),
-            keys.index_select(0, index).view(shape),
-            values.index_select(0, index).view(shape),
+            queries[:, start:end].reshape(*shape[:2], heads // kv_heads * tile * size, -1),
+            keys.index_select(0, gathered).view(shape),
+            values.index_select(0, gathered).view(shape),
             mask.flatten(0, 1)[:, None],
             terms,
         )
-        out.append(attended.reshape(*part.shape[:2], heads, size, -1))
-        pairs = pairs + (mask.sum(-1) * blocks.is_new[:, row:end]).sum()
-        row = end
-    return blocks.tokens(torch.cat(out, 1).transpose(1, 2)), pairs
+        out.append(attended.view(batch, end - start, heads, tile * size, -1))
+        masks.append(mask.sum(-1))
+        start = end
+    out = torch.cat(out, 1).transpose(1, 2).flatten(2, 3).unflatten(2, (-1, size))
+    pairs = torch.cat(masks, 1).view(batch, -1, size)[:, : blocks.rows] * blocks.is_new
+    return blocks.tokens(out[:, :, : blocks.rows]), pairs.sum()
 
 
-def _mask(chosen: Tensor, rows: slice, blocks: Blocks) -> Tensor:
-    """Mask of the queries of some rows over their chosen blocks [batch, rows, size, k * size]."""
-    size, mask = blocks.size, blocks.mask
-    if mask.is_causal:
-        allowed = (chosen >= 0)[:, :, None, :, None].repeat(1, 1, size, 1, size)
-        allowed[:, :, :, 0] = torch.ones(size, size, dtype=torch.bool, device=chosen.device).tril()
-        return allowed.flatten(3)
-    token = torch.arange(size, device=chosen.device)
-    first = torch.tensor(mask.first, device=chosen.device)[:, None, None]
-    queries = first + blocks.number[:, rows, None] * size + token
-    keys = (first[..., None] + chosen[..., None] * size + token).flatten(2)
-    batch = torch.arange(len(chosen), device=chosen.device)[:, None, None, None]
-    last = mask.total - 1
-    allowed = mask.at(batch, queries[..., None].clamp_max(last), keys[:, :, None])
-    return allowed & (chosen >= 0).repeat_interleave(size, -1)[:, :, None]
+def _as_mask(chosen: Tensor, blocks: Blocks) -> Tensor:
+    """Block numbers [batch, rows, k], -1 for none, as a mask [batch, rows, blocks]."""
+    mask = chosen.new_zeros(*chosen.shape[:2], blocks.count + 1, dtype=torch.bool)
+    return mask.scatter_(2, chosen.remainder(blocks.count + 1), True)[..., :-1]
+
+
+def _mask(chosen: Tensor, index: Tensor, row: int, blocks: Blocks) -> Tensor:
+    """Mask of the queries of some tiles over the tokens of the blocks that they gathered.
+
+    chosen [batch, tiles, tile, blocks]; index [batch, tiles, k], the blocks gathered; row is the
+    first tile's first row. Returns [batch, tiles, tile * size, k * size].
+    """
+    size, (batch, tiles, tile, _) = blocks.size, chosen.shape
+    device = chosen.device
+    chosen = chosen.gather(3, index[:, :, None].expand(-1, -1, tile, -1))
+    numbers = torch.arange(row, row + tiles * tile, device=device).view(tiles, tile)
+    numbers = numbers + torch.tensor(blocks.begin, device=device)[:, None, None]
+    token = blocks.token
+    if blocks.mask.is_causal:
+        earlier = index[:, :, None] < numbers[..., None]
+        allowed = earlier[..., None, :, None] | (token <= token[:, None])[:, None]
+    else:
+        first = blocks.first.view(-1, *[1] * 5)
+        rows = torch.arange(batch, device=device).view(-1, *[1] * 5)
+        queries = first + numbers[..., None, None, None] * size + token[:, None, None]
+        keys = first + index[:, :, None, None, :, None] * size + token
+        allowed = blocks.mask.at(rows, queries.clamp_max(blocks.mask.total - 1), keys)
+    allowed = allowed & chosen[:, :, :, None, :, None]
+    return allowed.view(batch, tiles, tile * size, -1)
 
 
 def _attend_token(
@@ -243,10 +283,7 @@ def _attend_token(
     """`attend` for one new token a row, with as few small operations as it takes."""
     batch, heads, kv_heads, total = *query.shape[:2], key.shape[1], key.shape[2]
     device = query.device
-    first = torch.tensor(blocks.mask.first, device=device)[:, None, None]
-    position = (
-        first + chosen[:, 0, :, None] * blocks.size + torch.arange(blocks.size, device=device)
-    )
+    position = blocks.first[:, None, None] + chosen[:, 0, :, None] * blocks.size + blocks.token
     allowed = (position < blocks.mask.total) & (chosen[:, 0, :, None] >= 0)
     allowed, position = allowed.flatten(1), position.flatten(1).clamp(0, total - 1)
     rows = torch.arange(batch, device=device)[:, None]

@@ -49,7 +49,8 @@ def convert(model: PreTrainedModel, system: Infini) -> PreTrainedModel:
         system: the parameters; they are saved in config.json.
 
     Raises:
-        ValueError: the family is not one of FAMILIES, or some layers have other attention.
+        ValueError: the family is not one of FAMILIES, some layers have other attention, or
+            balance_init_value has not one value a layer.
     """
     family = model.config.model_type
     if f"infini_{family}" not in CONFIG_MAPPING:
@@ -61,6 +62,12 @@ def convert(model: PreTrainedModel, system: Infini) -> PreTrainedModel:
         raise ValueError(
             f"infini: layers of {', '.join(other)} cannot be converted; "
             "choose a model with full attention in every layer"
+        )
+    value, layers = system.balance_init_value, model.config.num_hidden_layers
+    if isinstance(value, list) and len(value) != layers:
+        raise ValueError(
+            f"infini: balance_init_value has {len(value)} values for a model of {layers} layers; "
+            "write one a layer, or a single one"
         )
     config_class = CONFIG_MAPPING[f"infini_{family}"]
     fields = {k: v for k, v in model.config.to_dict().items() if k != "model_type"}
@@ -76,21 +83,23 @@ def convert(model: PreTrainedModel, system: Infini) -> PreTrainedModel:
 class Gate(nn.Module):
     """g = act(beta), [H]: the share of memory in each query head's output."""
 
-    def __init__(self, heads: int, system: Infini):
+    def __init__(self, heads: int, system: Infini, layer: int):
         super().__init__()
-        self.system = system
+        self.system, self.layer = system, layer
         self.balance_factors = nn.Parameter(torch.empty(heads, dtype=torch.float32))
         self.reset()
 
     def reset(self) -> None:
         """Give beta its initial value."""
-        if self.system.balance_init_type == "randn":
-            init.normal_(self.balance_factors)
-        else:
-            constant = self.system.balance_init_type == "constant"
-            init.constant_(
-                self.balance_factors, self.system.balance_init_value if constant else 0.0
-            )
+        match self.system.balance_init_type:
+            case "zeros":
+                init.zeros_(self.balance_factors)
+            case "randn":
+                init.normal_(self.balance_factors)
+            case "constant":
+                value = self.system.balance_init_value
+                value = value[self.layer] if isinstance(value, list) else value
+                init.constant_(self.balance_factors, value)
 
     def forward(self) -> Tensor:
         beta = self.balance_factors
@@ -281,8 +290,8 @@ def _without_rotation(module: nn.Module, args: tuple, output: tuple[Tensor, Tens
 def _install(model: PreTrainedModel) -> None:
     """Gates on every layer, and the hooks that hand the pass down."""
     system = Infini(**model.config.infini)
-    for layer in model.base_model.layers:
-        layer.self_attn.gate = Gate(model.config.num_attention_heads, system)
+    for i, layer in enumerate(model.base_model.layers):
+        layer.self_attn.gate = Gate(model.config.num_attention_heads, system, i)
     model.base_model.register_forward_pre_hook(_begin_pass, with_kwargs=True)
     model.base_model.rotary_emb.register_forward_hook(_without_rotation)
 

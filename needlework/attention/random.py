@@ -23,8 +23,7 @@ class Selector:
         blocks = forward.blocks
         draws = blocks.number * blocks.size
         if forward.is_decode:
-            first = torch.tensor(blocks.mask.first, device=query.device)
-            draws = (blocks.mask.start - first)[:, None]
+            draws = (blocks.mask.start - blocks.first)[:, None]
         seed = _mix(_mix(torch.tensor(self.system.seed, device=query.device)) + layer)
         rows = _mix(seed + draws)[..., None]
         columns = torch.arange(blocks.count, device=query.device)

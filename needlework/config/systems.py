@@ -1,6 +1,6 @@
 """Attention systems: their parameters. `type: x` is computed by needlework/attention/x.py."""
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -64,7 +64,9 @@ class Infini(Attention):
     balance_init_type: Literal["zeros", "randn", "constant"] = Field(
         "zeros", description="how gates start"
     )
-    balance_init_value: float = Field(0.0, description="the constant of `constant`")
+    balance_init_value: float | Annotated[list[float], Field(min_length=1)] = Field(
+        0.0, description="the constant of `constant`, before the activation: one, or one a layer"
+    )
     turn_on_memory: bool = Field(True, description="false: local attention alone")
     gate_empty_memory: bool = Field(
         False, description="true: the gate scales the local part even where memory is empty"

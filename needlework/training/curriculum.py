@@ -99,14 +99,24 @@ class Writer:
         adjective, noun = name.split("-")
         return self.encode(f" {adjective}") + self.encode(f"-{noun}")
 
-    def _number(self, value: int | str) -> list[int]:
-        return self.encode(" ") + [self.encode(digit)[0] for digit in str(value)]
+    def _draw_number(self, digits: int) -> str:
+        """A number, no zero first; every third one of few different digits.
+
+        Where digits repeat, the digits before do not tell which comes next: harder to copy.
+        """
+        choice = range(10)
+        if self.random.random() < 1 / 3:
+            choice = self.random.sample(choice, 3)
+        first = self.random.choice([digit for digit in choice if digit])
+        return "".join(map(str, (first, *self.random.choices(choice, k=digits - 1))))
+
+    def _number(self, value: str) -> list[int]:
+        return self.encode(" ") + [self.encode(digit)[0] for digit in value]
 
     def _pairs(self, count: int, digits: list[int]) -> list[dict[str, list[int]]]:
         pairs = []
         for name in draw_keys(self.random, count, "training"):
-            length = self.random.choice(digits)
-            value = self.random.randrange(10 ** (length - 1), 10**length)
+            value = self._draw_number(self.random.choice(digits))
             pairs.append({"key": self._key(name), "value": self._number(value)})
         return pairs
 
@@ -118,7 +128,10 @@ class Writer:
 
     def _passkey(self, sequence: Sequence, length: int) -> None:
         digits = self.random.choice(self.config.digits)
-        number = self._number(passkey.draw_key(self.random, digits, evaluation=False))
+        key = self._draw_number(digits)
+        while passkey.is_evaluation_key(key):
+            key = self._draw_number(digits)
+        number = self._number(key)
         needle = self.fill(f"{passkey.NEEDLE}\n", key=number)
         question = self.fill(f"{passkey.QUESTION}{passkey.ANSWER_PREFIX}")
         head = self.encode(f"{passkey.INTRO}\n")

@@ -86,11 +86,11 @@ def generate(model, inputs, new=12):
 def run(model, ids, forwards, mask=None, cache=None):
     """Logits of `ids` given in forwards of so many tokens, after what the cache holds."""
     cache = DynamicCache(config=model.config) if cache is None else cache
-    done, logits = cache.get_seq_length(), []
+    done, start, logits = cache.get_seq_length(), 0, []
     mask = torch.ones(len(ids), done + ids.shape[1], dtype=torch.long) if mask is None else mask
     position = (mask.cumsum(-1) - 1).clamp_min(0)
-    for start, new in zip(torch.tensor(forwards).cumsum(0) - torch.tensor(forwards), forwards):
-        end = int(start) + new
+    for new in forwards:
+        end = start + new
         out = model(
             input_ids=ids[:, start:end],
             attention_mask=mask[:, : done + end],
@@ -98,6 +98,7 @@ def run(model, ids, forwards, mask=None, cache=None):
             past_key_values=cache,
         )
         logits.append(out.logits)
+        start = end
     return torch.cat(logits, 1)
 
 

@@ -369,6 +369,10 @@ def test_gates_start_as_told(tmp_path):
     assert zeros().eq(0.5).all()
     constant = Infini(balance_init_type="constant", balance_init_value=-2.0)
     assert convert(base, constant).gates[1].balance_factors.eq(-2).all()
+    by_layer = convert(base, Infini(balance_init_type="constant", balance_init_value=[-1.0, 2.0]))
+    assert [gate.balance_factors[0].item() for gate in by_layer.gates] == [-1.0, 2.0]
+    with pytest.raises(ValueError, match="3 values for a model of 2 layers"):
+        convert(base, Infini(balance_init_type="constant", balance_init_value=[0.0, 0.0, 0.0]))
     random = convert(base, Infini(balance_init_type="randn"))
     assert len({b for g in random.gates for b in g.balance_factors.tolist()}) == 12
     base.save_pretrained(tmp_path)

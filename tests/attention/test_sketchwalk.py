@@ -101,9 +101,7 @@ def test_walk_follows_the_formulae(
     total, layers = max(lengths), 3
     query = rng.normal(size=(layers, len(lengths), heads[0], total, d))
     key = rng.normal(size=(layers, len(lengths), heads[1], total, d))
-    system = SketchWalk(
-        block_size=size, heads=form, walk=kind, sketch_dim=4, sparsity_exponent=3.0
-    )
+    system = SketchWalk(block_size=size, heads=form, walk=kind, sketch_dim=4, sparsity_exponent=3.0)
     sketch = hadamard_sketch(d, 4, system.seed).double().numpy()
     real = torch.zeros(len(lengths), total, dtype=torch.bool)
     for row, length in zip(real, lengths, strict=True):

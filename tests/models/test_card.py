@@ -1,0 +1,43 @@
+"""The model card says what the tables say."""
+
+import polars as pl
+import pytest
+
+from needlework.config.training import Pretrain
+from needlework.models.card import card
+
+
+@pytest.mark.parametrize("start", ["induction", "random"])
+def test_card_states_data_start_cost_accuracy_and_hashes(start):
+    recipe = Pretrain(
+        stages=[{"length": 64, "rows": 3, "steps": 7, "exercises": ["recall", "passkey"]}],
+        start=start,
+        held_out_words=0.25,
+    )
+    cell = {"task": "passkey", "metric": "all", "n": 40, "low": 0.83, "high": 0.99}
+    summary = pl.DataFrame(
+        [
+            {**cell, "length": 2048, "depth_percent": None, "accuracy": 0.95},
+            {**cell, "length": 512, "depth_percent": None, "accuracy": 1.0},
+            {**cell, "length": 512, "depth_percent": 50.0, "accuracy": 0.123},
+        ],
+        schema_overrides={"depth_percent": pl.Float64},
+    )
+    text = card(
+        "needlework-tiny",
+        recipe.model_dump(mode="json"),
+        summary,
+        metrics=pl.DataFrame({"tokens": [10, 1344]}),
+        measurements=pl.DataFrame({"seconds": [1.0, 61.6]}),
+        hashes={"model.safetensors": "abc123"},
+        versions={"seed": 42},
+    )
+    assert "| 64 | 3 | 7 | recall, passkey | 0% |" in text
+    assert "1,344 tokens in 62 seconds" in text
+    assert "25% of the key words were held out" in text
+    assert ("set by hand, not random" in text) == (start == "induction")
+    short, long = "| passkey | 512 | 40 | 100.0% |", "| passkey | 2,048 | 40 | 95.0% | 83.0% to"
+    assert 0 < text.index(short) < text.index(long)
+    assert "12.3%" not in text, "rows of one depth are not the card's"
+    assert "| model.safetensors | `abc123` |" in text
+    assert "| seed | 42 |" in text

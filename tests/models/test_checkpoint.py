@@ -1,0 +1,75 @@
+"""Opening checkpoints: what is refused, and that what is opened is what was saved."""
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from needlework.attention.infini import convert
+from needlework.config.systems import Infini
+from needlework.models.checkpoint import open_model
+from needlework.models.tiny import word_tokenizer
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    tokenizer = word_tokenizer([" one two three"], 64)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+    )
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(config)
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    return tmp_path / "model", model
+
+
+def test_opens_what_was_saved_in_eval_mode(checkpoint):
+    path, saved = checkpoint
+    model, tokenizer = open_model(path)
+    assert not model.training
+    assert tokenizer(" one two").input_ids[0] == tokenizer.bos_token_id
+    for name, parameter in saved.named_parameters():
+        assert torch.equal(model.get_parameter(name), parameter), name
+
+
+def test_dtype_is_the_one_asked_for(checkpoint):
+    model, _ = open_model(checkpoint[0], dtype="bfloat16")
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+
+
+def test_converted_checkpoints_bring_their_classes(checkpoint, tmp_path):
+    path, _ = checkpoint
+    model, tokenizer = open_model(path)
+    infini = convert(model, Infini(segment_length=8, balance_init_type="randn"))
+    infini.save_pretrained(tmp_path / "infini")
+    tokenizer.save_pretrained(tmp_path / "infini")
+    again, _ = open_model(tmp_path / "infini")
+    assert type(again).__name__ == "InfiniLlamaForCausalLM"
+    assert torch.equal(again.gates[0].balance_factors, infini.gates[0].balance_factors)
+
+
+def test_no_folder_is_one_line(tmp_path):
+    with pytest.raises(ValueError, match="not a checkpoint that can be opened"):
+        open_model(tmp_path / "nothing")
+
+
+def test_pickled_weights_are_refused(checkpoint):
+    path, model = checkpoint
+    (path / "model.safetensors").unlink()
+    torch.save(model.state_dict(), path / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="not a checkpoint that can be opened"):
+        open_model(path)
+
+
+def test_missing_weights_are_named(checkpoint):
+    path, _ = checkpoint
+    weights = load_file(path / "model.safetensors")
+    del weights["model.layers.0.mlp.up_proj.weight"]
+    save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"missing .*mlp\.up_proj\.weight"):
+        open_model(path)
