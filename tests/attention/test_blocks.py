@@ -136,10 +136,9 @@ def test_attention_over_chosen_blocks(lengths, size, cached, heads, density, rig
     is_real = real[:, None, start:, None]
     assert torch.isfinite(out).all()
     torch.testing.assert_close(out * is_real, expected, rtol=1e-4, atol=1e-5)
-    if not right:
-        assert pairs == count
-        if density == 1:
-            assert count == mask.causal_pairs
+    assert pairs == count
+    if density == 1:
+        assert count == mask.causal_pairs
 
 
 def test_other_masks_are_evaluated_on_the_chosen_tokens():

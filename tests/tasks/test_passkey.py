@@ -1,5 +1,6 @@
 from random import Random
 
+import polars as pl
 import pytest
 
 from needlework.config.tasks import Passkey, PasskeyExamples
@@ -85,3 +86,12 @@ def test_examples_too_short_name_the_smallest(byte_tokenizer):
     examples(config.model_copy(update={"length": smallest}), byte_tokenizer, seed=1)
     with pytest.raises(ValueError, match="too small"):
         examples(config.model_copy(update={"length": smallest - 1}), byte_tokenizer, seed=1)
+
+
+def test_lengths_take_turns(byte_tokenizer):
+    config = PasskeyExamples(examples=9, length=[200, 300, 400])
+    rows = examples(config, byte_tokenizer, seed=1)
+    assert (rows["context_length"] <= pl.Series([200, 300, 400] * 3)).all()
+    for turn, length in enumerate(config.length):
+        alone = examples(PasskeyExamples(examples=3, length=length), byte_tokenizer, seed=1)
+        assert rows.gather_every(3, turn).equals(alone)

@@ -3,6 +3,7 @@
 By hand, as root: `CI=true python tests/workflow/slurm_node.py up`, and `down` when done.
 """
 
+import contextlib
 import os
 import shutil
 import signal
@@ -17,7 +18,6 @@ STATE = Path("/run/needlework-slurm")
 MARK = "# Written by needlework's tests/workflow/slurm_node.py, which takes it away again.\n"
 PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
 
-# A file of its own in STATE says that munged was started here.
 _SLURM_CONF = """\
 ClusterName=test
 SlurmctldHost={host}
@@ -88,7 +88,9 @@ def up(timeout_seconds: float = 60) -> None:
 
 
 def down() -> None:
-    """End what `up` started, and take its files away; nothing where there are none."""
+    """End what `up` started and every job of it, and take its files away, where there are any."""
+    if (STATE / "slurmctld.pid").exists():
+        _cancel_jobs(time.monotonic() + 15)
     for name in ("slurmd", "slurmctld", "munged"):
         _end(STATE / f"{name}.pid", name)
     for file in (ETC / "slurm.conf", ETC / "gres.conf"):
@@ -109,7 +111,16 @@ def _start_munge() -> None:
         return
     _run("install", "-d", "-o", "munge", "-g", "munge", "-m", "755", "/run/munge")
     _run("runuser", "-u", "munge", "--", shutil.which("munged", path=PATH))
+    # That munged.pid is in STATE says that it was started here, so that `down` may end it.
     shutil.copy("/run/munge/munged.pid", STATE / "munged.pid")
+
+
+def _cancel_jobs(deadline: float) -> None:
+    """Cancel all jobs and wait until none is left; a controller that is gone has none."""
+    with contextlib.suppress(RuntimeError):
+        while _run("squeue", "--noheader") and time.monotonic() < deadline:
+            _run("scancel", "--user", "root")
+            time.sleep(0.5)
 
 
 def _wait_idle(deadline: float) -> None:

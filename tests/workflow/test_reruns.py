@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import Project, copy_project
+from project_copy import Project, copy_project
 
 pytestmark = pytest.mark.workflow
 

@@ -1,0 +1,60 @@
+"""The same experiment in another folder gives the same bytes, measurements left out."""
+
+from pathlib import Path
+
+import pytest
+from project_copy import Project, copy_project
+
+pytestmark = [pytest.mark.workflow, pytest.mark.timeout(900)]
+
+RESULTS = "results/small"
+# Seconds and bytes of memory, what is drawn from them, and records of when and where.
+MEASURED = (
+    *("measurements/", "benchmarks/", "logs/"),
+    *("comparison_speed.csv", "comparison_speed.md", "figures/cost."),
+)
+# Of each kind at least one, so that nothing is equal because it is not there.
+KINDS = (
+    "samples/base/passkey/128.parquet",
+    "finetune_data/base/rows.parquet",
+    "models/infini/model.safetensors",
+    "training/infini.parquet",
+    "predictions/dense/passkey/128.parquet",
+    "predictions/random/niah/256.parquet",
+    "predictions/sketchwalk/niah/256.parquet",
+    "predictions/infini/niah/256.parquet",
+    "scores/dense/passkey/128.parquet",
+    *("summary.parquet", "summary.csv"),
+    *("comparison.json", "comparison.md", "comparison.csv"),
+    *("experiment.yaml", "software.csv"),
+    *(
+        f"figures/{name}.{kind}"
+        for name in ("heatmap/passkey", "heatmap/niah", "accuracy", "training")
+        for kind in ("html", "svg", "png")
+    ),
+)
+
+
+def content(project: Project) -> dict[str, bytes]:
+    """What every result holds, by its path below the results folder."""
+    found = {}
+    for path in (project.root / RESULTS).rglob("*"):
+        name = path.relative_to(project.root / RESULTS).as_posix()
+        if path.is_file() and not name.endswith(".provenance.json"):
+            found[name] = path.read_bytes()
+    return found
+
+
+def test_two_runs_in_two_folders_are_equal_to_the_byte(finished: Project, tmp_path: Path):
+    other = copy_project(tmp_path / "another" / "place")
+    (other.root / "small.yaml").write_text((finished.root / "small.yaml").read_text())
+    run = other.snakemake("--configfile", "small.yaml", "--cores", "2")
+    assert run.returncode == 0, run.stdout + run.stderr
+
+    first, second = content(finished), content(other)
+    assert set(KINDS) <= first.keys()
+    assert first.keys() == second.keys()
+    unequal = {name for name in first if first[name] != second[name]}
+    assert {name for name in unequal if not name.startswith(MEASURED)} == set()
+    # Time does not stand still: what is measured tells the two runs apart.
+    assert any(name.startswith("measurements/") for name in unequal)
