@@ -63,10 +63,9 @@ def _end_orphans() -> None:
     """End jobs that outlived a killed run: they could still write."""
     orphans = _here(str(_STATE / "scripts"))
     for process in orphans:
-        process.terminate()
-    _, alive = psutil.wait_procs(orphans, timeout=10)
-    for process in alive:
+        # Nothing is lost: outputs have temporary names until they are whole.
         process.kill()
+    psutil.wait_procs(orphans, timeout=10)
 
 
 def _here(word: str) -> list[psutil.Process]:

@@ -299,6 +299,8 @@ def _attend_token(
         allowed[:, None, None],
         terms,
     )
+    if blocks.mask.real is not None:
+        allowed = allowed & blocks.mask.real[:, -1:]
     return out.reshape(batch, heads, 1, -1), allowed.sum()
 
 

@@ -9,9 +9,8 @@ _START = {
         "**The start was set by hand, not random.** The first layer's heads are set to look one to "
         "four tokens back, and those of the later layers to find earlier text that resembles the "
         "last few tokens, which is the circuit known as an induction head; training then does the "
-        "rest. A random start of the same size and budget did not find retrieval among several "
-        "keys in our trials. What this model can do therefore says nothing about what training "
-        "alone would find."
+        "rest. Embeddings and feed-forward parts start random. The same recipe from a random start "
+        "was not tried, so what this model can do says nothing about what training alone finds."
     ),
     "random": "The start was random: normal weights.",
 }

@@ -110,3 +110,12 @@ def test_same_seed_same_batches(tokenizer):
 
     assert torch.equal(ids(1), ids(1))
     assert not torch.equal(ids(1), ids(2))
+
+
+def test_every_third_number_repeats_few_digits(tokenizer):
+    writer = Writer(_config(), tokenizer, seed=8)
+    numbers = [writer._draw_number(7) for _ in range(300)]
+    assert all(len(number) == 7 and number[0] != "0" for number in numbers)
+    # Seven free draws of ten digits leave three or fewer kinds in 2 % of the cases.
+    few = sum(len(set(number)) <= 3 for number in numbers)
+    assert 75 <= few <= 135

@@ -30,7 +30,7 @@ def _small() -> dict:
             "random": {"model": "base", "attention": random},
         },
         "baseline": "dense",
-        "tasks": {"passkey": {"type": "passkey", "max_new_tokens": 6}},
+        "tasks": {"passkey": {"type": "passkey"}},
         "lengths": [128, 256],
         "depths": [0, 50],
         "samples": 4,

@@ -67,21 +67,4 @@ def copy_project(folder: Path) -> Project:
         if source.is_file():
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(source, target)
-    _stand_in(folder / "resources" / "needlework-tiny")
     return Project(folder)
-
-
-def _stand_in(folder: Path) -> None:
-    # TEMPORARY: until the trained model is there.
-    if (folder / "model.safetensors").exists():
-        return
-    import torch
-
-    from needlework.config.training import Pretrain, Stage
-    from needlework.models.tiny import tiny_llama, word_tokenizer
-    from needlework.training.curriculum import vocabulary
-
-    config = Pretrain(stages=[Stage(length=64, rows=1, steps=1, exercises=["recall"])])
-    tokenizer = word_tokenizer(vocabulary(), config.max_positions)
-    tiny_llama(config, tokenizer, torch.Generator().manual_seed(0)).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)

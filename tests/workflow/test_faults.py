@@ -54,23 +54,35 @@ def said(done: subprocess.CompletedProcess[str]) -> list[str]:
     ],
     ids=lambda text: text.strip(),
 )
-@pytest.mark.parametrize("default", [False, True], ids=["named", "default"])
 def test_a_wrong_experiment_stops_the_dry_run_with_one_line(
-    project: Project, small_experiment: dict, right: str, wrong: str, says: str, default: bool
+    project: Project, small_experiment: dict, right: str, wrong: str, says: str
 ):
     text = yaml.safe_dump(small_experiment, sort_keys=False)
     assert text.count(right) == 1
-    name = "config.yaml" if default else "wrong.yaml"
-    (project.root / name).write_text(text.replace(right, wrong))
+    (project.root / "wrong.yaml").write_text(text.replace(right, wrong))
 
-    done = project.snakemake("-n", *([] if default else ["--configfile", name]))
+    done = project.snakemake("-n", "--configfile", "wrong.yaml")
 
     assert done.returncode != 0
     (line,) = said(done)
-    assert line.startswith("needlework: ")
-    assert f"{name}:" in line
+    assert line.startswith(f"needlework: {project.root}/wrong.yaml:")
     assert f": {says}" in line
     assert not (project.root / "results/small").exists()
+
+
+def test_a_wrong_default_experiment_is_named_as_well(project: Project, small_experiment: dict):
+    project.write({**small_experiment, "sampels": 4}, "config.yaml")
+    (line,) = said(project.snakemake("-n"))
+    assert line.startswith("needlework: config.yaml:")
+    assert "sampels = 4: unknown key" in line
+
+
+def test_an_experiment_that_lacks_a_key_is_named_not_the_default(
+    project: Project, small_experiment: dict
+):
+    del small_experiment["systems"]
+    (line,) = said(project.snakemake("-n", "--configfile", project.write(small_experiment)))
+    assert line == f"needlework: {project.root}/small.yaml:1: systems: is missing; add it"
 
 
 _TORCH = """
@@ -104,18 +116,19 @@ def flip_a_byte(path: Path) -> None:
     path.write_bytes(content)
 
 
+def test_a_finished_run_verifies(finished: Project):
+    done = finished.needlework("verify", "results/small")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "every hash under results/small holds" in done.stdout
+
+
 @pytest.mark.parametrize(
     ("path", "standing"),
     [
         ("results/small/samples/base/passkey/128.parquet", SCORED | figures("cost")),
         ("results/small/predictions/sketchwalk/niah/256.parquet", SCORED | figures("cost")),
         ("results/small/scores/dense/passkey/256.parquet", SCORED),
-        ("results/small/measurements/infini/niah/128.parquet", figures("cost")),
         ("results/small/training/infini.parquet", figures("training")),
-        (
-            "results/small/finetune_data/base/rows.parquet",
-            SCORED | figures("cost", "training"),
-        ),
         (
             "results/small/models/infini/model.safetensors",
             SCORED | figures("cost"),
@@ -130,7 +143,6 @@ def test_a_flipped_byte_is_found_with_every_figure_on_it(
     finished: Project, tmp_path: Path, path: str, standing: set[str]
 ):
     project = finished.copy(tmp_path / "copy")
-    assert project.needlework("verify", "results/small").returncode == 0
     flip_a_byte(project.root / path)
 
     done = project.needlework("verify", "results/small")
@@ -150,15 +162,13 @@ def test_a_cut_table_is_one_line_and_its_remedy_works(finished: Project, tmp_pat
 
     done = project.snakemake(*run)
     assert done.returncode != 0
-    said = done.stdout + done.stderr
-    told = {line.partition("needlework: ")[2] for line in said.splitlines() if cut in line}
-    told.discard("")
     # The two rules that read it say the same.
+    told = {line.partition(" needlework: ")[2] for line in said(done)} - {""}
     assert {line.partition(": ")[2] for line in told} == {
         f"{cut}: not as rule score_predictions wrote it (its sha256 differs from its record); "
         "delete it and run again"
     }
-    assert "Traceback" not in said
+    assert "Traceback" not in done.stdout + done.stderr
     assert not list(project.root.rglob(".partial-*"))
 
     (project.root / cut).unlink()

@@ -20,6 +20,7 @@ pytestmark = [
 FIGURES = {
     "Accuracy by length",
     "Depth by length: passkey",
+    "Depth by length: niah",
     "Prefill time and cache by length",
     "Training curves",
 }
@@ -81,8 +82,8 @@ def open_category(page: Page, name: str) -> Locator:
 def test_opens_on_what_the_experiment_is(page: Page):
     text = page.locator(".document").inner_text()
     assert "needlework: small." in text
-    assert "dense, random, tuned" in text
-    assert "256 tokens, on passkey" in text
+    assert "dense, random, sketchwalk, infini" in text
+    assert "256 tokens, on passkey, niah" in text
 
 
 def test_every_figure_draws(page: Page, trouble: list[str], tmp_path: Path):
@@ -119,7 +120,9 @@ def test_an_interactive_figure_tells_its_numbers(page: Page, tmp_path: Path):
     tooltip = frame.locator("#vg-tooltip-element.visible")
     tooltip.wait_for()
     page.screenshot(path=tmp_path / "tooltip.png")
-    assert "passkey" in tooltip.inner_text()
+    text = tooltip.inner_text()
+    assert "Accuracy (%)" in text
+    assert any(system in text for system in ("dense", "random", "sketchwalk", "infini"))
 
 
 def test_results_configuration_and_versions_are_inside(page: Page, finished: Project):
@@ -135,7 +138,7 @@ def test_results_configuration_and_versions_are_inside(page: Page, finished: Pro
 
 def test_captions_are_filled_in(page: Page):
     rows = open_category(page, "Figures")
-    row = rows.filter(has_text="Depth by length").filter(has_text="PNG")
+    row = rows.filter(has_text="Depth by length: passkey").filter(has_text="PNG")
     row.locator("a[iconname=information-circle]").click()
     assert "n = 4 answers a system and length" in page.locator("nav").first.inner_text()
     for path, result in page.evaluate("results").items():
