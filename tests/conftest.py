@@ -6,6 +6,8 @@ import shutil
 import pytest
 
 CI = os.environ.get("CI") == "true"
+# Before torch is imported: workers of pytest-xdist would take turns on the same cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def _left_out() -> dict[str, str]:

@@ -228,16 +228,9 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + turned * sin
 
 
-def _system(config) -> Infini:
-    """The parameters in force."""
-    system = Infini(**config.infini)
-    temporary = getattr(config, "_segment_length", None)
-    return system.model_copy(update={"segment_length": temporary}) if temporary else system
-
-
 def _begin_pass(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
     """Before the base model: lay out the columns, and make the cache where one is wanted."""
-    system = _system(module.config)
+    system = Infini(**module.config.infini)
     inputs = kwargs.get("input_ids", args[0] if args else None)
     inputs = kwargs["inputs_embeds"] if inputs is None else inputs
     rows = len(inputs)
@@ -318,22 +311,13 @@ class _InfiniModel:
         """The gate of each layer."""
         return [module for module in self.modules() if isinstance(module, Gate)]
 
-    @property
-    def segment_length(self) -> int:
-        """Tokens a segment: the configuration's, unless set to another; None sets it back."""
-        return _system(self.config).segment_length
-
-    @segment_length.setter
-    def segment_length(self, tokens: int | None) -> None:
-        self.config._segment_length = tokens
-
     def training_offset(self, prompt_tokens: Tensor, generator: torch.Generator) -> Tensor | None:
         """A `segment_offset` for prompts of int64 [B] tokens to be trained on.
 
         Where prompts are to end in the middle of a segment, training lets them end anywhere in its
         middle half, so that no slot is special. None where segments start at the first token.
         """
-        system = _system(self.config)
+        system = Infini(**self.config.infini)
         if system.segment_alignment == "start":
             return None
         quarter = system.segment_length // 4
@@ -352,7 +336,7 @@ class _InfiniModel:
                 f"cache_implementation: {generation_config.cache_implementation} is not for "
                 "Infini-attention, whose cache is its own; leave it unset"
             )
-        system = _system(self.config)
+        system = Infini(**self.config.infini)
         offset = None
         if system.segment_alignment == "end":
             # generate() drops a mask of ones.

@@ -13,12 +13,6 @@ class FinetuneStage(Strict):
     steps: int = Field(500, ge=1, description="optimizer steps")
     sequence_length: int = Field(1024, ge=2, description="tokens; longer rows are an error")
     batch_size: int = Field(4, ge=1, description="rows a step")
-    segment_length: int | None = Field(
-        None,
-        ge=1,
-        description="tokens a segment of an Infini model while the stage lasts (short ones make it "
-        "meet more boundaries); null: the model's own",
-    )
 
 
 class Finetune(FinetuneStage):

@@ -1,7 +1,6 @@
 """Supervised fine-tuning on prompt and answer rows, the loss on the answers alone."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from itertools import chain, islice
 
@@ -44,36 +43,41 @@ def finetune(
 
     Raises:
         ValueError: a row longer than sequence_length; a stage with no rows; a tokenizer with no
-            eos_token; balance_factor_learning_rate or segment_length for a model without gates.
+            eos_token; balance_factor_learning_rate for a model without gates.
     """
-    _check_keys(model, config)
+    if config.balance_factor_learning_rate is not None and not _gates(model):
+        raise ValueError(
+            f"balance_factor_learning_rate: {config.balance_factor_learning_rate} is for Infini "
+            f"gates and this {model.config.model_type} model has none; leave it out"
+        )
     encoded = encode(tokenizer, rows, config.sequence_length)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     generator = torch.Generator().manual_seed(seed)
+    offset = partial(model.training_offset, generator=generator) if _gates(model) else None
     stages = [*config.curriculum, config]
     drawn = [
-        _batches(model, stage, _rows_of(encoded, stages, i), pad, generator)
+        islice(_draw(_rows_of(encoded, stages, i), stage.batch_size, generator), stage.steps)
         for i, stage in enumerate(stages)
     ]
+    batches = (collate(chosen, pad, offset) for chosen in chain(*drawn))
     steps = sum(stage.steps for stage in stages)
-    with _own_segment_length(model):
-        return train(
-            model,
-            chain(*drawn),
+    return train(
+        model,
+        batches,
+        steps=steps,
+        groups=parameter_groups(model, config),
+        schedule=partial(
+            warmup_cosine,
             steps=steps,
-            groups=parameter_groups(model, config),
-            schedule=partial(
-                warmup_cosine,
-                steps=steps,
-                warmup=config.warmup_steps,
-                final=config.final_learning_rate_ratio,
-            ),
-            clip=config.clip,
-            log_every=config.log_every,
-            loss=answer_loss,
-            watch=partial(_gate_values, _gates(model)),
-            description="fine-tuning",
-        )
+            warmup=config.warmup_steps,
+            final=config.final_learning_rate_ratio,
+        ),
+        clip=config.clip,
+        log_every=config.log_every,
+        loss=answer_loss,
+        watch=partial(_gate_values, _gates(model)),
+        description="fine-tuning",
+    )
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, rows: pl.DataFrame, longest: int) -> list[Row]:
@@ -166,50 +170,14 @@ def _rows_of(encoded: list[Row], stages: list[FinetuneStage], i: int) -> list[Ro
     return rows
 
 
-def _batches(
-    model: PreTrainedModel,
-    stage: FinetuneStage,
-    rows: list[Row],
-    pad: int,
-    generator: torch.Generator,
-) -> Iterator[dict[str, Tensor]]:
-    """The stage's batches; the model has the stage's segment length when the first is drawn."""
-
+def _draw(rows: list[Row], batch_size: int, generator: torch.Generator) -> Iterator[list[Row]]:
     def shuffled():
         while True:
             yield from torch.randperm(len(rows), generator=generator).tolist()
 
-    offset = partial(model.training_offset, generator=generator) if _gates(model) else None
-    if offset:
-        model.segment_length = stage.segment_length
     order = shuffled()
-    for _ in range(stage.steps):
-        yield collate([rows[j] for j in islice(order, stage.batch_size)], pad, offset)
-
-
-@contextmanager
-def _own_segment_length(model: PreTrainedModel) -> Iterator[None]:
-    """Give an Infini model its segment length back at the end."""
-    try:
-        yield
-    finally:
-        if _gates(model):
-            model.segment_length = None
-
-
-def _check_keys(model: PreTrainedModel, config: Finetune) -> None:
-    """Refuse what only an Infini model can be asked."""
-    if _gates(model):
-        return
-    asked = {"balance_factor_learning_rate": config.balance_factor_learning_rate}
-    for stage in (*config.curriculum, config):
-        asked["segment_length"] = asked.get("segment_length") or stage.segment_length
-    for key, value in asked.items():
-        if value is not None:
-            raise ValueError(
-                f"{key}: {value} is for Infini models, and this {model.config.model_type} model "
-                "has no gates; leave it out"
-            )
+    while True:
+        yield [rows[j] for j in islice(order, batch_size)]
 
 
 def _gates(model: PreTrainedModel) -> list[nn.Module]:

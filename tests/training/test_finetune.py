@@ -154,30 +154,11 @@ def test_the_curriculum_serves_short_rows_first(tokenizer):
         )
 
 
-def test_a_stage_may_have_shorter_segments(tokenizer):
-    def losses(segment_length):
-        model = convert(llama(), Infini(segment_length=8))
-        stage = FinetuneStage(
-            steps=1, sequence_length=11, batch_size=1, segment_length=segment_length
-        )
-        metrics, _ = finetune(model, tokenizer, ROWS, recipe(curriculum=[stage]), seed=0)
-        assert model.segment_length == 8
-        return metrics["loss"].to_list()
-
-    row = encode(tokenizer, ROWS, 32)[:1]
-    model = convert(llama(), Infini(segment_length=3)).eval()
-    assert losses(3)[0] == pytest.approx(answer_loss(model, collate(row, 0)).item(), rel=1e-5)
-    assert losses(3)[0] != losses(None)[0]
-    assert losses(8) == losses(None)
-
-
 def test_bad_input_is_one_clear_error(tokenizer):
     with pytest.raises(ValueError, match="sequence_length: row 1 has 14 tokens"):
         finetune(llama(), tokenizer, ROWS, recipe(sequence_length=13), seed=0)
-    with pytest.raises(ValueError, match=r"llama model has no gates; leave it out"):
+    with pytest.raises(ValueError, match="gates and this llama model has none"):
         finetune(llama(), tokenizer, ROWS, recipe(balance_factor_learning_rate=0.1), seed=0)
-    with pytest.raises(ValueError, match="segment_length: 4 is for Infini models"):
-        finetune(llama(), tokenizer, ROWS, recipe(segment_length=4), seed=0)
     endless = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer)
     with pytest.raises(ValueError, match="no eos_token"):
         finetune(llama(), endless, ROWS, recipe(), seed=0)
