@@ -29,7 +29,9 @@ class SourceMap:
             line = error.problem_mark.line + 1 if error.problem_mark else 1
             raise ValueError(f"{path}:{line}: not YAML: {error.problem}; mend the line") from None
         except yaml.YAMLError:
-            raise ValueError(f"{path}: not YAML: it holds control characters; take them out") from None
+            raise ValueError(
+                f"{path}: not YAML: it holds control characters; take them out"
+            ) from None
         if root is not None:
             self._walk(root, ())
 

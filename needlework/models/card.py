@@ -1,8 +1,12 @@
 """The model card of a model that this workflow made: what it is, from what, how good."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import polars as pl
+
+WANTED = 0.95
+"""Accuracy below which the card names a cell as falling short."""
 
 _START = {
     "induction": (
@@ -82,6 +86,8 @@ together, with 95 % Wilson intervals.
 
 {_accuracy(summary)}
 
+{_shortfall(summary)}
+
 ## Lineage
 
 | | |
@@ -94,10 +100,25 @@ together, with 95 % Wilson intervals.
 """
 
 
-def _accuracy(summary: pl.DataFrame) -> str:
+def _cells(summary: pl.DataFrame) -> Iterator[dict[str, Any]]:
     rows = summary.filter(pl.col("depth_percent").is_null() & (pl.col("metric") == "all"))
+    return rows.sort("task", "length", maintain_order=True).iter_rows(named=True)
+
+
+def _shortfall(summary: pl.DataFrame) -> str:
+    short = [
+        f"{row['task']} at {row['length']:,} tokens ({row['accuracy']:.1%})"
+        for row in _cells(summary)
+        if row["accuracy"] < WANTED
+    ]
+    if not short:
+        return f"No cell is below {WANTED:.0%}."
+    return f"**Where it falls short of {WANTED:.0%}:** {', '.join(short)}."
+
+
+def _accuracy(summary: pl.DataFrame) -> str:
     lines = ["| task | tokens | n | accuracy | 95 % interval |", "|---|---|---|---|---|"]
-    for row in rows.sort("task", "length", maintain_order=True).iter_rows(named=True):
+    for row in _cells(summary):
         lines.append(
             f"| {row['task']} | {row['length']:,} | {row['n']} | {row['accuracy']:.1%} | "
             f"{row['low']:.1%} to {row['high']:.1%} |"

@@ -38,6 +38,22 @@ def test_card_states_data_start_cost_accuracy_and_hashes(start):
     assert ("set by hand, not random" in text) == (start == "induction")
     short, long = "| passkey | 512 | 40 | 100.0% |", "| passkey | 2,048 | 40 | 95.0% | 83.0% to"
     assert 0 < text.index(short) < text.index(long)
+    assert "No cell is below 95%." in text
     assert "12.3%" not in text, "rows of one depth are not the card's"
     assert "| model.safetensors | `abc123` |" in text
     assert "| seed | 42 |" in text
+
+
+def test_card_names_cells_that_fall_short():
+    recipe = Pretrain(stages=[{"length": 64, "rows": 1, "steps": 1, "exercises": ["recall"]}])
+    row = {"task": "passkey", "metric": "all", "n": 10, "low": 0.1, "high": 0.9}
+    summary = pl.DataFrame(
+        [
+            {**row, "length": 512, "depth_percent": None, "accuracy": 0.95},
+            {**row, "length": 4096, "depth_percent": None, "accuracy": 0.9},
+        ],
+        schema_overrides={"depth_percent": pl.Float64},
+    )
+    training = pl.DataFrame({"tokens": [1], "seconds": [1.0]})
+    text = card("m", recipe.model_dump(mode="json"), summary, training, training, {}, {})
+    assert "falls short of 95%:** passkey at 4,096 tokens (90.0%)." in text
