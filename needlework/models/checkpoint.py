@@ -12,6 +12,10 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
+from transformers.utils.logging import disable_progress_bar
+
+# The stages have a bar of their own.
+disable_progress_bar()
 
 
 def open_model(

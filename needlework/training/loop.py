@@ -88,7 +88,6 @@ def train(
                     )
                 now = time.perf_counter()
                 speed = (tokens - tokens_then) / (now - then)
-                watched = watch() if watch else {}
                 metrics.append(
                     {
                         "step": step,
@@ -96,18 +95,13 @@ def train(
                         "loss": mean,
                         "learning_rate": rate,
                         "gradient_norm": norm.item(),
-                        **watched,
+                        **(watch() if watch else {}),
                     }
                 )
                 measurements.append(
                     {"step": step, "seconds": now - start, "tokens_per_second": speed}
                 )
-                shown = {"loss": mean, **watched}
-                bar.set_postfix(
-                    {name: f"{value:.3f}" for name, value in shown.items()},
-                    tokens_per_second=f"{speed:.0f}",
-                    refresh=False,
-                )
+                bar.set_postfix(loss=f"{mean:.3f}", tokens_per_second=f"{speed:.0f}", refresh=False)
                 total, counted = torch.zeros_like(total), 0
                 then, tokens_then = now, tokens
             bar.update()
