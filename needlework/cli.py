@@ -124,3 +124,5 @@ def main() -> None:
         app()
     except ValueError as error:
         sys.exit(f"needlework: {error}")
+    except KeyboardInterrupt:
+        sys.exit("needlework: interrupted; run again to go on from here")

@@ -3,7 +3,7 @@
 import fcntl
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -52,7 +52,7 @@ def _stale_lock() -> bool:
         ValueError: the lock's owner may be alive: a snakemake runs in this folder.
     """
     locked = any((_STATE / "locks").glob("*.lock"))
-    if locked and (alive := _here("snakemake")):
+    if locked and (alive := _here(_is_snakemake)):
         raise ValueError(
             f"{Path.cwd()}: snakemake (process {alive[0].pid}) is at work here; wait for it to end"
         )
@@ -61,28 +61,34 @@ def _stale_lock() -> bool:
 
 def _end_orphans() -> None:
     """End jobs that outlived a killed run: they could still write."""
-    orphans = _here(str(_STATE / "scripts"))
+    orphans = _here(_is_job)
     for process in orphans:
         # Nothing is lost: outputs have temporary names until they are whole.
         process.kill()
     psutil.wait_procs(orphans, timeout=10)
 
 
-def _here(word: str) -> list[psutil.Process]:
-    """Processes that work in this folder and have `word` in their command, this one aside."""
-    found = []
+def _here(wanted: Callable[[list[str]], bool]) -> list[psutil.Process]:
+    """Processes that work in this folder and whose command is `wanted`, this one's line aside."""
     own = {psutil.Process().pid, *(parent.pid for parent in psutil.Process().parents())}
+    found = []
     for process in psutil.process_iter():
         try:
-            command = " ".join(process.cmdline())
-            job = str(_STATE / "scripts") in command
-            if process.pid not in own and Path(process.cwd()) == Path.cwd() and word in command:
-                if word == "snakemake" and job:
-                    continue
+            here = process.pid not in own and Path(process.cwd()) == Path.cwd()
+            if here and wanted(process.cmdline()):
                 found.append(process)
         except (psutil.Error, OSError):
             continue
     return found
+
+
+def _is_snakemake(command: list[str]) -> bool:
+    # The command itself, or `python -m snakemake`.
+    return any(Path(word).name == "snakemake" for word in command[:3])
+
+
+def _is_job(command: list[str]) -> bool:
+    return any(str(_STATE / "scripts") in word for word in command)
 
 
 def _call(command: list[str], what: str) -> None:
