@@ -43,7 +43,7 @@ test-quick: setup
 test: setup
 	bash tests/setup.sh
 	$(MAKE) lint
-	$(BIN)/pytest -n 2 --dist loadgroup
+	$(BIN)/pytest -n 2 --dist loadfile
 
 bench: setup
 	$(BIN)/python benchmarks/run.py

@@ -25,11 +25,6 @@ def _left_out() -> dict[str, str]:
     return reasons
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    # Known without pytest-xdist too, so that `-p no:xdist` works with --strict-markers.
-    config.addinivalue_line("markers", "xdist_group(name): runs in one worker with its group")
-
-
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     reasons = _left_out()
     left_out = [item for item in items if any(map(item.get_closest_marker, reasons))]

@@ -6,6 +6,8 @@ import altair as alt
 import vl_convert
 
 _PNG_SCALE = 2
+# In a frame narrower than the figure, such as the report's on a laptop.
+_SHRINK = "<style>.vega-embed svg, .vega-embed canvas {max-width: 100%; height: auto}</style>"
 
 
 def save(
@@ -22,6 +24,7 @@ def save(
     version = ".".join(alt.SCHEMA_VERSION.lstrip("v").split(".")[:2])
     if html is not None:
         document = vl_convert.vegalite_to_html(spec, version, bundle=True)
+        document = document.replace("</head>", f"{_SHRINK}</head>", 1)
         Path(html).write_text(document, encoding="utf-8")
     if svg is not None:
         Path(svg).write_text(vl_convert.vegalite_to_svg(spec, version), encoding="utf-8")

@@ -4,6 +4,7 @@ By hand, as root: `CI=true python tests/workflow/slurm_node.py up`, and `down` w
 """
 
 import contextlib
+import fcntl
 import os
 import shutil
 import signal
@@ -11,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 ETC = Path("/etc/slurm")
@@ -44,6 +46,18 @@ NodeName={host} CPUs={cpus} RealMemory={memory} Gres=gpu:2 State=UNKNOWN
 PartitionName=main Nodes={host} Default=YES MaxTime=INFINITE State=UP
 """
 _GRES_CONF = "NodeName={host} Name=gpu File={state}/gpu[0-1]\n"
+
+
+@contextlib.contextmanager
+def node() -> Iterator[None]:
+    """Slurm, up for the time of a `with` block; whoever else wants it on this machine waits."""
+    with Path(f"{STATE}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        up()
+        try:
+            yield
+        finally:
+            down()
 
 
 def up(timeout_seconds: float = 60) -> None:

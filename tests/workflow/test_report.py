@@ -13,7 +13,6 @@ from project_copy import Project
 pytestmark = [
     pytest.mark.workflow,
     pytest.mark.browser,
-    pytest.mark.xdist_group("browser"),
     pytest.mark.timeout(900),
 ]
 
@@ -57,7 +56,7 @@ def page(finished: Project, trouble: list[str]) -> Iterator[Page]:
             executable_path=shutil.which("chromium") or "/usr/bin/chromium",
             args=["--no-sandbox", "--disable-gpu"],
         )
-        page = browser.new_page(viewport={"width": 1920, "height": 1080})
+        page = browser.new_page(viewport={"width": 1400, "height": 900})
         page.set_default_timeout(60_000)
         page.on("pageerror", lambda error: trouble.append(str(error)))
         page.on("console", lambda m: trouble.append(m.text) if m.type == "error" else None)
@@ -99,7 +98,7 @@ def test_every_figure_draws(page: Page, trouble: list[str], tmp_path: Path):
             assert marks.count() >= 4, f"{figure}: {marks.count()} marks"
             box = chart.bounding_box()
             assert min(box["width"], box["height"]) > 100, f"{figure}: {box}"
-            assert box["x"] + box["width"] <= 1920, f"{figure} is cut at the right: {box}"
+            assert box["x"] + box["width"] <= 1400, f"{figure} is cut at the right: {box}"
         else:
             image = page.locator(f"img[src*='image/{form.lower()}'][src*='filename=']").last
             image.wait_for()

@@ -13,7 +13,6 @@ from project_copy import Project, copy_project
 pytestmark = [
     pytest.mark.workflow,
     pytest.mark.slurm,
-    pytest.mark.xdist_group("slurm"),
     pytest.mark.timeout(1500),
 ]
 
@@ -40,12 +39,8 @@ EQUAL = ["samples", "finetune_data", "models", "training", "predictions", "score
 
 @pytest.fixture(scope="module")
 def slurm() -> Iterator[None]:
-    try:
-        slurm_node.up()
-    except RuntimeError as error:
-        pytest.fail(str(error))
-    yield
-    slurm_node.down()
+    with slurm_node.node():
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,7 @@ rule plot_heatmap:
         "../../envs/report.yaml"
     threads: 1
     resources:
-        mem_mb=2000,
+        mem_mb=lambda w, attempt: 2000 * attempt,
         runtime=10,
     params:
         code=code_version("plot_heatmap.py"),
@@ -67,7 +67,7 @@ rule plot_accuracy:
         "../../envs/report.yaml"
     threads: 1
     resources:
-        mem_mb=2000,
+        mem_mb=lambda w, attempt: 2000 * attempt,
         runtime=10,
     params:
         code=code_version("plot_accuracy.py"),
@@ -109,7 +109,7 @@ rule plot_cost:
         "../../envs/report.yaml"
     threads: 1
     resources:
-        mem_mb=2000,
+        mem_mb=lambda w, attempt: 2000 * attempt,
         runtime=10,
     params:
         code=code_version("plot_cost.py"),
@@ -147,7 +147,7 @@ rule plot_training:
         "../../envs/report.yaml"
     threads: 1
     resources:
-        mem_mb=2000,
+        mem_mb=lambda w, attempt: 2000 * attempt,
         runtime=10,
     params:
         code=code_version("plot_training.py"),

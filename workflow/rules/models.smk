@@ -86,7 +86,7 @@ rule package_model:
         "../../envs/report.yaml"
     threads: 1
     resources:
-        mem_mb=1500,
+        mem_mb=lambda w, attempt: 1500 * attempt,
         runtime=10,
     params:
         code=code_version("package_model.py"),

@@ -12,7 +12,7 @@ rule score_predictions:
         "../../envs/report.yaml"
     threads: 1
     resources:
-        mem_mb=1500,
+        mem_mb=lambda w, attempt: 1500 * attempt,
         runtime=10,
     params:
         code=code_version("score_predictions.py"),
@@ -29,7 +29,7 @@ rule summarize_scores:
         csv=report(
             f"{RESULTS}/summary.csv",
             caption="../report/summary.rst",
-            category="Results",
+            category="Tables",
             labels={"table": "Summary: accuracy, interval, density, cache"},
         ),
     log:
@@ -40,7 +40,7 @@ rule summarize_scores:
         "../../envs/report.yaml"
     threads: 1
     resources:
-        mem_mb=2000,
+        mem_mb=lambda w, attempt: 2000 * attempt,
         runtime=10,
     params:
         code=code_version("summarize_scores.py"),
@@ -58,7 +58,7 @@ rule compare_systems:
         csv=report(
             f"{RESULTS}/comparison.csv",
             caption="../report/comparison.rst",
-            category="Results",
+            category="Tables",
             labels={"table": "Comparison with the baseline, paired"},
         ),
     log:
@@ -69,7 +69,7 @@ rule compare_systems:
         "../../envs/report.yaml"
     threads: 1
     resources:
-        mem_mb=2000,
+        mem_mb=lambda w, attempt: 2000 * attempt,
         runtime=10,
     params:
         code=code_version("compare_systems.py"),
@@ -87,7 +87,7 @@ rule compare_speed:
         csv=report(
             f"{RESULTS}/comparison_speed.csv",
             caption="../report/comparison_speed.rst",
-            category="Results",
+            category="Tables",
             labels={"table": "Speed against the baseline (measured)"},
         ),
     log:
@@ -98,7 +98,7 @@ rule compare_speed:
         "../../envs/report.yaml"
     threads: 1
     resources:
-        mem_mb=2000,
+        mem_mb=lambda w, attempt: 2000 * attempt,
         runtime=10,
     params:
         code=code_version("compare_speed.py"),
@@ -129,7 +129,7 @@ rule record_experiment:
         "../../envs/report.yaml"
     threads: 1
     resources:
-        mem_mb=1000,
+        mem_mb=lambda w, attempt: 1000 * attempt,
         runtime=10,
     params:
         code=code_version("record_experiment.py"),
