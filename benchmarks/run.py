@@ -26,6 +26,7 @@ from needlework.tasks.tokenizer import open_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "resources" / "needlework-tiny"
+SETTINGS = {"density": 0.25, "dense_layers": 1}
 
 
 def main() -> None:
@@ -39,18 +40,17 @@ def main() -> None:
 def attention_table() -> str:
     """Prefill and decode of each system over stock attention (sdpa), same model, same prompts."""
     model, tokenizer = open_model(MODEL)
-    settings = {"block_size": 16, "density": 0.25, "dense_layers": 1}
     systems = {
         "stock (sdpa)": None,
-        "sketchwalk, heads: sum": SketchWalk(heads="sum", **settings),
-        "sketchwalk, heads: mean": SketchWalk(heads="mean", **settings),
-        "random": Random(**settings),
+        "sketchwalk, block 16": SketchWalk(heads="sum", block_size=16, **SETTINGS),
+        "sketchwalk, block 4": SketchWalk(heads="sum", block_size=4, **SETTINGS),
+        "random, block 16": Random(block_size=16, **SETTINGS),
     }
     lines = [
         "# Attention systems beside stock attention",
         "",
-        "Whole model, batch 1, one thread, block 16, density 0.25, first layer dense. Ratio: time",
-        "over that of stock attention in the same round, median of five rounds; below 1 is faster.",
+        "Whole model, batch 1, one thread; heads: sum, density 0.25, first layer dense. Ratio:",
+        "time over that of stock attention in the same round, median of three; below 1 is faster.",
         "",
         "| system | tokens | prefill ms | prefill ratio | decode ms a token | decode ratio |",
         "|---|---|---|---|---|---|",
@@ -58,7 +58,7 @@ def attention_table() -> str:
     for length in (1024, 4096, 16384):
         ids = torch.randint(3, len(tokenizer), (1, length), generator=torch.manual_seed(0))
         rounds: dict[str, list[tuple[float, float]]] = {name: [] for name in systems}
-        for _ in range(6):
+        for _ in range(4):
             for name, system in systems.items():
                 rounds[name].append(_prefill_and_decode_seconds(model, ids, system))
         stock = rounds["stock (sdpa)"][1:]
