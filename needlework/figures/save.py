@@ -24,7 +24,7 @@ def save(
     version = ".".join(alt.SCHEMA_VERSION.lstrip("v").split(".")[:2])
     if html is not None:
         document = vl_convert.vegalite_to_html(spec, version, bundle=True)
-        document = document.replace("</head>", f"{_SHRINK}</head>", 1)
+        document = document.replace("<head>", f"<head>{_SHRINK}", 1)
         Path(html).write_text(document, encoding="utf-8")
     if svg is not None:
         Path(svg).write_text(vl_convert.vegalite_to_svg(spec, version), encoding="utf-8")
