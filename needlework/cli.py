@@ -14,6 +14,7 @@ from needlework.config.load import read_experiment
 from needlework.config.reference import reference
 from needlework.config.schema import experiment_schema
 from needlework.runner import run_workflow
+from needlework.tasks.preflight import preflight
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 # Piped, long paths stay whole.
@@ -31,6 +32,7 @@ def run(
     Picks up after a killed run by itself. Further options go to snakemake as they are.
     """
     experiment = read_experiment(configfile)
+    preflight(experiment)
     results = Path("results") / experiment.experiment
     report = run_workflow(configfile, results, cores, context.args)
     verify(results)
@@ -68,8 +70,9 @@ def verify(
 def check(
     configfile: Annotated[Path, typer.Argument(help="An experiment file.")],
 ) -> None:
-    """Check an experiment file: names, types, combinations."""
+    """Check an experiment file: names, types, combinations, and that tasks fit their lengths."""
     experiment = read_experiment(configfile)
+    preflight(experiment)
     cells = len(experiment.systems) * len(experiment.tasks) * len(experiment.lengths)
     console.print(
         f"{configfile}: holds; {len(experiment.systems)} systems x {len(experiment.tasks)} tasks x "

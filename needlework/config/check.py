@@ -2,12 +2,15 @@
 
 import difflib
 import json
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from needlework.config.experiment import Experiment
 from needlework.config.models import Checkpoint, Derived, Pretrained
+from needlework.config.tasks import BUILT_IN_HAYSTACKS
 
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 Problem = tuple[tuple[str | int, ...], str]
 """Where in the file, and what is wrong with the remedy."""
 
@@ -25,6 +28,8 @@ def problems(experiment: Experiment) -> Iterator[Problem]:
     models = list(_models(experiment))
     yield from models
     yield from _systems(experiment)
+    yield from _haystacks(experiment)
+    yield from _tasks(experiment)
     if not models:
         yield from _grid(experiment)
 
@@ -40,13 +45,35 @@ def _models(experiment: Experiment) -> Iterator[Problem]:
                     yield (*where, "path"), f"has no {file}; name a Hugging Face checkpoint folder"
                 elif file == "config.json" and not _is_json(Path(model.path) / file):
                     yield (*where, "path"), f"has a {file} that is not JSON; fetch it again"
-        elif isinstance(model, Checkpoint) and (
-            model.path.startswith((".", "/", "resources/")) or model.path.count("/") != 1
-        ):
+        elif isinstance(model, Checkpoint) and not is_hub_name(model.path):
             yield (*where, "path"), "no such folder; name an existing one, or a hub's owner/name"
+        if isinstance(model, Checkpoint):
+            yield from _chat(where, model)
     made = [name for name, m in experiment.models.items() if isinstance(m, Pretrained)]
     if experiment.package is not None and experiment.package not in made:
         yield ("package",), "names no pretrained model; " + one_of(made, experiment.package)
+
+
+def _chat(where: tuple[str, ...], model: Checkpoint) -> Iterator[Problem]:
+    if not model.chat_template:
+        for key in ("system_prompt", "thinking_tokens"):
+            if getattr(model, key):
+                yield (*where, key), "needs a chat template; write chat_template: true, or leave it"
+        return
+    folder = Path(model.path)
+    if folder.is_dir() and not (folder / "chat_template.jinja").is_file():
+        config = folder / "tokenizer_config.json"
+        if not (config.is_file() and "chat_template" in json.loads(config.read_text())):
+            yield (
+                (*where, "chat_template"),
+                f"has no template: {folder} has neither chat_template.jinja nor one in "
+                "tokenizer_config.json; write false, or name an instruct model",
+            )
+
+
+def is_hub_name(path: str) -> bool:
+    """Whether a path that is not there may be an owner/name of the hub."""
+    return bool(_HUB_NAME.fullmatch(path)) and not path.startswith(("resources/", "tests/"))
 
 
 def _is_json(file: Path) -> bool:
@@ -110,15 +137,43 @@ def _systems(experiment: Experiment) -> Iterator[Problem]:
         )
 
 
+def _haystacks(experiment: Experiment) -> Iterator[Problem]:
+    for name, haystack in experiment.haystacks.items():
+        if name in BUILT_IN_HAYSTACKS and name != "essay":
+            yield ("haystacks", name), "is built in; give yours another name"
+        if not Path(haystack.path).exists() and not is_hub_name(haystack.path):
+            yield (
+                ("haystacks", name, "path"),
+                "no such file or folder; name an existing one, or a hub's owner/name",
+            )
+
+
+def _tasks(experiment: Experiment) -> Iterator[Problem]:
+    for name, task in experiment.tasks.items():
+        haystack = getattr(task, "haystack", None)
+        known = dict.fromkeys([*BUILT_IN_HAYSTACKS, *experiment.haystacks])
+        if haystack is not None and haystack not in known:
+            yield ("tasks", name, "haystack"), "names no haystack; " + one_of(known, haystack)
+        for file in task.files:
+            for length in experiment.lengths if "{length}" in file else [""]:
+                if not Path(found := file.replace("{length}", str(length))).is_file():
+                    yield ("tasks", name, "path"), f"no file {found}; name one that is there"
+                    break
+
+
 def _grid(experiment: Experiment) -> Iterator[Problem]:
     for key in ("lengths", "depths"):
         values = getattr(experiment, key)
+        if values == "uniform":
+            continue
         for i, value in enumerate(values):
             if value in values[:i]:
                 yield (key, i), "stands twice; write it once"
     for i, length in enumerate(experiment.lengths):
         if length < 1:
             yield ("lengths", i), "is not a number of tokens; write a whole number above 0"
+        if experiment.length_unit == "characters":
+            continue
         for name in {system.model: None for system in experiment.systems.values()}:
             if name not in experiment.models:
                 continue

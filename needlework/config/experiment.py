@@ -1,11 +1,14 @@
 """The experiment file as one model: what is made, opened, compared, on which data."""
 
+from typing import Literal
+
 from pydantic import Field
 
-from needlework.config.base import Name, Percent, Strict
+from needlework.config.base import Name, Strict
+from needlework.config.depths import Depths
 from needlework.config.models import AnyModel, Derived
 from needlework.config.systems import AnyAttention
-from needlework.config.tasks import AnyTask, PasskeyExamples
+from needlework.config.tasks import AnyTask, Haystack, PasskeyExamples
 
 
 class System(Strict):
@@ -25,11 +28,15 @@ class Experiment(Strict):
     systems: dict[Name, System] = Field(min_length=1, description="what is compared")
     baseline: Name | None = Field(None, description="the system that others are compared with")
     tasks: dict[Name, AnyTask] = Field(min_length=1, description="what is asked")
-    lengths: list[int] = Field(min_length=1, description="tokens of prompt and answer together")
-    depths: list[Percent] = Field(
+    haystacks: dict[Name, Haystack] = Field({}, description="text of yours to hide needles in")
+    lengths: list[int] = Field(
+        min_length=1, description="tokens of prompt and answer together, or characters of a prompt"
+    )
+    length_unit: Literal["tokens", "characters"] = Field("tokens", description="of lengths")
+    depths: Depths = Field(
         [0, 10, 20, 30, 40, 50, 60, 70, 80, 90, 100],
-        min_length=1,
-        description="where needles stand; samples are spread evenly over them",
+        description="percent of the haystack before a needle, a list, {linear: 11}, {sigmoid: 11} "
+        "or uniform; samples are spread evenly over them",
     )
     samples: int = Field(22, ge=1, description="samples of each task at each length")
     package: Name | None = Field(None, description="a model to package with a model card")

@@ -62,10 +62,12 @@ def read_experiment(path: str | Path) -> Experiment:
 
 
 def _explain(config: dict, error: dict) -> tuple[tuple[str | int, ...], str]:
-    where = _in_file(config, error["loc"])
-    kind = error["type"]
+    loc, kind = error["loc"], error["type"]
+    if isinstance(error["input"], dict) and loc and error["input"].get("type") == loc[-1]:
+        loc = loc[:-1]  # what is wrong with a whole part: its tag is no key of the file
+    where = _in_file(config, loc)
     if kind == "extra_forbidden":
-        return where, "unknown key; " + one_of(_known_keys(error["loc"]), str(where[-1]))
+        return where, "unknown key; " + one_of(_properties(loc), str(where[-1]))
     if kind in ("union_tag_invalid", "literal_error"):
         key = "expected_tags" if kind == "union_tag_invalid" else "expected"
         tags = error["ctx"][key].replace("'", "").replace(" or ", ", ").split(", ")
@@ -76,6 +78,9 @@ def _explain(config: dict, error: dict) -> tuple[tuple[str | int, ...], str]:
     if kind in _BOUNDS:
         words, key = _BOUNDS[kind]
         return where, f"write a number {words} {error['ctx'][key]}"
+    if kind == "missing":
+        meaning = _properties(loc).get(loc[-1], {}).get("description")
+        return where, _WANTED[kind] + (f": {meaning}" if meaning else "")
     wanted = _WANTED.get(kind)
     if wanted is None:
         wanted = error["msg"][:1].lower() + error["msg"][1:]
@@ -98,13 +103,13 @@ def _in_file(config: Any, loc: tuple) -> tuple[str | int, ...]:
     return tuple(where)
 
 
-def _known_keys(loc: tuple) -> list[str]:
-    """Keys of the model that `loc`'s last part does not belong to, read from the JSON schema."""
+def _properties(loc: tuple) -> dict[str, dict]:
+    """Keys of the model that `loc`'s last part stands in, read from the JSON schema."""
     schema = Experiment.model_json_schema()
     node = schema
     for part in loc[:-1]:
         node = _step(schema, node, part)
-    return list(_resolve(schema, node).get("properties", {}))
+    return _resolve(schema, node).get("properties", {})
 
 
 def _step(schema: dict, node: dict, part: str | int) -> dict:

@@ -4,13 +4,34 @@
 from nothing.
 """
 
+import datetime
 from typing import Annotated, Any, ClassVar, Literal, Union
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import BeforeValidator, Discriminator, Field, Tag, WithJsonSchema
+from pydantic_core import PydanticCustomError
 
 from needlework.config.base import Name, Strict
 from needlework.config.systems import AnyAttention
 from needlework.config.training import Finetune, Pretrain
+
+
+def _as_day(value: Any) -> str:
+    # YAML reads a day without quotes as a date.
+    day = value.isoformat() if type(value) is datetime.date else value
+    try:
+        if datetime.datetime.strptime(day, "%Y-%m-%d").strftime("%Y-%m-%d") == day:
+            return day
+    except (TypeError, ValueError):
+        pass
+    raise PydanticCustomError("day", "is no day; write YYYY-MM-DD, such as 2025-01-01")
+
+
+Day = Annotated[
+    str,
+    BeforeValidator(_as_day),
+    WithJsonSchema({"type": "string", "pattern": r"^\d{4}-\d{2}-\d{2}$"}),
+]
+"""A day, YYYY-MM-DD."""
 
 
 class Model(Strict):
@@ -34,6 +55,17 @@ class Checkpoint(Model):
 
     path: str = Field(min_length=1, description="folder of the checkpoint, or owner/name")
     revision: str | None = Field(None, description="commit or tag of a hub name")
+    chat_template: bool = Field(
+        False, description="true: prompts in the tokenizer's own chat template, answer begun"
+    )
+    system_prompt: str | None = Field(None, description="said first, in the chat template")
+    thinking_tokens: int = Field(
+        0, ge=0, description="tokens of thought before an answer; 0: thinking is switched off"
+    )
+    chat_date: Day = Field(
+        "2025-01-01",
+        description="the day that templates with a date are told, so that prompts stay the same",
+    )
 
 
 class Derived(Model):

@@ -1,70 +1,87 @@
-"""Fill a prompt to its length in tokens: arithmetic first, then one real tokenization."""
+"""Fill a prompt to its length: by arithmetic, or where counts do not add up, by trying."""
 
 from collections.abc import Callable
-from itertools import count
 from typing import Protocol
 
-from tokenizers import Encoding, Tokenizer
-
+from needlework.tasks.counting import Counter
 from needlework.tasks.prompts import Prompt
 
 
 class Draft(Protocol):
-    """A prompt whose haystack can have any number of units."""
+    """A prompt that can be as long as asked."""
 
-    least: int
-    """Fewest units that make a haystack."""
+    def build(self, tokens: int) -> Prompt:
+        """The longest prompt of at most `tokens` tokens by arithmetic, or the least there is.
 
-    def build(self, units: int) -> Prompt:
-        """The prompt with `units` units of haystack."""
-
-    def move(self, units: int, gap: int) -> tuple[int, int]:
-        """Units that use at most `gap` tokens more than `units` do, and what is left of `gap`."""
+        Raises:
+            Exhausted: nothing is left to fill so many tokens with.
+        """
 
 
 class TooLong(Exception):
     """Even the least prompt has more tokens than there are."""
 
 
-def fill(
-    draft: Draft, tokenizer: Tokenizer, budget_tokens: int, answer: str = ""
-) -> tuple[Prompt, Encoding]:
+class Exhausted(Exception):
+    """The task has come to its natural end."""
+
+    def __init__(self, most_tokens: int):
+        super().__init__(most_tokens)
+        self.most_tokens = most_tokens
+        """Of the longest prompt there is."""
+
+
+def fill(draft: Draft, counter: Counter, budget_tokens: int, answer: str = "") -> Prompt:
     """The longest prompt that, with `answer` behind it, has at most `budget_tokens` tokens.
 
-    Also gives the encoding of the two. Special tokens that the tokenizer adds are counted. Where
-    counts of pieces do not add up (merges across pieces), real tokenizations correct the units.
+    Special tokens that the tokenizer adds are counted. Where the tokenizer's counts do not add up
+    (`counter.additive`), prompts are tokenized whole and the target is moved by what is amiss.
 
     Raises:
         TooLong: the least prompt is over the budget.
+        Exhausted: as Draft.build.
     """
-    units, expected, best, low, high = draft.least, None, None, None, None
-    while True:
-        prompt = draft.build(units)
-        encoding = tokenizer.encode(prompt.text + answer)
-        gap = budget_tokens - len(encoding)
-        if gap >= 0:
-            low, best = units, (prompt, encoding)
-        elif best is None:
+    if counter.additive:
+        prompt = draft.build(budget_tokens)
+        if prompt.tokens > budget_tokens:
             raise TooLong
-        else:
-            high = units
-        additive = gap == expected
-        proposal, expected = draft.move(units, gap)
-        if gap == 0 or (proposal == units and additive):
-            return best
-        proposal = max(proposal, low + 1)
-        if high is not None:
-            proposal = min(proposal, high - 1)
-        if proposal <= low:
-            return best
-        units = proposal
+        return prompt
+    target, best, tried = budget_tokens, None, set()
+    while True:
+        prompt = draft.build(target)
+        if prompt.context in tried:
+            break
+        tried.add(prompt.context)
+        tokens = counter.whole(text_of(prompt, counter) + answer)
+        if tokens <= budget_tokens and (best is None or tokens > best.tokens):
+            best = prompt._replace(tokens=tokens)
+        if tokens == budget_tokens:
+            break
+        target += budget_tokens - tokens
+    if best is None:
+        raise TooLong
+    return best
 
 
-def least_tokens(draft: Draft, tokenizer: Tokenizer, answer: str = "") -> int:
+def text_of(prompt: Prompt, counter: Counter) -> str:
+    """What a text model reads: the frame's beginning, context, question, answer's beginning."""
+    close = counter.close(prompt.question, prompt.answer_prefix)
+    return counter.frame.head + prompt.context + close
+
+
+def least_tokens(draft: Draft, counter: Counter, answer: str = "") -> int:
     """Tokens of the least prompt with `answer` behind it, special tokens counted."""
-    return len(tokenizer.encode(draft.build(draft.least).text + answer))
+    prompt = draft.build(0)
+    if counter.additive:
+        return prompt.tokens
+    return counter.whole(text_of(prompt, counter) + answer)
 
 
-def smallest_length(too_small: int, fits: Callable[[int], bool]) -> int:
-    """The first length in tokens after `too_small` at which every least prompt fits."""
-    return next(length for length in count(too_small + 1) if fits(length))
+def smallest_length(too_small: int, needed: Callable[[int], int]) -> int:
+    """The first length above `too_small` that is at least what is `needed` at it."""
+    length = too_small + 1
+    while (need := needed(length)) > length:
+        length = max(need, length + 1)
+    while length > too_small + 1 and needed(length - 1) < length:
+        length -= 1
+    return length

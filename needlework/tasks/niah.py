@@ -1,74 +1,72 @@
-"""Needles in a haystack, as RULER makes them (Hsieh et al., 2024): one value asked for."""
+"""Needles in a haystack, as RULER makes them (Hsieh et al., 2024)."""
 
 from collections.abc import Callable
-from random import Random
-
-import numpy as np
-from tokenizers import Tokenizer
 
 from needlework.config.tasks import Niah
-from needlework.tasks.filler import PARAGRAPH
-from needlework.tasks.haystacks import Haystack, Noise, Sentences, WordTokens
-from needlework.tasks.prompts import Needle, Prompt
-from needlework.tasks.words import draw_keys
+from needlework.tasks.counting import Counter
+from needlework.tasks.haystacks import NEEDLE, haystack_of
+from needlework.tasks.hiding import Hidden, Hiding
+from needlework.tasks.setting import Setting, Turn
+from needlework.tasks.spread import RULER_DEPTHS
+from needlework.tasks.values import draw
 
 INTRO = (
-    "A special magic number is hidden within the following text. Make sure to memorize it."
-    " I will quiz you about the number afterwards."
+    "Some special magic {values} are hidden within the following text. Make sure to memorize it."
+    " I will quiz you about the {values} afterwards."
 )
-NOISE = PARAGRAPH
-NEEDLE = "One of the special magic numbers for {key} is: {value}."
-QUESTION = "What is the special magic number for {key} mentioned in the provided text?"
-ANSWER_PREFIX = " The special magic number for {key} mentioned in the provided text is"
+INTRO_ONE = (
+    "A special magic {value} is hidden within the following text. Make sure to memorize it."
+    " I will quiz you about the {value} afterwards."
+)
+QUESTION = "What are all the special magic {values} for {query} mentioned in the provided text?"
+QUESTION_ONE = "What is the special magic {value} for {query} mentioned in the provided text?"
+ANSWER_PREFIX = " The special magic {values} for {query} mentioned in the provided text are"
+ANSWER_PREFIX_ONE = " The special magic {value} for {query} mentioned in the provided text is"
 
-DIGITS = 7
-DEPTHS = [float(depth) for depth in np.linspace(0, 100, 40).round()]
-"""The depths in percent that RULER draws from, here for the needles not asked for."""
 
+def drafts(task: Niah, counter: Counter, setting: Setting) -> Callable[[Turn], Hiding]:
+    """What makes the draft of a sample. All keys and values differ, the haystack's too."""
+    kinds = {"digits": task.digits, "part": task.key_words}
+    haystack = haystack_of(
+        task.haystack,
+        counter,
+        setting,
+        key_type=task.key_type,
+        value_type=task.value_type,
+        **kinds,
+    )
+    one = task.queries * task.values == 1
+    intro, question, prefix = (
+        (INTRO_ONE, QUESTION_ONE, ANSWER_PREFIX_ONE) if one else (INTRO, QUESTION, ANSWER_PREFIX)
+    )
 
-class Draft:
-    """A niah prompt with any number of units of its haystack."""
-
-    def __init__(self, haystack: Haystack, needles: list[tuple[str, str, float]]):
-        """`needles` are key, value and depth in percent; the first is asked for."""
-        self._haystack, self._needles = haystack, needles
-        self.least = haystack.least
-        self.move = haystack.move
-
-    def build(self, units: int) -> Prompt:
-        haystack, pieces = self._haystack, self._haystack.pieces(units)
-        context, placed, start = f"{INTRO}\n", {}, 0
-        for key, value, depth_percent in sorted(self._needles, key=lambda needle: needle[2]):
-            stop = round(depth_percent / 100 * pieces)
-            if stop > start:
-                context += haystack.text(units, start, stop) + haystack.joiner
-                start = stop
-            placed[key] = Needle(key, value, depth_percent, position=len(context))
-            context += NEEDLE.format(key=key, value=value) + haystack.joiner
-        context += haystack.text(units, start, pieces)
-        context = f"{context.removesuffix(haystack.joiner)}\n"
-        asked = self._needles[0][0]
-        return Prompt(
-            context,
-            QUESTION.format(key=asked),
-            ANSWER_PREFIX.format(key=asked),
-            tuple(placed[key] for key, _, _ in self._needles),
+    def draft(turn: Turn) -> Hiding:
+        random, each = turn.random, task.values
+        keys = draw(random, task.key_type, task.keys, but=haystack.taken, **kinds)
+        taken = {*haystack.taken, *keys} if task.haystack == "needle" else keys
+        values = draw(random, task.value_type, task.keys * each, but=taken, **kinds)
+        depths = turn.spread.depths(turn.index, task.queries * each)
+        others = [depth for depth in RULER_DEPTHS if depth not in depths]
+        depths += random.sample(others, len(values) - len(depths))
+        pairs = [(key, values[i * each + j]) for i, key in enumerate(keys) for j in range(each)]
+        words = {"values": task.value_type, "value": task.value_type[:-1]}
+        query = _listed(keys[: task.queries])
+        return Hiding(
+            counter,
+            haystack,
+            haystack.start(random),
+            [
+                Hidden(NEEDLE.format(values=task.value_type, key=key, value=value), key, value, at)
+                for (key, value), at in zip(pairs, depths, strict=True)
+            ],
+            intro=intro.format(**words),
+            question=question.format(query=query, **words),
+            answer_prefix=prefix.format(query=query, **words),
+            outputs=tuple(values[: task.queries * each]),
         )
 
-
-def drafts(task: Niah, tokenizer: Tokenizer) -> Callable[[Random, float], Draft]:
-    """What makes a draft from a sample's random stream and the depth in percent asked for.
-
-    Keys differ within a sample, and so do values and the depths of the needles not asked for.
-    """
-    noise, words = Noise(tokenizer), WordTokens(tokenizer)
-
-    def draft(random: Random, depth_percent: float) -> Draft:
-        keys = draw_keys(random, task.keys, task.key_words)
-        values = map(str, random.sample(range(10 ** (DIGITS - 1), 10**DIGITS), task.keys))
-        others = [depth for depth in DEPTHS if depth != depth_percent]
-        depths = [depth_percent, *random.sample(others, task.keys - 1)]
-        haystack = noise if task.haystack == "noise" else Sentences(words, random)
-        return Draft(haystack, list(zip(keys, values, depths, strict=True)))
-
     return draft
+
+
+def _listed(keys: list[str]) -> str:
+    return f"{', '.join(keys[:-1])}, and {keys[-1]}" if len(keys) > 1 else keys[0]

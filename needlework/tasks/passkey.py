@@ -9,10 +9,12 @@ from tokenizers import Tokenizer
 
 from needlework.config.tasks import Passkey, PasskeyExamples
 from needlework.progress import track
-from needlework.tasks.fill import TooLong, fill, least_tokens, smallest_length
+from needlework.tasks.counting import Counter
+from needlework.tasks.fill import TooLong, fill, least_tokens, smallest_length, text_of
 from needlework.tasks.filler import PARAGRAPH, Filler
 from needlework.tasks.prompts import Needle, Prompt
 from needlework.tasks.seeds import share, stream_seed
+from needlework.tasks.setting import Setting, Turn
 from needlework.tasks.tokenizer import uncut
 
 INTRO = (
@@ -24,6 +26,7 @@ NEEDLE = "The pass key is {key}. Remember it. {key} is the pass key."
 QUESTION = "What is the pass key?"
 ANSWER_PREFIX = " The pass key is"
 ANSWER = " {key}"
+_LINE_BREAKS = 2
 END_TOKENS = 1
 """The end-of-sequence token that training puts behind an answer."""
 EXAMPLES = {
@@ -37,27 +40,48 @@ EXAMPLES = {
 
 
 class Draft:
-    """A passkey prompt of any length. A unit is a token of filler, the last of it cut to fit."""
+    """A pass key in as much filler as fits, `answer` behind the prompt counted. A fill.Draft."""
 
-    def __init__(self, filler: Filler, key: str, depth_percent: float):
-        self._filler, self.key, self._depth_percent = filler, key, depth_percent
-        self.least = filler.paragraph_tokens
+    def __init__(
+        self,
+        counter: Counter,
+        filler: Filler,
+        key: str,
+        depth_percent: float,
+        *,
+        shots: str = "",
+        answer: str = "",
+    ):
+        """`shots` are worked examples, each a prompt and its answer, put before."""
+        self._filler, self._depth_percent, self.key = filler, depth_percent, key
+        self._intro = f"{shots}{INTRO}\n"
+        self._needle = f"{NEEDLE.format(key=key)}\n"
+        self._head, self._needle_tokens = counter.head(self._intro), counter(self._needle)
+        self._tail = counter.tail(QUESTION, ANSWER_PREFIX, answer)
 
-    def build(self, units: int) -> Prompt:
-        before = units
+    def build(self, tokens: int) -> Prompt:
+        fixed = self._head + self._needle_tokens + self._tail
+        room = max(tokens - fixed, self._filler.least_tokens)
+        before, used = self._filler.running(room)
         if self._depth_percent < 100:
-            before = self._filler.sentence_end(self._depth_percent / 100 * units, most=units)
-        head = "".join(f"{text}\n" for text in (INTRO, self._filler.text(before)) if text)
-        tail = "".join(
-            f"{text}\n"
-            for text in (NEEDLE.format(key=self.key), self._filler.text(units - before))
-            if text
+            near = self._depth_percent / 100 * (room - _LINE_BREAKS)
+            before, used = self._filler.running_sentences(near, most=room)
+        after, rest = self._filler.running(room - used)
+        needle = Needle(
+            "pass key",
+            self.key,
+            self._depth_percent,
+            character=len(self._intro) + len(before),
+            token=self._head + used,
         )
-        needle = Needle("pass key", self.key, self._depth_percent, position=len(head))
-        return Prompt(head + tail, QUESTION, ANSWER_PREFIX, (needle,))
-
-    def move(self, units: int, gap: int) -> tuple[int, int]:
-        return units + gap, 0
+        return Prompt(
+            self._intro + before + self._needle + after,
+            QUESTION,
+            ANSWER_PREFIX,
+            (self.key,),
+            (needle,),
+            fixed + used + rest,
+        )
 
 
 def is_evaluation_key(key: str) -> bool:
@@ -73,14 +97,26 @@ def draw_key(random: Random, digits: int, *, evaluation: bool) -> str:
             return key
 
 
-def drafts(task: Passkey, tokenizer: Tokenizer) -> Callable[[Random, float], Draft]:
-    """What makes a draft from a sample's random stream and depth in percent."""
-    filler = Filler(tokenizer, FILLER, joiner=" ")
+def drafts(task: Passkey, counter: Counter, setting: Setting) -> Callable[[Turn], Draft]:
+    """What makes the draft of a sample."""
+    filler = Filler(counter, " ".join((task.filler or FILLER).split()))
 
-    def draft(random: Random, depth_percent: float) -> Draft:
-        return Draft(filler, draw_key(random, task.digits, evaluation=True), depth_percent)
+    def draft(turn: Turn) -> Draft:
+        key = draw_key(turn.random, task.digits, evaluation=True)
+        (depth_percent,) = turn.spread.depths(turn.index, 1)
+        shots = "".join(_shot(turn.random, task.digits, key, filler) for _ in range(task.shots))
+        return Draft(counter, filler, key, depth_percent, shots=shots)
 
     return draft
+
+
+def _shot(random: Random, digits: int, but: str, filler: Filler) -> str:
+    """A worked example: the key between two paragraphs, and the answer."""
+    key = but
+    while key == but:
+        key = draw_key(random, digits, evaluation=True)
+    lines = [INTRO, filler.paragraph, NEEDLE.format(key=key), filler.paragraph]
+    return "\n".join([*lines, f"{QUESTION}{ANSWER_PREFIX}{ANSWER.format(key=key)}.", "", ""])
 
 
 def examples(config: PasskeyExamples, tokenizer: Tokenizer, seed: int) -> pl.DataFrame:
@@ -95,8 +131,8 @@ def examples(config: PasskeyExamples, tokenizer: Tokenizer, seed: int) -> pl.Dat
     Raises:
         ValueError: the length is too small; the smallest that works is named.
     """
-    tokenizer = uncut(tokenizer)
-    filler = Filler(tokenizer, FILLER, joiner=" ")
+    counter = Counter(uncut(tokenizer))
+    filler = Filler(counter)
     cells = list(product(config.depths, config.digits))
     parameters = config.model_dump(mode="json", exclude={"examples", "length"})
 
@@ -104,13 +140,13 @@ def examples(config: PasskeyExamples, tokenizer: Tokenizer, seed: int) -> pl.Dat
         depth_percent, digits = cells[index % len(cells)]
         row_seed = stream_seed("passkey examples", seed, parameters, length, index)
         key = draw_key(Random(row_seed), digits, evaluation=False)
-        return row_seed, Draft(filler, key, depth_percent), ANSWER.format(key=key)
+        answer = ANSWER.format(key=key)
+        return row_seed, Draft(counter, filler, key, depth_percent, answer=answer), answer
 
-    def fits(length: int) -> bool:
+    def needed(length: int) -> int:
         started = (start(length, index) for index in range(config.examples))
-        return all(
-            least_tokens(draft, tokenizer, answer) + END_TOKENS <= length
-            for _, draft, answer in started
+        return END_TOKENS + max(
+            least_tokens(draft, counter, answer) for _, draft, answer in started
         )
 
     rows = []
@@ -119,13 +155,15 @@ def examples(config: PasskeyExamples, tokenizer: Tokenizer, seed: int) -> pl.Dat
         length = config.lengths[turn]
         row_seed, draft, answer = start(length, index)
         try:
-            prompt, encoding = fill(draft, tokenizer, length - END_TOKENS, answer)
+            prompt = fill(draft, counter, length - END_TOKENS, answer)
         except TooLong:
             raise ValueError(
                 f"passkey examples: length {length} is too small;"
-                f" set it to {smallest_length(length, fits)} or more"
+                f" set it to {smallest_length(length, needed)} or more"
             ) from None
         (needle,) = prompt.needles
-        size = len(encoding) + END_TOKENS
-        rows.append((prompt.text, answer, size, needle.depth_percent, len(draft.key), row_seed))
+        size = counter.whole(text_of(prompt, counter) + answer) + END_TOKENS
+        rows.append(
+            (text_of(prompt, counter), answer, size, needle.depth_percent, len(draft.key), row_seed)
+        )
     return pl.DataFrame(rows, EXAMPLES, orient="row")

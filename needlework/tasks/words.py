@@ -4,7 +4,7 @@ import re
 from functools import cache
 from importlib.resources import files
 from random import Random
-from typing import Literal
+from typing import Literal, get_args
 
 from needlework.tasks.seeds import share
 
@@ -38,6 +38,12 @@ def words(kind: Kind, part: Part = "all") -> tuple[str, ...]:
     if part != "all":
         plain = {word for word in plain if is_held_out(word) == (part == "held_out")}
     return tuple(sorted(plain))
+
+
+@cache
+def all_words() -> tuple[str, ...]:
+    """RULER's words: every different one of wonderwords' nouns, adjectives and verbs, sorted."""
+    return tuple(sorted({word for kind in get_args(Kind) for word in _listed(kind)}))
 
 
 def draw_keys(random: Random, count: int, part: Part = "all") -> list[str]:

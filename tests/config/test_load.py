@@ -78,6 +78,44 @@ WRONG = [
     ("dense: {model: base}", "dense: base", "systems.dense = 'base': write a mapping of keys"),
     ("experiment: trial", "experiment: 3", "experiment = 3: write text"),
     ("baseline: dense", "baseline: [dense]", "baseline: write text"),
+    # tasks
+    ("depths: [0, 50, 100]", "depths: even", "depths = 'even': write a list of percents, `uni"),
+    ("depths: [0, 50, 100]", "depths: {linear: 0}", "depths: write a list of percents, `uniform`"),
+    ("depths: [0, 50, 100]", "depths: [0, 101]", "depths.1 = 101: write a number of at most 100"),
+    ("depths: [0, 50, 100]", "depths: []", "depths: is empty; name at least one"),
+    ("niah_single_1}", "niah, depths: 5}", "tasks.needle.depths = 5: write a list of percents"),
+    ("niah_single_1}", "niah, keys: 41}", "tasks.needle: keys x values is 41 needles; write at m"),
+    ("niah_single_1}", "niah, queries: 2}", "tasks.needle: queries is above keys; write at most 1"),
+    ("niah_single_1}", "vt, hops: 40}", "tasks.needle: chains x (hops + 1) is 41 assignments; wr"),
+    ("niah_single_1}", "cwe, common_repeats: 3}", "tasks.needle: write both common_repeats and"),
+    ("niah_single_1}", "niah, haystack: nois}", "tasks.needle.haystack = 'nois': names no haystac"),
+    ("niah_single_1}", "qa_1}", "tasks.needle.path: is missing; add it: SQuAD's dev-v2.0.json"),
+    ("niah_single_1}", "qa_1, path: a.json}", "tasks.needle.path = 'a.json': no file a.json; name"),
+    (
+        "niah_single_1}",
+        "ruler_jsonl, path: 'a/{length}.jsonl'}",
+        "tasks.needle.path = 'a/{length}.jsonl': no file a/512.jsonl; name one that is there",
+    ),
+    (
+        "samples: 6",
+        "samples: 6\nhaystacks: {essay: {path: essays/}}",
+        "haystacks.essay.path = 'essays/': no such file or folder; name an existing one",
+    ),
+    (
+        "samples: 6",
+        "samples: 6\nhaystacks: {noise: {path: checkpoint}}",
+        "haystacks.noise: is built in; give yours another name",
+    ),
+    (
+        "path: checkpoint}",
+        "path: checkpoint, chat_template: true}",
+        "models.base.chat_template = True: has no template",
+    ),
+    (
+        "path: checkpoint}",
+        "path: checkpoint, thinking_tokens: 9}",
+        "models.base.thinking_tokens = 9: needs a chat template",
+    ),
     ("{type: sketchwalk, h", "{h", "systems.walk.attention.type: is missing; add it"),
     # values out of their bounds
     ("0.25}", "1.5}", "systems.walk.attention.density = 1.5: write a number of at most 1"),
@@ -253,7 +291,8 @@ def test_a_wrong_file_is_one_line_with_place_key_value_and_remedy(folder, right,
 
 def test_a_missing_key_names_itself(folder):
     kept = [line for line in GOOD.splitlines() if not line.startswith("lengths")]
-    assert _message("\n".join(kept)) == "trial.yaml:1: lengths: is missing; add it"
+    message = _message("\n".join(kept))
+    assert message.startswith("trial.yaml:1: lengths: is missing; add it: tokens of prompt and")
 
 
 def test_several_faults_are_one_line_that_counts_the_others(folder):
@@ -270,7 +309,7 @@ def test_bases_in_a_ring_are_told(folder):
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (b"", "trial.yaml:1: experiment: is missing; add it (and 4 more)"),
+        (b"", "trial.yaml:1: experiment: is missing; add it: names the folder under results/ (and 4 more)"),
         (b"- a\n- b\n", "trial.yaml:1: the file: write a mapping of keys"),
         (b"trial\n", "trial.yaml:1: the file = 'trial': write a mapping of keys"),
         (b"experiment: \xff\n", "trial.yaml: not UTF-8 text; save it as UTF-8"),

@@ -6,13 +6,14 @@ import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from needlework.tasks import niah, passkey
+from needlework.tasks.haystacks import NEEDLE
 from needlework.tasks.sentences import sentence
 
 
 def _text() -> list[str]:
     random = Random(0)
     wording = [passkey.INTRO, passkey.FILLER, passkey.NEEDLE, passkey.QUESTION]
-    wording += [niah.INTRO, niah.NEEDLE, niah.QUESTION, niah.ANSWER_PREFIX]
+    wording += [niah.INTRO_ONE, NEEDLE, niah.QUESTION_ONE, niah.ANSWER_PREFIX_ONE]
     numbers = [str(random.randrange(10**6)) for _ in range(200)]
     return [*wording * 3, *(sentence(random) for _ in range(500)), *numbers]
 
@@ -76,6 +77,16 @@ def tokenizer(request) -> Tokenizer:
     return KINDS[request.param]()
 
 
+@pytest.fixture(scope="session", params=["byte_level", "merging_newlines"])
+def additive_tokenizer(request) -> Tokenizer:
+    return KINDS[request.param]()
+
+
 @pytest.fixture(scope="session")
 def byte_tokenizer() -> Tokenizer:
     return byte_level()
+
+
+@pytest.fixture(scope="session")
+def metaspace_tokenizer() -> Tokenizer:
+    return metaspace()

@@ -1,40 +1,60 @@
-"""The arithmetic against trying every number of units."""
+"""The arithmetic against trying every length."""
 
 from random import Random
 
 import pytest
 
-from needlework.config.tasks import NiahMultikey1, NiahSingle1, Passkey
+from needlework.config.tasks import NiahMultikey1, NiahMultikey2, NiahSingle1, Passkey
 from needlework.tasks import niah, passkey
-from needlework.tasks.fill import TooLong, fill, least_tokens
+from needlework.tasks.counting import Counter
+from needlework.tasks.fill import TooLong, fill, least_tokens, smallest_length, text_of
+from needlework.tasks.setting import Setting, Turn
+from needlework.tasks.spread import Spread
+
+CASES = [
+    (passkey, Passkey()),
+    (niah, NiahSingle1()),
+    (niah, NiahMultikey1()),
+    (niah, NiahMultikey2()),
+]
 
 
-@pytest.mark.parametrize(
-    ("module", "task"),
-    [(passkey, Passkey()), (niah, NiahSingle1()), (niah, NiahMultikey1())],
-    ids=["passkey", "noise", "sentences"],
-)
+def draft_of(module, task, counter, depth_percent=35.0):
+    drafts = module.drafts(task, counter, Setting(1000, ("a test",)))
+    return drafts(Turn(Random(5), 0, Spread([depth_percent], "a test")))
+
+
+@pytest.mark.parametrize(("module", "task"), CASES, ids=lambda case: getattr(case, "type", ""))
 @pytest.mark.parametrize("depth_percent", [0.0, 35.0, 100.0])
-def test_no_number_of_units_fits_better(byte_tokenizer, module, task, depth_percent):
-    def draft():
-        return module.drafts(task, byte_tokenizer)(Random(5), depth_percent)
-
-    reference = draft()
-    counts = [
-        len(byte_tokenizer.encode(reference.build(units).text))
-        for units in range(reference.least, reference.least + 240)
-    ]
-    for budget in range(260, 300, 3):
-        best = max(tokens for tokens in counts if tokens <= budget)
-        prompt, encoding = fill(draft(), byte_tokenizer, budget)
-        assert len(encoding) == best
-        assert encoding.ids == byte_tokenizer.encode(prompt.text).ids
+def test_nothing_longer_fits(byte_tokenizer, module, task, depth_percent):
+    counter = Counter(byte_tokenizer)
+    built = {
+        len(byte_tokenizer.encode(text_of(draft.build(tokens), counter)))
+        for draft in [draft_of(module, task, counter, depth_percent)]
+        for tokens in range(200, 600)
+    }
+    for budget in range(320, 400, 3):
+        draft = draft_of(module, task, counter, depth_percent)
+        prompt = fill(draft, counter, budget)
+        assert prompt.tokens == len(byte_tokenizer.encode(text_of(prompt, counter)))
+        assert prompt.tokens == max(tokens for tokens in built if tokens <= budget)
 
 
-def test_least_prompt_is_the_limit(byte_tokenizer):
-    draft = passkey.drafts(Passkey(), byte_tokenizer)(Random(5), 50.0)
-    least = least_tokens(draft, byte_tokenizer, " 12")
-    prompt, _ = fill(draft, byte_tokenizer, least, " 12")
-    assert prompt == draft.build(draft.least)
+@pytest.mark.parametrize(("module", "task"), CASES, ids=lambda case: getattr(case, "type", ""))
+def test_least_prompt_is_the_limit(tokenizer, module, task):
+    counter = Counter(tokenizer)
+    draft = draft_of(module, task, counter)
+    least = least_tokens(draft, counter)
+    assert fill(draft, counter, least).tokens <= least
     with pytest.raises(TooLong):
-        fill(draft, byte_tokenizer, least - 1, " 12")
+        fill(draft, counter, least - 1)
+
+
+@pytest.mark.parametrize("noise", [0, 1, 7])
+def test_smallest_length_works_and_the_one_below_does_not(noise):
+    def needed(length):
+        return 300 + (length * 31) % (noise + 1)
+
+    found = smallest_length(50, needed)
+    assert needed(found) <= found
+    assert needed(found - 1) > found - 1

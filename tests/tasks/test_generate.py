@@ -1,33 +1,77 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import polars as pl
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from needlework.config.tasks import NiahMultikey1, NiahSingle1, Passkey
-from needlework.tasks.filler import PARAGRAPH, Filler
-from needlework.tasks.generate import SAMPLES, samples
+from needlework.config.tasks import (
+    FreeNeedle,
+    Needles,
+    Niah,
+    NiahMultikey1,
+    NiahMultikey2,
+    NiahMultikey3,
+    NiahMultiquery,
+    NiahMultivalue,
+    NiahSingle1,
+    NiahSingle2,
+    NiahSingle3,
+    Passkey,
+)
+from needlework.tasks import generate
+from needlework.tasks.counting import Counter
+from needlework.tasks.generate import SAMPLES, Sampler, samples, write_samples
+from needlework.tasks.tokenizer import open_tokenizer
 
-TASKS = [Passkey(), NiahSingle1(), NiahMultikey1()]
-STARTS = {
-    "passkey": "The pass key is {value}. Remember",
-    "niah": "One of the special magic numbers for {key} is: {value}.",
-}
+TINY = Path(__file__).resolve().parents[2] / "resources" / "needlework-tiny"
+RULER = [
+    NiahSingle1(),
+    NiahSingle2(),
+    NiahSingle3(),
+    NiahMultikey1(),
+    NiahMultikey2(),
+    NiahMultikey3(),
+    NiahMultivalue(),
+    NiahMultiquery(),
+]
+FREE = Needles(
+    needles=[
+        FreeNeedle(text="The red door opens with a song.", answer="a song"),
+        FreeNeedle(text="The green door opens with a whistle.", answer="a whistle"),
+    ],
+    question="What opens the red and the green door?",
+)
+TASKS = [Passkey(), Passkey(shots=2, filler="Rain falls. Snow too."), *RULER, FREE]
 DEPTHS = [0.0, 10.0, 25.0, 50.0, 90.0, 100.0]
 
 
-def make(task, tokenizer, length=700, count=6, depths=DEPTHS, seed=1, name="a_task"):
-    return samples(
-        task, tokenizer, task_name=name, length=length, count=count, depths=depths, seed=seed
+def sampler(task, tokenizer, length=1200, depths=DEPTHS, seed=1, **settings):
+    return Sampler(
+        task, tokenizer, task_name="a_task", length=length, depths=depths, seed=seed, **settings
     )
 
 
-@pytest.fixture(params=TASKS, ids=lambda task: task.type)
+def make(task, tokenizer, *, count=6, **settings):
+    return samples(sampler(task, tokenizer, **settings), count)
+
+
+@pytest.fixture(params=TASKS, ids=lambda task: f"{task.type}{getattr(task, 'shots', '')}")
 def task(request):
     return request.param
+
+
+def place(row, needle):
+    """The character of the prompt at which a needle's line or sentence starts."""
+    if needle["key"] == "pass key":
+        return row["prompt"].index(f"The pass key is {needle['value']}. Remember")
+    at = row["prompt"].index(needle["value"])
+    start = max(row["prompt"].rfind("One of", 0, at), row["prompt"].rfind("The ", 0, at))
+    return start
 
 
 def test_rows_hold_together(task, tokenizer):
@@ -38,52 +82,71 @@ def test_rows_hold_together(task, tokenizer):
         assert row["prompt"] == row["context"] + row["question"] + row["answer_prefix"]
         assert [message["role"] for message in row["messages"]] == ["user", "assistant"]
         assert row["messages"][0]["content"] + " " + row["messages"][1]["content"] == row["prompt"]
-        assert row["tokens"] == len(tokenizer.encode(row["prompt"]).ids)
-        assert row["outputs"] == [row["needles"][0]["value"]]
+        assert row["value_type"] == task.answer_type
         assert row["max_new_tokens"] == task.max_new_tokens
+        asked = [needle["value"] for needle in row["needles"][: len(row["outputs"])]]
+        assert asked == row["outputs"]
 
 
-@settings(max_examples=12, deadline=None)
-@given(length=st.integers(450, 1500), index=st.integers(0, 5))
-def test_prompts_are_full_and_never_over(byte_tokenizer, length, index):
-    for task in TASKS:
-        row = make(task, byte_tokenizer, length, count=index + 1).row(index, named=True)
-        gap = length - task.max_new_tokens - row["tokens"]
-        # A cut line leaves at most the line break; sentences leave less than one of them.
-        longest = 1 if task != NiahMultikey1() else 30
-        assert 0 <= gap <= longest
+@pytest.mark.parametrize("length", [1100, 4096])
+def test_counts_and_places_are_those_of_a_real_tokenization(task, tokenizer, length):
+    for row in make(task, tokenizer, length=length, count=3).iter_rows(named=True):
+        encoding = tokenizer.encode(row["prompt"])
+        assert row["tokens"] == len(encoding)
+        for needle in row["needles"]:
+            start, end = encoding.offsets[needle["token_position"]]
+            assert start <= place(row, needle) < end
 
 
-def test_other_tokenizers_fill_too(task, tokenizer):
-    for length in (600, 601, 1500):
-        gaps = length - task.max_new_tokens - make(task, tokenizer, length)["tokens"]
-        assert gaps.min() >= 0
-        assert gaps.max() <= (30 if task == NiahMultikey1() else 4)
+def test_counts_hold_for_the_shipped_tokenizer(task):
+    tokenizer = open_tokenizer(TINY)
+    assert Counter(tokenizer).additive
+    for row in make(task, tokenizer, count=4).iter_rows(named=True):
+        assert row["tokens"] == len(tokenizer.encode(row["prompt"]))
 
 
-def test_sample_is_the_same_whatever_else_is_asked_for(task, tokenizer):
-    alone = make(task, tokenizer, count=3)
-    make(task, tokenizer, length=900, count=2)
-    among = make(task, tokenizer, count=8)
-    assert alone.equals(among.head(3))
+@settings(max_examples=15, deadline=None)
+@given(length=st.integers(900, 2500))
+def test_prompts_are_full_and_never_over(byte_tokenizer, length):
+    for task in (Passkey(), NiahSingle1(), NiahMultikey1(), NiahMultikey3()):
+        for row in make(task, byte_tokenizer, length=length, count=2).iter_rows(named=True):
+            gap = length - task.max_new_tokens - row["tokens"]
+            assert 0 <= gap <= {"passkey": 1, "niah_single_1": 1}.get(task.type, 30)
+
+
+def test_fill(task, tokenizer):
+    table = make(task, tokenizer, length=4096, count=12)
+    fill = (table["tokens"] + task.max_new_tokens) / 4096
+    assert fill.max() <= 1
+    assert fill.mean() >= 0.99
+    assert fill.min() >= 0.97
+
+
+def test_sample_is_the_same_in_any_order_and_subset(task, tokenizer):
+    many = make(task, tokenizer, count=12)
+    make(task, tokenizer, length=1500, count=2)
+    assert make(task, tokenizer, count=3).equals(many.head(3))
+    backwards = sampler(task, tokenizer)
+    rows = [backwards.sample(index) for index in (11, 4, 7, 0)]
+    assert pl.DataFrame(rows, SAMPLES, orient="row").equals(many[[11, 4, 7, 0]])
 
 
 def test_sample_is_the_same_in_another_process(byte_tokenizer, tmp_path):
     byte_tokenizer.save(str(tmp_path / "tokenizer.json"))
     script = (
         "import sys\n"
-        "from needlework.config.tasks import NiahMultikey1\n"
-        "from needlework.tasks.generate import samples\n"
+        "from needlework.config.tasks import NiahMultikey3\n"
+        "from needlework.tasks.generate import Sampler, write_samples\n"
         "from needlework.tasks.tokenizer import open_tokenizer\n"
-        "table = samples(NiahMultikey1(), open_tokenizer(sys.argv[1]), task_name='a_task',"
-        " length=700, count=4, depths=[0.0, 10.0, 25.0, 50.0, 90.0, 100.0], seed=1)\n"
+        "sampler = Sampler(NiahMultikey3(), open_tokenizer(sys.argv[1]), task_name='a_task',"
+        " length=1200, depths=[0.0, 10.0, 25.0, 50.0, 90.0, 100.0], seed=1)\n"
+        "write_samples(sampler, 4, sys.argv[1] + '/table.parquet')\n"
         "assert 'torch' not in sys.modules\n"
-        "table.write_parquet(sys.argv[1] + '/table.parquet')\n"
     )
     environment = {**os.environ, "PYTHONHASHSEED": "7", "PYTHONPATH": os.pathsep.join(sys.path)}
     subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, env=environment)
     assert pl.read_parquet(tmp_path / "table.parquet").equals(
-        make(NiahMultikey1(), byte_tokenizer, count=4)
+        make(NiahMultikey3(), byte_tokenizer, count=4)
     )
 
 
@@ -91,46 +154,68 @@ def test_sample_is_the_same_in_another_process(byte_tokenizer, tmp_path):
     "change", [{"seed": 2}, {"length": 701}, {"task": Passkey(digits=5, max_new_tokens=11)}]
 )
 def test_streams_differ_by_seed_length_and_parameters(byte_tokenizer, change):
-    one = make(Passkey(), byte_tokenizer)
-    other = make(**{"task": Passkey(), "tokenizer": byte_tokenizer, **change})
+    one = make(Passkey(), byte_tokenizer, length=700)
+    other = make(**{"task": Passkey(), "tokenizer": byte_tokenizer, "length": 700, **change})
     assert not set(one["seed"]) & set(other["seed"])
     assert one["outputs"].to_list() != other["outputs"].to_list()
 
 
-def test_depths_go_round(task, byte_tokenizer):
-    table = make(task, byte_tokenizer, count=15)
-    asked = [needles[0]["depth_percent"] for needles in table["needles"]]
-    assert asked == [DEPTHS[i % len(DEPTHS)] for i in range(15)]
-
-
-def test_needles_stand_at_their_depth(task, tokenizer):
-    table = make(task, tokenizer, length=3000, depths=[5 * i for i in range(21)], count=21)
-    unit = Filler(tokenizer, PARAGRAPH, "\n").period_tokens
+def test_needles_stand_at_their_depth(task, byte_tokenizer):
+    depths = [5.0 * i for i in range(21)]
+    table = make(task, byte_tokenizer, length=6000, depths=depths, count=21)
     for row in table.iter_rows(named=True):
-        encoding = tokenizer.encode(row["prompt"])
-        needles = row["needles"]
-        for needle in needles:
-            start, end = encoding.offsets[needle["token_position"]]
-            line = STARTS[task.module].format(**needle)
-            assert row["prompt"].count(line) == 1
-            assert start <= row["prompt"].index(line) < end
-        first = encoding.char_to_token(row["context"].index("\n") + 1)
-        whole = encoding.char_to_token(len(row["context"]))
-        own = (len(needles) + 1) * 40
-        expected = first + needles[0]["depth_percent"] / 100 * (whole - first)
-        assert abs(needles[0]["token_position"] - expected) <= unit + own
+        encoding = byte_tokenizer.encode(row["prompt"])
+        shots = row["context"].rfind("\n\n") + 1
+        first = encoding.char_to_token(row["context"].index("\n", shots + 1) + 1)
+        last = encoding.char_to_token(len(row["context"]))
+        for needle in row["needles"]:
+            expected = first + needle["depth_percent"] / 100 * (last - first)
+            assert abs(needle["token_position"] - expected) <= 60 * (len(row["needles"]) + 1)
+
+
+def test_thousand_samples_visit_every_depth_evenly(task, byte_tokenizer):
+    ready = sampler(task, byte_tokenizer)
+    rows = [ready.sample(index) for index in range(1000 - 1000 % len(DEPTHS))]
+    asked = len(rows[0]["outputs"])
+    for j in range(asked):
+        found = [row["needles"][j]["depth_percent"] for row in rows]
+        assert {found.count(depth) for depth in DEPTHS} == {len(rows) // len(DEPTHS)}
+    for row in rows:
+        stands = [needle["depth_percent"] for needle in row["needles"]]
+        assert len(set(stands)) == len(stands)
+
+
+def test_uniform_depths_are_spread_evenly(byte_tokenizer):
+    ready = sampler(NiahMultivalue(depths="uniform"), byte_tokenizer)
+    rows = [ready.sample(index) for index in range(1000)]
+    for j in range(4):
+        twentieths = [int(row["needles"][j]["depth_percent"] // 5) for row in rows]
+        assert all(abs(twentieths.count(part) - 50) <= 3 for part in range(20))
+
+
+def test_the_tasks_own_depths_come_first(byte_tokenizer):
+    table = make(Passkey(depths=[30.0]), byte_tokenizer)
+    assert {needles[0]["depth_percent"] for needles in table["needles"]} == {30.0}
 
 
 def test_length_too_small_names_the_smallest(task, tokenizer):
-    with pytest.raises(ValueError, match=r"^lengths: 40 is too small for task a_task; set \d+ or"):
-        make(task, tokenizer, length=40)
-    try:
-        make(task, tokenizer, length=40)
-    except ValueError as error:
-        smallest = int(str(error).split("set ")[1].split()[0])
+    with pytest.raises(
+        ValueError, match=r"^lengths: 50 is too small for task a_task; set \d+ or more$"
+    ) as error:
+        make(task, tokenizer, length=50)
+    smallest = int(str(error.value).split("set ")[1].split()[0])
     make(task, tokenizer, length=smallest)
     with pytest.raises(ValueError, match="too small"):
-        make(task, tokenizer, length=smallest - 1)
+        make(task, tokenizer, length=smallest - 1, count=64)
+
+
+def test_lengths_in_characters(task, tokenizer):
+    for row in make(task, tokenizer, length=9000, length_unit="characters").iter_rows(named=True):
+        assert 8900 <= len(row["prompt"]) <= 9000
+        encoding = tokenizer.encode(row["prompt"])
+        assert row["tokens"] == len(encoding)
+        start, end = encoding.offsets[row["needles"][0]["token_position"]]
+        assert start <= place(row, row["needles"][0]) < end
 
 
 def test_settings_that_cut_or_pad_do_not_count(task, byte_tokenizer):
@@ -139,3 +224,29 @@ def test_settings_that_cut_or_pad_do_not_count(task, byte_tokenizer):
     cutting.enable_padding(length=5000)
     assert make(task, cutting).equals(make(task, byte_tokenizer))
     assert cutting.truncation is not None
+
+
+def test_text_of_the_users_is_read_round_from_anywhere(byte_tokenizer):
+    lines = [f"Sentence number {i} of a text of mine, no more." for i in range(40)]
+    counts = [len(byte_tokenizer.encode(f" {line}", add_special_tokens=False)) for line in lines]
+    table = pl.DataFrame({"sentence": lines, "tokens": counts})
+    task = Niah(haystack="mine", keys=2)
+    made = make(task, byte_tokenizer, haystack=table, length=3000)
+    starts = set()
+    for row in made.iter_rows(named=True):
+        assert row["tokens"] == len(byte_tokenizer.encode(row["prompt"]))
+        text = row["context"].split("\n")[1]
+        numbers = [int(part.split()[0]) for part in text.split("Sentence number ")[1:]]
+        assert numbers == [(numbers[0] + i) % 40 for i in range(len(numbers))]
+        assert len(numbers) > 80
+        starts.add(numbers[0])
+    assert len(starts) > 2
+
+
+def test_a_long_table_is_written_in_groups(byte_tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(generate, "_BATCH_CHARACTERS", 5000)
+    write_samples(sampler(Passkey(), byte_tokenizer), 9, tmp_path / "table.parquet")
+    assert pq.ParquetFile(tmp_path / "table.parquet").num_row_groups > 1
+    assert pl.read_parquet(tmp_path / "table.parquet").equals(
+        make(Passkey(), byte_tokenizer, count=9)
+    )

@@ -1,10 +1,11 @@
+import re
 from random import Random
 
 import polars as pl
 import pytest
 
 from needlework.config.tasks import Passkey, PasskeyExamples
-from needlework.tasks.generate import samples
+from needlework.tasks.generate import Sampler, samples
 from needlework.tasks.passkey import draw_key, examples, is_evaluation_key
 
 
@@ -31,19 +32,17 @@ def test_the_split_halves_the_keys():
 def test_examples_never_use_a_key_of_the_samples(byte_tokenizer):
     config = PasskeyExamples(examples=400, length=128, digits=[3])
     rows = examples(config, byte_tokenizer, seed=1)
-    table = samples(
-        Passkey(digits=3),
-        byte_tokenizer,
-        task_name="t",
-        length=128,
-        count=400,
-        depths=[0.0],
-        seed=1,
+    sampler = Sampler(
+        Passkey(digits=3, shots=2), byte_tokenizer, task_name="t", length=400, depths=[0.0], seed=1
     )
+    table = samples(sampler, 400)
+    shown = table["context"].str.extract_all(r"pass key is \d+\. Remember").explode()
     trained, asked = set(rows["answer"].str.strip_chars()), set(table["outputs"].explode())
     assert len(trained) > 150
     assert len(asked) > 150
     assert not trained & asked
+    assert len(shown) == 1200
+    assert not trained & set(shown.str.extract(r"(\d+)"))
 
 
 def test_example_rows(tokenizer):
@@ -95,3 +94,26 @@ def test_lengths_take_turns(byte_tokenizer):
     for turn, length in enumerate(config.length):
         alone = examples(PasskeyExamples(examples=3, length=length), byte_tokenizer, seed=1)
         assert rows.gather_every(3, turn).equals(alone)
+
+
+@pytest.mark.parametrize("shots", [1, 3])
+def test_worked_examples_come_first_with_other_keys(tokenizer, shots):
+    task = Passkey(digits=2, shots=shots)
+    sampler = Sampler(task, tokenizer, task_name="t", length=900, depths=[0.0, 60.0], seed=1)
+    for row in samples(sampler, 30).iter_rows(named=True):
+        *examples, last = row["context"].split("\n\n")
+        assert len(examples) == shots
+        for example in examples:
+            key = re.search(r"\nThe pass key is (\d\d)\. Remember it\. \1 is", example)[1]
+            assert example.endswith(f"\nWhat is the pass key? The pass key is {key}.")
+            assert key != row["outputs"][0]
+        assert f"The pass key is {row['outputs'][0]}. Remember" in last
+
+
+def test_filler_of_ones_own(byte_tokenizer):
+    task = Passkey(filler="Rain falls.\n Snow  too.")
+    sampler = Sampler(task, byte_tokenizer, task_name="t", length=500, depths=[50.0], seed=1)
+    lines = sampler.sample(0)["context"].splitlines()
+    assert len(lines) == 4
+    assert ("Rain falls. Snow too. " * 99).startswith(lines[3])
+    assert len(lines[3]) > 200

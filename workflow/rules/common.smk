@@ -18,6 +18,7 @@ wildcard_constraints:
     model="|".join(map(re.escape, experiment.models)),
     task="|".join(map(re.escape, experiment.tasks)),
     tokenizer="|".join(map(re.escape, experiment.models)),
+    haystack="|".join(map(re.escape, experiment.haystacks)) or "none",
     data="|".join(map(re.escape, experiment.finetune_data)) or "none",
     length=r"\d+",
 
@@ -38,8 +39,45 @@ def model_files(name):
     path = Path(model_path(name))
     if not isinstance(experiment.models[name], Checkpoint):
         return [f"{path}/{file}" for file in MODEL_FILES]
-    found = [*path.glob("*.json"), *path.glob("*.safetensors")]
+    found = [*path.glob("*.json"), *path.glob("*.jinja"), *path.glob("*.safetensors")]
     return sorted(str(file) for file in found)
+
+
+def tokenizer_files(name):
+    """The files that make prompts of model `name`: its tokenizer, and its chat template if asked."""
+    chat = chat_of(name) is not None
+    wanted = {"tokenizer.json"} | ({"tokenizer_config.json", "chat_template.jinja"} if chat else set())
+    return [file for file in model_files(name) if Path(file).name in wanted]
+
+
+def chat_of(name):
+    """How prompts of model `name` are put into its chat template; None: they are not."""
+    model = experiment.models[name]
+    if not getattr(model, "chat_template", False):
+        return None
+    return {
+        "system_prompt": model.system_prompt,
+        "thinking_tokens": model.thinking_tokens,
+        "date": model.chat_date,
+    }
+
+
+def haystack_files(name):
+    """The user's files of haystack `name`; none where it is a hub's."""
+    path = Path(experiment.haystacks[name].path)
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sorted(str(file) for file in files if file.is_file())
+
+
+def haystack_of(tokenizer, task):
+    """The sentences that `task` hides its needles in, if they are of the user's text."""
+    name = getattr(experiment.tasks[task], "haystack", None)
+    found = [name] if name in experiment.haystacks else []
+    return expand(
+        f"{RESULTS}/haystacks/{{tokenizer}}/{{haystack}}.parquet",
+        tokenizer=tokenizer,
+        haystack=found,
+    )
 
 
 def model_modules(name):
@@ -116,7 +154,8 @@ def trained_models():
 
 def targets():
     """Everything that `rule all` wants."""
-    figures = [*(f"heatmap/{task}" for task in experiment.tasks), "accuracy", "cost"]
+    mapped = [name for name, task in experiment.tasks.items() if task.has_depths]
+    figures = [*(f"heatmap/{task}" for task in mapped), "accuracy", "cost"]
     figures += ["training"] if trained_models() else []
     wanted = expand(
         f"{RESULTS}/figures/{{figure}}.{{kind}}",

@@ -1,7 +1,37 @@
+rule split_haystack:
+    input:
+        tokenizer=lambda w: tokenizer_files(w.tokenizer),
+        text=lambda w: haystack_files(w.haystack),
+    output:
+        sentences=f"{RESULTS}/haystacks/{{tokenizer}}/{{haystack}}.parquet",
+    log:
+        f"{RESULTS}/logs/split_haystack/{{tokenizer}}/{{haystack}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/split_haystack/{{tokenizer}}/{{haystack}}.tsv"
+    conda:
+        "../../envs/data.yaml"
+    threads: 1
+    priority: 100
+    resources:
+        mem_mb=lambda w, attempt: (2000 + max(experiment.lengths) // 5000) * attempt,
+        runtime=60,
+    params:
+        code=code_version("split_haystack.py"),
+        tokenizer=lambda w: model_path(w.tokenizer),
+        haystack=lambda w: dump(experiment.haystacks[w.haystack]),
+        longest=max(experiment.lengths),
+    script:
+        "../scripts/split_haystack.py"
+
+
+# Before any long work, because what is wrong with lengths shows here.
 rule generate_samples:
     input:
-        tokenizer=lambda w: [
-            f for f in model_files(w.tokenizer) if f.endswith("tokenizer.json")
+        tokenizer=lambda w: tokenizer_files(w.tokenizer),
+        haystack=lambda w: haystack_of(w.tokenizer, w.task),
+        files=lambda w: [
+            file.replace("{length}", w.length)
+            for file in experiment.tasks[w.task].files
         ],
     output:
         samples=f"{RESULTS}/samples/{{tokenizer}}/{{task}}/{{length}}.parquet",
@@ -12,16 +42,19 @@ rule generate_samples:
     conda:
         "../../envs/data.yaml"
     threads: 1
+    priority: 100
     resources:
-        mem_mb=lambda w, attempt: 1500 * attempt,
-        runtime=30,
+        mem_mb=lambda w, attempt: (1500 + int(w.length) // 5000) * attempt,
+        runtime=60,
     params:
         code=lambda w: code_version("generate_samples.py", *task_modules(w.task)),
         modules=lambda w: task_modules(w.task),
         tokenizer=lambda w: model_path(w.tokenizer),
+        chat=lambda w: chat_of(w.tokenizer),
         task=lambda w: dump(experiment.tasks[w.task]),
         samples=experiment.samples,
         depths=experiment.depths,
+        length_unit=experiment.length_unit,
         seed=experiment.seed,
     script:
         "../scripts/generate_samples.py"
@@ -29,9 +62,7 @@ rule generate_samples:
 
 rule generate_finetune_data:
     input:
-        tokenizer=lambda w: [
-            f for f in model_files(w.tokenizer) if f.endswith("tokenizer.json")
-        ],
+        tokenizer=lambda w: tokenizer_files(w.tokenizer),
     output:
         rows=f"{RESULTS}/finetune_data/{{tokenizer}}/{{data}}.parquet",
     log:

@@ -24,5 +24,8 @@ rule evaluate_system:
             experiment.models[experiment.systems[w.system].model], "revision", None
         ),
         attention=lambda w: dump(experiment.systems[w.system].attention),
+        thinking_tokens=lambda w: (
+            chat_of(experiment.root_model(experiment.systems[w.system].model)) or {}
+        ).get("thinking_tokens", 0),
     script:
         "../scripts/evaluate_system.py"

@@ -24,6 +24,7 @@ with stage(snakemake) as s:
         pl.read_parquet(s.input.samples),
         system=s.wildcards.system,
         attention=attention,
+        thinking_tokens=s.params.thinking_tokens,
     )
     predictions.write_parquet(s.output.predictions)
     measurements.write_parquet(s.output.measurements)

@@ -2,24 +2,30 @@
 
 from typing import TYPE_CHECKING
 
+import polars as pl
 from pydantic import TypeAdapter
 
 from needlework.config.tasks import AnyTask
 from needlework.stage import stage
-from needlework.tasks.generate import samples
+from needlework.tasks.chat import PLAIN, open_frame
+from needlework.tasks.generate import Sampler, write_samples
 from needlework.tasks.tokenizer import open_tokenizer
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
 with stage(snakemake) as s:
-    table = samples(
+    chat = s.params.chat
+    sampler = Sampler(
         TypeAdapter(AnyTask).validate_python(s.params.task),
         open_tokenizer(s.params.tokenizer),
         task_name=s.wildcards.task,
         length=int(s.wildcards.length),
-        count=s.params.samples,
         depths=s.params.depths,
         seed=s.params.seed,
+        frame=PLAIN if chat is None else open_frame(s.params.tokenizer, **chat),
+        thinking_tokens=0 if chat is None else chat["thinking_tokens"],
+        haystack=pl.read_parquet(s.input.haystack[0]) if s.input.haystack else None,
+        length_unit=s.params.length_unit,
     )
-    table.write_parquet(s.output.samples)
+    write_samples(sampler, s.params.samples, s.output.samples)

@@ -1,0 +1,13 @@
+"""The prompts that ours wrote, tokenized once each; with 0 tokens, start-up alone."""
+
+import sys
+
+import polars as pl
+
+from needlework.tasks.tokenizer import open_tokenizer
+
+task, length = sys.argv[1], int(sys.argv[2])
+tokenizer = open_tokenizer("tokenizer")
+if length:
+    for prompt in pl.read_parquet(f"own-{task}-{length}.parquet", columns=["prompt"])["prompt"]:
+        tokenizer.encode(prompt)

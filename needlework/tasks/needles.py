@@ -1,0 +1,33 @@
+"""Needles and a question of the user's own."""
+
+from collections.abc import Callable
+
+from needlework.config.tasks import Needles
+from needlework.tasks.counting import Counter
+from needlework.tasks.haystacks import haystack_of
+from needlework.tasks.hiding import Hidden, Hiding
+from needlework.tasks.setting import Setting, Turn
+
+
+def drafts(task: Needles, counter: Counter, setting: Setting) -> Callable[[Turn], Hiding]:
+    """What makes the draft of a sample. Needles are told apart by their answers."""
+    haystack = haystack_of(task.haystack, counter, setting)
+    prefix = f" {task.answer_prefix.strip()}".rstrip()
+
+    def draft(turn: Turn) -> Hiding:
+        depths = turn.spread.depths(turn.index, len(task.needles))
+        return Hiding(
+            counter,
+            haystack,
+            haystack.start(turn.random),
+            [
+                Hidden(" ".join(needle.text.split()), needle.answer, needle.answer, at)
+                for needle, at in zip(task.needles, depths, strict=True)
+            ],
+            intro=task.intro.strip(),
+            question=task.question.strip(),
+            answer_prefix=prefix,
+            outputs=tuple(needle.answer for needle in task.needles),
+        )
+
+    return draft
