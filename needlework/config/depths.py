@@ -4,7 +4,6 @@ import math
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, WithJsonSchema
-from pydantic_core import PydanticCustomError
 
 from needlework.config.base import Percent
 
@@ -34,7 +33,7 @@ def _expand(value: Any) -> Any:
         (spacing, count), *_ = value.items()
         if spacing in _SPACINGS and isinstance(count, int) and 1 <= count <= 101:
             return linear(count) if spacing == "linear" else sigmoid(count)
-    raise PydanticCustomError("depths", _WANTED)
+    raise ValueError(_WANTED)
 
 
 Depths = Annotated[

@@ -81,7 +81,7 @@ def _explain(config: dict, error: dict) -> tuple[tuple[str | int, ...], str]:
     if kind == "missing":
         meaning = _properties(loc).get(loc[-1], {}).get("description")
         return where, _WANTED[kind] + (f": {meaning}" if meaning else "")
-    wanted = _WANTED.get(kind)
+    wanted = str(error["ctx"]["error"]) if kind == "value_error" else _WANTED.get(kind)
     if wanted is None:
         wanted = error["msg"][:1].lower() + error["msg"][1:]
     return where, wanted

@@ -8,7 +8,6 @@ import datetime
 from typing import Annotated, Any, ClassVar, Literal, Union
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, WithJsonSchema
-from pydantic_core import PydanticCustomError
 
 from needlework.config.base import Name, Strict
 from needlework.config.systems import AnyAttention
@@ -23,7 +22,7 @@ def _as_day(value: Any) -> str:
             return day
     except (TypeError, ValueError):
         pass
-    raise PydanticCustomError("day", "is no day; write YYYY-MM-DD, such as 2025-01-01")
+    raise ValueError("is no day; write YYYY-MM-DD, such as 2025-01-01")
 
 
 Day = Annotated[
@@ -32,6 +31,10 @@ Day = Annotated[
     WithJsonSchema({"type": "string", "pattern": r"^\d{4}-\d{2}-\d{2}$"}),
 ]
 """A day, YYYY-MM-DD."""
+
+
+THOUGHT_END = "\n</think>\n\n"
+"""What ends a thought that has used up its budget."""
 
 
 class Model(Strict):

@@ -3,7 +3,6 @@
 from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
-from pydantic_core import PydanticCustomError
 
 from needlework.config.base import Name, Percent, Strict, tagged_union
 from needlework.config.depths import Depths
@@ -14,8 +13,10 @@ MOST_NEEDLES = 40
 
 ValueType = Literal["numbers", "words", "uuids"]
 _DEPTHS = Field(None, description="where needles stand; null: the experiment's depths")
-_HAYSTACK = "noise: one paragraph again and again; needle: other needles; sentences: generated "
-"sentences; essay: haystacks.essay, or sentences where there is none; or a name under haystacks"
+_HAYSTACK = (
+    "noise: one paragraph again and again; needle: other needles; sentences: generated "
+    "sentences; essay: haystacks.essay, or sentences where there is none; or a name under haystacks"
+)
 
 
 class Haystack(Strict):
@@ -97,17 +98,10 @@ class Niah(DepthTask):
     @model_validator(mode="after")
     def _few_enough(self) -> Self:
         if self.keys * self.values > MOST_NEEDLES:
-            raise PydanticCustomError(
-                "needles",
-                "keys x values is {needles} needles; write at most 40",
-                {"needles": self.keys * self.values},
-            )
+            needles = self.keys * self.values
+            raise ValueError(f"keys x values is {needles} needles; write at most {MOST_NEEDLES}")
         if self.queries > self.keys:
-            raise PydanticCustomError(
-                "queries",
-                "queries is above keys; write at most {keys}, or more keys",
-                {"keys": self.keys},
-            )
+            raise ValueError(f"queries is above keys; write at most {self.keys}, or more keys")
         return self
 
 
@@ -222,10 +216,8 @@ class VariableTracking(DepthTask):
     def _few_enough(self) -> Self:
         needles = self.chains * (self.hops + 1)
         if needles > MOST_NEEDLES:
-            raise PydanticCustomError(
-                "needles",
-                "chains x (hops + 1) is {needles} assignments; write at most 40",
-                {"needles": needles},
+            raise ValueError(
+                f"chains x (hops + 1) is {needles} assignments; write at most {MOST_NEEDLES}"
             )
         return self
 
@@ -254,14 +246,10 @@ class CommonWords(Task):
     def _common_is_common(self) -> Self:
         common, other = self.common_repeats, self.other_repeats
         if (common is None) != (other is None):
-            raise PydanticCustomError(
-                "repeats", "write both common_repeats and other_repeats, or neither"
-            )
+            raise ValueError("write both common_repeats and other_repeats, or neither")
         if common is not None and common <= other:
-            raise PydanticCustomError(
-                "repeats",
-                "common_repeats is not above other_repeats; write at least {least}",
-                {"least": other + 1},
+            raise ValueError(
+                f"common_repeats is not above other_repeats; write at least {other + 1}"
             )
         return self
 

@@ -1,14 +1,22 @@
 """Answer samples by real generation: greedy, until EOS or max_new_tokens."""
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 
 import polars as pl
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerFast, StoppingCriteriaList
+from transformers import (
+    GenerationConfig,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    StoppingCriteriaList,
+)
 
 from needlework.attention.apply import apply
 from needlework.config.systems import Attention
 from needlework.evaluation.meter import FirstTokenClock, cache_bytes, peak_memory_bytes
+from needlework.evaluation.thinking import CLOSE, OPEN, ThinkingBudget, opens_thought
 from needlework.progress import track
 
 _PREDICTIONS = {
@@ -38,15 +46,26 @@ def retrieve(
     *,
     system: str,
     attention: Attention | None = None,
+    thinking_tokens: int = 0,
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Predictions and measurements, one row a sample, in the samples' order.
+
+    The most likely token is taken each time: what the checkpoint's generation_config.json says of
+    sampling, penalties or lengths is left out, and its eos_token_id (one, several, or the
+    tokenizer's where it has none) ends an answer. A thought is closed after `thinking_tokens` new
+    tokens; they are part of the samples' max_new_tokens. It stays in the prediction, from its
+    `<think>` on, also where that stands in the prompt.
 
     `attention` None is the model's own attention, its densities are 1. Densities are measured: kept
     over causal pairs of query and key in the sparse layers; decode_density is null where the first
     token ended the answer. cache_bytes is what the cache holds when the answer ends.
+
+    Raises:
+        ValueError: the tokenizer does not count a prompt's tokens as the sample does.
     """
     predictions, measurements = [], []
-    with apply(model, attention) if attention is not None else nullcontext() as handle:
+    put_on = apply(model, attention) if attention is not None else nullcontext()
+    with put_on as handle, _greedy(model, tokenizer):
         for row in track(
             samples.iter_rows(named=True),
             total=len(samples),
@@ -56,7 +75,7 @@ def retrieve(
             if handle is not None:
                 handle.reset()
             key = {"system": system, **{k: row[k] for k in ("task", "length", "sample")}}
-            answer, measured = _answer(model, tokenizer, row["prompt"], row["max_new_tokens"])
+            answer, measured = _answer(model, tokenizer, row, thinking_tokens)
             density = handle.density() if handle is not None else None
             predictions.append(
                 {
@@ -73,33 +92,55 @@ def retrieve(
     )
 
 
+@contextmanager
+def _greedy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> Iterator[None]:
+    """The model with no generation settings but those of a plain greedy search."""
+    own = model.generation_config
+    eos = tokenizer.eos_token_id if own.eos_token_id in (None, []) else own.eos_token_id
+    model.generation_config = GenerationConfig(
+        bos_token_id=own.bos_token_id,
+        eos_token_id=eos,
+        pad_token_id=own.pad_token_id,
+        do_sample=False,
+        num_beams=1,
+        return_dict_in_generate=True,
+    )
+    try:
+        yield
+    finally:
+        model.generation_config = own
+
+
 @torch.inference_mode()
 def _answer(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerFast,
-    prompt: str,
-    max_new_tokens: int,
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, row: dict, thinking_tokens: int
 ) -> tuple[dict, dict]:
+    prompt = row["prompt"]
     inputs = tokenizer(prompt, return_tensors="pt").to(model.device)
-    clock = FirstTokenClock()
+    prompt_tokens = inputs["input_ids"].shape[1]
+    if prompt_tokens != row["tokens"]:
+        raise ValueError(
+            f"sample {row['sample']} of task {row['task']} at {row['length']}: the model's "
+            f"tokenizer counts {prompt_tokens} tokens, the sample {row['tokens']}; make samples "
+            "with the model's own tokenizer"
+        )
+    clock, budget = FirstTokenClock(), LogitsProcessorList()
+    if thinking_tokens:
+        budget.append(ThinkingBudget(tokenizer, thinking_tokens, prompt_tokens))
     generated = model.generate(
         input_ids=inputs["input_ids"],
         attention_mask=inputs["attention_mask"],
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        num_beams=1,
-        temperature=None,
-        top_p=None,
-        top_k=None,
+        max_new_tokens=row["max_new_tokens"],
+        logits_processor=budget,
         stopping_criteria=StoppingCriteriaList([clock]),
-        return_dict_in_generate=True,
     )
     prefill_seconds, decode_seconds = clock.seconds()
-    new = generated.sequences[0, inputs["input_ids"].shape[1] :].tolist()
+    new = generated.sequences[0, prompt_tokens:].tolist()
     eos = model.generation_config.eos_token_id
     eos = set(eos) if isinstance(eos, list) else {eos}
+    opened = OPEN if thinking_tokens and opens_thought(prompt) else ""
     answer = {
-        "prediction": tokenizer.decode(new, skip_special_tokens=True),
+        "prediction": opened + _text(tokenizer, new),
         "new_tokens": len(new),
         "stop_reason": "eos" if new[-1] in eos else "length",
         "cache_bytes": cache_bytes(generated.past_key_values),
@@ -110,3 +151,13 @@ def _answer(
         "peak_memory_bytes": peak_memory_bytes(),
     }
     return answer, measured
+
+
+def _text(tokenizer: PreTrainedTokenizerFast, ids: list[int]) -> str:
+    """The text of tokens without special ones, but with the tags of a thought, special or not."""
+    added = tokenizer.added_tokens_decoder
+    tags = {i for i, token in added.items() if token.special and token.content in (OPEN, CLOSE)}
+    if tags.isdisjoint(ids):
+        return tokenizer.decode(ids, skip_special_tokens=True)
+    special = {i for i, token in added.items() if token.special} - tags
+    return tokenizer.decode([i for i in ids if i not in special])

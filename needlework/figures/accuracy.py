@@ -1,5 +1,7 @@
 """Accuracy against context length, all systems."""
 
+from collections.abc import Mapping
+
 import altair as alt
 import polars as pl
 
@@ -9,7 +11,7 @@ from needlework.figures.theme import METRICS, counted, inline, names, require, s
 _MOST_BANDS = 4
 
 
-def accuracy(summary: pl.DataFrame, metric: str = "all") -> alt.Chart:
+def accuracy(summary: pl.DataFrame, metrics: Mapping[str, str] | None = None) -> alt.Chart:
     """Accuracy (%) with its 95 % interval against length (tokens), one panel a task.
 
     Intervals are bars, and up to four systems bands too. More systems, or systems at a single
@@ -18,19 +20,26 @@ def accuracy(summary: pl.DataFrame, metric: str = "all") -> alt.Chart:
     Args:
         summary: system, task, length (tokens), depth_percent (rows with one are left out), metric,
             n, accuracy, low, high (0-1).
-        metric: all, part or exact.
+        metrics: the metric of each task; `all` for a task not named. Where they differ, each
+            panel names its own.
 
     Raises:
-        ValueError: if no row has this metric and all depths together.
+        ValueError: if a task has no row of its metric with all depths together.
     """
     columns = ["system", "task", "length", "depth_percent", "metric", "n", "accuracy"]
     require(summary, [*columns, "low", "high"], "summary")
-    cells = summary.filter(pl.col("metric") == metric, pl.col("depth_percent").is_null())
-    if cells.is_empty():
-        raise ValueError(
-            f"summary: no all-depths row of metric {metric}; summarize the scores again"
-        )
+    chosen = {task: (metrics or {}).get(task, "all") for task in names(summary, "task")}
+    own = pl.col("task").replace_strict(chosen, return_dtype=pl.String)
+    cells = summary.filter(pl.col("metric") == own, pl.col("depth_percent").is_null())
     systems, tasks = names(cells, "system"), names(cells, "task")
+    for task, metric in chosen.items():
+        if task not in tasks:
+            raise ValueError(
+                f"summary: no all-depths row of metric {metric} for task {task}; "
+                "summarize the scores again"
+            )
+    shown = [metric for metric in METRICS if metric in chosen.values()]
+    panels = {task: task if len(shown) == 1 else f"{task} ({chosen[task]})" for task in tasks}
     lengths = sorted(cells["length"].unique())
     across = min(len(tasks), 3)
     width, height = {1: (560, 340), 2: (420, 280), 3: (320, 220)}[across]
@@ -39,7 +48,9 @@ def accuracy(summary: pl.DataFrame, metric: str = "all") -> alt.Chart:
         "system",
         "task",
         "length",
+        "metric",
         "n",
+        panel=pl.col("task").replace_strict(panels, return_dtype=pl.String),
         percent=100 * pl.col("accuracy"),
         low=100 * pl.col("low"),
         high=100 * pl.col("high"),
@@ -65,6 +76,7 @@ def accuracy(summary: pl.DataFrame, metric: str = "all") -> alt.Chart:
         tooltip=[
             alt.Tooltip("system:N", title="System"),
             alt.Tooltip("task:N", title="Task"),
+            alt.Tooltip("metric:N", title="Metric"),
             alt.Tooltip("length:Q", title="Length (tokens)", format=","),
             alt.Tooltip("percent:Q", title="Accuracy (%)", format=".1f"),
             alt.Tooltip("low:Q", title="Low (%)", format=".1f"),
@@ -76,7 +88,11 @@ def accuracy(summary: pl.DataFrame, metric: str = "all") -> alt.Chart:
     chart = (
         alt.layer(*layers)
         .properties(width=width, height=height)
-        .facet(data=inline(data), facet=alt.Facet("task:N", title=None, sort=tasks), columns=across)
+        .facet(
+            data=inline(data),
+            facet=alt.Facet("panel:N", title=None, sort=list(panels.values())),
+            columns=across,
+        )
         .resolve_axis(x="independent", y="independent")
     )
     beside = "; systems side by side at each length" if apart and len(systems) > 1 else ""
@@ -84,7 +100,8 @@ def accuracy(summary: pl.DataFrame, metric: str = "all") -> alt.Chart:
         chart,
         "Accuracy by context length",
         [
-            f"Metric {metric}: {METRICS[metric]}. With 95 % intervals (Wilson){beside}",
+            f"Metric {'; '.join(f'{metric}: {METRICS[metric]}' for metric in shown)}",
+            f"With 95 % intervals (Wilson){beside}",
             counted(cells["n"], "answers a point, all needle depths together"),
         ],
     )

@@ -5,7 +5,6 @@ import polars as pl
 
 from needlework.figures.theme import METRICS, SEQUENTIAL, counted, inline, names, require, styled
 
-_MOST_DEPTHS = 21
 _MOST_COLUMNS = 4
 
 
@@ -16,9 +15,7 @@ def heatmap(summary: pl.DataFrame, task: str | None = None, metric: str = "all")
         summary: system, task, length (tokens), depth_percent (0-100; rows without are left out),
             metric, n, accuracy (0-1), low, high, prefill_density, decode_density.
         task: one task, its systems wrapped over rows; or None: one row a task, one column a system.
-        metric: all, part or exact.
-
-    More than 21 distinct depths are pooled to the nearest 10 %.
+        metric: all, part, exact, rouge_l or token_f1. Under `all` cells count needles.
 
     Raises:
         ValueError: if no row has this task and metric and a depth.
@@ -33,13 +30,11 @@ def heatmap(summary: pl.DataFrame, task: str | None = None, metric: str = "all")
             f"summary: no cell with a needle depth for task {task or '(any)'} and metric {metric}; "
             "draw a task with needles"
         )
-    pooled = cells["depth_percent"].n_unique() > _MOST_DEPTHS
-    if pooled:
-        cells = _pool(cells)
     systems, tasks = names(cells, "system"), names(cells, "task")
     lengths = sorted(cells["length"].unique())
     depths = sorted(cells["depth_percent"].unique())
 
+    counts = "needles" if metric == "all" else "answers"
     across = len(systems) if task is None else min(len(systems), _MOST_COLUMNS)
     step_x = min(max(1000 / (across * len(lengths)), 30, 150 / len(lengths)), 150)
     step_y = min(max(260 / len(depths), 16), 40)
@@ -51,18 +46,16 @@ def heatmap(summary: pl.DataFrame, task: str | None = None, metric: str = "all")
             ticks=False,
             domain=False,
         ),
-        y=alt.Y(
-            "depth_percent:O",
-            title="Needle depth (%, to the nearest 10)" if pooled else "Needle depth (%)",
-            sort=depths,
-        ).axis(format=".3~g", labelOverlap=False, ticks=False, domain=False),
+        y=alt.Y("depth_percent:O", title="Needle depth (%)", sort=depths).axis(
+            format=".3~g", labelOverlap=False, ticks=False, domain=False
+        ),
         tooltip=[
             alt.Tooltip("system:N", title="System"),
             alt.Tooltip("task:N", title="Task"),
             alt.Tooltip("length:Q", title="Length (tokens)", format=","),
             alt.Tooltip("depth_percent:Q", title="Depth (%)", format=".3~g"),
             alt.Tooltip("percent:Q", title="Accuracy (%)", format=".1f"),
-            alt.Tooltip("n:Q", title="Answers"),
+            alt.Tooltip("n:Q", title=counts.capitalize()),
         ],
     )
     squares = base.mark_rect(stroke="white", strokeWidth=0.5).encode(
@@ -97,14 +90,5 @@ def heatmap(summary: pl.DataFrame, task: str | None = None, metric: str = "all")
     return styled(
         chart,
         "Accuracy by needle depth and context length" + (f": {task}" if task else ""),
-        [f"Metric {metric}: {METRICS[metric]}", counted(cells["n"], "answers a cell")],
-    )
-
-
-def _pool(cells: pl.DataFrame) -> pl.DataFrame:
-    decile = 10 * (pl.col("depth_percent") / 10).round()
-    return cells.group_by(
-        "system", "task", "length", decile.alias("depth_percent"), maintain_order=True
-    ).agg(
-        accuracy=(pl.col("accuracy") * pl.col("n")).sum() / pl.col("n").sum(), n=pl.col("n").sum()
+        [f"Metric {metric}: {METRICS[metric]}", counted(cells["n"], f"{counts} a cell")],
     )

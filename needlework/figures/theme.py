@@ -21,7 +21,9 @@ SEQUENTIAL = "cividis"
 METRICS = {
     "all": "share of the references found",
     "part": "any reference found",
-    "exact": "the first values of the answer are the references",
+    "exact": "the answer begins with the references, or is them",
+    "rouge_l": "ROUGE-L with the references",
+    "token_f1": "F1 of the words with the references",
 }
 
 # Metric-compatible fonts everywhere: vl-convert brings the first, browsers have one of the others.

@@ -32,7 +32,7 @@ def compare(
     """What each system gains or loses against `baseline`, by task and length, all depths together.
 
     Args:
-        scores: system, task, length, sample, all, part, exact.
+        scores: system, task, length, sample, and the metrics, as `score` makes them.
         predictions: system, task, length, sample, cache_bytes (null where not measured).
         baseline: the system that the others are compared with.
         metrics: the metric of each task; `all` for a task not named.
@@ -44,7 +44,8 @@ def compare(
         rows), memory_ratio (mean cache bytes, system / baseline; null where not measured).
 
     Raises:
-        ValueError: if the baseline is missing, or a system was not scored on the same samples.
+        ValueError: if the baseline is missing, a system was not scored on the same samples, or a
+            task not by its metric.
     """
     require(scores, ["system", *KEYS, *METRICS], "scores")
     require(predictions, ["system", *KEYS, "cache_bytes"], "predictions")
@@ -59,6 +60,10 @@ def compare(
         metric = (metrics or {}).get(cell["task"][0], "all")
         if metric not in METRICS:
             raise ValueError(f"metric {metric!r}: must be one of {', '.join(METRICS)}")
+        if cell[metric].has_nulls():
+            raise ValueError(
+                f"metric {metric}: task {cell['task'][0]} has none; write all, part or exact"
+            )
         ours, theirs = cell[metric].to_numpy(), cell[f"{metric}_baseline"].to_numpy()
         low, high = paired_difference(ours, theirs)
         rows.append(

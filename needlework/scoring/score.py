@@ -1,35 +1,56 @@
 """Predictions and samples in, one row of scores a prediction out."""
 
+from typing import Any, get_args
+
 import polars as pl
 
-from needlework.scoring.metrics import METRICS
+from needlework.scoring.metrics import METRICS, Asked, found
 from needlework.scoring.pairing import KEYS, pair, require
+from needlework.scoring.thought import without_thought
+
+_SCHEMA = {
+    "depth_percent": pl.Float64,
+    **dict.fromkeys(METRICS, pl.Float64),
+    "needle_keys": pl.List(pl.String),
+    "needle_depths": pl.List(pl.Float64),
+    "needle_found": pl.List(pl.Boolean),
+}
 
 
-def score(samples: pl.DataFrame, predictions: pl.DataFrame) -> pl.DataFrame:
-    """Score the predictions of one system.
+def score(
+    samples: pl.DataFrame, predictions: pl.DataFrame, metric: Asked, has_depths: bool
+) -> pl.DataFrame:
+    """Score the predictions of one system on one task, thought text left out.
 
     Args:
         samples: task, length, sample, outputs (list of references), value_type, needles (list of
-            structs, the asked one first; its depth_percent is the sample's).
+            structs with key and depth_percent: needles[j] is where outputs[j] stands, or under
+            metric `part` needles[0] where the answer does).
         predictions: system, task, length, sample, prediction.
+        metric: the task's own, `all` (every output is asked for) or `part` (they are alternatives).
+        has_depths: whether answers of the task stand at depths.
 
     Returns:
         One row a prediction, in the order of `predictions`: system, task, length, sample,
-        depth_percent (0-100, null where the task has no needle), all, part, exact (each 0-1).
+        depth_percent (0-100, of the first needle; null where there is none), all, part, exact,
+        rouge_l, token_f1 (each 0-1, the last two null unless value_type is text), and lists with
+        an entry a needle asked for: needle_keys, needle_depths (0-100), needle_found. A needle
+        is an output under metric `all`; under `part` there is one, found if any output is.
 
     Raises:
         ValueError: if the rows of the two tables do not match one to one by task, length and
-            sample, or a sample has no reference.
+            sample, or a sample has no reference, or fewer needles than it asks for.
     """
+    if metric not in get_args(Asked):
+        raise ValueError(f"metric {metric!r}: must be one of {', '.join(get_args(Asked))}")
     require(samples, [*KEYS, "outputs", "value_type", "needles"], "samples")
     require(predictions, ["system", *KEYS, "prediction"], "predictions")
     rows = pair(
         predictions.select("system", *KEYS, "prediction"),
-        samples.select(*KEYS, "outputs", "value_type", depth_percent=_asked_depth(samples)),
+        samples.select(*KEYS, "outputs", "value_type", "needles"),
         ("predictions", "samples"),
     )
-    scores = {name: [] for name in METRICS}
+    scored = []
     for row in rows.iter_rows(named=True):
         where = f"task {row['task']}, length {row['length']}, sample {row['sample']}"
         if not row["outputs"]:
@@ -38,20 +59,34 @@ def score(samples: pl.DataFrame, predictions: pl.DataFrame) -> pl.DataFrame:
             )
         if row["prediction"] is None:
             raise ValueError(f"predictions: {where} has no prediction; evaluate the system again")
-        for name, metric in METRICS.items():
-            try:
-                scores[name].append(metric(row["prediction"], row["outputs"], row["value_type"]))
-            except ValueError as error:
-                raise ValueError(f"samples: {where}: {error}") from None
-    return rows.select("system", *KEYS, "depth_percent").with_columns(
-        pl.Series(name, values, dtype=pl.Float64) for name, values in scores.items()
+        answer = without_thought(row["prediction"])
+        try:
+            scores = {
+                name: judge(answer, row["outputs"], row["value_type"], metric)
+                for name, judge in METRICS.items()
+            }
+            needles = (row["needles"] or []) if has_depths else []
+            scored.append(scores | _by_needle(answer, row["outputs"], needles, metric))
+        except ValueError as error:
+            raise ValueError(f"samples: {where}: {error}") from None
+    return pl.concat(
+        [rows.select("system", *KEYS), pl.DataFrame(scored, schema=_SCHEMA)], how="horizontal"
     )
 
 
-def _asked_depth(samples: pl.DataFrame) -> pl.Expr | pl.Series:
-    if not isinstance(samples.schema["needles"], pl.List) or not isinstance(
-        samples.schema["needles"].inner, pl.Struct
-    ):
-        return pl.lit(None, dtype=pl.Float64)
-    first = pl.col("needles").list.first()
-    return first.struct.field("depth_percent").cast(pl.Float64)
+def _by_needle(
+    answer: str, outputs: list[str], needles: list[dict[str, Any]], metric: Asked
+) -> dict[str, Any]:
+    """The columns of `score` on needles, of one answer."""
+    hits = found(answer, outputs) if metric == "all" else [any(found(answer, outputs))]
+    if needles and len(needles) < len(hits):
+        raise ValueError(
+            f"has fewer needles ({len(needles)}) than outputs ({len(hits)}); make the samples again"
+        )
+    asked = needles[: len(hits)]
+    return {
+        "depth_percent": asked[0]["depth_percent"] if asked else None,
+        "needle_keys": [needle["key"] for needle in asked],
+        "needle_depths": [needle["depth_percent"] for needle in asked],
+        "needle_found": hits if asked else [],
+    }

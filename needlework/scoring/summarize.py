@@ -7,47 +7,58 @@ from needlework.scoring.metrics import METRICS
 from needlework.scoring.pairing import KEYS, pair, require
 
 _ROW = ["system", *KEYS]
+_NEEDLES = ["needle_depths", "needle_found"]
 _CELL = ["system", "task", "length", "depth_percent", "metric"]
 _MEASURED = ["prefill_density", "decode_density", "cache_bytes"]
+_MOST_DEPTHS = 25
 
 
 def summarize(scores: pl.DataFrame, predictions: pl.DataFrame) -> pl.DataFrame:
     """Accuracy and measured densities of every cell, and of all its depths together.
 
     Args:
-        scores: system, task, length, sample, depth_percent, all, part, exact; any number of
-            systems and tasks.
+        scores: system, task, length, sample, needle_depths, needle_found, and the metrics, as
+            `score` makes them; any number of systems and tasks.
         predictions: system, task, length, sample, prefill_density, decode_density, cache_bytes
             (null where not measured).
 
     Returns:
         system, task, length (tokens), depth_percent (0-100; null: all depths), metric (all, part,
-        exact), n (answers), accuracy (0-1), low, high (95 %, `intervals.wilson`), and the means
-        prefill_density, decode_density (0-1), cache_bytes. Systems and tasks stand in the order
-        of `scores`, then length, depth (all depths first) and metric.
+        exact, rouge_l, token_f1; without rows where it is null), n, accuracy (0-1), low, high
+        (95 %, `intervals.wilson`), and the means prefill_density, decode_density (0-1),
+        cache_bytes. Systems and tasks stand in the order of `scores`, then length, depth (all
+        depths first) and metric.
+
+        n counts answers. Only at a depth of a task that asks for several needles it counts
+        needles, each as if on its own: accuracy is then the share found, and `all` is the only
+        metric. Where a task has more than 25 different depths they are put in tenths, and
+        depth_percent is the middle of one (5, 15, ... 95; 5 is 0 to below 10, 95 is 90 to 100).
 
     Raises:
         ValueError: if the rows of the two tables do not match one to one.
     """
-    require(scores, [*_ROW, "depth_percent", *METRICS], "scores")
+    require(scores, [*_ROW, *METRICS, *_NEEDLES], "scores")
     require(predictions, [*_ROW, *_MEASURED], "predictions")
     rows = pair(
-        scores.select(*_ROW, pl.col("depth_percent").cast(pl.Float64), *METRICS),
+        scores.select(*_ROW, *METRICS, *_NEEDLES),
         predictions.select(*_ROW, pl.col(_MEASURED).cast(pl.Float64)),
         ("scores", "predictions"),
         _ROW,
     )
     order = {key: pl.Enum(rows[key].unique(maintain_order=True)) for key in ("system", "task")}
     order["metric"] = pl.Enum(list(METRICS))
-    rows = rows.unpivot(
-        on=list(METRICS),
-        index=[*_ROW, "depth_percent", *_MEASURED],
-        variable_name="metric",
-        value_name="score",
-    ).cast(order)
-    everywhere = rows.with_columns(depth_percent=pl.lit(None, dtype=pl.Float64))
+    several = (pl.col("needle_found").list.len() > 1).any().over("task")
     cells = (
-        pl.concat([everywhere, rows.drop_nulls("depth_percent")])
+        pl.concat(
+            [
+                _long(rows.with_columns(depth_percent=pl.lit(None, dtype=pl.Float64))),
+                _in_tenths(
+                    pl.concat([_by_answer(rows.filter(~several)), _by_needle(rows.filter(several))])
+                ),
+            ]
+        )
+        .drop_nulls("score")
+        .cast(order)
         .sort(*_CELL, "sample", nulls_last=False)
         .group_by(_CELL, maintain_order=True)
         # Means of lists are summed in order: equal bytes with any number of threads.
@@ -66,3 +77,41 @@ def summarize(scores: pl.DataFrame, predictions: pl.DataFrame) -> pl.DataFrame:
         pl.Series("high", high),
         *_MEASURED,
     )
+
+
+def _long(rows: pl.DataFrame) -> pl.DataFrame:
+    """A row an answer and metric."""
+    return rows.unpivot(
+        on=list(METRICS),
+        index=[*_ROW, "depth_percent", *_MEASURED],
+        variable_name="metric",
+        value_name="score",
+    )
+
+
+def _by_answer(rows: pl.DataFrame) -> pl.DataFrame:
+    """A row an answer with a depth, and metric."""
+    depth = pl.col("needle_depths").list.first()
+    return _long(rows.with_columns(depth_percent=depth).drop_nulls("depth_percent"))
+
+
+def _by_needle(rows: pl.DataFrame) -> pl.DataFrame:
+    """A row a needle with a depth."""
+    return (
+        rows.explode(_NEEDLES)
+        .drop_nulls("needle_depths")
+        .select(
+            *_ROW,
+            pl.col("needle_depths").alias("depth_percent"),
+            *_MEASURED,
+            metric=pl.lit("all"),
+            score=pl.col("needle_found").cast(pl.Float64),
+        )
+    )
+
+
+def _in_tenths(rows: pl.DataFrame) -> pl.DataFrame:
+    depth = pl.col("depth_percent")
+    middle = 10 * (depth // 10).clip(upper_bound=9) + 5
+    many = depth.n_unique().over("task") > _MOST_DEPTHS
+    return rows.with_columns(pl.when(many).then(middle).otherwise(depth).alias("depth_percent"))

@@ -9,15 +9,16 @@ import json
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, try_to_load_from_cache
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError
 from jinja2 import Template, TemplateError, TemplateSyntaxError, nodes
 from jinja2.ext import Extension, LoopControlExtension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from needlework.tasks.prompts import Frame
 from needlework.tasks.tokenizer import open_tokenizer
 
 # Quotes, brackets and a line break: a template that escapes its message does not pass unseen.
@@ -26,27 +27,6 @@ _SPECIAL_TOKENS = tuple(
     f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 )
 _OPEN, _CLOSE = "<think>", "</think>"
-
-
-class Frame(NamedTuple):
-    """What a chat template puts around a prompt.
-
-    The whole prompt is head + context + question + tail + answer_prefix where `prefills`, else
-    head + context + question + answer_prefix + tail.
-    """
-
-    head: str
-    """Text before the context, without the special tokens that the tokenizer adds by itself."""
-    tail: str
-    """Text behind the question, up to where the model's answer begins."""
-    system_prompt: str | None
-    """The system message; it is in `head` already."""
-    prefills: bool
-    """Whether the answer's beginning is put into the model's mouth. Not where it thinks first."""
-
-
-PLAIN = Frame("", "", None, True)
-"""No template: what a base model reads."""
 
 
 def open_frame(
@@ -239,6 +219,6 @@ def _fetched(name: str, file: str) -> Path | None:
         return None
     except LocalEntryNotFoundError:
         # Without a network: a file that was missing when there was one is known to be.
-        if try_to_load_from_cache(name, file) is _CACHED_NO_EXIST:
-            return None
-        raise
+        if try_to_load_from_cache(name, file) is None:
+            raise
+        return None

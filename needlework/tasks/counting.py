@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from tokenizers import Encoding, Tokenizer
 
-from needlework.tasks.chat import PLAIN, Frame
+from needlework.tasks.prompts import PLAIN, Frame
 
 _PROBE = "Go on.\nThe sky, at 12 noon:\nyes or-no 7.\nVAR X"
 _JOINTS = ("\nThe", " sky", " at", " noon", "\nyes", " or", "\nVAR", " X")

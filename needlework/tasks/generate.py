@@ -10,9 +10,9 @@ import polars as pl
 import pyarrow.parquet as pq
 from tokenizers import Tokenizer
 
+from needlework.config.models import THOUGHT_END
 from needlework.config.tasks import Task
 from needlework.progress import track
-from needlework.tasks.chat import PLAIN, Frame
 from needlework.tasks.counting import CharacterCounter, Counter
 from needlework.tasks.fill import (
     Draft,
@@ -23,7 +23,7 @@ from needlework.tasks.fill import (
     smallest_length,
     text_of,
 )
-from needlework.tasks.prompts import Prompt
+from needlework.tasks.prompts import PLAIN, Frame, Prompt
 from needlework.tasks.seeds import stream_seed
 from needlework.tasks.setting import Setting, Turn
 from needlework.tasks.spread import Spread
@@ -88,14 +88,17 @@ class Sampler:
             depths: percent of the haystack before a needle asked for; the task's own come first.
             seed: of the experiment.
             frame: chat template around the prompt, or none.
-            thinking_tokens: room for thoughts before the answer.
+            thinking_tokens: room for thoughts before the answer; there is more for their end.
             haystack: the text that the task's haystack names; columns sentence and tokens.
             length_unit: what `length` counts.
         """
         self.task, self.task_name, self._seed = task, task_name, seed
         self._tokenizer, self._frame = uncut(tokenizer), frame
         self._haystack, self._unit = haystack, length_unit
-        self._new_tokens = task.max_new_tokens + thinking_tokens
+        self._new_tokens = task.max_new_tokens
+        if thinking_tokens:
+            ending = self._tokenizer.encode(THOUGHT_END, add_special_tokens=False)
+            self._new_tokens += thinking_tokens + len(ending)
         self._parameters = task.model_dump(mode="json", exclude_defaults=True) | {"type": task.type}
         own = getattr(task, "depths", None)
         self._depths = depths if own is None else own
@@ -191,8 +194,9 @@ class Sampler:
     def _row(self, index: int, sample_seed: int, prompt: Prompt) -> dict:
         frame, text = self._frame, text_of(prompt, self._counter)
         asked, prefix = prompt.context + prompt.question, prompt.answer_prefix
-        system = [{"role": "system", "content": frame.system_prompt}] if frame.system_prompt else []
         turns = [{"role": "user", "content": asked if frame.prefills else asked + prefix}]
+        if frame.system_prompt is not None:
+            turns.insert(0, {"role": "system", "content": frame.system_prompt})
         if frame.prefills and prefix.strip():
             turns.append({"role": "assistant", "content": prefix.strip()})
         tokens, positions = prompt.tokens, [needle.token for needle in prompt.needles]
@@ -212,7 +216,7 @@ class Sampler:
             "question": prompt.question,
             "answer_prefix": prefix,
             "prompt": text,
-            "messages": system + turns,
+            "messages": turns,
             "outputs": list(prompt.outputs),
             "value_type": self.task.answer_type,
             "needles": [

@@ -4,8 +4,9 @@ from pathlib import Path
 
 from needlework.config.experiment import Experiment
 from needlework.config.models import Checkpoint
-from needlework.tasks.chat import PLAIN, open_frame
+from needlework.tasks.chat import open_frame
 from needlework.tasks.generate import Sampler
+from needlework.tasks.prompts import PLAIN
 from needlework.tasks.tokenizer import open_tokenizer
 
 

@@ -25,7 +25,7 @@ def shuffled(
     places: list[int] = []
     for item, slot in at:
         place = _free(int(slot * len(items)), places, len(items))
-        # Copies are alike, so that moving the first of them leaves the others where chance put them.
+        # Copies are alike: to move the first leaves the others where chance put them.
         own = int(np.flatnonzero(order == firsts[item])[0])
         order[[own, place]] = order[[place, own]]
         places.append(place)

@@ -22,8 +22,8 @@ _VALUES = range(10_000, 99_999)
 _LETTERS, _EXAMPLE_LETTERS = 5, 3
 _EXAMPLE_HOPS = 10
 _EXAMPLE_TOKENS = 500
-_EXAMPLE_SHARE = 3
-"""The example has at most this part of the length: short prompts keep room for their own."""
+_EXAMPLE_SHARE = 2
+"""The example has at most a half of the length: short prompts keep room for their own text."""
 _EXAMPLE_STEP = 5
 
 
@@ -31,10 +31,10 @@ class _Fixed:
     """A haystack that is the same whatever room there is. A haystacks.Hay."""
 
     def __init__(self, units: list[str], counts: list[int]):
-        self._taken = units, counts
+        self.units, self.counts = units, counts
 
     def take(self, tokens: int) -> tuple[list[str], list[int]]:
-        return self._taken
+        return self.units, self.counts
 
 
 def drafts(task: VariableTracking, counter: Counter, setting: Setting) -> Callable[[Turn], Hiding]:
@@ -90,11 +90,11 @@ def _example_hay(
     hay = haystack.start(random)
     least = _Fixed(*hay.take(0))
     values = random.sample(_VALUES, task.chains)
-    used = counter(_example(task, counter, haystack, least, random, values))
+    used = counter(_example(task, counter, haystack, least, random, values)) - sum(least.counts)
     most = min(_EXAMPLE_TOKENS, setting.length // _EXAMPLE_SHARE)
     units, counts = hay.take(most - used)
-    # The last unit is left out, for noise may be cut in it; the least example had one already.
-    whole = len(units) // _EXAMPLE_STEP * _EXAMPLE_STEP
+    # Never the last: noise may be cut in it.
+    whole = (len(units) - 1) // _EXAMPLE_STEP * _EXAMPLE_STEP
     return _Fixed(units[:whole], counts[:whole]) if whole else least
 
 

@@ -309,7 +309,11 @@ def test_bases_in_a_ring_are_told(folder):
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (b"", "trial.yaml:1: experiment: is missing; add it: names the folder under results/ (and 4 more)"),
+        (
+            b"",
+            "trial.yaml:1: experiment: is missing; add it: names the folder under results/ "
+            "(and 4 more)",
+        ),
         (b"- a\n- b\n", "trial.yaml:1: the file: write a mapping of keys"),
         (b"trial\n", "trial.yaml:1: the file = 'trial': write a mapping of keys"),
         (b"experiment: \xff\n", "trial.yaml: not UTF-8 text; save it as UTF-8"),

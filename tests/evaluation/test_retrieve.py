@@ -53,6 +53,7 @@ def _samples(lengths: list[int], max_new_tokens: int = 8) -> pl.DataFrame:
                 "length": 64,
                 "sample": sample,
                 "prompt": " ".join(WORDS[i] for i in words),
+                "tokens": 1 + length,
                 "max_new_tokens": max_new_tokens,
             }
         )
@@ -108,6 +109,45 @@ def test_the_last_token_that_fits_may_be_eos(tokenizer):
     assert third.index(third[2]) == 2
     predictions, _ = retrieve(_llama(third[2]), tokenizer, samples, system="dense")
     assert predictions.select("new_tokens", "stop_reason").row(0) == (3, "eos")
+
+
+@pytest.mark.parametrize("none", [None, []])
+def test_a_model_that_names_no_end_takes_the_tokenizers(tokenizer, none):
+    samples = _samples([9, 30])
+    free = [_greedy(_llama(), prompt, 8, set()) for prompt in samples["prompt"]]
+    eos = next(token for token in free[0][1:] if token not in free[1])
+    model = _llama()
+    model.generation_config.eos_token_id = none
+    ending, endless = (
+        PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, eos_token=end)
+        for end in (WORDS[eos], None)
+    )
+    predictions, _ = retrieve(model, ending, samples, system="dense")
+    assert predictions["stop_reason"].to_list() == ["eos", "length"]
+    assert predictions["new_tokens"].to_list() == [free[0].index(eos) + 1, 8]
+    predictions, _ = retrieve(model, endless, samples, system="dense")
+    assert predictions["stop_reason"].to_list() == ["length", "length"]
+    assert predictions["prediction"].to_list() == [_text(new) for new in free]
+
+
+def test_generation_settings_of_a_checkpoint_are_left_out_and_put_back(tokenizer):
+    samples, model = _samples([5, 20, 41]), _llama()
+    plain, _ = retrieve(model, tokenizer, samples, system="dense")
+    own = model.generation_config
+    own.do_sample, own.temperature, own.top_k, own.max_length = True, 5.0, 3, 4
+    own.repetition_penalty, own.no_repeat_ngram_size, own.min_new_tokens = 9.0, 1, 6
+    own.suppress_tokens = list(range(3, 40))
+    before = own.to_dict()
+    predictions, _ = retrieve(model, tokenizer, samples, system="dense")
+    assert predictions.equals(plain)
+    assert model.generation_config is own
+    assert own.to_dict() == before
+
+
+def test_a_tokenizer_that_counts_otherwise_is_told(tokenizer):
+    samples = _samples([5, 20, 7]).with_columns(tokens=pl.Series([6, 20, 8]))
+    with pytest.raises(ValueError, match=r"^sample 1 of task key at 64: .* 21 tokens.* 20; make"):
+        retrieve(_llama(), tokenizer, samples, system="dense")
 
 
 def test_the_cache_holds_prompt_and_answer_but_its_last_token(tokenizer):

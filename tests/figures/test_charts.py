@@ -65,7 +65,7 @@ def test_heatmap_shows_every_cell_of_its_task(drawn, make_summary, systems, leng
         assert float(found[cell]["Accuracy (%)"]) == pytest.approx(100 * value, abs=0.051)
     assert {"Context length (tokens)", "Needle depth (%)", "Accuracy (%)"} <= set(texts)
     assert {f"{length:,}" for length in cells["length"]} <= set(texts)
-    assert "n = 2 answers a cell" in texts
+    assert {"n = 2 needles a cell", "Metric all: share of the references found"} <= set(texts)
     assert "Accuracy by needle depth and context length: task_b" in texts
 
 
@@ -82,17 +82,23 @@ def test_heatmap_of_all_tasks_has_a_row_a_task(drawn, make_summary):
     assert sum(mark["kind"] == "rect mark" for mark in marks) == 8 * 8 * 8 * 11
 
 
-def test_heatmap_pools_many_depths_by_their_answers(drawn, make_summary):
-    depths = [float(depth) for depth in range(41) if depth % 10 != 5]
-    summary = make_summary(1, 1, 1, depths).with_columns(n=pl.int_range(pl.len()) + 1)
-    _, marks = drawn(heatmap(summary, task="task_a"))
-    pooled = {float(m["Depth (%)"]): m for m in marks if m["kind"] == "rect mark"}
-    assert sorted(pooled) == [0, 10, 20, 30, 40]
-    rows = summary.filter(pl.col("depth_percent") <= 4)
-    assert float(pooled[0]["Accuracy (%)"]) == pytest.approx(
-        100 * (rows["accuracy"] * rows["n"]).sum() / rows["n"].sum(), abs=0.051
-    )
-    assert number(pooled[0]["Answers"]) == rows["n"].sum()
+def test_heatmap_has_room_for_25_depths(drawn, make_summary):
+    depths = [100 * depth / 24 for depth in range(25)]
+    texts, marks = drawn(heatmap(make_summary(2, 1, 3, depths), task="task_a"))
+    assert len([m for m in marks if m["kind"] == "rect mark"]) == 2 * 3 * 25
+    assert {"0", "4.17", "95.8", "100"} <= set(texts)
+
+
+def test_heatmap_in_the_metric_of_the_task(drawn, make_summary):
+    summary = make_summary(2, 1, 2).with_columns(metric=pl.lit("part"))
+    other = summary.with_columns(metric=pl.lit("all"), accuracy=pl.lit(0.5))
+    texts, marks = drawn(heatmap(pl.concat([other, summary]), "task_a", "part"))
+    assert {"Metric part: any reference found", "n = 2 answers a cell"} <= set(texts)
+    rects = [mark for mark in marks if mark["kind"] == "rect mark"]
+    shown = sorted(float(mark["Accuracy (%)"]) for mark in rects)
+    cells = summary.drop_nulls("depth_percent")
+    assert shown == pytest.approx(sorted(100 * cells["accuracy"]), abs=0.051)
+    assert {mark["Answers"] for mark in rects} == {"2"}
 
 
 @pytest.mark.parametrize(("systems", "tasks", "lengths"), [(1, 1, 1), (4, 2, 6), (8, 13, 8)])
@@ -113,6 +119,28 @@ def test_accuracy_shows_every_point(drawn, make_summary, systems, tasks, lengths
     assert {"Context length (tokens, log scale)", "Accuracy (%)", "System"} <= set(texts)
     assert {*cells["system"], *cells["task"], *(f"{n:,}" for n in cells["length"])} <= set(texts)
     assert "n = 22 answers a point, all needle depths together" in texts
+
+
+def test_accuracy_of_each_task_in_its_own_metric(drawn, make_summary):
+    summary = make_summary(2, 3, 2)
+    other = summary.with_columns(metric=pl.lit("part"), accuracy=pl.col("accuracy") / 2)
+    texts, marks = drawn(accuracy(pl.concat([summary, other]), {"task_b": "part"}))
+    assert {"task_a (all)", "task_b (part)", "task_c (all)"} <= set(texts)
+    assert "Metric all: share of the references found; part: any reference found" in texts
+    points = [mark for mark in marks if mark["kind"] == "point"]
+    found = {
+        (mark["System"], mark["Task"], number(mark["Length (tokens)"])): (
+            mark["Metric"],
+            float(mark["Accuracy (%)"]),
+        )
+        for mark in points
+    }
+    cells = summary.filter(pl.col("depth_percent").is_null())
+    assert len(points) == len(found) == len(cells)
+    for row in cells.to_dicts():
+        metric, scale = ("part", 50) if row["task"] == "task_b" else ("all", 100)
+        expected = (metric, pytest.approx(scale * row["accuracy"], abs=0.051))
+        assert found[row["system"], row["task"], row["length"]] == expected
 
 
 def test_a_system_keeps_its_colour(drawn, make_summary):
@@ -184,7 +212,10 @@ def test_empty_input_is_one_clear_line(make_summary, make_costs):
         (lambda: heatmap(summary, task="vt"), r"^summary: no cell with a needle depth for task vt"),
         (lambda: heatmap(summary, metric="part"), r"^summary: no cell .* metric part"),
         (lambda: accuracy(summary.clear()), r"^summary: has no rows"),
-        (lambda: accuracy(summary, "exact"), r"^summary: no all-depths row of metric exact"),
+        (
+            lambda: accuracy(summary, {"task_a": "exact"}),
+            r"^summary: no all-depths row of metric exact for task task_a; summarize",
+        ),
         (lambda: accuracy(summary.drop("low")), r"^summary: lacks the column 'low'"),
         (lambda: cost(measurements.clear(), predictions), r"^measurements: has no rows"),
         (lambda: cost(measurements, predictions.clear()), r"^predictions: has no rows"),

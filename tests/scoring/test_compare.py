@@ -7,6 +7,7 @@ import pytest
 
 from needlework.scoring.compare import compare, compare_speed, sign_test
 from needlework.scoring.intervals import paired_difference
+from needlework.scoring.metrics import METRICS
 
 
 def table(**systems):
@@ -21,9 +22,11 @@ def table(**systems):
                 "all": [score / 2 for score in scores],
                 "part": scores,
                 "exact": scores,
+                "rouge_l": [None] * len(scores),
+                "token_f1": scores,
                 "cache_bytes": [1000.0 if system == "dense" else 250.0] * len(scores),
             },
-            schema_overrides={"all": pl.Float64, "part": pl.Float64, "exact": pl.Float64},
+            schema_overrides=dict.fromkeys(METRICS, pl.Float64),
         )
         for system, scores in systems.items()
     )
@@ -71,6 +74,20 @@ def test_the_metric_is_the_tasks_own():
     assert (row["metric"], row["difference"]) == ("part", -0.5)
     with pytest.raises(ValueError, match=r"^metric 'rouge': must be one of all, part, exact"):
         compare(scores, scores, "dense", {"qa": "rouge"})
+    with pytest.raises(ValueError, match=r"^metric rouge_l: task qa has none; write all, part or"):
+        compare(scores, scores, "dense", {"qa": "rouge_l"})
+
+
+def test_part_counts_samples_that_were_won_and_lost():
+    """The difference and McNemar's exact p of the 2 x 2 table, counted by hand."""
+    dense, sparse = [1, 1, 1, 1, 0, 0, 1, 1], [1, 0, 0, 0, 0, 1, 0, 0]  # 5 lost, 1 won
+    scores = table(dense=dense, sparse=sparse)
+    (row,), markdown = compare(scores, scores, "dense", {"qa": "part"})
+    assert row["metric"] == "part"
+    assert row["difference"] == (1 - 5) / 8
+    assert row["p_value"] == pytest.approx(2 * (1 + 6) / 2**6)
+    assert (row["low"], row["high"]) == paired_difference(sparse, dense)
+    assert "| sparse | qa | 1,024 | part | 8 | -50.0 |" in markdown
 
 
 def test_what_cannot_be_compared():

@@ -1,8 +1,18 @@
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from needlework.scoring.metrics import METRICS, clean, exact, match_all, match_part
+from needlework.scoring.metrics import (
+    METRICS,
+    clean,
+    exact,
+    match_all,
+    match_part,
+    rouge_l,
+    token_f1,
+)
 
 TEXT = st.text(alphabet="aAbB12- \t\n\x00\x1f\x7fé", max_size=12)
 REFERENCES = st.lists(st.text(alphabet="aAbB12 \n", min_size=1, max_size=3), min_size=1, max_size=4)
@@ -30,6 +40,40 @@ def test_substring_metrics_equal_their_definition(prediction, references):
     assert clean(prediction) == answer
     assert match_all(prediction, references) == sum(hits) / len(hits)
     assert match_part(prediction, references) == max(hits)
+
+
+def rulers_reading(prediction: str) -> str:
+    return re.sub(r"[\x00-\x1f]", "\n", prediction.strip()).strip()
+
+
+def string_match_all(predictions, references):
+    """RULER's score of a task, in percent."""
+    total = 0
+    for prediction, wanted in zip(predictions, references, strict=True):
+        hits = [1.0 if r.lower() in prediction.lower() else 0.0 for r in wanted]
+        total += sum(hits) / len(wanted)
+    return round(total / len(predictions) * 100, 2)
+
+
+def string_match_part(predictions, references):
+    """RULER's score of a task whose references are alternatives, in percent."""
+    total = 0
+    for prediction, wanted in zip(predictions, references, strict=True):
+        total += max(1.0 if r.lower() in prediction.lower() else 0.0 for r in wanted)
+    return round(total / len(predictions) * 100, 2)
+
+
+@given(st.lists(st.tuples(TEXT, REFERENCES), min_size=1, max_size=60))
+def test_means_of_substring_metrics_are_rulers_to_the_last_digit(answers):
+    predictions, references = zip(*answers, strict=True)
+    read = [rulers_reading(prediction) for prediction in predictions]
+    for metric, ruler in ((match_all, string_match_all), (match_part, string_match_part)):
+        scores = [metric(p, r) for p, r in zip(predictions, references, strict=True)]
+        assert round(sum(scores) / len(scores) * 100, 2) == ruler(read, references)
+
+
+def test_part_is_not_divided_by_the_number_of_references():
+    assert match_part("In France.", ["France", "french", "Paris"]) == 1
 
 
 def test_a_control_character_separates_what_it_stood_between():
@@ -77,6 +121,40 @@ def test_an_exact_answer_also_passes_the_substring_metric(prediction, references
         assert match_all(prediction, references) == 1
 
 
+@pytest.mark.parametrize(
+    ("prediction", "references", "asked", "score"),
+    [
+        ("The Denver Broncos.", ["Denver Broncos", "Broncos"], "part", 1),
+        ("Denver Broncos, in 2016", ["Denver Broncos", "Broncos"], "part", 0),
+        ("broncos", ["Denver Broncos", "Broncos"], "part", 1),
+        ("", ["The The"], "part", 0),
+        ("the the", ["The The"], "part", 1),
+        ("cheese and figs", ["figs", "cheese"], "all", 1),
+        ("cheese", ["figs", "cheese"], "part", 1),
+        ("7 or 8", ["8", "7"], "part", 1),
+        ("9 or 8", ["8", "7"], "part", 0),
+    ],
+)
+def test_exact_of_alternatives_and_of_texts(prediction, references, asked, score):
+    value_type = "numbers" if references[0].isdigit() else "text"
+    assert exact(prediction, references, value_type, asked) == score
+
+
+def test_a_text_is_cleaned_before_it_is_judged():
+    assert exact(" \x00a\tfig\x1f ", ["fig"], "text") == 1
+    assert rouge_l("blue\x00fig", ["blue fig"], "text") == 1
+
+
+def test_references_of_a_text_are_joined_or_alternatives():
+    references = ["figs", "blue cheese"]
+    assert token_f1("blue cheese", references, "text", "part") == 1
+    assert token_f1("blue cheese", references, "text") == pytest.approx(2 * 2 / (2 + 3))
+    assert token_f1("cheese figs blue", references, "text") == 1
+    assert rouge_l("cheese figs blue", references, "text") == pytest.approx(2 * 2 / (3 + 3))
+    assert rouge_l("12", ["12"], "numbers") is None
+    assert token_f1("ab", ["ab"], "words") is None
+
+
 def test_exact_refuses_what_it_cannot_judge():
     with pytest.raises(ValueError, match="value_type 'dates': must be one of numbers"):
         exact("1", ["1"], "dates")
@@ -85,5 +163,11 @@ def test_exact_refuses_what_it_cannot_judge():
 
 
 def test_metrics_by_name():
-    scores = {name: metric("1 3", ["1", "2"], "numbers") for name, metric in METRICS.items()}
-    assert scores == {"all": 0.5, "part": 1.0, "exact": 0.0}
+    def scores(value_type, asked):
+        return {name: of("1 3", ["1", "2"], value_type, asked) for name, of in METRICS.items()}
+
+    values = {"all": 0.5, "part": 1.0, "exact": 0.0, "rouge_l": None, "token_f1": None}
+    assert scores("numbers", "all") == values
+    assert scores("numbers", "part") == values | {"exact": 1.0}
+    overlap = {"rouge_l": pytest.approx(2 / 3), "token_f1": pytest.approx(2 / 3)}
+    assert scores("text", "part") == values | overlap

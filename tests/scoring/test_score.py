@@ -40,22 +40,65 @@ def predictions(texts, order=None):
 
 
 def test_scores_pair_by_sample_whatever_the_order_of_rows():
-    table = score(samples(), predictions(["102 202", "100", "nothing"], order=[2, 0, 1]))
+    answers = predictions(["102 202", "100", "nothing"], order=[2, 0, 1])
+    table = score(samples(), answers, "all", True)
     assert table.columns == [
-        *("system", "task", "length", "sample", "depth_percent", "all", "part", "exact")
+        *("system", "task", "length", "sample", "depth_percent", "all", "part", "exact"),
+        *("rouge_l", "token_f1", "needle_keys", "needle_depths", "needle_found"),
     ]
+    keys = ["asked", "other"]
     assert table.rows() == [
-        ("dense", "niah", 512, 2, 100.0, 1.0, 1.0, 1.0),
-        ("dense", "niah", 512, 0, 0.0, 0.5, 1.0, 0.0),
-        ("dense", "niah", 512, 1, 50.0, 0.0, 0.0, 0.0),
+        ("dense", "niah", 512, 2, 100, 1, 1, 1, None, None, keys, [100, 33], [True, True]),
+        ("dense", "niah", 512, 0, 0, 0.5, 1, 0, None, None, keys, [0, 33], [True, False]),
+        ("dense", "niah", 512, 1, 50, 0, 0, 0, None, None, keys, [50, 33], [False, False]),
     ]
+
+
+def test_under_part_the_first_needle_is_found_if_any_output_is():
+    table = score(samples(), predictions(["200", "201 101", "0"]), "part", True)
+    assert table["needle_keys"].to_list() == [["asked"]] * 3
+    assert table["needle_depths"].to_list() == [[0.0], [50.0], [100.0]]
+    assert table["needle_found"].to_list() == [[True], [True], [False]]
+    assert table["part"].to_list() == [1, 1, 0]
+    assert table["all"].to_list() == [0.5, 1, 0]
+    assert table["exact"].to_list() == [1, 1, 0]
+
+
+def test_needles_found_are_the_references_that_all_counts():
+    one = samples().with_columns(pl.col("outputs").list.head(1))  # the other is a distractor
+    table = score(one, predictions(["100 7", "7", "102"]), "all", True)
+    assert table["needle_depths"].to_list() == [[0.0], [50.0], [100.0]]
+    for row in score(samples(), predictions(["100", "x", "202 102"]), "all", True).to_dicts():
+        assert sum(row["needle_found"]) / len(row["needle_found"]) == row["all"]
+
+
+def test_free_answers_have_overlaps():
+    text = samples().with_columns(value_type=pl.lit("text"), outputs=pl.lit(["red fig", "figs"]))
+    table = score(text, predictions(["red", "Figs!", "fig red"]), "part", True)
+    assert table["token_f1"].to_list() == pytest.approx([2 / 3, 1, 1])
+    assert table["rouge_l"].to_list() == pytest.approx([2 / 3, 1, 1 / 2])
+    assert table["exact"].to_list() == [0, 1, 0]
+
+
+def test_thoughts_are_not_scored():
+    table = score(samples(1, [0.0]), predictions(["<think>100 or 200</think>\n200"]), "all", True)
+    assert table["all"].item() == 0.5
+    assert table["needle_found"].to_list() == [[False, True]]
+    lost = score(samples(1, [0.0]), predictions(["<think>100 and 200"]), "all", True)
+    assert lost["part"].item() == 0
 
 
 def test_a_task_without_needles_has_no_depth():
     empty = samples().with_columns(needles=pl.lit([], dtype=pl.List(NEEDLE)))
-    assert score(empty, predictions(["1", "2", "3"]))["depth_percent"].to_list() == [None] * 3
     untyped = samples().with_columns(needles=pl.lit(None))
-    assert score(untyped, predictions(["1", "2", "3"]))["depth_percent"].to_list() == [None] * 3
+    answers, schemas = predictions(["1", "2", "3"]), set()
+    for table, has_depths in ((empty, True), (untyped, True), (samples(), False)):
+        scores = score(table, answers, "all", has_depths)
+        schemas.add(str(scores.schema))
+        assert scores["depth_percent"].to_list() == [None] * 3
+        for column in ("needle_keys", "needle_depths", "needle_found"):
+            assert scores[column].to_list() == [[]] * 3
+    assert schemas == {str(score(samples(), answers, "part", True).schema)}
 
 
 @pytest.mark.parametrize(
@@ -78,9 +121,19 @@ def test_a_task_without_needles_has_no_depth():
             predictions(["1", "2", "3"]),
             "^samples: task niah, length 512, sample 0: value_type 'dates'",
         ),
+        (
+            samples().with_columns(pl.col("needles").list.head(1)),
+            predictions(["1", "2", "3"]),
+            r"^samples: .*sample 0: has fewer needles \(1\) than outputs \(2\); make the samp",
+        ),
     ],
 )
 def test_bad_tables_are_one_clear_line(table, answers, message):
     with pytest.raises(ValueError, match=message) as error:
-        score(table, answers)
+        score(table, answers, "all", True)
     assert "\n" not in str(error.value)
+
+
+def test_the_metric_is_one_of_rulers():
+    with pytest.raises(ValueError, match=r"^metric 'exact': must be one of all, part$"):
+        score(samples(), predictions(["1", "2", "3"]), "exact", True)

@@ -4,6 +4,7 @@ import polars as pl
 import pytest
 
 from needlework.scoring.intervals import wilson
+from needlework.scoring.metrics import METRICS
 from needlework.scoring.summarize import summarize
 
 DEPTHS = [0.0, 50.0, 100.0]
@@ -21,17 +22,24 @@ def tables(systems=("zebra", "ant"), tasks=("vt", "cwe"), lengths=(4096, 512), p
                     depth = DEPTHS[sample % 3] if task == tasks[0] else None
                     part = draw.choice([0, 1 / 3, 2 / 3, 1])
                     scores.append(
-                        {**key, "depth_percent": depth}
-                        | {"all": part, "part": float(part > 0), "exact": float(part == 1)}
+                        {**key, "all": part, "part": float(part > 0), "exact": float(part == 1)}
+                        | {"rouge_l": part / 2 if task == tasks[0] else None, "token_f1": None}
+                        | {"needle_depths": [] if depth is None else [depth]}
+                        | {"needle_found": [] if depth is None else [part > 0]}
                     )
                     density = 1.0 if system == "ant" else draw.random()
                     predictions.append(
                         {**key, "prediction": "x", "prefill_density": density}
                         | {"decode_density": None, "cache_bytes": length * 100 + sample}
                     )
-    overrides = {"depth_percent": pl.Float64, "decode_density": pl.Float64}
+    overrides = {"decode_density": pl.Float64}
+    needles = {"needle_depths": pl.List(pl.Float64), "needle_found": pl.List(pl.Boolean)}
     return (
-        pl.DataFrame(scores, schema_overrides=overrides, infer_schema_length=None),
+        pl.DataFrame(
+            scores,
+            schema_overrides=needles | dict.fromkeys(METRICS, pl.Float64),
+            infer_schema_length=None,
+        ),
         pl.DataFrame(predictions, schema_overrides=overrides, infer_schema_length=None),
     )
 
@@ -44,14 +52,14 @@ def test_every_cell_equals_a_loop_over_its_answers():
         for task in ("vt", "cwe"):
             for length in (512, 4096):
                 for depth in [None, *(DEPTHS if task == "vt" else [])]:
-                    for metric in ("all", "part", "exact"):
+                    for metric in ("all", "part", "exact", *["rouge_l"] * (task == "vt")):
                         cell = [
                             (row[metric], answer["prefill_density"], answer["cache_bytes"])
                             for row, answer in zip(
                                 scores.to_dicts(), predictions.to_dicts(), strict=True
                             )
                             if (row["system"], row["task"], row["length"]) == (system, task, length)
-                            and depth in (None, row["depth_percent"])
+                            and depth in (None, *row["needle_depths"])
                         ]
                         n = len(cell)
                         mean, density, cache = (
@@ -79,6 +87,86 @@ def test_the_order_of_rows_in_a_cell_changes_no_bit():
     order.sort(key=lambda i: (scores["system"][i] == "ant", scores["task"][i] == "cwe", -i))
     shuffled = summarize(scores[order], predictions.reverse())
     assert shuffled.equals(summarize(scores, predictions))
+
+
+def with_needles(scores, needles, seed=5):
+    """`scores` with as many needles an answer, at depths of their own; `all` is the share found."""
+    draw = random.Random(seed)
+    depths = [[draw.choice([0.0, 40.0, 90.0]) for _ in range(needles)] for _ in range(len(scores))]
+    found = [[draw.random() < 0.5 for _ in row] for row in depths]
+    return scores.with_columns(
+        pl.Series("all", [sum(row) / needles for row in found]),
+        pl.Series("needle_depths", depths),
+        pl.Series("needle_found", found),
+    )
+
+
+def test_at_a_depth_of_several_needles_needles_are_counted():
+    scores, predictions = tables(systems=("ant",), tasks=("vt",), lengths=(512,), per_depth=20)
+    scores = with_needles(scores, 3)
+    summary = summarize(scores, predictions)
+    at_depths = summary.drop_nulls("depth_percent")
+    assert at_depths["metric"].to_list() == ["all"] * 3
+    expected = []
+    for depth in (0.0, 40.0, 90.0):
+        hits, densities = [], []
+        for row, answer in zip(scores.to_dicts(), predictions.to_dicts(), strict=True):
+            for at, found in zip(row["needle_depths"], row["needle_found"], strict=True):
+                if at == depth:
+                    hits.append(found)
+                    densities.append(answer["prefill_density"])
+        low, high = map(float, wilson(sum(hits) / len(hits), len(hits)))
+        expected.append((depth, len(hits), sum(hits) / len(hits), low, high))
+        assert sum(densities) / len(densities) == 1
+    columns = ["depth_percent", "n", "accuracy", "low", "high"]
+    assert at_depths.select(columns).rows() == expected
+    assert sum(at_depths["n"]) == 3 * len(scores)
+    together = summary.filter(pl.col("depth_percent").is_null())
+    assert together["metric"].to_list() == ["all", "part", "exact", "rouge_l"]
+    assert together["n"].unique().to_list() == [len(scores)]
+    assert together["accuracy"][0] == pytest.approx(scores["all"].mean(), abs=1e-12)
+
+
+def test_a_single_needle_is_counted_by_every_metric_though_another_task_has_several():
+    scores, predictions = tables(tasks=("vt", "niah"))
+    niah = with_needles(scores.filter(pl.col("task") == "niah"), 2)
+    alone = summarize(scores, predictions).filter(pl.col("task") == "vt")
+    both = pl.concat([scores.filter(pl.col("task") == "vt"), niah])
+    assert summarize(both, predictions).filter(pl.col("task") == "vt").equals(alone)
+
+
+@pytest.mark.parametrize(("count", "tenths"), [(25, False), (26, True)])
+def test_more_than_25_depths_are_put_in_tenths(count, tenths):
+    """Those of one task; another of the same table keeps its own."""
+    scores, predictions = tables(tasks=("vt", "niah"), systems=("ant",), per_depth=26)
+    depths = [100 * i / (count - 1) for i in range(count)]
+    asked = [depths[i % count] for i in range(len(scores))]
+    asked = [
+        [depth if task == "niah" else 50.0]
+        for depth, task in zip(asked, scores["task"], strict=True)
+    ]
+    scores = scores.with_columns(pl.Series("needle_depths", asked))
+    summary = summarize(scores, predictions).filter(pl.col("metric") == "part")
+    summary = summary.drop_nulls("depth_percent")
+    assert summary.filter(task="vt")["depth_percent"].unique().to_list() == [50]
+    if not tenths:
+        found = summary.filter(task="niah", length=512)["depth_percent"].to_list()
+        assert found == pytest.approx(depths)
+        return
+    for row in summary.filter(task="niah").to_dicts():
+        middle = row["depth_percent"]
+        inside = [
+            score["part"]
+            for score in scores.to_dicts()
+            if score["task"] == "niah" and score["length"] == row["length"]
+            if middle - 5 <= score["needle_depths"][0] < middle + 5
+            or score["needle_depths"][0] == 100 == middle + 5
+        ]
+        assert row["n"] == len(inside)
+        assert row["accuracy"] == pytest.approx(sum(inside) / len(inside), abs=1e-12)
+    assert summary.filter(task="niah", length=512)["depth_percent"].to_list() == [
+        *range(5, 100, 10)
+    ]
 
 
 def test_unmatched_rows_are_an_error():

@@ -25,7 +25,7 @@ KINDS = (
     "predictions/sketchwalk/niah/256.parquet",
     "predictions/infini/niah/256.parquet",
     "scores/dense/passkey/128.parquet",
-    *("summary.parquet", "summary.csv"),
+    *("summary.parquet", "summary.csv", "needles.parquet", "needles.csv"),
     *("comparison.json", "comparison.md", "comparison.csv"),
     *("experiment.yaml", "software.csv"),
     *(

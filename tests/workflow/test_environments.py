@@ -15,7 +15,11 @@ from rattler import MatchSpec
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENTS = sorted((ROOT / "envs").glob("*.yaml"))
 SNAKEFILES = [ROOT / "Snakefile", *sorted((ROOT / "workflow/rules").glob("*.smk"))]
-CONDA_NAMES = {"torch": "pytorch"}
+CONDA_NAMES = {
+    "torch": "pytorch",
+    "huggingface-hub": "huggingface_hub",
+    "rouge_score": "rouge-score",
+}
 """Distribution -> its name on conda-forge, where the two differ."""
 AT_RUN_TIME = {
     "evaluate_system": "attention",

@@ -24,7 +24,10 @@ FIGURES = {
     "Training curves",
 }
 FORMATS = {"interactive", "PNG", "SVG"}
-HELD = ["summary.csv", "comparison.csv", "comparison_speed.csv", "experiment.yaml", "software.csv"]
+HELD = [
+    *("summary.csv", "needles.csv", "comparison.csv", "comparison_speed.csv"),
+    *("experiment.yaml", "software.csv"),
+]
 
 # Colours of an image, each channel in eight steps, that at least ten of its pixels have.
 COLOURS = """image => {

@@ -33,6 +33,7 @@ rule plot_heatmap:
     params:
         code=code_version("plot_heatmap.py"),
         task=lambda w: w.task,
+        metric=lambda w: experiment.tasks[w.task].metric,
     script:
         "../scripts/plot_heatmap.py"
 
@@ -71,6 +72,7 @@ rule plot_accuracy:
         runtime=10,
     params:
         code=code_version("plot_accuracy.py"),
+        metrics={name: task.metric for name, task in experiment.tasks.items()},
     script:
         "../scripts/plot_accuracy.py"
 

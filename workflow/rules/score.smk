@@ -16,6 +16,8 @@ rule score_predictions:
         runtime=10,
     params:
         code=code_version("score_predictions.py"),
+        metric=lambda w: experiment.tasks[w.task].metric,
+        has_depths=lambda w: experiment.tasks[w.task].has_depths,
     script:
         "../scripts/score_predictions.py"
 
@@ -31,6 +33,13 @@ rule summarize_scores:
             caption="../report/summary.rst",
             category="Tables",
             labels={"table": "Summary: accuracy, interval, density, cache"},
+        ),
+        needles=f"{RESULTS}/needles.parquet",
+        needles_csv=report(
+            f"{RESULTS}/needles.csv",
+            caption="../report/needles.rst",
+            category="Tables",
+            labels={"table": "Needles: which of several are found"},
         ),
     log:
         f"{RESULTS}/logs/summarize_scores.log",

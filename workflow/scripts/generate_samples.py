@@ -7,8 +7,9 @@ from pydantic import TypeAdapter
 
 from needlework.config.tasks import AnyTask
 from needlework.stage import stage
-from needlework.tasks.chat import PLAIN, open_frame
+from needlework.tasks.chat import open_frame
 from needlework.tasks.generate import Sampler, write_samples
+from needlework.tasks.prompts import PLAIN
 from needlework.tasks.tokenizer import open_tokenizer
 
 if TYPE_CHECKING:

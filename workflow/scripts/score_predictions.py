@@ -12,4 +12,5 @@ if TYPE_CHECKING:
 
 with stage(snakemake) as s:
     samples, predictions = pl.read_parquet(s.input.samples), pl.read_parquet(s.input.predictions)
-    score(samples, predictions).write_parquet(s.output.scores)
+    scores = score(samples, predictions, s.params.metric, s.params.has_depths)
+    scores.write_parquet(s.output.scores)

@@ -1,9 +1,10 @@
-"""Accuracy with intervals of every cell, as Parquet and CSV."""
+"""Accuracy with intervals of every cell, and of every needle, as Parquet and CSV."""
 
 from typing import TYPE_CHECKING
 
 import polars as pl
 
+from needlework.scoring.by_needle import by_needle
 from needlework.scoring.summarize import summarize
 from needlework.stage import stage
 
@@ -11,6 +12,9 @@ if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
 with stage(snakemake) as s:
-    table = summarize(pl.read_parquet(s.input.scores), pl.read_parquet(s.input.predictions))
-    table.write_parquet(s.output.summary)
-    table.write_csv(s.output.csv, float_precision=6)
+    scores = pl.read_parquet(s.input.scores)
+    summary, needles = summarize(scores, pl.read_parquet(s.input.predictions)), by_needle(scores)
+    summary.write_parquet(s.output.summary)
+    summary.write_csv(s.output.csv, float_precision=6)
+    needles.write_parquet(s.output.needles)
+    needles.write_csv(s.output.needles_csv, float_precision=6)

@@ -1,0 +1,51 @@
+"""Which of several needles are found, and which are not."""
+
+import polars as pl
+
+from needlework.scoring.intervals import wilson
+from needlework.scoring.pairing import KEYS, require
+
+_LISTS = ["needle", "needle_keys", "needle_found"]
+_CELL = ["system", "task", "length", "needle"]
+
+
+def by_needle(scores: pl.DataFrame) -> pl.DataFrame:
+    """How often each needle is found, of the tasks that ask for several.
+
+    Args:
+        scores: system, task, length, sample, needle_keys, needle_found, as `score` makes them;
+            any number of systems and tasks.
+
+    Returns:
+        system, task, length (tokens), needle (1 is the first that is asked for), key (null unless
+        it is the same in every sample of the task), n (answers), found (0-1), low, high (95 %,
+        `intervals.wilson`), by system and task in the order of `scores`, then length and needle.
+        No rows if no task asks for several.
+    """
+    require(scores, ["system", *KEYS, "needle_keys", "needle_found"], "scores")
+    order = {key: pl.Enum(scores[key].unique(maintain_order=True)) for key in ("system", "task")}
+    count = pl.col("needle_found").list.len()
+    key = pl.col("needle_keys")
+    cells = (
+        scores.filter((count > 1).any().over("task"))
+        .with_columns(needle=pl.int_ranges(1, count.cast(pl.Int64) + 1))
+        .select("system", "task", "length", *_LISTS)
+        .explode(_LISTS)
+        .drop_nulls("needle")
+        .with_columns(key=pl.when(key.n_unique().over("task", "needle") == 1).then(key))
+        .cast(order)
+        .sort(_CELL)
+        .group_by(_CELL, maintain_order=True)
+        .agg(pl.col("key").first(), n=pl.len().cast(pl.Int64), found=pl.col("needle_found").mean())
+    )
+    low, high = wilson(cells["found"].to_numpy(), cells["n"].to_numpy())
+    return cells.select(
+        pl.col("system", "task").cast(pl.String),
+        "length",
+        "needle",
+        "key",
+        "n",
+        "found",
+        pl.Series("low", low),
+        pl.Series("high", high),
+    )

@@ -1,0 +1,51 @@
+"""Samples in RULER's JSON lines, made elsewhere."""
+
+from collections.abc import Callable
+
+from needlework.config.tasks import RulerJsonl
+from needlework.tasks.counting import Counter
+from needlework.tasks.fill import text_of
+from needlework.tasks.prompts import Prompt
+from needlework.tasks.ruler_files import read_ruler_jsonl
+from needlework.tasks.setting import Setting, Turn
+
+
+class Draft:
+    """A prompt as it is. A fill.Draft."""
+
+    def __init__(self, prompt: Prompt, counter: Counter, where: str):
+        tokens = counter.whole(text_of(prompt, counter))
+        self._prompt, self._where = prompt._replace(tokens=tokens), where
+
+    def build(self, tokens: int) -> Prompt:
+        if self._prompt.tokens > tokens:
+            raise ValueError(
+                f"{self._where} has {self._prompt.tokens} tokens, and there is room for {tokens};"
+                " name a greater length, or a smaller max_new_tokens"
+            )
+        return self._prompt
+
+
+def drafts(task: RulerJsonl, counter: Counter, setting: Setting) -> Callable[[Turn], Draft]:
+    """What makes the draft of a sample: the file's rows in their order.
+
+    Where rows say their `max_length`, those of another length are left out.
+    """
+    path = task.path.replace("{length}", str(setting.length))
+    rows = [
+        row
+        for row in read_ruler_jsonl(path)
+        if row.get("max_length", setting.length) == setting.length
+    ]
+
+    def draft(turn: Turn) -> Draft:
+        if turn.index >= len(rows):
+            raise ValueError(
+                f"{path}: {len(rows)} rows of length {setting.length}; write samples: {len(rows)}"
+                " or less"
+            )
+        row = rows[turn.index]
+        prompt = Prompt(row["input"], "", row["answer_prefix"], tuple(row["outputs"]), (), 0)
+        return Draft(prompt, counter, f"{path}: row {turn.index + 1}")
+
+    return draft

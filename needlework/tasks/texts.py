@@ -1,0 +1,209 @@
+"""Texts of a source: plain files, tables, saved datasets, or a dataset of the hub."""
+
+import codecs
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from needlework.config.check import is_hub_name
+
+TEXT_SUFFIXES = (".txt", ".md")
+TABLES = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv"}
+"""Suffix of a table -> what `datasets` calls its format."""
+_PLAIN_TABLES = (".jsonl", ".json", ".csv")
+_ABOUT_DATA = ("dataset_infos.json", "dataset_info.json")
+_PART_BYTES = 4 * 2**20
+
+
+def texts(path: str | Path, column: str = "text", split: str = "train") -> Iterator[str]:
+    """The texts of a source, one after the other, in the same order each time.
+
+    They are read as they are asked for. A text file longer than 4 MiB comes in parts that end
+    where a paragraph does. Texts of white space alone are left out.
+
+    Args:
+        path: a .txt or .md file, or a folder of them (by path, hidden ones left out); a .parquet,
+            .jsonl, .json or .csv file, or a folder of one such kind; a folder that `datasets`
+            saved; or, where there is none, a hub's owner/name.
+        column: of a table, the one with the text.
+        split: of a dataset that has several.
+
+    Raises:
+        ValueError: there is no such source, or no text in it; it is not UTF-8; it is no table; the
+            column or the split is not there, or the column is not text.
+    """
+    path, any_text = Path(path), False
+    for text in _read(path, column, split):
+        if text and not text.isspace():
+            any_text = True
+            yield text
+    if not any_text:
+        raise ValueError(f"{path}: no text in it; name a source that has some")
+
+
+def _read(path: Path, column: str, split: str) -> Iterator[str | None]:
+    if path.is_file():
+        return _read_file(path, column)
+    if path.is_dir():
+        return _read_folder(path, column, split)
+    if is_hub_name(str(path)):
+        return _read_hub(path, column, split)
+    raise ValueError(f"{path}: no such file or folder; name one that is there")
+
+
+def _read_file(path: Path, column: str) -> Iterator[str | None]:
+    suffix = path.suffix.lower()
+    if suffix in TEXT_SUFFIXES:
+        return _parts(path)
+    if suffix not in TABLES:
+        raise ValueError(
+            f"{path}: neither text nor a table; name a file that ends in one of "
+            + ", ".join([*TEXT_SUFFIXES, *TABLES])
+        )
+    # The only split of one file; `split` is for those that have several.
+    return _read_tables(path, [path], column, None)
+
+
+def _read_folder(path: Path, column: str, split: str) -> Iterator[str | None]:
+    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+        return _read_saved(path, column, split)
+    files = [
+        file
+        for file in sorted(path.rglob("*"))
+        if file.is_file() and not any(p.startswith(".") for p in file.relative_to(path).parts)
+    ]
+    plain = [file for file in files if file.suffix.lower() in TEXT_SUFFIXES]
+    tables = [f for f in files if f.suffix.lower() in TABLES and f.name not in _ABOUT_DATA]
+    # A page about the tables beside them is no text of theirs.
+    if tables and all(file.suffix.lower() == ".md" for file in plain):
+        plain = []
+    kinds: dict[str, Path] = {}
+    for file in [*plain, *tables]:
+        suffix = file.suffix.lower()
+        kinds.setdefault("text" if suffix in TEXT_SUFFIXES else suffix, file)
+    if not kinds:
+        raise ValueError(
+            f"{path}: a folder without texts; it should hold files that end in one of "
+            + ", ".join([*TEXT_SUFFIXES, *TABLES])
+        )
+    if len(kinds) > 1:
+        one, other = list(kinds.values())[:2]
+        raise ValueError(
+            f"{path}: holds files of several kinds, such as {one.name} and {other.name};"
+            " name one file, or a folder with one kind"
+        )
+    if plain:
+        return (part for file in plain for part in _parts(file))
+    return _read_tables(path, tables, column, split)
+
+
+def _parts(file: Path) -> Iterator[str]:
+    """A UTF-8 file's text, cut at ends of paragraphs (else lines, else words) if it is long."""
+    decoder, text, taken = codecs.getincrementaldecoder("utf-8")(), "", 0
+    with file.open("rb") as stream:
+        more = True
+        while more:
+            more = stream.read(_PART_BYTES)
+            before = taken - len(decoder.getstate()[0])
+            try:
+                text += decoder.decode(more, final=not more)
+            except UnicodeDecodeError as error:
+                raise ValueError(
+                    f"{file}: not UTF-8 at byte {before + error.start}; save it as UTF-8"
+                ) from None
+            if taken == 0:
+                text = text.removeprefix("\ufeff")
+            taken += len(more)
+            if len(more) == _PART_BYTES:
+                ends = (max(text.rfind("\n\n"), text.rfind("\n\r\n")), text.rfind("\n"))
+                end = next((end for end in (*ends, text.rfind(" ")) if end > 0), 0)
+                yield text[:end]
+                text = text[end:]
+    yield text
+
+
+def _datasets() -> Any:
+    """The `datasets` library, which takes a second to import."""
+    import datasets
+
+    # Else it tells the hub about each local folder that is opened.
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
+    return datasets
+
+
+def _read_tables(
+    path: Path, files: list[Path], column: str, split: str | None
+) -> Iterator[str | None]:
+    if not any(file.stat().st_size for file in files):
+        raise ValueError(f"{path}: empty; name a source that has text")
+    kind = TABLES[files[0].suffix.lower()]
+    with TemporaryDirectory() as cache:
+        try:
+            if path.is_file():
+                opened = _datasets().load_dataset(
+                    kind, data_files=str(path), streaming=True, cache_dir=cache
+                )
+                split = next(iter(opened))
+            else:
+                opened = _datasets().load_dataset(str(path), streaming=True, cache_dir=cache)
+            yield from _column(path, _split(path, opened, split), column)
+        except _Wrong:
+            raise
+        except Exception as error:  # each format fails in a way of its own
+            for file in files:
+                if file.suffix.lower() in _PLAIN_TABLES:
+                    for _ in _parts(file):
+                        pass
+            raise ValueError(f"{path}: not to be read as {kind}: {_line(error)}") from None
+
+
+def _read_saved(path: Path, column: str, split: str) -> Iterator[str | None]:
+    datasets = _datasets()
+    try:
+        opened = datasets.load_from_disk(str(path))
+    except Exception as error:  # files may be missing or cut short
+        raise ValueError(f"{path}: not to be read as a saved dataset: {_line(error)}") from None
+    if isinstance(opened, datasets.DatasetDict):
+        opened = _split(path, opened, split)
+    yield from _column(path, opened, column)
+
+
+def _read_hub(path: Path, column: str, split: str) -> Iterator[str | None]:
+    try:
+        opened = _datasets().load_dataset(str(path), streaming=True)
+        yield from _column(path, _split(path, opened, split), column)
+    except _Wrong:
+        raise
+    except Exception as error:  # the network's errors are many
+        raise ValueError(
+            f"{path}: no such folder, and not to be had from the hub: {_line(error)}"
+        ) from None
+
+
+class _Wrong(ValueError):
+    """An error of ours, told from those of readers."""
+
+
+def _split(path: Path, opened: dict[str, Any], split: str) -> Any:
+    if split not in opened:
+        raise _Wrong(f"{path}: no split {split!r}; write one of {', '.join(opened)}")
+    return opened[split]
+
+
+def _column(path: Path, dataset: Any, column: str) -> Iterator[str | None]:
+    features: Iterable[str] = dataset.features or next(iter(dataset), {})
+    if features and column not in features:
+        raise _Wrong(f"{path}: no column {column!r}; write one of {', '.join(features)}")
+    for number, row in enumerate(dataset.select_columns([column]) if features else ()):
+        text = row[column]
+        if text is not None and not isinstance(text, str):
+            raise _Wrong(
+                f"{path}: column {column!r} is not text: row {number} holds"
+                f" {text!r:.40}; name the column with the text, of {', '.join(features)}"
+            )
+        yield text
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,229 @@
+"""Common words extraction against RULER's published form."""
+
+import re
+from collections import Counter as Tally
+from pathlib import Path
+from random import Random
+
+import pytest
+from conftest import KINDS
+
+from needlework.config.tasks import CommonWords
+from needlework.tasks import cwe
+from needlework.tasks.counting import Counter
+from needlework.tasks.fill import Exhausted, text_of
+from needlework.tasks.generate import Sampler, samples
+from needlework.tasks.prompts import PLAIN, Frame
+from needlework.tasks.setting import Setting, Turn
+from needlework.tasks.spread import Spread
+from needlework.tasks.tokenizer import open_tokenizer
+from needlework.tasks.words import all_words
+
+TINY = Path(__file__).resolve().parents[2] / "resources" / "needlework-tiny"
+ADDITIVE = {
+    "byte_level": KINDS["byte_level"],
+    "merging_newlines": KINDS["merging_newlines"],
+    "tiny": lambda: open_tokenizer(TINY),
+}
+FRAMES = (PLAIN, Frame("<u>\n", "\n<a>\n", None, True))
+PUBLISHED = (
+    "Below is a numbered list of words. In these words, some appear more often than others."
+    " Memorize the ones that appear most often.\n{context}\n"
+    "Question: What are the {num_cw} most common words in the above list?"
+    " Answer: The top {num_cw} words that appear most often in the list are:"
+)
+OWN = CommonWords(common_words=4, common_repeats=9, other_repeats=2)
+
+
+def sampler(task, tokenizer, *, length=8000):
+    return Sampler(task, tokenizer, task_name="t", length=length, depths=[50.0], seed=3)
+
+
+def make(task, tokenizer, *, count=6, **settings):
+    return samples(sampler(task, tokenizer, **settings), count)
+
+
+def draft_of(task, counter, length, index=0):
+    drafts = cwe.drafts(task, counter, Setting(length, ("a test",)))
+    return drafts(Turn(Random(index), index, Spread([50.0], "a test")))
+
+
+def numbered(words):
+    return " ".join(f"{i + 1}. {word}" for i, word in enumerate(words))
+
+
+def listed(text):
+    """The words of the first list in a text."""
+    return re.split(r" ?\b\d+\. ", text.split("\n")[1])[1:]
+
+
+def halves(prompt):
+    example, own = prompt.split("\nBelow")
+    return example, f"Below{own}"
+
+
+def test_words_are_rulers():
+    words = all_words()
+    assert len(words) == len(set(words)) == 8166
+    assert list(words) == sorted(words)
+
+
+@pytest.mark.parametrize(
+    ("task", "length", "repeats", "example"),
+    [
+        (CommonWords(), 8000, (30, 3), (10, 3, 30)),
+        (CommonWords(), 4095, (6, 1), (3, 1, 10)),
+        (OWN, 4096, (9, 2), (10, 3, 30)),
+        (OWN, 3000, (9, 2), (3, 1, 10)),
+    ],
+)
+def test_text_is_the_published_one(tokenizer, task, length, repeats, example):
+    for row in make(task, tokenizer, length=length).iter_rows(named=True):
+        first, own = halves(row["prompt"])
+        words, common = listed(own), task.common_words
+        assert own == PUBLISHED.format(context=numbered(words), num_cw=common)
+        tally = Tally(words)
+        assert set(words) <= set(all_words())
+        assert sorted(set(tally.values())) == sorted(repeats)
+        often = {word for word, times in tally.items() if times == repeats[0]}
+        assert often == set(row["outputs"])
+        assert len(row["outputs"]) == common
+        shown = listed(first)
+        answered = re.split(r" ?\b\d+\. ", first.split(" are:")[1])[1:]
+        assert first == (
+            f"{PUBLISHED.format(context=numbered(shown), num_cw=common)} {numbered(answered)}"
+        )
+        tally = Tally(shown)
+        assert Tally(tally.values()) == {example[0]: common, example[1]: example[2]}
+        assert {word for word, times in tally.items() if times == example[0]} == set(answered)
+        assert not set(answered) & set(words)
+
+
+def test_every_sample_has_words_and_an_order_of_its_own(byte_tokenizer):
+    table = make(CommonWords(), byte_tokenizer, count=12)
+    assert len({word for outputs in table["outputs"] for word in outputs}) > 100
+    starts = {tuple(sorted(listed(halves(prompt)[1])[:20])) for prompt in table["prompt"]}
+    assert len(starts) == 12
+
+
+@pytest.mark.parametrize("name", ADDITIVE)
+@pytest.mark.parametrize("task", [CommonWords(), OWN], ids=["ruler", "own"])
+def test_sums_are_real_counts(name, task):
+    tokenizer = ADDITIVE[name]()
+    counters = [Counter(tokenizer, frame) for frame in FRAMES]
+    assert all(counter.additive for counter in counters)
+    for index, length in enumerate(range(3000, 9000, 200)):
+        counter = counters[index % 2]
+        prompt = draft_of(task, counter, length, index).build(length)
+        text = text_of(prompt, counter)
+        encoding = tokenizer.encode(text)
+        assert prompt.tokens == len(encoding)
+        assert prompt.tokens <= length or length in range(4096, 4500)
+        for needle in prompt.needles:
+            character = len(counter.frame.head) + needle.character
+            assert re.match(r"\d\. ", text[character - 3 :])
+            assert re.match(re.escape(needle.key) + r"(\n| \d)", text[character:])
+            assert needle.token == counter.token_at(encoding, character)
+
+
+def test_positions_are_those_of_a_real_tokenization(tokenizer):
+    for row in make(CommonWords(), tokenizer).iter_rows(named=True):
+        encoding = tokenizer.encode(row["prompt"])
+        assert row["tokens"] == len(encoding)
+        assert [needle["key"] for needle in row["needles"]] == row["outputs"]
+        for needle in row["needles"]:
+            assert needle["value"] == needle["key"]
+            start, end = encoding.offsets[needle["token_position"]]
+            assert any(
+                start <= match.start(1) < end
+                for match in re.finditer(rf"\d\. ({re.escape(needle['key'])})\b", row["prompt"])
+            )
+
+
+@pytest.mark.parametrize(
+    ("task", "length"), [(CommonWords(), 4095), (OWN, 4096), (CommonWords(), 8192)]
+)
+def test_fill(task, length, tokenizer):
+    table = make(task, tokenizer, length=length, count=12)
+    fill = (table["tokens"] + task.max_new_tokens) / length
+    assert fill.max() <= 1
+    assert fill.mean() >= 0.99
+    assert fill.min() >= 0.97
+
+
+def test_rulers_own_fits_4096_tokens():
+    table = make(CommonWords(), open_tokenizer(TINY), length=4096, count=30)
+    fill = (table["tokens"] + 120) / 4096
+    assert fill.max() <= 1
+    assert fill.mean() >= 0.99
+    assert fill.min() >= 0.97
+
+
+def test_one_word_more_does_not_fit(byte_tokenizer):
+    counter = Counter(byte_tokenizer)
+    draft = draft_of(OWN, counter, 4096)
+    sizes = {}
+    for tokens in range(3000, 3200):
+        prompt = draft.build(tokens)
+        sizes[len(listed(halves(text_of(prompt, counter))[1]))] = prompt.tokens
+    assert sorted(sizes) == list(range(min(sizes), max(sizes) + 1, 2))
+    for tokens in range(3050, 3200):
+        assert draft.build(tokens).tokens == max(s for s in sizes.values() if s <= tokens)
+
+
+def test_a_draft_builds_the_same_again(byte_tokenizer):
+    draft = draft_of(CommonWords(), Counter(byte_tokenizer), 8000)
+    first = draft.build(7000)
+    draft.build(6000)
+    assert draft.build(7000) == first
+
+
+def test_slots_of_thousand_samples_are_spread_evenly():
+    counter = Counter(ADDITIVE["tiny"]())
+    task = CommonWords(common_words=3, common_repeats=4, other_repeats=1)
+    drafts = cwe.drafts(task, counter, Setting(2000, ("a test",)))
+    spread, slots, stands = Spread([50.0], "a test"), [[], [], []], [[], [], []]
+    for index in range(1000):
+        prompt = drafts(Turn(Random(index), index, spread)).build(1900)
+        line = prompt.context.rindex("often.\n") + len("often.\n")
+        items = prompt.context.count(". ", line)
+        for j, needle in enumerate(prompt.needles):
+            slots[j].append(int(needle.depth_percent // 5))
+            stands[j].append((prompt.context.count(". ", line, needle.character) - 1) / items)
+            assert abs(100 * stands[j][-1] - needle.depth_percent) < 100 * 4 / items
+    for j in range(3):
+        assert all(abs(slots[j].count(part) - 50) <= 2 for part in range(20))
+        parts = [int(20 * stand) for stand in stands[j]]
+        assert all(abs(parts.count(part) - 50) <= 5 for part in range(20))
+
+
+def test_the_natural_end_names_a_length_that_works(byte_tokenizer):
+    task = CommonWords(common_words=3, common_repeats=4, other_repeats=1)
+    with pytest.raises(
+        ValueError, match=r"^lengths: 300000 is beyond the natural end of task t; set \d+ or less$"
+    ) as error:
+        make(task, byte_tokenizer, length=300_000, count=1)
+    largest = int(re.search(r"set (\d+) ", str(error.value))[1])
+    table = make(task, byte_tokenizer, length=largest, count=20)
+    assert (table["tokens"] + task.max_new_tokens).min() >= 0.99 * largest
+    for prompt in table["prompt"]:
+        assert len(set(listed(halves(prompt)[1]))) > 0.99 * len(all_words())
+    with pytest.raises(ValueError, match="beyond the natural end"):
+        make(task, byte_tokenizer, length=int(1.02 * largest), count=1)
+
+
+def test_at_the_natural_end_the_draft_names_its_longest_prompt(byte_tokenizer):
+    draft = draft_of(OWN, Counter(byte_tokenizer), 300_000)
+    with pytest.raises(Exhausted) as end:
+        draft.build(300_000)
+    assert draft.build(end.value.most_tokens).tokens == end.value.most_tokens
+
+
+def test_length_too_small_names_the_smallest(tokenizer):
+    for task in (CommonWords(), OWN):
+        with pytest.raises(ValueError, match=r"^lengths: 50 is too small for task t; set") as error:
+            make(task, tokenizer, length=50)
+        smallest = int(re.search(r"set (\d+) or more$", str(error.value))[1])
+        make(task, tokenizer, length=smallest)
+        with pytest.raises(ValueError, match="too small"):
+            make(task, tokenizer, length=smallest - 1, count=64)

@@ -1,0 +1,202 @@
+"""Frequent words extraction against RULER's published form."""
+
+import math
+import re
+from collections import Counter as Tally
+from pathlib import Path
+from random import Random
+
+import pytest
+from conftest import KINDS
+
+from needlework.config.tasks import FrequentWords
+from needlework.tasks import fwe
+from needlework.tasks.counting import Counter
+from needlework.tasks.fill import text_of
+from needlework.tasks.generate import Sampler, samples
+from needlework.tasks.prompts import PLAIN, Frame
+from needlework.tasks.setting import Setting, Turn
+from needlework.tasks.spread import Spread
+from needlework.tasks.tokenizer import open_tokenizer
+
+TINY = Path(__file__).resolve().parents[2] / "resources" / "needlework-tiny"
+ADDITIVE = {
+    "byte_level": KINDS["byte_level"],
+    "merging_newlines": KINDS["merging_newlines"],
+    "tiny": lambda: open_tokenizer(TINY),
+}
+FRAMES = (PLAIN, Frame("<u>\n", "\n<a>\n", None, True))
+PUBLISHED = (
+    "Read the following coded text and track the frequency of each coded word. Find the three most"
+    " frequently appeared coded words. {context}\n"
+    "Question: Do not provide any explanation. Please ignore the dots '....'. What are the three"
+    " most frequently appeared words in the above coded text?"
+    " Answer: According to the coded text above, the three most frequently appeared words are:"
+)
+ZETA = {2.0: math.pi**2 / 6, 4.0: math.pi**4 / 90}
+TASKS = [FrequentWords(), FrequentWords(alpha=4, letters=9), FrequentWords(vocabulary=6)]
+NAMES = ["ruler", "steep", "six words"]
+
+
+def sampler(task, tokenizer, *, length=2048):
+    return Sampler(task, tokenizer, task_name="t", length=length, depths=[50.0], seed=3)
+
+
+def make(task, tokenizer, *, count=6, **settings):
+    return samples(sampler(task, tokenizer, **settings), count)
+
+
+def draft_of(task, counter, length, index=0):
+    drafts = fwe.drafts(task, counter, Setting(length, ("a test",)))
+    return drafts(Turn(Random(index), index, Spread([50.0], "a test")))
+
+
+def coded(prompt):
+    return prompt.split("appeared coded words. ")[1].split("\n")[0].split(" ")
+
+
+def zipf(n, alpha, vocabulary):
+    """How often each rank stands there, those that do, as RULER counts them."""
+    counts = [int(n * k**-alpha / ZETA[alpha]) for k in range(1, vocabulary + 1)]
+    return [count for count in counts if count]
+
+
+@pytest.mark.parametrize("task", TASKS, ids=NAMES)
+@pytest.mark.parametrize("length", [3000, 5000])
+def test_text_is_the_published_one(tokenizer, task, length):
+    for row in make(task, tokenizer, length=length).iter_rows(named=True):
+        words = coded(row["prompt"])
+        assert row["prompt"] == PUBLISHED.format(context=" ".join(words))
+        tally = Tally(words).most_common()
+        assert tally[0][0] == "..."
+        assert [word for word, _ in tally[1:4]] == row["outputs"]
+        assert all(re.fullmatch(rf"[a-z]{{{task.letters}}}", word) for word, _ in tally[1:])
+        counts, vocabulary = [count for _, count in tally], task.vocabulary or length // 50
+        assert counts[1] > counts[2] > counts[3] > [*counts, 0][4]
+        # The first rank tells n but for what its own count leaves open.
+        share = ZETA[task.alpha]
+        texts = range(int(counts[0] * share), int((counts[0] + 1) * share) + 2)
+        assert counts in [zipf(n, task.alpha, vocabulary) for n in texts]
+
+
+@pytest.mark.parametrize("alpha", [1.1, 1.5, 2.0, 3.0, 5.0])
+def test_least_text_tells_the_ranks_apart(alpha):
+    law = fwe.Zipf(alpha)
+    for n in range(law.least, law.least + 3000):
+        counts = law.counts(n, 5)
+        assert counts[1] > counts[2] > counts[3] > counts[4]
+    alike = [n for n in range(law.least) if len(set(law.counts(n, 5)[1:])) < 4]
+    assert max(alike) > law.least / 3
+
+
+@pytest.mark.parametrize("alpha", [2.0, 4.0])
+def test_counts_are_zipfs(alpha):
+    for n in (80, 1234, 99_999):
+        counts = fwe.Zipf(alpha).counts(n, 40).tolist()
+        assert [count for count in counts if count] == zipf(n, alpha, 40)
+
+
+def test_every_sample_has_words_and_an_order_of_its_own(byte_tokenizer):
+    table = make(FrequentWords(), byte_tokenizer, count=12)
+    assert len({word for outputs in table["outputs"] for word in outputs}) == 36
+    dots = {
+        tuple(i for i, word in enumerate(coded(prompt)[:60]) if word == "...")
+        for prompt in table["prompt"]
+    }
+    assert len(dots) == 12
+
+
+@pytest.mark.parametrize("name", ADDITIVE)
+@pytest.mark.parametrize("task", TASKS, ids=NAMES)
+def test_sums_are_real_counts(name, task):
+    tokenizer = ADDITIVE[name]()
+    counters = [Counter(tokenizer, frame) for frame in FRAMES]
+    assert all(counter.additive for counter in counters)
+    last_words = set()
+    for index, length in enumerate(range(2500, 5500, 100)):
+        counter = counters[index % 2]
+        prompt = draft_of(task, counter, length, index).build(length)
+        text = text_of(prompt, counter)
+        encoding = tokenizer.encode(text)
+        assert prompt.tokens == len(encoding)
+        assert 0.99 * length <= prompt.tokens <= length
+        last_words.add(prompt.context.endswith("...\n"))
+        for needle in prompt.needles:
+            character = len(counter.frame.head) + needle.character
+            assert text[character - 1] == " "
+            assert re.match(rf"{needle.key}\s", text[character:])
+            assert needle.token == counter.token_at(encoding, character)
+    assert task.alpha > 2 or last_words == {True, False}
+
+
+def test_positions_are_those_of_a_real_tokenization(tokenizer):
+    for row in make(FrequentWords(), tokenizer).iter_rows(named=True):
+        encoding = tokenizer.encode(row["prompt"])
+        assert row["tokens"] == len(encoding)
+        assert [needle["key"] for needle in row["needles"]] == row["outputs"]
+        for needle in row["needles"]:
+            assert needle["value"] == needle["key"]
+            start, end = encoding.offsets[needle["token_position"]]
+            places = [match.start() for match in re.finditer(needle["key"], row["prompt"])]
+            assert any(start <= place < end for place in places)
+
+
+@pytest.mark.parametrize("task", TASKS, ids=NAMES)
+def test_fill(task, tokenizer):
+    table = make(task, tokenizer, length=4096, count=12)
+    fill = (table["tokens"] + task.max_new_tokens) / 4096
+    assert fill.max() <= 1
+    assert fill.mean() >= 0.99
+    assert fill.min() >= 0.97
+
+
+def test_nothing_longer_fits(byte_tokenizer):
+    draft = draft_of(FrequentWords(), Counter(byte_tokenizer), 2000)
+    sizes = {draft.build(tokens).tokens for tokens in range(1000, 1400)}
+    for tokens in range(1000, 1400):
+        assert draft.build(tokens).tokens == max(size for size in sizes if size <= tokens)
+
+
+def test_a_draft_builds_the_same_again(byte_tokenizer):
+    counter = Counter(byte_tokenizer)
+    draft = draft_of(FrequentWords(), counter, 3000)
+    first = draft.build(1000)
+    draft.build(2900)
+    assert draft.build(1000) == first
+    assert draft_of(FrequentWords(), counter, 3000).build(1000) == first
+
+
+def test_slots_of_thousand_samples_are_spread_evenly():
+    counter = Counter(ADDITIVE["tiny"]())
+    drafts = fwe.drafts(FrequentWords(), counter, Setting(1500, ("a test",)))
+    spread, slots, stands = Spread([50.0], "a test"), [[], [], []], [[], [], []]
+    for index in range(1000):
+        prompt = drafts(Turn(Random(index), index, spread)).build(1450)
+        line = prompt.context.index("coded words. ") + len("coded words. ")
+        items = prompt.context.count(" ", line) + 1
+        places = [prompt.context.count(" ", line, n.character) for n in prompt.needles]
+        assert len(set(places)) == 3
+        for j, needle in enumerate(prompt.needles):
+            slots[j].append(int(needle.depth_percent // 5))
+            stands[j].append(places[j] / items)
+            assert abs(100 * stands[j][-1] - needle.depth_percent) < 100 * 4 / items
+    for j in range(3):
+        assert all(abs(slots[j].count(part) - 50) <= 2 for part in range(20))
+        parts = [int(20 * stand) for stand in stands[j]]
+        assert all(abs(parts.count(part) - 50) <= 5 for part in range(20))
+
+
+def test_length_too_small_names_the_smallest(tokenizer):
+    for task in TASKS:
+        with pytest.raises(ValueError, match=r"^lengths: 60 is too small for task t; set") as error:
+            make(task, tokenizer, length=60)
+        smallest = int(re.search(r"set (\d+) or more$", str(error.value))[1])
+        make(task, tokenizer, length=smallest)
+        with pytest.raises(ValueError, match="too small"):
+            make(task, tokenizer, length=smallest - 1, count=64)
+
+
+def test_more_words_than_there_are(byte_tokenizer):
+    with pytest.raises(ValueError, match="there are only 17576 different words of 3 letters"):
+        make(FrequentWords(letters=3, vocabulary=20_000), byte_tokenizer)
+    make(FrequentWords(letters=3, vocabulary=17_576), byte_tokenizer)

@@ -1,0 +1,221 @@
+"""Variable tracking against RULER's published form."""
+
+import re
+from pathlib import Path
+from random import Random
+
+import pytest
+from conftest import KINDS
+
+from needlework.config.tasks import VariableTracking
+from needlework.tasks import vt
+from needlework.tasks.counting import Counter
+from needlework.tasks.fill import text_of
+from needlework.tasks.generate import Sampler, samples
+from needlework.tasks.prompts import PLAIN, Frame
+from needlework.tasks.setting import Setting, Turn
+from needlework.tasks.spread import Spread
+from needlework.tasks.tokenizer import open_tokenizer
+
+TINY = Path(__file__).resolve().parents[2] / "resources" / "needlework-tiny"
+ADDITIVE = {
+    "byte_level": KINDS["byte_level"],
+    "merging_newlines": KINDS["merging_newlines"],
+    "tiny": lambda: open_tokenizer(TINY),
+}
+NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
+FRAMES = (PLAIN, Frame("<u>\n", "\n<a>\n", None, True))
+PUBLISHED = (
+    "Memorize and track the chain(s) of variable assignment hidden in the following text.\n\n"
+    "{context}\n"
+    "Question: Find all variables that are assigned the value {query} in the text above."
+    " Answer: According to the chain(s) of variable assignment in the text above, {num_v}"
+    " variables are assigned the value {query}, they are: "
+)
+TASKS = [
+    VariableTracking(),
+    VariableTracking(chains=3, hops=2),
+    VariableTracking(haystack="essay", chains=2),
+]
+DEPTHS = [0.0, 10.0, 25.0, 50.0, 90.0, 100.0]
+
+
+def sampler(task, tokenizer, *, length=1024, depths=DEPTHS):
+    return Sampler(task, tokenizer, task_name="t", length=length, depths=depths, seed=3)
+
+
+def make(task, tokenizer, *, count=6, **settings):
+    return samples(sampler(task, tokenizer, **settings), count)
+
+
+def draft_of(task, counter, length, index=0):
+    drafts = vt.drafts(task, counter, Setting(length, ("a test",)))
+    return drafts(Turn(Random(index), index, Spread(DEPTHS, "a test")))
+
+
+def published(context, value, count):
+    """The text as RULER writes it, but for the blank at its end."""
+    return PUBLISHED.format(context=context, query=value, num_v=count).removesuffix(" ")
+
+
+def halves(prompt):
+    example, own = prompt.split("\n\nMemorize")
+    return example, f"Memorize{own}"
+
+
+def assignments(text):
+    return re.findall(r"VAR ([A-Z]+) = (VAR [A-Z]+|\d+)", text)
+
+
+@pytest.mark.parametrize("length", [1024, 4096])
+@pytest.mark.parametrize("hops", [1, 4])
+def test_text_is_the_published_one(tokenizer, length, hops):
+    for row in make(VariableTracking(hops=hops), tokenizer, length=length).iter_rows(named=True):
+        example, own = halves(row["prompt"])
+        example, answer = example.rsplit(" they are:", 1)
+        for text, letters in ((f"{example} they are:", 3), (own, 5)):
+            chain = assignments(text)
+            assert len(chain) == hops + 1
+            assert {len(name) for name, _ in chain} == {letters}
+            value = chain[0][1]
+            assert 10_000 <= int(value) <= 99_998
+            assert [assigned for _, assigned in chain[1:]] == [
+                f"VAR {name}" for name, _ in chain[:-1]
+            ]
+            lines = text.split("\n\n")[1].split("\n")[:-1]
+            assert text == published("\n".join(lines), value, hops + 1)
+            noise = [line for line in lines if not line.startswith("VAR")]
+            assert len(noise) == len(lines) - hops - 1
+            if letters == 3:
+                assert noise == [NOISE] * len(noise)
+                assert len(noise) == 1 or len(noise) % 5 == 0
+                assert answer == "".join(f" {name}" for name, _ in chain)
+            else:
+                assert noise[:-1] == [NOISE] * (len(noise) - 1)
+                assert NOISE.startswith(noise[-1])
+                assert row["outputs"] == [name for name, _ in chain]
+
+
+def test_assignments_are_sentences_of_running_text(byte_tokenizer):
+    task = VariableTracking(haystack="essay", chains=2)
+    for row in make(task, byte_tokenizer, length=2000).iter_rows(named=True):
+        for text in halves(row["prompt"]):
+            (line,) = text.split("\n\n")[1].split("\n")[:-1]
+            sentences = re.split(r"(?<=\.) ", line)
+            assert sum(sentence.startswith("VAR ") for sentence in sentences) == 10
+            assert all(re.fullmatch(r"[^.]+\.", sentence) for sentence in sentences)
+        value = assignments(halves(row["prompt"])[1])[0][1]
+        assert row["needles"][0]["value"] in (value, *(v for _, v in assignments(line)))
+
+
+def test_the_example_has_five_hundred_tokens_at_most_or_less_in_short_prompts(byte_tokenizer):
+    for length, least, most in ((4096, 400, 500), (1024, 400, 500), (700, 200, 350)):
+        for prompt in make(VariableTracking(), byte_tokenizer, length=length)["prompt"]:
+            example, _ = halves(prompt)
+            assert least <= len(byte_tokenizer.encode(example)) <= most
+
+
+def test_examples_differ_from_sample_to_sample(byte_tokenizer):
+    names, values = [], []
+    for prompt in make(VariableTracking(), byte_tokenizer, count=40)["prompt"]:
+        example, own = halves(prompt)
+        names += [name for name, _ in assignments(example)]
+        both = [assignments(text)[0][1] for text in (example, own)]
+        assert both[0] != both[1]
+        values += both
+    assert len(set(names)) > 190
+    assert len(set(values)) > 75
+
+
+@pytest.mark.parametrize("task", TASKS, ids=["one", "three chains", "essay"])
+def test_needles_hold_the_outputs_then_the_other_chains(task, tokenizer):
+    for row in make(task, tokenizer, length=3000).iter_rows(named=True):
+        needles, links = row["needles"], task.hops + 1
+        assert [needle["key"] for needle in needles[:links]] == row["outputs"]
+        _, own = halves(row["prompt"])
+        found = assignments(own)
+        assert sorted(found) == sorted((n["key"], n["value"]) for n in needles)
+        depths = [needle["depth_percent"] for needle in needles]
+        assert len(set(depths)) == len(depths)
+        encoding = tokenizer.encode(row["prompt"])
+        for first in range(0, len(needles), links):
+            chain = needles[first : first + links]
+            values = [f"VAR {needle['key']}" for needle in chain[:-1]]
+            assert [needle["value"] for needle in chain[1:]] == values
+            places = [found.index((needle["key"], needle["value"])) for needle in chain]
+            assert places == sorted(places)
+            for needle in chain:
+                place = row["prompt"].index(f"VAR {needle['key']} =")
+                start, end = encoding.offsets[needle["token_position"]]
+                assert start <= place < end
+
+
+@pytest.mark.parametrize("name", ADDITIVE)
+@pytest.mark.parametrize("task", TASKS, ids=["one", "three chains", "essay"])
+def test_sums_are_real_counts(name, task):
+    tokenizer = ADDITIVE[name]()
+    counters = [Counter(tokenizer, frame) for frame in FRAMES]
+    assert all(counter.additive for counter in counters)
+    for index, length in enumerate(range(1000, 4000, 100)):
+        counter = counters[index % 2]
+        prompt = draft_of(task, counter, length, index).build(length)
+        text = text_of(prompt, counter)
+        encoding = tokenizer.encode(text)
+        assert prompt.tokens == len(encoding) <= length
+        for needle in prompt.needles:
+            character = len(counter.frame.head) + needle.character
+            assert text[character:].startswith(f"VAR {needle.key} = {needle.value}")
+            assert needle.token == counter.token_at(encoding, character)
+
+
+@pytest.mark.parametrize("task", TASKS, ids=["one", "three chains", "essay"])
+def test_fill(task, tokenizer):
+    table = make(task, tokenizer, length=4096, count=12)
+    assert table["tokens"].to_list() == [len(tokenizer.encode(text)) for text in table["prompt"]]
+    fill = (table["tokens"] + task.max_new_tokens) / 4096
+    assert fill.max() <= 1
+    assert fill.mean() >= 0.99
+    assert fill.min() >= 0.97
+
+
+def test_a_draft_builds_the_same_again(byte_tokenizer):
+    for task in TASKS:
+        draft = draft_of(task, Counter(byte_tokenizer), 2000)
+        first = draft.build(1800)
+        draft.build(900)
+        assert draft.build(1800) == first
+
+
+def test_thousand_samples_visit_every_depth_evenly(byte_tokenizer):
+    counter, depths = Counter(byte_tokenizer), [5.0 * i for i in range(20)]
+    drafts = vt.drafts(VariableTracking(), counter, Setting(1000, ("a test",)))
+    spread = Spread(depths, "a test")
+    found = []
+    for index in range(1000):
+        prompt = drafts(Turn(Random(index), index, spread)).build(0)
+        at = [needle.depth_percent for needle in prompt.needles]
+        assert at == sorted(set(at))
+        found += at
+    assert {found.count(depth) for depth in depths} == {5 * 1000 // 20}
+
+
+def test_chains_that_are_not_asked_for_stand_among_the_other(byte_tokenizer):
+    ranks = set()
+    for row in make(VariableTracking(chains=2, hops=3), byte_tokenizer, count=40).iter_rows(
+        named=True
+    ):
+        _, own = halves(row["prompt"])
+        names = [name for name, _ in assignments(own)]
+        ranks.add(tuple(name in row["outputs"] for name in names))
+    assert len(ranks) > 10
+
+
+def test_length_too_small_names_the_smallest(tokenizer):
+    for task in TASKS[:2]:
+        with pytest.raises(ValueError, match=r"^lengths: 50 is too small for task t; set") as error:
+            make(task, tokenizer, length=50)
+        smallest = int(re.search(r"set (\d+) or more$", str(error.value))[1])
+        assert smallest < 1000
+        make(task, tokenizer, length=smallest)
+        with pytest.raises(ValueError, match="too small"):
+            make(task, tokenizer, length=smallest - 1, count=64)

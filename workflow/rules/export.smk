@@ -1,0 +1,63 @@
+rule export_ruler:
+    input:
+        samples=lambda w: samples_of(w.system, w.task, w.length),
+        predictions=f"{RESULTS}/predictions/{{system}}/{{task}}/{{length}}.parquet",
+    output:
+        data=f"{RESULTS}/export/ruler/{{system}}/{{length}}/data/{{task}}/validation.jsonl",
+        answers=f"{RESULTS}/export/ruler/{{system}}/{{length}}/pred/{{task}}.jsonl",
+    log:
+        f"{RESULTS}/logs/export_ruler/{{system}}/{{task}}/{{length}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/export_ruler/{{system}}/{{task}}/{{length}}.tsv"
+    conda:
+        "../../envs/data.yaml"
+    threads: 1
+    resources:
+        mem_mb=lambda w, attempt: 1500 * attempt,
+        runtime=30,
+    params:
+        code=code_version("export_ruler.py"),
+    script:
+        "../scripts/export_ruler.py"
+
+
+rule export_kvpress:
+    input:
+        samples=f"{RESULTS}/samples/{{tokenizer}}/{{task}}/{{length}}.parquet",
+    output:
+        table=f"{RESULTS}/export/kvpress/{{tokenizer}}/{{length}}/test-{{task}}.parquet",
+    log:
+        f"{RESULTS}/logs/export_kvpress/{{tokenizer}}/{{task}}/{{length}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/export_kvpress/{{tokenizer}}/{{task}}/{{length}}.tsv"
+    conda:
+        "../../envs/data.yaml"
+    threads: 1
+    resources:
+        mem_mb=lambda w, attempt: 1500 * attempt,
+        runtime=30,
+    params:
+        code=code_version("export_kvpress.py"),
+    script:
+        "../scripts/export_kvpress.py"
+
+
+# In other projects' formats: `snakemake export`. Nothing else needs them.
+rule export:
+    input:
+        expand(
+            f"{RESULTS}/export/ruler/{{system}}/{{length}}/pred/{{task}}.jsonl",
+            system=experiment.systems,
+            length=experiment.lengths,
+            task=experiment.tasks,
+        ),
+        expand(
+            f"{RESULTS}/export/kvpress/{{tokenizer}}/{{length}}/test-{{task}}.parquet",
+            tokenizer=dict.fromkeys(
+                experiment.root_model(system.model)
+                for system in experiment.systems.values()
+            ),
+            length=experiment.lengths,
+            task=experiment.tasks,
+        ),
+    localrule: True

@@ -1,0 +1,12 @@
+"""Samples of one task at one length, in the table that kvpress' evaluation reads."""
+
+from typing import TYPE_CHECKING
+
+from needlework.stage import stage
+from needlework.tasks.export import export_kvpress
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+with stage(snakemake) as s:
+    export_kvpress(s.input.samples, s.output.table)

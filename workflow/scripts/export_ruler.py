@@ -1,0 +1,12 @@
+"""One system's answers to one task at one length, in RULER's JSON lines."""
+
+from typing import TYPE_CHECKING
+
+from needlework.stage import stage
+from needlework.tasks.export import export_ruler
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+with stage(snakemake) as s:
+    export_ruler(s.input.samples, s.input.predictions, s.output.data, s.output.answers)
