@@ -37,8 +37,12 @@ class Counter:
         return self._plain("\n" + text) - self._line_break
 
     def head(self, text: str) -> int:
-        """Tokens from the prompt's first to the end of `text`, special tokens counted."""
-        return self.lead + self._plain(self.frame.head + text)
+        """Tokens from the prompt's first to the end of `text`, which ends a line.
+
+        Special tokens are counted.
+        """
+        # A letter behind: two line breaks may be one token, as they are in the prompt.
+        return self.lead + self._plain(f"{self.frame.head}{text}A") - self("A")
 
     def tail(self, question: str, answer_prefix: str, answer: str = "") -> int:
         """Tokens from the question, on a line of its own, to the prompt's last."""
@@ -97,7 +101,9 @@ class Counter:
         parts, start = 0, 0
         while self.additive and len(text) - start > 2 * _CHUNK_CHARACTERS:
             stop = text.rfind(" ", start, start + _CHUNK_CHARACTERS)
-            if stop <= start or text[stop - 1].isspace() or not text[stop + 1].isalpha():
+            while stop > start and not (text[stop - 1].isalnum() and text[stop + 1].isalpha()):
+                stop = text.rfind(" ", start, stop)
+            if stop <= start:
                 break
             parts += self._plain(text[start:stop])
             start = stop

@@ -132,7 +132,8 @@ class Draft:
         repeats = np.repeat([often, seldom], [self._common, others])
         drawn = [words[i] for i in shuffled(repeats, seed)[0].tolist()]
         answer = _numbered(words[: self._common])
-        return f"{INTRO}\n{_numbered(drawn)}\n{self._question}{self._prefix} {answer}\n"
+        # No space before the answer: so it is published.
+        return f"{INTRO}\n{_numbered(drawn)}\n{self._question}{self._prefix}{answer}\n"
 
 
 def drafts(task: CommonWords, counter: Counter, setting: Setting) -> Callable[[Turn], Draft]:

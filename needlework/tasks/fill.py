@@ -48,7 +48,12 @@ def fill(draft: Draft, counter: Counter, budget_tokens: int, answer: str = "") -
         return prompt
     target, best, tried = budget_tokens, None, set()
     while True:
-        prompt = draft.build(target)
+        try:
+            prompt = draft.build(target)
+        except Exhausted:
+            if best is None:
+                raise
+            break
         if prompt.context in tried:
             break
         tried.add(prompt.context)

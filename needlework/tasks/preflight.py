@@ -9,9 +9,11 @@ from needlework.tasks.generate import Sampler
 from needlework.tasks.prompts import PLAIN
 from needlework.tasks.tokenizer import open_tokenizer
 
+_TRIED = 64
+
 
 def preflight(experiment: Experiment) -> None:
-    """Make the first sample of each task at the shortest and the longest length.
+    """Make the first samples of each task at the shortest length, and one at the longest.
 
     Left out is what is not there yet: tokenizers to be made or fetched, text to be cut into
     sentences.
@@ -39,7 +41,7 @@ def preflight(experiment: Experiment) -> None:
             if getattr(task, "haystack", None) in experiment.haystacks:
                 continue
             for length in sorted({min(experiment.lengths), max(experiment.lengths)}):
-                Sampler(
+                sampler = Sampler(
                     task,
                     tokenizer,
                     task_name=task_name,
@@ -49,4 +51,7 @@ def preflight(experiment: Experiment) -> None:
                     frame=frame,
                     thinking_tokens=thinking_tokens,
                     length_unit=experiment.length_unit,
-                ).sample(0)
+                )
+                few = length == min(experiment.lengths)
+                for index in range(min(experiment.samples, _TRIED) if few else 1):
+                    sampler.sample(index)

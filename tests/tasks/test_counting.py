@@ -3,7 +3,7 @@
 from random import Random
 
 import pytest
-from tokenizers import Tokenizer, normalizers, pre_tokenizers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from needlework.tasks.counting import CharacterCounter, Counter
 from needlework.tasks.filler import Filler
@@ -56,6 +56,17 @@ def test_long_prompts_are_counted_in_parts(byte_tokenizer, monkeypatch):
     random = Random(2)
     text = "\n".join(" ".join(sentence(random) for _ in range(9)) for _ in range(40))
     assert Counter(byte_tokenizer).whole(text) == len(byte_tokenizer.encode(text))
+
+
+def test_two_line_breaks_may_be_one_token():
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=260, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(["A\n\n\n", "B\n\n\n"] * 9, trainer)
+    assert plain(tokenizer, "A\n\n") < plain(tokenizer, "A\n\nB")
+    head = Counter(tokenizer).head("A\n\n")
+    assert head == plain(tokenizer, "A\n\nB") - plain(tokenizer, "B")
 
 
 def test_characters_are_counted_as_they_are(byte_tokenizer):

@@ -91,7 +91,7 @@ def test_text_is_the_published_one(tokenizer, task, length, repeats, example):
         shown = listed(first)
         answered = re.split(r" ?\b\d+\. ", first.split(" are:")[1])[1:]
         assert first == (
-            f"{PUBLISHED.format(context=numbered(shown), num_cw=common)} {numbered(answered)}"
+            f"{PUBLISHED.format(context=numbered(shown), num_cw=common)}{numbered(answered)}"
         )
         tally = Tally(shown)
         assert Tally(tally.values()) == {example[0]: common, example[1]: example[2]}
