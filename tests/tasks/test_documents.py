@@ -148,7 +148,7 @@ def test_a_fault_is_one_line(read, content, message: str, tmp_path: Path):
     path = tmp_path / "set.json"
     if content is not None:
         path.write_text(content if isinstance(content, str) else json.dumps(content))
-    with pytest.raises(ValueError, match="set.json") as caught:
+    with pytest.raises(ValueError, match=r"set\.json") as caught:
         read(path)
     assert str(caught.value).removeprefix(str(path)).lstrip(": ").startswith(message)
     assert "\n" not in str(caught.value)

@@ -1,0 +1,141 @@
+"""Questions on small sets of one's own, in the two forms that RULER reads."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from needlework.config.tasks import Qa1, Qa2, QuestionAnswering
+from needlework.scoring.metrics import match_part
+from needlework.tasks.generate import Sampler, samples
+
+DATA = Path(__file__).resolve().parents[1] / "data"
+SQUAD, HOTPOTQA = (
+    Qa1(path=str(DATA / "squad-small.json")),
+    Qa2(path=str(DATA / "hotpot-small.json")),
+)
+TOLD = (
+    "Answer the question based on the given documents. Only give me the answer and do not output"
+    " any other words."
+)
+DEPTHS = [0.0, 25.0, 50.0, 75.0, 100.0]
+
+
+def make(task, tokenizer, *, length=2048, count=10, seed=1):
+    sampler = Sampler(task, tokenizer, task_name="t", length=length, depths=DEPTHS, seed=seed)
+    return samples(sampler, count)
+
+
+def documents(prompt: str) -> list[str]:
+    """The paragraphs of a prompt, whose form is checked on the way."""
+    form = (
+        rf"{TOLD}\n\nThe following are given documents\.\n\n(.*)\n\n{TOLD}\n\nQuestion: .+ Answer:"
+    )
+    text = re.fullmatch(form, prompt, flags=re.DOTALL)[1]
+    parts = re.split(r"(?:^|\n\n)Document (\d+):\n", text)[1:]
+    assert [int(number) for number in parts[::2]] == list(range(1, len(parts) // 2 + 1))
+    return parts[1::2]
+
+
+def squad() -> tuple[dict, set]:
+    """Question -> its paragraph, the article's paragraphs, its answers; and all paragraphs."""
+    found, every = {}, set()
+    for article in json.loads((DATA / "squad-small.json").read_text())["data"]:
+        paragraphs = [part["context"] for part in article["paragraphs"]]
+        every |= set(paragraphs)
+        for part in article["paragraphs"]:
+            for asked in part["qas"]:
+                if not asked["is_impossible"]:
+                    answers = {answer["text"] for answer in asked["answers"]}
+                    found[asked["question"]] = ([part["context"]], paragraphs, answers)
+    return found, every
+
+
+def hotpotqa() -> tuple[dict, set]:
+    found, every = {}, set()
+    for asked in json.loads((DATA / "hotpot-small.json").read_text()):
+        own = {title: f"{title}\n{''.join(lines)}" for title, lines in asked["context"]}
+        every |= set(own.values())
+        gold = [own[title] for title in dict.fromkeys(t for t, _ in asked["supporting_facts"])]
+        found[asked["question"]] = (gold, list(own.values()), {asked["answer"]})
+    return found, every
+
+
+@pytest.mark.parametrize(("task", "read"), [(SQUAD, squad), (HOTPOTQA, hotpotqa)])
+def test_a_reader_who_finds_the_paragraph_answers(task, read, tokenizer):
+    questions, every = read()
+    for row in make(task, tokenizer).iter_rows(named=True):
+        shown = documents(row["prompt"])
+        question = row["question"].split("Question: ")[1]
+        gold, own, answers = questions[question]
+        assert set(row["outputs"]) == answers
+        assert set(shown) <= every
+        assert len(set(shown)) == len(shown)
+        assert [shown.count(document) for document in gold] == [1] * len(gold)
+        right = " ".join(document for document in shown if document in gold)
+        assert match_part(right, row["outputs"]) == 1 or answers <= {"yes", "no"}
+        # Those of the question's own come before any other.
+        assert set(shown) >= set(own) or set(shown) <= set(own)
+        for needle, document in zip(row["needles"], gold, strict=True):
+            place = shown.index(document)
+            assert needle["key"] == f"Document {place + 1}"
+            assert place == pytest.approx(needle["depth_percent"] / 100 * (len(shown) - 1), abs=1)
+            start = tokenizer.encode(row["prompt"]).offsets[needle["token_position"]][0]
+            assert row["prompt"][start:].lstrip().startswith(f"{needle['key']}:\n")
+
+
+def test_squad_answers_from_another_paragraph_are_wrong(byte_tokenizer):
+    questions, _ = squad()
+    wrong = 0
+    for row in make(SQUAD, byte_tokenizer, count=20).iter_rows(named=True):
+        question = row["question"].split("Question: ")[1]
+        others = [answers for other, (*_, answers) in questions.items() if other != question]
+        assert any(match_part(" ".join(answers), row["outputs"]) == 0 for answers in others)
+        wrong += match_part(" ".join(others[0]), row["outputs"]) == 0
+    assert wrong >= 18
+
+
+@pytest.mark.parametrize("task", [SQUAD, HOTPOTQA])
+def test_counts_and_fill(task, tokenizer):
+    for length in (1500, 4096):
+        for row in make(task, tokenizer, length=length).iter_rows(named=True):
+            assert row["tokens"] == len(tokenizer.encode(row["prompt"]))
+            left = length - task.max_new_tokens - row["tokens"]
+            # To the paragraph: no other one of the set would have fitted, but few are tried.
+            assert 0 <= left <= 250
+
+
+def test_gold_slots_and_questions_are_spread(byte_tokenizer):
+    table = make(SQUAD, byte_tokenizer, count=120, length=1024)
+    depths = [needles[0]["depth_percent"] for needles in table["needles"]]
+    assert {depths.count(depth) for depth in DEPTHS} == {24}
+    assert table["question"].n_unique() == 120
+    assert (
+        table["question"].to_list()
+        != make(SQUAD, byte_tokenizer, count=120, length=1024, seed=2)["question"].to_list()
+    )
+
+
+@pytest.mark.parametrize("task", [SQUAD, HOTPOTQA])
+def test_sample_is_the_same_in_any_order(task, byte_tokenizer):
+    sampler = Sampler(task, byte_tokenizer, task_name="t", length=1600, depths=DEPTHS, seed=1)
+    rows = [sampler.sample(index) for index in (7, 2, 5)]
+    again = make(task, byte_tokenizer, length=1600, count=8).to_dicts()
+    assert rows == [again[7], again[2], again[5]]
+
+
+def test_the_natural_end_names_a_length_that_works(tokenizer):
+    with pytest.raises(
+        ValueError, match=r"90000 is beyond the natural end of task t; set \d+ or less$"
+    ) as error:
+        make(SQUAD, tokenizer, length=90000)
+    most = int(str(error.value).split("set ")[1].split()[0])
+    shown = documents(make(SQUAD, tokenizer, length=most, count=1)["prompt"][0])
+    # Of 60: the length is that of the set around the shortest question.
+    assert len(shown) >= 59
+
+
+def test_any_set_can_be_named(byte_tokenizer):
+    task = QuestionAnswering(path=HOTPOTQA.path, format="hotpotqa")
+    assert len(documents(make(task, byte_tokenizer)["prompt"][0])) > 3
