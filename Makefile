@@ -1,9 +1,10 @@
 # make run    set up .venv, run the default experiment, write and verify the report
 # make test   everything that must hold: format, lint, import contracts, tests
-# make bench  ratios against peers, into benchmarks/results/
+# make bench  ratios against peers, into benchmarks/results/; PARTS=generation for one part
 PYTHON ?= python3
 PIP_ARGS ?=
 ARGS ?=
+PARTS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 
@@ -45,5 +46,11 @@ test: setup
 	$(MAKE) lint
 	$(BIN)/pytest -n 2 --dist loadfile
 
-bench: setup
-	$(BIN)/python benchmarks/run.py
+bench: setup .venv-lm-eval/.installed
+	$(BIN)/python benchmarks/run.py $(PARTS)
+
+# A peer that `make bench` is measured beside, in an environment of its own.
+.venv-lm-eval/.installed:
+	$(PYTHON) -m venv .venv-lm-eval
+	.venv-lm-eval/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) 'lm-eval[ruler,hf]==0.4.13' torch==2.13.0
+	@touch $@

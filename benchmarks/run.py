@@ -1,13 +1,13 @@
-"""`make bench`: ratios against peers, measured side by side in one process, as Markdown.
+"""`make bench`: ratios against peers, measured side by side in one run, as Markdown.
 
-Each table goes to benchmarks/results/<name>.md with date, processor, versions and commit.
+Each table goes to benchmarks/results/<name>.md with date, processor, versions and commit. Names as
+arguments run those parts alone: `make bench PARTS=attention`.
 """
 
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
@@ -15,14 +15,11 @@ from statistics import median
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
-from transformers import AutoTokenizer
 
+from benchmarks.generation import generation_table
 from needlework import Random, SketchWalk, apply
-from needlework.config.tasks import NiahMultikey1, NiahSingle1, Passkey
 from needlework.models.checkpoint import open_model
 from needlework.stage import device_name, package_versions
-from needlework.tasks.generate import samples
-from needlework.tasks.tokenizer import open_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "resources" / "needlework-tiny"
@@ -31,7 +28,11 @@ SETTINGS = {"density": 0.25, "dense_layers": 1}
 
 def main() -> None:
     torch.set_num_threads(1)
-    for name, table in (("attention", attention_table()), ("samples", samples_table())):
+    parts = {"attention": attention_table, "generation": generation_table}
+    for name in sys.argv[1:] or parts:
+        if name not in parts:
+            sys.exit(f"benchmarks: no part {name}; name {' or '.join(parts)}")
+        table = parts[name]()
         path = ROOT / "benchmarks" / "results" / f"{name}.md"
         path.write_text(f"{table}\n{_conditions()}")
         print(path.read_text())
@@ -90,54 +91,6 @@ def _prefill_and_decode_seconds(model, ids, system, steps: int = 8) -> tuple[flo
     finally:
         if handle is not None:
             handle.remove()
-
-
-def samples_table() -> str:
-    """Making samples over tokenizing their prompts once, the floor of any exact generator."""
-    tokenizer = open_tokenizer(MODEL)
-    reader = AutoTokenizer.from_pretrained(MODEL)
-    tasks = {
-        "passkey": Passkey(),
-        "niah_single_1": NiahSingle1(),
-        "niah_multikey_1": NiahMultikey1(),
-    }
-    lines = [
-        "# Making samples beside tokenizing them once",
-        "",
-        "22 samples, CPU seconds, best of three. Ratio: over one tokenization of the same prompts,",
-        "which any generator that fills a length exactly has to do.",
-        "",
-        "| task | tokens | seconds | tokenizing | ratio |",
-        "|---|---|---|---|---|",
-    ]
-    for name, task in tasks.items():
-        for length in (4096, 32768):
-            tables = []
-
-            def make(task=task, name=name, length=length, tables=tables):
-                tables.append(
-                    samples(
-                        task, tokenizer, task_name=name, length=length, count=22,
-                        depths=[0, 25, 50, 75, 100], seed=1,
-                    )
-                )  # fmt: skip
-
-            making = _best_cpu_seconds(make)
-            prompts = tables[0]["prompt"].to_list()
-            reading = _best_cpu_seconds(lambda prompts=prompts: [reader(p) for p in prompts])
-            lines.append(
-                f"| {name} | {length:,} | {making:.3f} | {reading:.3f} | {making / reading:.1f} |"
-            )
-    return "\n".join(lines) + "\n"
-
-
-def _best_cpu_seconds(call: Callable[[], object], times: int = 3) -> float:
-    seconds = []
-    for _ in range(times):
-        started = time.process_time()
-        call()
-        seconds.append(time.process_time() - started)
-    return min(seconds)
 
 
 def _conditions() -> str:

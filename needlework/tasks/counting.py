@@ -75,6 +75,18 @@ class Counter:
         starts = np.cumsum([0, *(len(part) for part in words[:-1])])
         return np.add.reduceat(self.words([word for part in words for word in part]), starts)
 
+    def in_order(self, sentences: Sequence[str]) -> np.ndarray:
+        """Tokens of each sentence with the space before it, where it stands. int64.
+
+        Of sentences that begin in an unusual way these add up where `running` may not.
+        """
+        text = "".join(f" {sentence}" for sentence in sentences)
+        starts = np.cumsum([0, *(len(sentence) + 1 for sentence in sentences[:-1])])
+        encoding = self.tokenizer.encode(text, add_special_tokens=False)
+        tokens = np.array([start for start, _ in encoding.offsets])
+        owners = starts.searchsorted(tokens, side="right") - 1
+        return np.bincount(owners, minlength=len(sentences))
+
     def lines(self, lines: Iterable[str]) -> np.ndarray:
         """Tokens of each line with its line break. int64, one a line."""
         return np.array(self.many(f"{line}\n" for line in lines), np.int64)
@@ -125,6 +137,9 @@ class CharacterCounter(Counter):
     def __init__(self, tokenizer: Tokenizer, frame: Frame = PLAIN):
         super().__init__(tokenizer, frame)
         self.additive, self.lead, self.trail = True, 0, 0
+
+    def in_order(self, sentences: Sequence[str]) -> np.ndarray:
+        return np.array([len(sentence) + 1 for sentence in sentences], np.int64)
 
     def many(self, texts: Iterable[str]) -> list[int]:
         return [len(text) for text in texts]

@@ -90,8 +90,9 @@ def export_ruler(
 def export_kvpress(samples: str | Path, table: str | Path) -> None:
     """Write the samples of one task at one length as a Parquet table, columns as in `KVPRESS`.
 
-    Named test-{task}.parquet in a folder named by the length, it is found by kvpress' evaluation:
-    `load_dataset(folder, data_dir=length, split="test")`.
+    Where only such tables lie in folders named by their length, as test-{task}.parquet, kvpress'
+    evaluation finds them: `load_dataset(folder, data_dir=length, split="test")`. Beside records of
+    provenance they have to be named: `load_dataset("parquet", data_files="{length}/*.parquet")`.
     """
     with pq.ParquetWriter(table, KVPRESS, compression="zstd") as writer:
         for sample in _rows(samples):

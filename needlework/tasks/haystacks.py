@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 
 from needlework.config.tasks import ValueType
-from needlework.tasks.counting import Counter
+from needlework.tasks.counting import CharacterCounter, Counter
 from needlework.tasks.filler import Filler
 from needlework.tasks.seeds import stream_seed
 from needlework.tasks.sentences import sentence
@@ -175,8 +175,10 @@ def haystack_of(
         lines = _units(counter.lines, setting, needles)
         return Pool(*lines, "\n", taken, stopgaps)
     if setting.haystack is not None:
-        table = setting.haystack
-        return Passage(table["sentence"].to_list(), table["tokens"].to_numpy())
+        units = setting.haystack["sentence"].to_list()
+        counted = isinstance(counter, CharacterCounter)
+        counts = counter.in_order(units) if counted else setting.haystack["tokens"].to_numpy()
+        return Passage(units, counts)
     return Pool(*_units(counter.running, setting, sentences), " ")
 
 

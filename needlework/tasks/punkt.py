@@ -77,11 +77,11 @@ def split(texts: Iterable[str], tokenizer: Tokenizer, longest_tokens: int) -> pl
     with track(description="sentences", total=round(enough), unit="token") as progress:
         found = sentences(texts)
         while total < enough and (batch := list(islice(found, _BATCH_SENTENCES))):
-            tokens = counter.many(f" {sentence}" for sentence in batch)
+            tokens = counter.in_order(batch).tolist()
             units += batch
             counts += tokens
             total += sum(tokens)
-            progress.update(sum(tokens))
+            progress.update(min(sum(tokens), progress.total - progress.n))
     _log.info(
         "%d sentences of %d tokens, the longest of %d", len(units), total, max(counts, default=0)
     )

@@ -51,6 +51,17 @@ def test_pieces_add_up(additive_tokenizer):
     assert total + counter.tail("What?", " The answer is") == len(tokenizer.encode(lines))
 
 
+def test_sentences_in_order_add_up_however_they_begin(tokenizer):
+    sentences = ["Rain fell.", "\u0301odd.", "...and so on", "(Yes.", "12 o'clock!", '"Who?"', "A"]
+    counts = Counter(tokenizer).in_order(sentences)
+    for start in range(len(sentences)):
+        text = "".join(f" {sentence}" for sentence in sentences[:start])
+        more = plain(tokenizer, text) - counts[:start].sum()
+        # A token over the cut belongs to the sentence that it begins in.
+        assert abs(more) <= 1
+    assert counts.sum() == plain(tokenizer, "".join(f" {sentence}" for sentence in sentences))
+
+
 def test_long_prompts_are_counted_in_parts(byte_tokenizer, monkeypatch):
     monkeypatch.setattr("needlework.tasks.counting._CHUNK_CHARACTERS", 300)
     random = Random(2)

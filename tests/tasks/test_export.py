@@ -114,7 +114,8 @@ def test_what_is_written_can_be_read_again(tables, exported, tmp_path: Path):
     assert rows == data
 
 
-def test_kvpress_finds_its_table(tables, tmp_path: Path):
+def test_kvpress_finds_its_table(tables, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(datasets.config, "HF_UPDATE_DOWNLOAD_COUNTS", False)
     made = pl.read_parquet(tables[0])
     for task in ("a", "b"):
         (folder := tmp_path / "tables/4096").mkdir(parents=True, exist_ok=True)
@@ -129,6 +130,11 @@ def test_kvpress_finds_its_table(tables, tmp_path: Path):
     )
     assert len(frame) == 2 * COUNT
     assert pl.from_arrow(found.data.table).equals(pl.concat([expected, expected]))
+    (folder / "test-a.parquet.provenance.json").write_text("{}")
+    named = datasets.load_dataset(
+        "parquet", data_files=f"{folder}/*.parquet", cache_dir=str(tmp_path / "cache")
+    )
+    assert pl.from_arrow(named["train"].data.table).equals(pl.from_arrow(found.data.table))
     # The evaluation groups by context and wants one answer prefix in each group.
     assert all(frame.groupby("context")["answer_prefix"].nunique() == 1)
 

@@ -232,6 +232,8 @@ def test_text_of_the_users_is_read_round_from_anywhere(byte_tokenizer):
     table = pl.DataFrame({"sentence": lines, "tokens": counts})
     task = Niah(haystack="mine", keys=2)
     made = make(task, byte_tokenizer, haystack=table, length=3000)
+    short = make(task, byte_tokenizer, haystack=table, length=3000, length_unit="characters")
+    assert all(2900 < len(prompt) <= 3000 for prompt in short["prompt"])
     starts = set()
     for row in made.iter_rows(named=True):
         assert row["tokens"] == len(byte_tokenizer.encode(row["prompt"]))
