@@ -11,17 +11,20 @@ from needlework.figures.theme import METRICS, counted, inline, names, require, s
 _MOST_BANDS = 4
 
 
-def accuracy(summary: pl.DataFrame, metrics: Mapping[str, str] | None = None) -> alt.Chart:
-    """Accuracy (%) with its 95 % interval against length (tokens), one panel a task.
+def accuracy(
+    summary: pl.DataFrame, metrics: Mapping[str, str] | None = None, unit: str = "tokens"
+) -> alt.Chart:
+    """Accuracy (%) with its 95 % interval against length, one panel a task.
 
     Intervals are bars, and up to four systems bands too. More systems, or systems at a single
     length, stand some pixels beside each other, so that their bars do not hide each other.
 
     Args:
-        summary: system, task, length (tokens), depth_percent (rows with one are left out), metric,
+        summary: system, task, length, depth_percent (rows with one are left out), metric,
             n, accuracy, low, high (0-1).
         metrics: the metric of each task; `all` for a task not named. Where they differ, each
             panel names its own.
+        unit: of the lengths.
 
     Raises:
         ValueError: if a task has no row of its metric with all depths together.
@@ -65,7 +68,7 @@ def accuracy(summary: pl.DataFrame, metrics: Mapping[str, str] | None = None) ->
     scale, axis = alt.Scale(domain=[0, 100]), alt.Axis(values=list(range(0, 101, 20)))
     percent = alt.Y("percent:Q", title="Accuracy (%)", scale=scale, axis=axis)
     interval = alt.Y("low:Q", title="Accuracy (%)", scale=scale, axis=axis)
-    base = alt.Chart().encode(x=length_axis(lengths, width, "x"))
+    base = alt.Chart().encode(x=length_axis(lengths, width, "x", unit))
     colored = base.encode(color=look["color"])
     bands = base.mark_area(opacity=0.12).encode(y=interval, y2="high:Q", fill=look["fill"])
     bars = colored.mark_rule(opacity=0.6, strokeWidth=1.5).encode(y=interval, y2="high:Q")
@@ -77,7 +80,7 @@ def accuracy(summary: pl.DataFrame, metrics: Mapping[str, str] | None = None) ->
             alt.Tooltip("system:N", title="System"),
             alt.Tooltip("task:N", title="Task"),
             alt.Tooltip("metric:N", title="Metric"),
-            alt.Tooltip("length:Q", title="Length (tokens)", format=","),
+            alt.Tooltip("length:Q", title=f"Length ({unit})", format=","),
             alt.Tooltip("percent:Q", title="Accuracy (%)", format=".1f"),
             alt.Tooltip("low:Q", title="Low (%)", format=".1f"),
             alt.Tooltip("high:Q", title="High (%)", format=".1f"),

@@ -28,8 +28,10 @@ BYTES_LABEL = (
 )
 
 
-def length_axis(lengths: list[int], width: int, column: str = "length") -> alt.X:
-    """A log2 x axis of lengths in tokens, `width` pixels wide, labelled at every length.
+def length_axis(
+    lengths: list[int], width: int, column: str = "length", unit: str = "tokens"
+) -> alt.X:
+    """A log2 x axis of lengths in `unit`, `width` pixels wide, labelled at every length.
 
     A label that would run into another (1,000 and 1,024) goes one line lower; one that finds no
     room on three lines is left out. `column` holds the positions.
@@ -49,7 +51,7 @@ def length_axis(lengths: list[int], width: int, column: str = "length") -> alt.X
                 labels[str(length)] = [*[_BLANK] * tier, text]
                 break
     return (
-        alt.X(f"{column}:Q", title="Context length (tokens, log scale)")
+        alt.X(f"{column}:Q", title=f"Context length ({unit}, log scale)")
         .scale(type="log", base=2, domain=domain, nice=False)
         .axis(
             values=sorted(set(lengths)),

@@ -9,7 +9,7 @@ from needlework.figures.theme import counted, inline, names, require, styled, to
 _WIDTH, _HEIGHT = 420, 320
 
 
-def cost(measurements: pl.DataFrame, predictions: pl.DataFrame) -> alt.Chart:
+def cost(measurements: pl.DataFrame, predictions: pl.DataFrame, unit: str = "tokens") -> alt.Chart:
     """Median prefill seconds and median cache bytes, with quartiles, on log-log axes.
 
     Drawn from measured times, so not the same from run to run. Tasks are pooled: the cost is
@@ -17,8 +17,9 @@ def cost(measurements: pl.DataFrame, predictions: pl.DataFrame) -> alt.Chart:
     hide one another. A panel without a single positive value is left out.
 
     Args:
-        measurements: system, length (tokens), prefill_seconds.
-        predictions: system, length (tokens), cache_bytes.
+        measurements: system, length, prefill_seconds.
+        predictions: system, length, cache_bytes.
+        unit: of the lengths.
 
     Raises:
         ValueError: if nothing was measured.
@@ -38,10 +39,10 @@ def cost(measurements: pl.DataFrame, predictions: pl.DataFrame) -> alt.Chart:
     panels = []
     if len(seconds):
         axis = alt.Axis(values=_ticks(seconds, 10), labelExpr=SECONDS_LABEL, labelOverlap=False)
-        panels.append(_panel(seconds, "Prefill time", "seconds", axis, lengths, systems))
+        panels.append(_panel(seconds, "Prefill time", "seconds", axis, lengths, systems, unit))
     if len(cache):
         axis = alt.Axis(values=_ticks(cache, 2), labelExpr=BYTES_LABEL, labelOverlap=False)
-        panels.append(_panel(cache, "Cache size", "bytes", axis, lengths, systems))
+        panels.append(_panel(cache, "Cache size", "bytes", axis, lengths, systems, unit))
     return styled(
         alt.hconcat(*panels, spacing=40),
         "Cost by context length",
@@ -73,18 +74,19 @@ def _ticks(table: pl.DataFrame, base: int) -> list[float]:
 def _panel(
     table: pl.DataFrame,
     title: str,
-    unit: str,
+    measure: str,
     axis: alt.Axis,
     lengths: list[int],
     systems: list[str],
+    unit: str,
 ) -> alt.LayerChart:
     domain = [axis["values"][0], axis["values"][-1]]
     scale = alt.Scale(type="log", domain=domain, nice=False)
     y = {"title": f"{title} (log scale)", "scale": scale, "axis": axis}
-    number = ",.0f" if unit == "bytes" else ".4~r"
+    number = ",.0f" if measure == "bytes" else ".4~r"
     look = told_apart("system", systems, "System")
     shared = alt.Chart(inline(side_by_side(table, lengths, _WIDTH))).encode(
-        x=length_axis(lengths, _WIDTH, "x"), color=look["color"]
+        x=length_axis(lengths, _WIDTH, "x", unit), color=look["color"]
     )
     lines = shared.mark_line(strokeWidth=2).encode(
         y=alt.Y("median:Q", **y), strokeDash=look["strokeDash"]
@@ -95,8 +97,8 @@ def _panel(
         shape=look["shape"],
         tooltip=[
             alt.Tooltip("system:N", title="System"),
-            alt.Tooltip("length:Q", title="Length (tokens)", format=","),
-            alt.Tooltip("median:Q", title=f"{title} ({unit})", format=number),
+            alt.Tooltip("length:Q", title=f"Length ({unit})", format=","),
+            alt.Tooltip("median:Q", title=f"{title} ({measure})", format=number),
             alt.Tooltip("low:Q", title="Lower quartile", format=number),
             alt.Tooltip("high:Q", title="Upper quartile", format=number),
             alt.Tooltip("n:Q", title="Prompts"),

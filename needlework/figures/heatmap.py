@@ -8,14 +8,20 @@ from needlework.figures.theme import METRICS, SEQUENTIAL, counted, inline, names
 _MOST_COLUMNS = 4
 
 
-def heatmap(summary: pl.DataFrame, task: str | None = None, metric: str = "all") -> alt.Chart:
+def heatmap(
+    summary: pl.DataFrame,
+    task: str | None = None,
+    metric: str = "all",
+    unit: str = "tokens",
+) -> alt.Chart:
     """Accuracy by needle depth (down) and context length (across), one panel a system.
 
     Args:
-        summary: system, task, length (tokens), depth_percent (0-100; rows without are left out),
+        summary: system, task, length, depth_percent (0-100; rows without are left out),
             metric, n, accuracy (0-1), low, high, prefill_density, decode_density.
         task: one task, its systems wrapped over rows; or None: one row a task, one column a system.
         metric: all, part, exact, rouge_l or token_f1. Under `all` cells count needles.
+        unit: of the lengths.
 
     Raises:
         ValueError: if no row has this task and metric and a depth.
@@ -39,7 +45,7 @@ def heatmap(summary: pl.DataFrame, task: str | None = None, metric: str = "all")
     step_x = min(max(1000 / (across * len(lengths)), 30, 150 / len(lengths)), 150)
     step_y = min(max(260 / len(depths), 16), 40)
     base = alt.Chart().encode(
-        x=alt.X("length:O", title="Context length (tokens)", sort=lengths).axis(
+        x=alt.X("length:O", title=f"Context length ({unit})", sort=lengths).axis(
             format=",d",
             labelAngle=0 if step_x >= 54 else -45,
             labelOverlap=False,
@@ -52,7 +58,7 @@ def heatmap(summary: pl.DataFrame, task: str | None = None, metric: str = "all")
         tooltip=[
             alt.Tooltip("system:N", title="System"),
             alt.Tooltip("task:N", title="Task"),
-            alt.Tooltip("length:Q", title="Length (tokens)", format=","),
+            alt.Tooltip("length:Q", title=f"Length ({unit})", format=","),
             alt.Tooltip("depth_percent:Q", title="Depth (%)", format=".3~g"),
             alt.Tooltip("percent:Q", title="Accuracy (%)", format=".1f"),
             alt.Tooltip("n:Q", title=counts.capitalize()),

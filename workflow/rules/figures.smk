@@ -32,6 +32,7 @@ rule plot_heatmap:
         runtime=10,
     params:
         code=code_version("plot_heatmap.py"),
+        length_unit=experiment.length_unit,
         task=lambda w: w.task,
         metric=lambda w: experiment.tasks[w.task].metric,
     script:
@@ -72,6 +73,7 @@ rule plot_accuracy:
         runtime=10,
     params:
         code=code_version("plot_accuracy.py"),
+        length_unit=experiment.length_unit,
         metrics={name: task.metric for name, task in experiment.tasks.items()},
     script:
         "../scripts/plot_accuracy.py"
@@ -115,6 +117,7 @@ rule plot_cost:
         runtime=10,
     params:
         code=code_version("plot_cost.py"),
+        length_unit=experiment.length_unit,
     script:
         "../scripts/plot_cost.py"
 

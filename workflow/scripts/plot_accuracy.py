@@ -12,5 +12,5 @@ if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
 with stage(snakemake) as s:
-    chart = accuracy(pl.read_parquet(s.input.summary), s.params.metrics)
+    chart = accuracy(pl.read_parquet(s.input.summary), s.params.metrics, s.params.length_unit)
     save(chart, html=s.output.html, svg=s.output.svg, png=s.output.png)

@@ -12,5 +12,9 @@ if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
 with stage(snakemake) as s:
-    chart = cost(pl.read_parquet(s.input.measurements), pl.read_parquet(s.input.predictions))
+    chart = cost(
+        pl.read_parquet(s.input.measurements),
+        pl.read_parquet(s.input.predictions),
+        s.params.length_unit,
+    )
     save(chart, html=s.output.html, svg=s.output.svg, png=s.output.png)

@@ -12,5 +12,7 @@ if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
 with stage(snakemake) as s:
-    chart = heatmap(pl.read_parquet(s.input.summary), s.params.task, s.params.metric)
+    chart = heatmap(
+        pl.read_parquet(s.input.summary), s.params.task, s.params.metric, s.params.length_unit
+    )
     save(chart, html=s.output.html, svg=s.output.svg, png=s.output.png)
