@@ -7,6 +7,7 @@ from needlework.config.models import Checkpoint
 from needlework.tasks.chat import open_frame
 from needlework.tasks.generate import Sampler
 from needlework.tasks.prompts import PLAIN
+from needlework.tasks.texts import texts
 from needlework.tasks.tokenizer import open_tokenizer
 
 _TRIED = 64
@@ -15,13 +16,16 @@ _TRIED = 64
 def preflight(experiment: Experiment) -> None:
     """Make the first samples of each task at the shortest length, and one at the longest.
 
-    Left out is what is not there yet: tokenizers to be made or fetched, text to be cut into
-    sentences.
+    Left out is what is not there yet: tokenizers to be made or fetched; of text to be cut into
+    sentences, the beginning is read.
 
     Raises:
         ValueError: a length is too small for a task, or beyond its natural end; a file that samples
             are made from, or a chat template, is no good.
     """
+    for haystack in experiment.haystacks.values():
+        if Path(haystack.path).exists():
+            next(texts(haystack.path, haystack.column, haystack.split))
     tokenizers = {experiment.root_model(system.model) for system in experiment.systems.values()}
     for name in sorted(tokenizers):
         model = experiment.models[name]

@@ -42,3 +42,19 @@ def test_the_natural_end_is_told_before_any_work():
     config["models"] = {"base": {"path": str(TINY), "beyond_positions": True}}
     with pytest.raises(ValueError, match="400000 is beyond the natural end of task words; set 1"):
         preflight(experiment(**config))
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [(b"", "no text in it"), (b"Day.\xff", r"a.txt: not UTF-8 at byte 4; save it as UTF-8")],
+)
+def test_text_that_is_no_good_is_told_before_any_work(tmp_path, content, says):
+    (tmp_path / "a.txt").write_bytes(content)
+    with pytest.raises(ValueError, match=says):
+        preflight(experiment(haystacks={"essay": {"path": str(tmp_path)}}))
+
+
+def test_a_set_of_another_form_is_told_before_any_work(tmp_path):
+    (tmp_path / "set.json").write_text('{"a": 1}')
+    with pytest.raises(ValueError, match=r"set\.json: .*wanted is SQuAD"):
+        preflight(experiment(tasks={"qa": {"type": "qa_1", "path": str(tmp_path / "set.json")}}))
