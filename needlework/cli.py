@@ -125,7 +125,7 @@ def main() -> None:
     """The console command: what the user has to mend is one line, not a traceback."""
     try:
         app()
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"needlework: {error}")
     except KeyboardInterrupt:
         sys.exit("needlework: interrupted; run again to go on from here")

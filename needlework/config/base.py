@@ -2,13 +2,23 @@
 
 from typing import Annotated, Union
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_.-]*$", max_length=64)]
 """A name that becomes a folder and a wildcard: letters, digits, `_`, `.`, `-`; a letter first."""
 
 Percent = Annotated[float, Field(ge=0, le=100)]
 """A depth in percent of the context: 0 is its start, 100 its end."""
+
+
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise ValueError("is blank; write some text")
+    return text
+
+
+Text = Annotated[str, AfterValidator(_not_blank)]
+"""Text that says something."""
 
 
 class Strict(BaseModel):

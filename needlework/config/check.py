@@ -63,7 +63,9 @@ def _chat(where: tuple[str, ...], model: Checkpoint) -> Iterator[Problem]:
     folder = Path(model.path)
     if folder.is_dir() and not (folder / "chat_template.jinja").is_file():
         config = folder / "tokenizer_config.json"
-        if not (config.is_file() and "chat_template" in json.loads(config.read_text())):
+        if config.is_file() and not _is_json(config):
+            yield (*where, "path"), "has a tokenizer_config.json that is not JSON; fetch it again"
+        elif not (config.is_file() and "chat_template" in json.loads(config.read_text())):
             yield (
                 (*where, "chat_template"),
                 f"has no template: {folder} has neither chat_template.jinja nor one in "
@@ -73,7 +75,7 @@ def _chat(where: tuple[str, ...], model: Checkpoint) -> Iterator[Problem]:
 
 def is_hub_name(path: str) -> bool:
     """Whether a path that is not there may be an owner/name of the hub."""
-    return bool(_HUB_NAME.fullmatch(path)) and not path.startswith(("resources/", "tests/"))
+    return bool(_HUB_NAME.fullmatch(path)) and not Path(path).parent.is_dir()
 
 
 def _is_json(file: Path) -> bool:
@@ -150,6 +152,10 @@ def _haystacks(experiment: Experiment) -> Iterator[Problem]:
 
 def _tasks(experiment: Experiment) -> Iterator[Problem]:
     for name, task in experiment.tasks.items():
+        depths = getattr(task, "depths", None) or []
+        for i, depth in enumerate(depths if depths != "uniform" else []):
+            if depth in depths[:i]:
+                yield ("tasks", name, "depths", i), "stands twice; write it once"
         haystack = getattr(task, "haystack", None)
         known = dict.fromkeys([*BUILT_IN_HAYSTACKS, *experiment.haystacks])
         if haystack is not None and haystack not in known:

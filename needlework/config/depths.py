@@ -31,7 +31,7 @@ def _expand(value: Any) -> Any:
         return value
     if isinstance(value, dict) and len(value) == 1:
         (spacing, count), *_ = value.items()
-        if spacing in _SPACINGS and isinstance(count, int) and 1 <= count <= 101:
+        if spacing in _SPACINGS and type(count) is int and 1 <= count <= 101:
             return linear(count) if spacing == "linear" else sigmoid(count)
     raise ValueError(_WANTED)
 

@@ -33,10 +33,6 @@ Day = Annotated[
 """A day, YYYY-MM-DD."""
 
 
-THOUGHT_END = "\n</think>\n\n"
-"""What ends a thought that has used up its budget."""
-
-
 class Model(Strict):
     """What every model has, wherever it comes from."""
 

@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from needlework.config.base import Name, Percent, Strict, tagged_union
+from needlework.config.base import Name, Percent, Strict, Text, tagged_union
 from needlework.config.depths import Depths
 
 BUILT_IN_HAYSTACKS = ("noise", "needle", "sentences", "essay")
@@ -67,9 +67,7 @@ class Passkey(DepthTask):
     type: Literal["passkey"] = "passkey"
     digits: int = Field(5, ge=1, le=20, description="digits of the key")
     shots: int = Field(0, ge=0, le=3, description="worked examples before it, with other keys")
-    filler: str | None = Field(
-        None, min_length=1, description="text to repeat; null: the grass is green, ..."
-    )
+    filler: Text | None = Field(None, description="text to repeat; null: the grass is green, ...")
     max_new_tokens: int = Field(10, ge=1, description="tokens an answer may have")
 
 
@@ -170,8 +168,8 @@ class NiahMultiquery(Niah):
 class FreeNeedle(Strict):
     """A sentence of yours to hide, and what of it an answer must say."""
 
-    text: str = Field(min_length=1, description="the sentence to hide")
-    answer: str = Field(min_length=1, description="what an answer must hold")
+    text: Text = Field(description="the sentence to hide")
+    answer: Text = Field(description="what an answer must hold")
 
 
 class Needles(DepthTask):
@@ -184,8 +182,8 @@ class Needles(DepthTask):
     needles: list[FreeNeedle] = Field(
         min_length=1, max_length=MOST_NEEDLES, description="what is hidden, and looked for"
     )
-    question: str = Field(min_length=1, description="asked after the haystack")
-    intro: str = Field(
+    question: Text = Field(description="asked after the haystack")
+    intro: Text = Field(
         "Read the following text. I will ask you about it afterwards.",
         description="said before the haystack",
     )
@@ -319,7 +317,7 @@ class RulerJsonl(Task):
         min_length=1, description="the file; {length} in it stands for the length in tokens"
     )
     value_type: Literal["numbers", "words", "uuids", "text"] = Field(
-        "numbers", description="what answers are, for the exact metric"
+        "text", description="what answers are, for the exact metric"
     )
     match: Literal["all", "part"] = Field(
         "all", description="what an answer must hold: all of the outputs, or one of them"

@@ -3,9 +3,7 @@
 import torch
 from transformers import LogitsProcessor, PreTrainedTokenizerFast
 
-from needlework.config.models import THOUGHT_END
-
-OPEN, CLOSE = "<think>", "</think>"
+from needlework.thought import CLOSE, END, OPEN
 
 
 def opens_thought(prompt: str) -> bool:
@@ -33,7 +31,7 @@ class ThinkingBudget(LogitsProcessor):
     ):
         self._tokenizer = tokenizer
         self._thinking_tokens, self._prompt_tokens = thinking_tokens, prompt_tokens
-        self._ending = tokenizer.encode(THOUGHT_END, add_special_tokens=False)
+        self._ending = tokenizer.encode(END, add_special_tokens=False)
         if CLOSE not in self._text(self._ending):
             raise ValueError(f"thinking_tokens: the tokenizer cannot write {CLOSE}; set 0")
         self._rows: list[_Row] = []

@@ -6,7 +6,7 @@ import polars as pl
 
 from needlework.scoring.metrics import METRICS, Asked, found
 from needlework.scoring.pairing import KEYS, pair, require
-from needlework.scoring.thought import without_thought
+from needlework.thought import without_thought
 
 _SCHEMA = {
     "depth_percent": pl.Float64,

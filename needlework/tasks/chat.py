@@ -11,26 +11,25 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import hf_hub_download, try_to_load_from_cache
-from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError
 from jinja2 import Template, TemplateError, TemplateSyntaxError, nodes
 from jinja2.ext import Extension, LoopControlExtension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from needlework.tasks.prompts import Frame
-from needlework.tasks.tokenizer import open_tokenizer
+from needlework.tasks.tokenizer import open_tokenizer, tokenizer_folder
+from needlework.thought import CLOSE, OPEN
 
 # Quotes, brackets and a line break: a template that escapes its message does not pass unseen.
 _MARK = """[needlework: "context" & <more>\n'question']"""
 _SPECIAL_TOKENS = tuple(
     f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 )
-_OPEN, _CLOSE = "<think>", "</think>"
 
 
 def open_frame(
-    folder: str | Path,
+    path: str | Path,
+    revision: str | None = None,
     *,
     system_prompt: str | None = None,
     thinking_tokens: int = 0,
@@ -43,8 +42,9 @@ def open_frame(
     it is off, and a thought that the template opens all the same is closed, empty.
 
     Args:
-        folder: of the checkpoint, or a hub name where there is a network. chat_template.jinja is
-            read or, without it, `chat_template` of tokenizer_config.json.
+        path: folder of the checkpoint, or a hub name where there is a network.
+            chat_template.jinja is read or, without it, `chat_template` of tokenizer_config.json.
+        revision: commit or tag of a hub name.
         system_prompt: the system message; None leaves it to the template.
         thinking_tokens: room for thoughts.
         date: what the template takes for today, YYYY-MM-DD.
@@ -53,6 +53,7 @@ def open_frame(
         ValueError: there is no template, it fails, refuses or drops the system message, changes
             the prompt, or knows nothing of thinking where it is asked for.
     """
+    folder = tokenizer_folder(path, revision)
     config = _tokenizer_config(folder)
     source = _source(folder, config)
     thinks = thinking_tokens > 0
@@ -73,18 +74,18 @@ def open_frame(
     for token in _leading_special_tokens(folder):
         head = head.removeprefix(token)
 
-    knows_thinking = any(name in source for name in ("enable_thinking", _OPEN, _CLOSE))
-    if thinks and (not knows_thinking or tail.rstrip().endswith(_CLOSE)):
+    knows_thinking = any(name in source for name in ("enable_thinking", OPEN, CLOSE))
+    if thinks and (not knows_thinking or tail.rstrip().endswith(CLOSE)):
         raise ValueError(
             f"{folder}: the chat template cannot switch thinking on; set thinking_tokens: 0"
         )
-    if not thinks and tail.rstrip().endswith(_OPEN):
-        tail = f"{tail.rstrip()}\n\n{_CLOSE}\n\n"
+    if not thinks and tail.rstrip().endswith(OPEN):
+        tail = f"{tail.rstrip()}\n\n{CLOSE}\n\n"
     return Frame(head, tail, system_prompt, prefills=not thinks)
 
 
 def _rendered(
-    folder: str | Path, render: Callable[[list[dict[str, str]]], str], system_prompt: str | None
+    folder: Path, render: Callable[[list[dict[str, str]]], str], system_prompt: str | None
 ) -> str:
     """The template around the mark, the system message in it if there is one."""
     user = [{"role": "user", "content": _MARK}]
@@ -131,7 +132,7 @@ class _Generation(Extension):
         return nodes.Scope(body, lineno=line)
 
 
-def _compiled(folder: str | Path, source: str, date: str) -> Template:
+def _compiled(folder: Path, source: str, date: str) -> Template:
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, LoopControlExtension]
     )
@@ -168,7 +169,7 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _source(folder: str | Path, config: dict[str, Any]) -> str:
+def _source(folder: Path, config: dict[str, Any]) -> str:
     """The template's text: of its own file first, as transformers takes it."""
     found = _read(folder, "chat_template.jinja")
     if found is None:
@@ -182,7 +183,7 @@ def _source(folder: str | Path, config: dict[str, Any]) -> str:
     return found
 
 
-def _tokenizer_config(folder: str | Path) -> dict[str, Any]:
+def _tokenizer_config(folder: Path) -> dict[str, Any]:
     text = _read(folder, "tokenizer_config.json")
     try:
         return {} if text is None else json.loads(text)
@@ -196,29 +197,18 @@ def _special_tokens(config: dict[str, Any]) -> dict[str, str]:
     return {k: v["content"] if isinstance(v, dict) else v for k, v in found.items()}
 
 
-def _leading_special_tokens(folder: str | Path) -> list[str]:
+def _leading_special_tokens(folder: Path) -> list[str]:
     """What the tokenizer puts before any text."""
     encoding = open_tokenizer(folder).encode("a")
     first = encoding.special_tokens_mask.index(0) if 0 in encoding.special_tokens_mask else 0
     return encoding.tokens[:first]
 
 
-def _read(folder: str | Path, file: str) -> str | None:
+def _read(folder: Path, file: str) -> str | None:
     """The text of a file beside the tokenizer, None where there is none."""
     try:
-        path = Path(folder) / file if Path(folder).is_dir() else _fetched(str(folder), file)
-        return None if path is None or not path.is_file() else path.read_text(encoding="utf-8")
-    except Exception as error:  # the hub's failures have no common class
+        return (folder / file).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{folder}: {file} cannot be read: {_one_line(error)}") from None
-
-
-def _fetched(name: str, file: str) -> Path | None:
-    try:
-        return Path(hf_hub_download(name, file))
-    except RemoteEntryNotFoundError:
-        return None
-    except LocalEntryNotFoundError:
-        # Without a network: a file that was missing when there was one is known to be.
-        if try_to_load_from_cache(name, file) is None:
-            raise
-        return None

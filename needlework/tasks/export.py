@@ -9,6 +9,8 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from needlework.thought import without_thought
+
 KVPRESS = pa.schema(
     {
         "context": pa.string(),
@@ -74,7 +76,7 @@ def export_ruler(
                 asked["token_position_answer"] = sample["needles"][0]["token_position"]
             answer = {
                 "index": asked["index"],
-                "pred": found.pop(key),
+                "pred": without_thought(found.pop(key)),
                 "input": asked["input"],
                 "outputs": asked["outputs"],
                 "others": {},

@@ -46,23 +46,25 @@ def fill(draft: Draft, counter: Counter, budget_tokens: int, answer: str = "") -
         if prompt.tokens > budget_tokens:
             raise TooLong
         return prompt
-    target, best, tried = budget_tokens, None, set()
-    while True:
+    target, best, tried, down = budget_tokens, None, set(), 1
+    while target > 0:
         try:
             prompt = draft.build(target)
         except Exhausted:
             if best is None:
                 raise
             break
-        if prompt.context in tried:
-            break
-        tried.add(prompt.context)
         tokens = counter.whole(text_of(prompt, counter) + answer)
         if tokens <= budget_tokens and (best is None or tokens > best.tokens):
             best = prompt._replace(tokens=tokens)
-        if tokens == budget_tokens:
+        if tokens == budget_tokens or (best is not None and prompt.context in tried):
             break
-        target += budget_tokens - tokens
+        if prompt.context in tried:
+            # None has fitted yet, and so small a step changed nothing.
+            target -= (down := 2 * down)
+        else:
+            target += budget_tokens - tokens
+        tried.add(prompt.context)
     if best is None:
         raise TooLong
     return best

@@ -1,6 +1,7 @@
 """Samples of any task: a prompt a row, filled to its length."""
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from random import Random
@@ -10,7 +11,6 @@ import polars as pl
 import pyarrow.parquet as pq
 from tokenizers import Tokenizer
 
-from needlework.config.models import THOUGHT_END
 from needlework.config.tasks import Task
 from needlework.progress import track
 from needlework.tasks.counting import CharacterCounter, Counter
@@ -28,6 +28,7 @@ from needlework.tasks.seeds import stream_seed
 from needlework.tasks.setting import Setting, Turn
 from needlework.tasks.spread import Spread
 from needlework.tasks.tokenizer import uncut
+from needlework.thought import END
 
 SAMPLES = {
     "task": pl.String,
@@ -54,7 +55,7 @@ SAMPLES = {
     "tokens": pl.Int64,
     "max_new_tokens": pl.Int64,
 }
-_TRIED = 64
+TRIED = 128
 """Samples that a length named in an error is known to work for."""
 _BATCH_CHARACTERS = 50_000_000
 """Text in a row group of a table that is written as it is made."""
@@ -97,9 +98,13 @@ class Sampler:
         self._haystack, self._unit = haystack, length_unit
         self._new_tokens = task.max_new_tokens
         if thinking_tokens:
-            ending = self._tokenizer.encode(THOUGHT_END, add_special_tokens=False)
+            ending = self._tokenizer.encode(END, add_special_tokens=False)
             self._new_tokens += thinking_tokens + len(ending)
-        self._parameters = task.model_dump(mode="json", exclude_defaults=True) | {"type": task.type}
+        # Where a file lies is no parameter: what it holds is.
+        self._parameters = {
+            "type": task.type,
+            **task.model_dump(mode="json", exclude_defaults=True, exclude={"path"}),
+        }
         own = getattr(task, "depths", None)
         self._depths = depths if own is None else own
         count = Counter if length_unit == "tokens" else CharacterCounter
@@ -137,6 +142,11 @@ class Sampler:
         return self._row(index, sample_seed, prompt)
 
     @property
+    def counts_add_up(self) -> bool:
+        """Whether prompts are filled by arithmetic: then a sample costs next to nothing."""
+        return self._counter.additive
+
+    @property
     def _answer_room(self) -> int:
         return self._new_tokens if self._unit == "tokens" else 0
 
@@ -150,27 +160,37 @@ class Sampler:
         stream = (self._seed, self._parameters, length)
         setting = Setting(length, stream, self._haystack)
         module = import_module(f"needlework.tasks.{self.task.module}")
-        drafts = module.drafts(self.task, self._counter, setting)
         spread = Spread(self._depths, *stream)
+        with self._named():
+            drafts = module.drafts(self.task, self._counter, setting)
 
         def start(index: int) -> tuple[int, Draft]:
             sample_seed = stream_seed(*stream, index)
-            return sample_seed, drafts(Turn(Random(sample_seed), index, spread))
+            with self._named():
+                return sample_seed, drafts(Turn(Random(sample_seed), index, spread))
 
         self._starts = {length: start}
         return start
 
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Errors name the task."""
+        try:
+            yield
+        except ValueError as error:
+            raise ValueError(f"tasks.{self.task_name}: {error}") from None
+
     def _needed(self, length: int) -> int:
         """The length that the longest of the least prompts of the first samples needs."""
         start = self._start(length)
-        least = max(least_tokens(start(i)[1], self._counter) for i in range(_TRIED))
+        least = max(least_tokens(start(i)[1], self._counter) for i in range(TRIED))
         return least + self._answer_room
 
     def _largest(self, length: int) -> int:
         """The length that the first samples have enough to fill."""
         while True:
             start, most = self._start(length), self._budget(length)
-            for i in range(_TRIED):
+            for i in range(TRIED):
                 try:
                     start(i)[1].build(self._budget(length))
                 except Exhausted as end:

@@ -1,6 +1,7 @@
 """Sentences of texts by Punkt (Kiss and Strunk, 2006), and a haystack's table of them."""
 
 import logging
+import textwrap
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 
@@ -15,6 +16,8 @@ from needlework.tasks.tokenizer import uncut
 
 TRAINING_CHARACTERS = 2_000_000
 """Text that Punkt learns abbreviations from, where nltk's own data is not installed."""
+MOST_CHARACTERS = 500
+"""Of a sentence; longer ones are cut between words, or where there is no space."""
 SPARE = 1.25
 """Tokens of a haystack over those of the longest prompt, so that samples differ."""
 _BATCH_SENTENCES = 1000
@@ -39,7 +42,12 @@ def sentences(texts: Iterable[str]) -> Iterator[str]:
         punkt = trained("\n\n".join(read)[:TRAINING_CHARACTERS])
     for text in chain(read, texts):
         line = " ".join(text.split())
-        yield from (line[start:end] for start, end in punkt.span_tokenize(line))
+        for start, end in punkt.span_tokenize(line):
+            if end - start <= MOST_CHARACTERS:
+                yield line[start:end]
+            else:
+                # Text without sentence ends would be one unit, and no prompt could be filled.
+                yield from textwrap.wrap(line[start:end], MOST_CHARACTERS, break_on_hyphens=False)
 
 
 def trained(text: str) -> PunktSentenceTokenizer:

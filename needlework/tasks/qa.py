@@ -93,7 +93,9 @@ class Documents:
     def tokens(self, document: int) -> int:
         """Of a paragraph and the empty line behind it."""
         if document not in self._tokens:
-            self._tokens[document] = self.counter(f"{self.texts[document]}\n\n")
+            # A letter behind: two line breaks may be one token, as they are not in the prompt.
+            text = f"{self.texts[document]}\n\nA"
+            self._tokens[document] = self.counter(text) - self.counter("A")
         return self._tokens[document]
 
     def title(self, number: int) -> int:

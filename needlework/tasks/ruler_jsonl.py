@@ -1,5 +1,6 @@
 """Samples in RULER's JSON lines, made elsewhere."""
 
+import re
 from collections.abc import Callable
 
 from needlework.config.tasks import RulerJsonl
@@ -8,6 +9,13 @@ from needlework.tasks.fill import text_of
 from needlework.tasks.prompts import Prompt
 from needlework.tasks.ruler_files import read_ruler_jsonl
 from needlework.tasks.setting import Setting, Turn
+
+_VALUES = {
+    "numbers": re.compile(r"[0-9]"),
+    "words": re.compile(r"[^\W\d_]"),
+    "uuids": re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"),
+    "text": re.compile(""),
+}
 
 
 class Draft:
@@ -37,6 +45,16 @@ def drafts(task: RulerJsonl, counter: Counter, setting: Setting) -> Callable[[Tu
         for row in read_ruler_jsonl(path)
         if row.get("max_length", setting.length) == setting.length
     ]
+
+    if not rows:
+        raise ValueError(f"{path}: no rows of length {setting.length}")
+    for number, row in enumerate(rows, start=1):
+        for output in row["outputs"]:
+            if not _VALUES[task.value_type].search(output.lower()):
+                raise ValueError(
+                    f"{path}: row {number} has the output {output!r:.40}, which holds no"
+                    f" {task.value_type}; write another value_type, such as text"
+                )
 
     def draft(turn: Turn) -> Draft:
         if turn.index >= len(rows):

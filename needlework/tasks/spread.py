@@ -4,6 +4,7 @@ Latin hypercube sampling: in every block of as many samples as there are depths,
 stands at each depth once, and no two needles of a sample at the same one.
 """
 
+import math
 from random import Random
 from typing import Any, Literal
 
@@ -24,14 +25,16 @@ class Spread:
     def depths(self, index: int, count: int) -> list[float]:
         """Depths in percent of the `count` needles asked for in sample `index`.
 
-        The first goes through the list of depths in order; the others are ahead of it by offsets
-        that change from block to block. Needles beyond the list's depths stand at RULER's.
+        The first goes round the list of depths in strides of the golden section, so that few
+        samples are spread too; the others are ahead of it by offsets that change from block to
+        block. Needles beyond the list's depths stand at RULER's.
         """
         if self._depths == "uniform":
             return [round(100 * slot, 2) for slot in self.slots(index, count)]
         size = len(self._depths)
-        block, place = divmod(index, size)
-        random = Random(stream_seed("depths", *self._stream, block))
+        start = Random(stream_seed("depths", *self._stream)).randrange(size)
+        place = start + index * _stride(size)
+        random = Random(stream_seed("offsets", *self._stream, index // size))
         offsets = [0, *random.sample(range(1, size), min(count, size) - 1)]
         found = [float(self._depths[(place + offset) % size]) for offset in offsets]
         if count > size:
@@ -49,3 +52,9 @@ class Spread:
         strata = [random.sample(range(_STRATA), _STRATA)[place] for _ in range(count)]
         random = Random(stream_seed("slots", *self._stream, index))
         return [(stratum + random.random()) / _STRATA for stratum in strata]
+
+
+def _stride(size: int) -> int:
+    """The number next to size / 1.618 that has no divisor in common with `size`."""
+    strides = (n for n in range(1, size + 1) if math.gcd(n, size) == 1)
+    return min(strides, key=lambda n: abs(n - size / 1.618034))

@@ -1,11 +1,12 @@
 """Keys and values: numbers, adjective-noun words, uuids."""
 
+import math
 import uuid
 from collections.abc import Collection
 from random import Random
 
 from needlework.config.tasks import ValueType
-from needlework.tasks.words import Part, draw_keys
+from needlework.tasks.words import Part, draw_keys, words
 
 
 def draw(
@@ -25,8 +26,13 @@ def draw(
     Raises:
         ValueError: there are not so many.
     """
-    if kind == "numbers" and count + len(but) > 9 * 10 ** (digits - 1):
-        raise ValueError(f"there are no {count} different numbers of {digits} digits; write more")
+    most = _most(kind, digits, part)
+    if count + len(but) > most and count + sum(_is(kind, value, digits) for value in but) > most:
+        more = "more digits" if kind == "numbers" else "uuids, or numbers of more digits"
+        raise ValueError(
+            f"there are {most} different {kind}{f' of {digits} digits' * (kind == 'numbers')}, too"
+            f" few for the keys and values; write {more}"
+        )
     drawn: dict[str, None] = {}
     while len(drawn) < count:
         if kind == "numbers":
@@ -38,3 +44,14 @@ def draw(
         if value not in but:
             drawn[value] = None
     return list(drawn)
+
+
+def _most(kind: ValueType, digits: int, part: Part) -> float:
+    """How many different values of a kind there are."""
+    if kind == "numbers":
+        return 9 * 10 ** (digits - 1)
+    return len(words("adjective", part)) * len(words("noun", part)) if kind == "words" else math.inf
+
+
+def _is(kind: ValueType, value: str, digits: int) -> bool:
+    return value.isdigit() and len(value) == digits if kind == "numbers" else not value.isdigit()

@@ -89,6 +89,9 @@ WRONG = [
     ("niah_single_1}", "vt, hops: 40}", "tasks.needle: chains x (hops + 1) is 41 assignments; wr"),
     ("niah_single_1}", "cwe, common_repeats: 3}", "tasks.needle: write both common_repeats and"),
     ("niah_single_1}", "niah, haystack: nois}", "tasks.needle.haystack = 'nois': names no haystac"),
+    ("niah_single_1}", "passkey, filler: ' '}", "tasks.needle.filler = ' ': is blank; write some"),
+    ("niah_single_1}", "passkey, depths: [1, 1]}", "tasks.needle.depths.1 = 1: stands twice; wri"),
+    ("depths: [0, 50, 100]", "depths: {linear: true}", "depths: write a list of percents, `unif"),
     ("niah_single_1}", "qa_1}", "tasks.needle.path: is missing; add it: SQuAD's dev-v2.0.json"),
     ("niah_single_1}", "qa_1, path: a.json}", "tasks.needle.path = 'a.json': no file a.json; name"),
     (

@@ -329,31 +329,21 @@ def test_broken_files_are_told(tmp_path):
         open_frame(folder)
 
 
-def hub(folder: Path, *, absent: bool) -> dict[str, str]:
-    """A hub's cache with tokenizer_config.json of owner/name; it may know that there is no more."""
-    repository, commit = folder / "models--owner--name", "0" * 40
-    snapshot = repository / "snapshots" / commit
-    for made in (snapshot, repository / "refs", repository / ".no_exist" / commit):
-        made.mkdir(parents=True)
-    (repository / "refs" / "main").write_text(commit)
-    save(snapshot, [{"name": "default", "template": PHI}])
-    if absent:
-        (repository / ".no_exist" / commit / "chat_template.jinja").touch()
-    return {"HF_HUB_CACHE": str(folder), "HF_HUB_OFFLINE": "1", "PYTHONPATH": "."}
+def test_a_hub_name_is_read_from_the_hubs_cache(tmp_path):
+    repository = tmp_path / "models--owner--name"
+    (repository / "refs").mkdir(parents=True)
+    for commit, name in (("0" * 40, "main"), ("1" * 40, "v2")):
+        snapshot = repository / "snapshots" / commit
+        snapshot.mkdir(parents=True)
+        (repository / "refs" / name).write_text(commit)
+        save(snapshot, PHI if name == "main" else PHI.replace("|user|", "|asker|"))
+    environment = {"HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1", "PYTHONPATH": "."}
 
+    def opened(arguments: str) -> subprocess.CompletedProcess[str]:
+        code = f"from needlework.tasks.chat import open_frame; print(open_frame({arguments}).head)"
+        command = [sys.executable, "-c", code]
+        return subprocess.run(command, env=environment, capture_output=True, text=True)
 
-@pytest.mark.parametrize("absent", [True, False])
-def test_a_hub_name_is_read_from_the_hubs_cache(tmp_path, absent):
-    code = "from needlework.tasks.chat import open_frame; print(open_frame('owner/name'))"
-    ran = subprocess.run(
-        [sys.executable, "-c", code],
-        env=hub(tmp_path, absent=absent),
-        capture_output=True,
-        text=True,
-    )
-    if absent:
-        expected = Frame("<|user|>\n", "<|end|>\n<|assistant|>\n", None, True)
-        assert ran.stdout == f"{expected}\n"
-    else:
-        last = ran.stderr.splitlines()[-1]
-        assert last.startswith("ValueError: owner/name: chat_template.jinja cannot be read: ")
+    assert opened("'owner/name'").stdout == "<|user|>\n\n"
+    failed = opened("'owner/other'").stderr.splitlines()[-1]
+    assert failed.startswith("ValueError: owner/other: no such folder, and not to be had from the")

@@ -6,13 +6,13 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from conftest import KINDS
+from toy_tokenizers import KINDS
 
 from needlework.config.tasks import CommonWords
 from needlework.tasks import cwe
 from needlework.tasks.counting import Counter
 from needlework.tasks.fill import Exhausted, text_of
-from needlework.tasks.generate import Sampler, samples
+from needlework.tasks.generate import TRIED, Sampler, samples
 from needlework.tasks.prompts import PLAIN, Frame
 from needlework.tasks.setting import Setting, Turn
 from needlework.tasks.spread import Spread
@@ -226,4 +226,4 @@ def test_length_too_small_names_the_smallest(tokenizer):
         smallest = int(re.search(r"set (\d+) or more$", str(error.value))[1])
         make(task, tokenizer, length=smallest)
         with pytest.raises(ValueError, match="too small"):
-            make(task, tokenizer, length=smallest - 1, count=64)
+            make(task, tokenizer, length=smallest - 1, count=TRIED)

@@ -230,3 +230,17 @@ def test_a_line_at_fault_is_named(content: bytes | None, message: str, tmp_path:
         read_ruler_jsonl(path)
     assert str(caught.value).removeprefix(str(path)).startswith(message)
     assert "\n" not in str(caught.value)
+
+
+def test_thoughts_are_not_exported(tables, tmp_path):
+    made, predictions = tables
+    thought = pl.read_parquet(predictions).with_columns(
+        prediction="<think>Is it 7?</think>\nIt is " + pl.col("prediction")
+    )
+    thought.write_parquet(tmp_path / "thought.parquet")
+    answers = tmp_path / "answers.jsonl"
+    export_ruler(made, tmp_path / "thought.parquet", tmp_path / "data.jsonl", answers)
+    said = dict(pl.read_parquet(predictions).select("sample", "prediction").iter_rows())
+    for line in answers.read_text().splitlines():
+        row = json.loads(line)
+        assert row["pred"] == f"\nIt is {said[row['index']]}"

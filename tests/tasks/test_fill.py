@@ -8,6 +8,7 @@ from needlework.config.tasks import NiahMultikey1, NiahMultikey2, NiahSingle1, P
 from needlework.tasks import niah, passkey
 from needlework.tasks.counting import Counter
 from needlework.tasks.fill import TooLong, fill, least_tokens, smallest_length, text_of
+from needlework.tasks.prompts import PLAIN, Prompt
 from needlework.tasks.setting import Setting, Turn
 from needlework.tasks.spread import Spread
 
@@ -58,3 +59,33 @@ def test_smallest_length_works_and_the_one_below_does_not(noise):
     found = smallest_length(50, needed)
     assert needed(found) <= found
     assert needed(found - 1) > found - 1
+
+
+class Steps:
+    """A draft whose sums are too small by 40, and which grows by 100."""
+
+    def build(self, tokens):
+        size = max(100, tokens // 100 * 100)
+        return Prompt(" ".join(["a"] * (size + 40)), "", "", (), (), size)
+
+
+class Words:
+    """Counts words, and says that sums cannot be trusted."""
+
+    additive, frame = False, PLAIN
+
+    def whole(self, text):
+        return len(text.split())
+
+    def close(self, question, answer_prefix):
+        return question + answer_prefix
+
+
+@pytest.mark.parametrize(("budget", "best"), [(330, 240), (339, 240), (340, 340), (140, 140)])
+def test_sums_that_are_too_small_still_find_what_fits(budget, best):
+    assert fill(Steps(), Words(), budget).tokens == best
+
+
+def test_sums_that_are_too_small_and_nothing_fits():
+    with pytest.raises(TooLong):
+        fill(Steps(), Words(), 139)

@@ -22,10 +22,11 @@ from needlework.config.tasks import (
     NiahSingle2,
     NiahSingle3,
     Passkey,
+    Qa1,
 )
 from needlework.tasks import generate
 from needlework.tasks.counting import Counter
-from needlework.tasks.generate import SAMPLES, Sampler, samples, write_samples
+from needlework.tasks.generate import SAMPLES, TRIED, Sampler, samples, write_samples
 from needlework.tasks.tokenizer import open_tokenizer
 
 TINY = Path(__file__).resolve().parents[2] / "resources" / "needlework-tiny"
@@ -206,7 +207,7 @@ def test_length_too_small_names_the_smallest(task, tokenizer):
     smallest = int(str(error.value).split("set ")[1].split()[0])
     make(task, tokenizer, length=smallest)
     with pytest.raises(ValueError, match="too small"):
-        make(task, tokenizer, length=smallest - 1, count=64)
+        make(task, tokenizer, length=smallest - 1, count=TRIED)
 
 
 def test_lengths_in_characters(task, tokenizer):
@@ -252,3 +253,30 @@ def test_a_long_table_is_written_in_groups(byte_tokenizer, tmp_path, monkeypatch
     assert pl.read_parquet(tmp_path / "table.parquet").equals(
         make(Passkey(), byte_tokenizer, count=9)
     )
+
+
+def test_few_samples_are_spread_over_many_depths(byte_tokenizer):
+    depths = [2.5 * i for i in range(41)]
+    for count in (5, 10, 22):
+        found = make(Passkey(), byte_tokenizer, depths=depths, count=count)["needles"]
+        asked = sorted(needles[0]["depth_percent"] for needles in found)
+        gaps = [b - a for a, b in zip([0, *asked], [*asked, 100], strict=True)]
+        assert max(gaps) <= 250 / count
+
+
+def test_where_a_file_lies_changes_no_sample(byte_tokenizer, tmp_path):
+    source = Path(__file__).resolve().parents[1] / "data" / "squad-small.json"
+    (tmp_path / "copy.json").write_bytes(source.read_bytes())
+    one, other = (Qa1(path=str(path)) for path in (source, tmp_path / "copy.json"))
+    assert make(one, byte_tokenizer).equals(make(other, byte_tokenizer))
+
+
+def test_more_values_than_there_are(byte_tokenizer):
+    with pytest.raises(
+        ValueError, match=r"^tasks\.a_task: there are 9 different numbers of 1 digits, too few"
+    ):
+        make(Niah(keys=10, digits=1), byte_tokenizer)
+    assert len(make(Niah(keys=8, digits=1), byte_tokenizer)) == 6
+    words = NiahMultikey2(key_words="held_out")
+    with pytest.raises(ValueError, match=r"different words, too few for the keys and values"):
+        make(words, byte_tokenizer, length=4_000_000, count=1)

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from needlework.config.tasks import Qa1, Qa2, QuestionAnswering
 from needlework.scoring.metrics import match_part
@@ -104,6 +105,20 @@ def test_counts_and_fill(task, tokenizer):
             left = length - task.max_new_tokens - row["tokens"]
             # To the paragraph: no other one of the set would have fitted, but few are tried.
             assert 0 <= left <= 250
+
+
+def test_two_line_breaks_that_merge_do_not_count_as_one():
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=600, initial_alphabet=alphabet, show_progress=False)
+    text = json.loads((DATA / "squad-small.json").read_text())["data"][0]["paragraphs"]
+    tokenizer.train_from_iterator([f"{part['context']}\n\n\n" for part in text] * 3, trainer)
+    assert "ĊĊ" in tokenizer.get_vocab()
+    sampler = Sampler(SQUAD, tokenizer, task_name="t", length=3000, depths=DEPTHS, seed=1)
+    assert sampler.counts_add_up
+    for row in samples(sampler, 60).iter_rows(named=True):
+        assert row["tokens"] == len(tokenizer.encode(row["prompt"]))
 
 
 def test_gold_slots_and_questions_are_spread(byte_tokenizer):

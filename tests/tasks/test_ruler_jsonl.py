@@ -60,3 +60,16 @@ def test_a_row_too_long_for_the_length(byte_tokenizer, tmp_path):
         ValueError, match=r"a\.jsonl: row 1 has \d+ tokens, and there is room for 2; name a greater"
     ):
         make(tmp_path / "a.jsonl", byte_tokenizer, length=130)
+
+
+def test_outputs_of_another_type_are_told_before_any_answer(byte_tokenizer, tmp_path):
+    write(tmp_path / "a.jsonl", rows(outputs=["cat"]))
+    assert len(make(tmp_path / "a.jsonl", byte_tokenizer)) == 3
+    with pytest.raises(ValueError, match=r"row 1 has the output 'cat', which holds no numbers"):
+        make(tmp_path / "a.jsonl", byte_tokenizer, value_type="numbers")
+
+
+def test_no_row_of_the_length(byte_tokenizer, tmp_path):
+    write(tmp_path / "a.jsonl", rows(max_length=9))
+    with pytest.raises(ValueError, match=r"a\.jsonl: no rows of length 512$"):
+        make(tmp_path / "a.jsonl", byte_tokenizer)

@@ -5,13 +5,13 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from conftest import KINDS
+from toy_tokenizers import KINDS
 
 from needlework.config.tasks import VariableTracking
 from needlework.tasks import vt
 from needlework.tasks.counting import Counter
 from needlework.tasks.fill import text_of
-from needlework.tasks.generate import Sampler, samples
+from needlework.tasks.generate import TRIED, Sampler, samples
 from needlework.tasks.prompts import PLAIN, Frame
 from needlework.tasks.setting import Setting, Turn
 from needlework.tasks.spread import Spread
@@ -218,4 +218,4 @@ def test_length_too_small_names_the_smallest(tokenizer):
         assert smallest < 1000
         make(task, tokenizer, length=smallest)
         with pytest.raises(ValueError, match="too small"):
-            make(task, tokenizer, length=smallest - 1, count=64)
+            make(task, tokenizer, length=smallest - 1, count=TRIED)

@@ -46,7 +46,9 @@ def model_files(name):
 def tokenizer_files(name):
     """The files that make prompts of model `name`: its tokenizer, and its chat template if asked."""
     chat = chat_of(name) is not None
-    wanted = {"tokenizer.json"} | ({"tokenizer_config.json", "chat_template.jinja"} if chat else set())
+    wanted = {"tokenizer.json"} | (
+        {"tokenizer_config.json", "chat_template.jinja"} if chat else set()
+    )
     return [file for file in model_files(name) if Path(file).name in wanted]
 
 
@@ -65,18 +67,24 @@ def chat_of(name):
 def haystack_files(name):
     """The user's files of haystack `name`; none where it is a hub's."""
     path = Path(experiment.haystacks[name].path)
-    files = path.rglob("*") if path.is_dir() else [path]
-    return sorted(str(file) for file in files if file.is_file())
+    if not path.is_dir():
+        return [str(path)] if path.is_file() else []
+    found = (file for file in path.rglob("*") if file.is_file())
+    hidden = re.compile(r"(^|/)\.")
+    return sorted(
+        str(file) for file in found if not hidden.search(str(file.relative_to(path)))
+    )
 
 
-def haystack_of(tokenizer, task):
+def haystack_of(tokenizer, task, length):
     """The sentences that `task` hides its needles in, if they are of the user's text."""
     name = getattr(experiment.tasks[task], "haystack", None)
     found = [name] if name in experiment.haystacks else []
     return expand(
-        f"{RESULTS}/haystacks/{{tokenizer}}/{{haystack}}.parquet",
+        f"{RESULTS}/haystacks/{{tokenizer}}/{{haystack}}/{{length}}.parquet",
         tokenizer=tokenizer,
         haystack=found,
+        length=length,
     )
 
 

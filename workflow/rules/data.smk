@@ -3,23 +3,24 @@ rule split_haystack:
         tokenizer=lambda w: tokenizer_files(w.tokenizer),
         text=lambda w: haystack_files(w.haystack),
     output:
-        sentences=f"{RESULTS}/haystacks/{{tokenizer}}/{{haystack}}.parquet",
+        sentences=f"{RESULTS}/haystacks/{{tokenizer}}/{{haystack}}/{{length}}.parquet",
     log:
-        f"{RESULTS}/logs/split_haystack/{{tokenizer}}/{{haystack}}.log",
+        f"{RESULTS}/logs/split_haystack/{{tokenizer}}/{{haystack}}/{{length}}.log",
     benchmark:
-        f"{RESULTS}/benchmarks/split_haystack/{{tokenizer}}/{{haystack}}.tsv"
+        f"{RESULTS}/benchmarks/split_haystack/{{tokenizer}}/{{haystack}}/{{length}}.tsv"
+    priority: 100
     conda:
         "../../envs/data.yaml"
     threads: 1
-    priority: 100
     resources:
-        mem_mb=lambda w, attempt: (2000 + max(experiment.lengths) // 5000) * attempt,
+        mem_mb=lambda w, attempt: (2000 + int(w.length) // 5000) * attempt,
         runtime=60,
     params:
         code=code_version("split_haystack.py"),
         tokenizer=lambda w: model_path(w.tokenizer),
+        revision=lambda w: getattr(experiment.models[w.tokenizer], "revision", None),
         haystack=lambda w: dump(experiment.haystacks[w.haystack]),
-        longest=max(experiment.lengths),
+        length=lambda w: int(w.length),
     script:
         "../scripts/split_haystack.py"
 
@@ -28,7 +29,7 @@ rule split_haystack:
 rule generate_samples:
     input:
         tokenizer=lambda w: tokenizer_files(w.tokenizer),
-        haystack=lambda w: haystack_of(w.tokenizer, w.task),
+        haystack=lambda w: haystack_of(w.tokenizer, w.task, w.length),
         files=lambda w: [
             file.replace("{length}", w.length)
             for file in experiment.tasks[w.task].files
@@ -39,10 +40,10 @@ rule generate_samples:
         f"{RESULTS}/logs/generate_samples/{{tokenizer}}/{{task}}/{{length}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/generate_samples/{{tokenizer}}/{{task}}/{{length}}.tsv"
+    priority: 100
     conda:
         "../../envs/data.yaml"
     threads: 1
-    priority: 100
     resources:
         mem_mb=lambda w, attempt: (1500 + int(w.length) // 5000) * attempt,
         runtime=60,
@@ -50,8 +51,10 @@ rule generate_samples:
         code=lambda w: code_version("generate_samples.py", *task_modules(w.task)),
         modules=lambda w: task_modules(w.task),
         tokenizer=lambda w: model_path(w.tokenizer),
+        revision=lambda w: getattr(experiment.models[w.tokenizer], "revision", None),
         chat=lambda w: chat_of(w.tokenizer),
         task=lambda w: dump(experiment.tasks[w.task]),
+        answer_type=lambda w: experiment.tasks[w.task].answer_type,
         samples=experiment.samples,
         depths=experiment.depths,
         length_unit=experiment.length_unit,
@@ -79,6 +82,7 @@ rule generate_finetune_data:
         code=lambda w: code_version("generate_finetune_data.py", *data_modules(w.data)),
         modules=lambda w: data_modules(w.data),
         tokenizer=lambda w: model_path(w.tokenizer),
+        revision=lambda w: getattr(experiment.models[w.tokenizer], "revision", None),
         data=lambda w: dump(experiment.finetune_data[w.data]),
         seed=experiment.seed,
     script:

@@ -12,5 +12,5 @@ if TYPE_CHECKING:
 
 with stage(snakemake) as s:
     config = PasskeyExamples.model_validate(s.params.data)
-    table = examples(config, open_tokenizer(s.params.tokenizer), s.params.seed)
+    table = examples(config, open_tokenizer(s.params.tokenizer, s.params.revision), s.params.seed)
     table.write_parquet(s.output.rows)

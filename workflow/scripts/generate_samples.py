@@ -19,12 +19,12 @@ with stage(snakemake) as s:
     chat = s.params.chat
     sampler = Sampler(
         TypeAdapter(AnyTask).validate_python(s.params.task),
-        open_tokenizer(s.params.tokenizer),
+        open_tokenizer(s.params.tokenizer, s.params.revision),
         task_name=s.wildcards.task,
         length=int(s.wildcards.length),
         depths=s.params.depths,
         seed=s.params.seed,
-        frame=PLAIN if chat is None else open_frame(s.params.tokenizer, **chat),
+        frame=PLAIN if chat is None else open_frame(s.params.tokenizer, s.params.revision, **chat),
         thinking_tokens=0 if chat is None else chat["thinking_tokens"],
         haystack=pl.read_parquet(s.input.haystack[0]) if s.input.haystack else None,
         length_unit=s.params.length_unit,

@@ -14,5 +14,5 @@ if TYPE_CHECKING:
 with stage(snakemake) as s:
     haystack = Haystack.model_validate(s.params.haystack)
     found = texts(haystack.path, haystack.column, haystack.split)
-    table = split(found, open_tokenizer(s.params.tokenizer), s.params.longest)
+    table = split(found, open_tokenizer(s.params.tokenizer, s.params.revision), s.params.length)
     table.write_parquet(s.output.sentences)

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from needlework.scoring.thought import without_thought
+from needlework.thought import without_thought
 
 PARTS = st.lists(st.sampled_from(["<think>", "</think>", " ", "\n", "42", "x<"]), max_size=8)
 
