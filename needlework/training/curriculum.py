@@ -10,6 +10,8 @@ from transformers import PreTrainedTokenizerFast
 
 from needlework.config.training import Exercise, Pretrain, Stage
 from needlework.tasks import niah, passkey
+from needlework.tasks.filler import PARAGRAPH
+from needlework.tasks.haystacks import NEEDLE
 from needlework.tasks.sentences import sentence, third_person
 from needlework.tasks.words import draw_keys, words
 from needlework.training.loop import Batch
@@ -23,6 +25,11 @@ RECALL_PREFIXES = (
     " for {key} mentioned in the text is",
     " for {key} mentioned in the provided text is",
 )
+# The one form of niah that the model learns: a number, of a key of words.
+NIAH_INTRO = niah.INTRO_ONE.format(value="number")
+NIAH_NEEDLE = NEEDLE.format(values="numbers", key="{key}", value="{value}")
+NIAH_QUESTION = niah.QUESTION_ONE.format(value="number", query="{key}")
+NIAH_ANSWER_PREFIX = niah.ANSWER_PREFIX_ONE.format(value="number", query="{key}")
 NIAH_DIGITS = 7
 SENTENCES = 4000
 IGNORED = -100
@@ -33,7 +40,7 @@ def vocabulary() -> list[str]:
     nouns, adjectives, verbs = words("noun"), words("adjective"), words("verb")
     templates = [
         *(passkey.INTRO, passkey.FILLER, passkey.NEEDLE, passkey.QUESTION, passkey.ANSWER_PREFIX),
-        *(niah.INTRO, niah.NOISE, niah.NEEDLE, niah.QUESTION, niah.ANSWER_PREFIX),
+        *(NIAH_INTRO, PARAGRAPH, NIAH_NEEDLE, NIAH_QUESTION, NIAH_ANSWER_PREFIX),
     ]
     return [
         *(f" {word}" for word in (*nouns, *adjectives, *verbs, *map(third_person, verbs))),
@@ -154,20 +161,20 @@ class Writer:
         return filler
 
     def _noise(self, sequence: Sequence, length: int) -> None:
-        line = self.encode(f"{niah.NOISE}\n")
-        self._needles(sequence, length, lambda: line, f"{niah.NEEDLE}\n")
+        line = self.encode(f"{PARAGRAPH}\n")
+        self._needles(sequence, length, lambda: line, f"{NIAH_NEEDLE}\n")
 
     def _sentences(self, sequence: Sequence, length: int) -> None:
         pool = self._pool
-        self._needles(sequence, length, lambda: self.random.choice(pool), f" {niah.NEEDLE}")
+        self._needles(sequence, length, lambda: self.random.choice(pool), f" {NIAH_NEEDLE}")
 
     def _needles(
         self, sequence: Sequence, length: int, unit: Callable[[], list[int]], told: str
     ) -> None:
         """Needles among units of text; every second sequence has one to four, as tasks do."""
         newline = self.encode("\n")
-        question = f"\n{niah.QUESTION}{niah.ANSWER_PREFIX}"
-        sequence.add(self.encode(niah.INTRO) + newline)
+        question = f"\n{NIAH_QUESTION}{NIAH_ANSWER_PREFIX}"
+        sequence.add(self.encode(NIAH_INTRO) + newline)
         sample = self._pairs(1, [NIAH_DIGITS])[0]
         a_needle = len(self.fill(told, **sample))
         a_question = len(self.fill(question, **sample) + sample["value"]) + 1

@@ -6,8 +6,9 @@ import torch
 
 from needlework.config.training import Pretrain, Stage
 from needlework.models.tiny import word_tokenizer
-from needlework.tasks import niah, passkey
+from needlework.tasks import passkey
 from needlework.tasks.words import is_held_out
+from needlework.training import curriculum
 from needlework.training.curriculum import IGNORED, Writer, batches, vocabulary
 
 EXERCISES = ["recall", "passkey", "noise", "sentences"]
@@ -54,7 +55,7 @@ def test_passkey_sequences_read_like_the_task(tokenizer):
 
 @pytest.mark.parametrize("exercise", ["noise", "sentences"])
 def test_every_answer_is_the_number_told_with_its_key(tokenizer, exercise):
-    question = niah.QUESTION + niah.ANSWER_PREFIX
+    question = curriculum.NIAH_QUESTION + curriculum.NIAH_ANSWER_PREFIX
     pattern = re.escape(question).replace(re.escape("{key}"), "([a-z]+-[a-z]+)") + r" (\d{7})</s>"
     counts = set()
     for text in _texts(tokenizer, exercise, 512):
@@ -62,7 +63,7 @@ def test_every_answer_is_the_number_told_with_its_key(tokenizer, exercise):
         assert answers
         for key, again, value in answers:
             assert key == again
-            assert text.count(niah.NEEDLE.format(key=key, value=value)) == 1
+            assert text.count(curriculum.NIAH_NEEDLE.format(key=key, value=value)) == 1
             assert not any(is_held_out(word) for word in key.split("-"))
         counts.add(text.count("One of the special magic numbers"))
     assert min(counts) <= 4 < max(counts)

@@ -82,7 +82,10 @@ def test_an_experiment_that_lacks_a_key_is_named_not_the_default(
 ):
     del small_experiment["systems"]
     (line,) = said(project.snakemake("-n", "--configfile", project.write(small_experiment)))
-    assert line == f"needlework: {project.root}/small.yaml:1: systems: is missing; add it"
+    assert (
+        line
+        == f"needlework: {project.root}/small.yaml:1: systems: is missing; add it: what is compared"
+    )
 
 
 _TORCH = """
