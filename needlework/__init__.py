@@ -8,8 +8,11 @@ import importlib
 _PUBLIC = {
     "apply": "needlework.attention.apply",
     "Infini": "needlework.config.systems",
+    "Oracle": "needlework.config.systems",
     "Random": "needlework.config.systems",
     "SketchWalk": "needlework.config.systems",
+    "Window": "needlework.config.systems",
+    "XAttention": "needlework.config.systems",
 }
 __all__ = list(_PUBLIC)
 

@@ -3,7 +3,7 @@
 set -euo pipefail
 
 # Command to look for, and the Debian package that has it.
-needed=(slurmctld:slurm-wlm slurmd:slurm-wlm munged:munge chromium:chromium fc-list:fontconfig git:git)
+needed=(slurmctld:slurm-wlm slurmd:slurm-wlm munged:munge chromium:chromium g++:g++ fc-list:fontconfig git:git)
 PATH=$PATH:/usr/sbin:/sbin
 
 packages=()
@@ -18,7 +18,8 @@ mapfile -t packages < <(printf '%s\n' "${packages[@]}" | sort -u)
 
 if [ "${CI:-}" != true ]; then
     echo "tests/setup.sh: not here: ${packages[*]}. Tests marked slurm are left out without" \
-        "slurm-wlm and munge, those marked browser without chromium; CI runs them all."
+        "slurm-wlm and munge, those marked browser without chromium, those of compiled kernels" \
+        "without g++; CI runs them all."
     exit 0
 fi
 

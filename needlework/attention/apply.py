@@ -11,8 +11,9 @@ from transformers import AttentionInterface, AttentionMaskInterface, DynamicCach
 from transformers.cache_utils import get_layer_types_and_kwargs
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from needlework.attention.blocks import Blocks, attend, choose
+from needlework.attention.blocks import Blocks, choose
 from needlework.attention.density import Density, DensityMeter
+from needlework.attention.kernels import attend
 from needlework.attention.masks import LazyMask
 from needlework.attention.state import State
 from needlework.config.systems import Attention, BlockSparse
@@ -40,6 +41,14 @@ class Forward:
         self.handle, self.state = handle, state
         self.blocks: Blocks | None = None
         self.walk: Tensor | None = None
+        self.terms: dict[str, float | Tensor | None] = {}
+        """Scaling, softcap and sinks of the layer at hand, as `attend` takes them."""
+
+    @property
+    def total(self) -> int:
+        """Tokens the prompt has in the end, padding included, as far as is known."""
+        told = self.handle.prompt_tokens if self.handle is not None else 0
+        return max(self.blocks.mask.total, told)
 
     @property
     def is_decode(self) -> bool:
@@ -55,6 +64,9 @@ class Handle:
     system: BlockSparse
     sparse_layers: frozenset[int]
     """Numbers of the layers whose attention is replaced; never empty."""
+    prompt_tokens: int = 0
+    """Set it before a prefill in chunks: forms whose choice depends on the prompt's whole length
+    (SketchWalk's shares and last rows) then choose as if it came at once. 0: not told."""
 
     def __post_init__(self):
         module = importlib.import_module(f"needlework.attention.{self.system.type}")
@@ -124,7 +136,10 @@ def apply(model: PreTrainedModel, system: Attention) -> Handle:
 
 
 def full_attention_layers(model: PreTrainedModel) -> list[int]:
-    """Numbers of the layers with plain causal attention over the whole context."""
+    """Numbers of the layers with plain causal attention over the whole context.
+
+    Layers that have it beside a state-space part ("hybrid", as in Falcon-H1) count.
+    """
     kinds, _ = get_layer_types_and_kwargs(model.config.get_text_config(decoder=True))
     return sorted(
         {
@@ -132,7 +147,7 @@ def full_attention_layers(model: PreTrainedModel) -> list[int]:
             for module in model.base_model.modules()
             if "Attention" in type(module).__name__
             and isinstance(getattr(module, "layer_idx", None), int)
-            and kinds[module.layer_idx] == "full_attention"
+            and kinds[module.layer_idx] in ("full_attention", "hybrid")
             and getattr(module, "sliding_window", None) is None
         }
     )
@@ -169,7 +184,7 @@ def _attention(
         is_sparse = stage == "prefill" or not handle.system.skip_decode
     if not is_sparse:
         if module.layer_idx in handle.sparse_layers:
-            handle.meter.add(stage, mask.causal_pairs, mask.causal_pairs)
+            handle.meter.add(module.layer_idx, stage, mask.causal_pairs, mask.causal_pairs)
         stock = ALL_ATTENTION_FUNCTIONS.get(handle.stock)
         if stock is None:
             stock = sys.modules[type(module).__module__].eager_attention_forward
@@ -184,6 +199,11 @@ def _attention(
             **kwargs,
         )
     key, value = key[:, :, : mask.total], value[:, :, : mask.total]
+    forward.terms = {
+        "scaling": scaling,
+        "softcap": kwargs.get("softcap"),
+        "sinks": kwargs.get("s_aux"),
+    }
     with torch.no_grad():
         scores = handle.selector.scores(module.layer_idx, query, key, forward)
     out, pairs = attend(
@@ -197,7 +217,7 @@ def _attention(
         softcap=kwargs.get("softcap"),
         sinks=kwargs.get("s_aux"),
     )
-    handle.meter.add(stage, pairs, mask.causal_pairs)
+    handle.meter.add(module.layer_idx, stage, pairs, mask.causal_pairs)
     return out.transpose(1, 2).contiguous(), None
 
 

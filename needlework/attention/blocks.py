@@ -1,5 +1,4 @@
-"""Block-sparse attention: how tokens fall into blocks, which blocks a row keeps, and exact
-attention over those, by gathering their keys.
+"""Block-sparse attention: how tokens fall into blocks, and which blocks a row keeps.
 
 Blocks of each row of the batch are counted from its first real token, so padding on the left moves
 no block. A forward brings the queries of some blocks (its rows); the first of them may have begun
@@ -14,12 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from needlework.attention.masks import LazyMask
-from needlework.config.systems import BlockSparse
-
-# Numbers gathered at once. Larger outgrows the CPU's cache, smaller leaves a GPU idle.
-GATHERED = {"cpu": 2**17, "cuda": 2**26}
-# Queries that gather together. More make larger products, and gather more that some do not want.
-TILE_TOKENS = 32
+from needlework.config.systems import BlockSparse, Ranked
 
 
 class Blocks:
@@ -101,6 +95,11 @@ class Blocks:
         return self.of_queries(new)[:, 0, ..., 0]
 
     @cached_property
+    def own_pairs(self) -> Tensor:
+        """(query, key) pairs of each row's new tokens with its own block [batch, rows], int64."""
+        return (self.is_new * (self.token + 1)).sum(-1)
+
+    @cached_property
     def last(self) -> list[int]:
         """The last row that holds a token, for each row of the batch; 0 where none does."""
         blocks = [-(-(self.mask.total - first) // self.size) for first in self.mask.first]
@@ -169,7 +168,12 @@ def shift(x: Tensor, starts: list[int], length: int) -> Tensor:
 
 
 def kept_blocks(system: BlockSparse, row: int) -> int:
-    """Blocks that row `row` (counted from 0) keeps: ceil(density (row + 1)), or top_k_blocks."""
+    """Blocks that row `row` (counted from 0) keeps: ceil(density (row + 1)), or top_k_blocks.
+
+    1 for a system that does not count, whose scores mark what it keeps.
+    """
+    if not isinstance(system, Ranked):
+        return 1
     if system.density is None:
         return min(system.top_k_blocks, row + 1)
     # As the decimal that was written: 0.1 * 30 is above 3 in binary.
@@ -179,148 +183,29 @@ def kept_blocks(system: BlockSparse, row: int) -> int:
 def choose(scores: Tensor, blocks: Blocks) -> Tensor:
     """The blocks kept by each row: its own, and those of highest score before it.
 
-    Of equal scores the earlier block wins. scores [batch, rows, blocks]; returns block numbers
-    [batch, rows, k] int64, the row's own in slot 0, -1 in slots that stay empty.
+    Of equal scores the earlier block wins. Where the system marks blocks, one of score +inf is
+    kept even beyond the row's count, one of -inf never. scores [batch, rows, blocks]; returns block
+    numbers [batch, rows, k] int64, the row's own in slot 0, -1 in slots that stay empty.
     """
-    scores = scores.masked_fill(blocks.future, -torch.inf).masked_fill(blocks.own, torch.inf)
-    order = scores.sort(dim=-1, descending=True, stable=True).indices[..., : blocks.slots]
-    return order.masked_fill(blocks.is_empty, -1)
+    if not blocks.system.marks_blocks:
+        scores = scores.masked_fill(blocks.future, -torch.inf).masked_fill(blocks.own, torch.inf)
+        order = scores.sort(dim=-1, descending=True, stable=True).indices[..., : blocks.slots]
+        return order.masked_fill(blocks.is_empty, -1)
+    # Below the row's own block, so that it comes first.
+    sure = torch.finfo(scores.dtype).max
+    scores = scores.clamp_max(sure).masked_fill(blocks.future, -torch.inf)
+    scores = scores.masked_fill(blocks.own, torch.inf)
+    kept = torch.maximum(blocks.kept, (scores >= sure).sum(-1, keepdim=True))
+    kept = torch.minimum(kept, (scores > -torch.inf).sum(-1, keepdim=True))
+    slots = int(kept.max())
+    order = scores.sort(dim=-1, descending=True, stable=True).indices[..., :slots]
+    return order.masked_fill(torch.arange(slots, device=scores.device) >= kept, -1)
 
 
-def attend(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    chosen: Tensor,
-    blocks: Blocks,
-    *,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    softcap: float | None = None,
-    sinks: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Exact attention of every head over the chosen blocks, with the mask of each token.
+def causal_pairs(chosen: Tensor, blocks: Blocks) -> Tensor:
+    """Pairs of real tokens that the chosen blocks hold under the plain causal mask (0-dim int64).
 
-    query [batch, heads, new tokens, d]; key, value [batch, kv heads, all tokens, d]; chosen as
-    `choose` returns it. Softcap as in Gemma 2, sinks [heads] as in GPT-OSS. Returns the output
-    [batch, heads, new tokens, d_v] and the number of pairs of real tokens attended to (0-dim
-    tensor).
+    A block before the row's own is complete, so the numbers of blocks tell.
     """
-    terms = {"scaling": scaling, "dropout": dropout, "softcap": softcap, "sinks": sinks}
-    if query.shape[2] == 1:
-        return _attend_token(query, key, value, chosen, blocks, terms)
-    batch, heads, kv_heads, size = len(query), query.shape[1], key.shape[1], blocks.size
-    # Neighbouring rows share most of their blocks: a tile of rows gathers what any of them chose.
-    tile = max(1, TILE_TOKENS // size)
-    extra = -blocks.rows % tile
-    queries = functional.pad(blocks.of_queries(query), (0, 0, 0, 0, 0, extra)).flatten(2, 3)
-    queries = queries.unflatten(2, (-1, tile * size)).transpose(1, 2)
-    chosen = functional.pad(_as_mask(chosen, blocks), (0, 0, 0, extra)).unflatten(1, (-1, tile))
-    union = chosen.any(2)
-    order = union.byte().sort(dim=-1, descending=True, stable=True).indices
-    widths = union.sum(-1).amax(0).tolist()
-    keys = blocks.of_keys(key).reshape(-1, size * key.shape[-1])
-    values = blocks.of_keys(value).reshape(-1, size * value.shape[-1])
-    heads_at = torch.arange(batch * kv_heads, device=query.device).view(batch, 1, -1, 1)
-    limit = GATHERED.get(query.device.type, GATHERED["cpu"]) // (batch * kv_heads * key.shape[-1])
-    out, masks, start = [], [], 0
-    while start < len(widths):
-        end = min(len(widths), start + max(1, limit // (widths[start] * size)))
-        width = max(widths[start:end])
-        index = order[:, start:end, :width]
-        mask = _mask(chosen[:, start:end], index, start * tile, blocks)
-        gathered = (heads_at * blocks.count + index[:, :, None]).flatten()
-        shape = (batch * (end - start), kv_heads, width * size, -1)
-        attended = _attention(
-            queries[:, start:end].reshape(*shape[:2], heads // kv_heads * tile * size, -1),
-            keys.index_select(0, gathered).view(shape),
-            values.index_select(0, gathered).view(shape),
-            mask.flatten(0, 1)[:, None],
-            terms,
-        )
-        out.append(attended.view(batch, end - start, heads, tile * size, -1))
-        masks.append(mask.sum(-1))
-        start = end
-    out = torch.cat(out, 1).transpose(1, 2).flatten(2, 3).unflatten(2, (-1, size))
-    pairs = torch.cat(masks, 1).view(batch, -1, size)[:, : blocks.rows] * blocks.is_new
-    return blocks.tokens(out[:, :, : blocks.rows]), pairs.sum()
-
-
-def _as_mask(chosen: Tensor, blocks: Blocks) -> Tensor:
-    """Block numbers [batch, rows, k], -1 for none, as a mask [batch, rows, blocks]."""
-    mask = chosen.new_zeros(*chosen.shape[:2], blocks.count + 1, dtype=torch.bool)
-    return mask.scatter_(2, chosen.remainder(blocks.count + 1), True)[..., :-1]
-
-
-def _mask(chosen: Tensor, index: Tensor, row: int, blocks: Blocks) -> Tensor:
-    """Mask of the queries of some tiles over the tokens of the blocks that they gathered.
-
-    chosen [batch, tiles, tile, blocks]; index [batch, tiles, k], the blocks gathered; row is the
-    first tile's first row. Returns [batch, tiles, tile * size, k * size].
-    """
-    size, (batch, tiles, tile, _) = blocks.size, chosen.shape
-    device = chosen.device
-    chosen = chosen.gather(3, index[:, :, None].expand(-1, -1, tile, -1))
-    numbers = torch.arange(row, row + tiles * tile, device=device).view(tiles, tile)
-    numbers = numbers + torch.tensor(blocks.begin, device=device)[:, None, None]
-    token = blocks.token
-    if blocks.mask.is_causal:
-        earlier = index[:, :, None] < numbers[..., None]
-        allowed = earlier[..., None, :, None] | (token <= token[:, None])[:, None]
-    else:
-        first = blocks.first.view(-1, *[1] * 5)
-        rows = torch.arange(batch, device=device).view(-1, *[1] * 5)
-        queries = first + numbers[..., None, None, None] * size + token[:, None, None]
-        keys = first + index[:, :, None, None, :, None] * size + token
-        allowed = blocks.mask.at(rows, queries.clamp_max(blocks.mask.total - 1), keys)
-    allowed = allowed & chosen[:, :, :, None, :, None]
-    return allowed.view(batch, tiles, tile * size, -1)
-
-
-def _attend_token(
-    query: Tensor, key: Tensor, value: Tensor, chosen: Tensor, blocks: Blocks, terms: dict
-) -> tuple[Tensor, Tensor]:
-    """`attend` for one new token a row, with as few small operations as it takes."""
-    batch, heads, kv_heads, total = *query.shape[:2], key.shape[1], key.shape[2]
-    device = query.device
-    position = blocks.first[:, None, None] + chosen[:, 0, :, None] * blocks.size + blocks.token
-    allowed = (position < blocks.mask.total) & (chosen[:, 0, :, None] >= 0)
-    allowed, position = allowed.flatten(1), position.flatten(1).clamp(0, total - 1)
-    rows = torch.arange(batch, device=device)[:, None]
-    if not blocks.mask.is_causal:
-        last = torch.full_like(position[:, :1], total - 1)
-        allowed = allowed & blocks.mask.at(rows, last, position)
-    kv = torch.arange(kv_heads, device=device)
-    index = (((rows * kv_heads + kv) * total)[..., None] + position[:, None]).flatten()
-    out = _attention(
-        query.reshape(batch, kv_heads, heads // kv_heads, -1),
-        key.flatten(0, 2).index_select(0, index).view(batch, kv_heads, -1, key.shape[-1]),
-        value.flatten(0, 2).index_select(0, index).view(batch, kv_heads, -1, value.shape[-1]),
-        allowed[:, None, None],
-        terms,
-    )
-    if blocks.mask.real is not None:
-        allowed = allowed & blocks.mask.real[:, -1:]
-    return out.reshape(batch, heads, 1, -1), allowed.sum()
-
-
-def _attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, terms: dict) -> Tensor:
-    """Masked attention; query [b, kv heads, group * t, d], mask [b, 1, t, k], sinks [heads]."""
-    kv_heads, t = query.shape[1], mask.shape[2]
-    group = query.shape[2] // t
-    if group > 1 and t > 1:
-        mask = mask.repeat(1, 1, group, 1)
-    if terms["softcap"] is None and terms["sinks"] is None:
-        return functional.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, dropout_p=terms["dropout"], scale=terms["scaling"]
-        )
-    scale = query.shape[-1] ** -0.5 if terms["scaling"] is None else terms["scaling"]
-    scores = torch.matmul(query, key.transpose(-1, -2)).float() * scale
-    if terms["softcap"] is not None:
-        scores = torch.tanh(scores / terms["softcap"]) * terms["softcap"]
-    scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-    if terms["sinks"] is not None:
-        sinks = terms["sinks"].float().view(kv_heads, group).repeat_interleave(t, -1)
-        scores = torch.cat([scores, sinks[None, ..., None].expand(len(scores), -1, -1, 1)], -1)
-    weights = scores.softmax(-1)[..., : key.shape[2]].to(value.dtype)
-    return functional.dropout(weights, terms["dropout"]) @ value
+    earlier = (chosen >= 0) & (chosen != blocks.number[..., None])
+    return (earlier.sum(-1) * blocks.is_new.sum(-1) * blocks.size + blocks.own_pairs).sum()

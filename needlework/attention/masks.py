@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers.masking_utils import (
     ALL_MASK_ATTENTION_FUNCTIONS,
+    and_masks,
     causal_mask_function,
     prepare_padding_mask,
 )
@@ -91,6 +92,11 @@ class LazyMask:
         if self.real is not None:
             allowed = allowed & self.real[rows, keys]
         return allowed & inside
+
+    def narrowed(self, rule: Callable) -> "LazyMask":
+        """This mask where `rule`, a function (row, head, query, key) like its own, allows too."""
+        both = and_masks(self._arguments["mask_function"], rule)
+        return LazyMask(**{**self._arguments, "mask_function": both})
 
     @cached_property
     def causal_pairs(self) -> int:

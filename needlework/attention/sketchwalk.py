@@ -6,13 +6,15 @@ other blocks.
 """
 
 import logging
+from fractions import Fraction
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from needlework.attention.apply import Forward
-from needlework.attention.blocks import Blocks
+from needlework.attention.blocks import Blocks, choose
+from needlework.attention.rows import write_rows
 from needlework.config.systems import SketchWalk
 
 _log = logging.getLogger(__name__)
@@ -26,7 +28,10 @@ class Selector:
     For each sparse layer, float32, with r the dimension of the sketch and h, h_kv the heads told
     apart (1 for `heads: mean`): `keys` [batch, h_kv, blocks, r], sketched means of blocks;
     `queries` [batch, h, block_size, r], sketched queries of the last block; `steps` [batch, blocks,
-    blocks], the W of the layer.
+    blocks], the W of the layer, or with `walk_memory: kept` its entries, k a row: `to` [batch,
+    blocks, k], block numbers, and `weights` [batch, blocks, k]. With decode_queries above 1 also
+    `recent` [batch, h, slots, r], the last tokens' sketched queries, and `recent_at` [batch,
+    slots], their positions.
     """
 
     def __init__(self, system: SketchWalk):
@@ -34,28 +39,37 @@ class Selector:
         self._sketches: dict[tuple[int, torch.device], Tensor] = {}
 
     def scores(self, layer: int, query: Tensor, key: Tensor, forward: Forward) -> Tensor:
-        """The walk R up to this layer [batch, rows, blocks], float32, each row of sum 1."""
+        """The walk R up to this layer [batch, rows, blocks], float32, each row of sum 1.
+
+        Blocks that are kept or left out whatever their rank have +inf or -inf instead.
+        """
         blocks, held = forward.blocks, forward.state.tensors.setdefault(layer, {})
         sketch = self._sketch(query.shape[-1], query.device)
-        held["keys"] = _write(held.get("keys"), self._key_means(key, sketch, blocks), blocks)
+        means = self._key_means(key, sketch, blocks)
+        held["keys"] = write_rows(held.get("keys"), means, blocks)
         queries = self._heads(query) @ sketch
         means = self._query_means(queries, blocks, held)
-        # A token that decodes asks for itself; its block's mean asks once the block is full.
-        walk = self._step(queries if forward.is_decode else means, blocks, held["keys"])
-        if self.system.walk == "product":
-            held["steps"] = _write(held.get("steps"), walk, blocks)
-            if forward.walk is not None:
-                walk = forward.walk @ held["steps"]
+        asks = means
+        if self.system.decode_queries > 1:
+            self._hold_recent(queries, blocks, held)
+        if forward.is_decode:
+            # A token asks for itself; its block's mean asks once the block is full.
+            asks = self._recent_mean(blocks, held) if "recent" in held else queries
+        step = walk = self._step(asks, blocks, held["keys"])
+        if self.system.walk != "off":
+            self._remember(step, blocks, held)
+            walk = self._walk(step, forward, held)
             if forward.is_decode and any(blocks.is_full):
-                step = self._step(means, blocks, held["keys"])
-                for b in (b for b, full in enumerate(blocks.is_full) if full):
-                    held["steps"][b, blocks.begin[b]] = step[b, 0]
+                full = torch.tensor(blocks.is_full, device=step.device)[:, None, None]
+                done = torch.where(full, self._step(means, blocks, held["keys"]), step)
+                self._remember(done, blocks, held)
         # softmax^s products underflow in a few layers; the order within a row is all that counts.
-        walk = walk / walk.sum(-1, keepdim=True).clamp_min(torch.finfo(walk.dtype).tiny)
-        forward.walk = walk
-        return walk
+        forward.walk = _normalised(walk)
+        return self._marked(forward.walk, forward)
 
     def _sketch(self, d: int, device: torch.device) -> Tensor:
+        if self.system.sketch_dim is None:
+            return torch.eye(d, device=device)
         if (d, device) not in self._sketches:
             sketch = hadamard_sketch(d, self.system.sketch_dim, self.system.seed).to(device)
             _log.info("sketchwalk: heads of dimension %d sketched in %d", *sketch.shape)
@@ -79,20 +93,138 @@ class Selector:
         held["queries"] = torch.stack([queries[b, :, row] for b, row in enumerate(blocks.last)])
         return queries.sum(3) / blocks.seen
 
+    def _hold_recent(self, queries: Tensor, blocks: Blocks, held: dict[str, Tensor]) -> None:
+        """Keep the last queries, the one at position p in slot p mod slots.
+
+        A block more than are asked for, so that tokens cropped from the last block lose none.
+        """
+        batch, h, _, r = queries.shape
+        slots, total = self.system.decode_queries + blocks.size, blocks.mask.total
+        if "recent" not in held:
+            held["recent"] = queries.new_zeros(batch, h, slots, r)
+            held["recent_at"] = torch.full((batch, slots), -1, device=queries.device)
+        new = torch.arange(max(blocks.mask.start, total - slots), total, device=queries.device)
+        at = new.expand(batch, -1)
+        if blocks.mask.real is not None:
+            at = torch.where(blocks.mask.real[:, new], at, -1)
+        held["recent"].index_copy_(2, new % slots, queries[:, :, -len(new) :])
+        held["recent_at"].index_copy_(1, new % slots, at)
+
+    def _recent_mean(self, blocks: Blocks, held: dict[str, Tensor]) -> Tensor:
+        """Mean of the last decode_queries queries of each row of the batch [batch, h, 1, r]."""
+        at, total = held["recent_at"], blocks.mask.total
+        asked = (at >= max(0, total - self.system.decode_queries)) & (at < total)
+        sums = (held["recent"] * asked[:, None, :, None]).sum(2, keepdim=True)
+        return sums / asked.sum(-1).clamp_min(1).view(-1, 1, 1, 1)
+
     def _step(self, queries: Tensor, blocks: Blocks, keys: Tensor) -> Tensor:
-        """W = (sum over heads of softmax_j <S q_i, S k_j> / sqrt(r))^s over the causal blocks."""
+        """W = (sum over heads of softmax_j c <S q_i, S k_j> / sqrt(r))^s over the causal blocks.
+
+        c is score_scale. For the damped walk each row is scaled to sum 1.
+        """
         batch, h, _, r = queries.shape
         kv = keys.shape[1]
+        scale = self.system.score_scale * r**-0.5
         parts = []
         together = max(1, SCORES_AT_ONCE // (batch * h * blocks.count))
         for rows, future in zip(
             queries.split(together, 2), blocks.future.split(together, 1), strict=True
         ):
-            scores = rows.reshape(batch, kv, -1, r) @ keys.transpose(-1, -2) * r**-0.5
+            scores = rows.reshape(batch, kv, -1, r) @ keys.transpose(-1, -2) * scale
             scores = scores.view(batch, h, -1, blocks.count)
             weights = scores.masked_fill(future[:, None], -torch.inf).softmax(-1)
             parts.append(weights.sum(1) ** self.system.sparsity_exponent)
-        return torch.cat(parts, 1)
+        step = torch.cat(parts, 1)
+        return _normalised(step) if self.system.walk == "damped" else step
+
+    def _remember(self, step: Tensor, blocks: Blocks, held: dict[str, Tensor]) -> None:
+        """Put the rows of W among those of earlier forwards."""
+        if self.system.walk_memory == "whole":
+            held["steps"] = write_rows(held.get("steps"), step, blocks)
+            return
+        for name, rows in zip(("to", "weights"), self._entries(step, blocks), strict=True):
+            if name in held and held[name].shape[-1] > rows.shape[-1]:
+                rows = functional.pad(rows, (0, held[name].shape[-1] - rows.shape[-1]))
+            held[name] = write_rows(held.get(name), rows, blocks)
+
+    def _walk(self, step: Tensor, forward: Forward, held: dict[str, Tensor]) -> Tensor:
+        """R of this layer from that of the layer before."""
+        if self.system.walk == "product":
+            if forward.walk is None:
+                return step
+            return self._advance(forward.walk, forward.blocks, held)
+        walk, damping = step if forward.walk is None else forward.walk, self.system.walk_damping
+        for _ in range(self.system.walk_steps):
+            walk = (1 - damping) * step + damping * self._advance(walk, forward.blocks, held)
+        return walk
+
+    def _advance(self, walk: Tensor, blocks: Blocks, held: dict[str, Tensor]) -> Tensor:
+        """R W, of the entries that the rows of both keep if the memory holds no others."""
+        if self.system.walk_memory == "whole":
+            return walk @ held["steps"]
+        to, weights = self._entries(walk, blocks)
+        found = torch.zeros_like(walk)
+        together = max(1, SCORES_AT_ONCE // (to[:, 0].numel() * held["to"].shape[-1]))
+        batch = torch.arange(len(walk), device=walk.device)[:, None, None]
+        for start in range(0, blocks.rows, together):
+            rows = slice(start, start + together)
+            through = weights[:, rows, :, None] * held["weights"][batch, to[:, rows]]
+            ends = held["to"][batch, to[:, rows]]
+            found[:, rows].scatter_add_(2, ends.flatten(2), through.flatten(2))
+        return found
+
+    def _entries(self, x: Tensor, blocks: Blocks) -> tuple[Tensor, Tensor]:
+        """Block numbers and values of what rows of W or R keep by rank [batch, rows, k].
+
+        Shares and last rows keep blocks for attention alone: they depend on the prompt's length.
+        """
+        marked = self._above_quantile(x, blocks) if self.system.select == "quantile" else x
+        chosen = choose(marked, blocks)
+        to = chosen.clamp_min(0)
+        return to, x.gather(2, to) * (chosen >= 0)
+
+    def _above_quantile(self, walk: Tensor, blocks: Blocks) -> Tensor:
+        kept = walk > _quantile(walk, blocks, self.system.quantile)
+        return torch.where(kept, torch.inf, -torch.inf)
+
+    def _marked(self, walk: Tensor, forward: Forward) -> Tensor:
+        """Scores with +inf where a block is surely kept, -inf where one surely is not."""
+        system, blocks = self.system, forward.blocks
+        if system.select == "quantile":
+            walk = self._above_quantile(walk, blocks)
+        if not system.marks_blocks:
+            return walk
+        tokens = [max(0, forward.total - first) for first in blocks.mask.first]
+        number = torch.arange(blocks.count, device=walk.device)
+        sinks = self._share(system.sink_share, tokens, number)
+        local = self._share(system.local_share, tokens, number)
+        sure = (number < sinks) | (number > blocks.number[..., None] - local)
+        if not forward.is_decode:
+            ends = number.new_tensor([-(-n // blocks.size) for n in tokens])
+            is_last = blocks.number >= ends[:, None] - system.dense_last_rows
+            sure = sure | is_last[..., None]
+        return walk.masked_fill(sure, torch.inf)
+
+    def _share(self, share: float, tokens: list[int], number: Tensor) -> Tensor:
+        """Blocks that make up a share of each row's tokens, rounded up [batch, 1, 1]."""
+        # As the decimal that was written.
+        size = self.system.block_size
+        found = [-int(-Fraction(str(share)) * n / size // 1) for n in tokens]
+        return number.new_tensor(found).view(-1, 1, 1)
+
+
+def _normalised(x: Tensor) -> Tensor:
+    return x / x.sum(-1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
+
+
+def _quantile(x: Tensor, blocks: Blocks, quantile: float) -> Tensor:
+    """Of each row's causal blocks, between two by linear interpolation [batch, rows, 1]."""
+    ordered = x.masked_fill(blocks.future, torch.inf).sort(-1).values
+    place = blocks.number.double() * quantile
+    low = place.floor().long()
+    below = ordered.gather(2, low[..., None])
+    above = ordered.gather(2, torch.minimum(low + 1, blocks.number)[..., None])
+    return torch.lerp(below, above, (place - low)[..., None].to(x.dtype))
 
 
 def hadamard_sketch(d: int, sketch_dim: int, seed: int) -> Tensor:
@@ -110,15 +242,3 @@ def hadamard_sketch(d: int, sketch_dim: int, seed: int) -> Tensor:
     while len(hadamard) < padded:
         hadamard = torch.kron(torch.tensor([[1.0, 1.0], [1.0, -1.0]]), hadamard)
     return signs * hadamard[:d, coordinates] * r**-0.5
-
-
-def _write(held: Tensor | None, rows: Tensor, blocks: Blocks) -> Tensor:
-    """`held` [batch, ..., blocks, x] with the forward's rows [batch, ..., rows, x] put in."""
-    if held is None:
-        return rows
-    more = blocks.count - held.shape[-2], rows.shape[-1] - held.shape[-1]
-    if any(more):
-        held = functional.pad(held, (0, more[1], 0, more[0]))
-    for b, begin in enumerate(blocks.begin):
-        held[b, ..., begin : begin + blocks.rows, :] = rows[b]
-    return held

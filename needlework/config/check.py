@@ -133,9 +133,11 @@ def _systems(experiment: Experiment) -> Iterator[Problem]:
                 "is part of a model's weights; write it under models, with a `base`",
             )
     if experiment.baseline is not None and experiment.baseline not in experiment.systems:
+        family = [n for n, s in experiment.systems.items() if s.family == experiment.baseline]
+        named = "several systems" if family else "no system"
         yield (
             ("baseline",),
-            "names no system; " + one_of(experiment.systems, experiment.baseline),
+            f"names {named}; " + one_of(family or experiment.systems, experiment.baseline),
         )
 
 

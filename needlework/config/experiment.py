@@ -1,8 +1,8 @@
 """The experiment file as one model: what is made, opened, compared, on which data."""
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, PlainValidator
 
 from needlework.config.base import Name, Strict
 from needlework.config.depths import Depths
@@ -11,11 +11,36 @@ from needlework.config.systems import AnyAttention
 from needlework.config.tasks import AnyTask, Haystack, PasskeyExamples
 
 
+def _one_value(value: Any) -> Any:
+    if isinstance(value, list | dict):
+        raise ValueError("write one value in each place, such as [4, 8]")
+    return value
+
+
+# Its type is the parameter's own, and checked as such where the sweep is expanded.
+_Value = Annotated[
+    int | float | bool | str | None,
+    PlainValidator(_one_value, json_schema_input_type=int | float | bool | str | None),
+]
+
+
 class System(Strict):
     """What is compared: a model, with the attention it is evaluated under."""
 
     model: Name = Field(description="a name under models")
     attention: AnyAttention | None = Field(None, description="null: the model's own attention")
+    sweep: (
+        Annotated[dict[str, Annotated[list[_Value], Field(min_length=1)]], Field(min_length=1)]
+        | None
+    ) = Field(
+        None,
+        description="parameters of the attention, each with its values: a system for each "
+        "combination, named {name}_{key}{value}; `walk` with {top_k_blocks: [4, 8]} gives "
+        "walk_top_k_blocks4 and walk_top_k_blocks8",
+    )
+    family: Name | None = Field(
+        None, description="systems that figures show as one kind; a sweep's have its name"
+    )
 
 
 class Experiment(Strict):
@@ -35,6 +60,7 @@ class Experiment(Strict):
     length_unit: Literal["tokens", "characters"] = Field("tokens", description="of lengths")
     depths: Depths = Field(
         [0, 10, 20, 30, 40, 50, 60, 70, 80, 90, 100],
+        validate_default=True,
         description="percent of the haystack before a needle, a list, {linear: 11}, {sigmoid: 11} "
         "or uniform; samples are spread evenly over them",
     )

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from needlework.config.check import one_of, problems
 from needlework.config.experiment import Experiment
 from needlework.config.source import SourceMap
+from needlework.config.sweep import expand
 
 _WANTED = {
     "int_type": "write a whole number",
@@ -33,20 +34,28 @@ _BOUNDS = {
 
 
 def load_experiment(config: dict[str, Any], files: Iterable[str | Path] = ()) -> Experiment:
-    """The experiment that `config` describes, read from `files` (for line numbers).
+    """The experiment that `config` describes, its sweeps expanded to plain systems.
+
+    `files` are those that `config` was read from, for line numbers.
 
     Raises:
         ValueError: the first thing that is wrong: file, line, key, value and remedy in one line.
     """
     sources = [SourceMap(file) for file in files]
+    expansion = expand(config)
+    found = expansion.problems
     try:
-        experiment = Experiment.model_validate(config)
+        experiment = Experiment.model_validate(expansion.config)
     except ValidationError as error:
-        lines = [_line(sources, config, *_explain(config, item)) for item in error.errors()]
+        for item in error.errors():
+            where, what = _explain(expansion.config, item)
+            found.append((expansion.in_file(where, item["type"] == "extra_forbidden"), what))
     else:
-        lines = [_line(sources, config, where, what) for where, what in problems(experiment)]
-        if not lines:
+        found += [(expansion.in_file(where), what) for where, what in problems(experiment)]
+        if not found:
             return experiment
+    # What is wrong with a sweep is so in each of its systems.
+    lines = list(dict.fromkeys(_line(sources, config, *one) for one in found))
     more = f" (and {len(lines) - 1} more)" if len(lines) > 1 else ""
     raise ValueError(lines[0] + more)
 

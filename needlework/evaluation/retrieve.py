@@ -14,6 +14,7 @@ from transformers import (
 )
 
 from needlework.attention.apply import apply
+from needlework.attention.density import Density, LayerDensity
 from needlework.config.systems import Attention
 from needlework.evaluation.meter import FirstTokenClock, cache_bytes, peak_memory_bytes
 from needlework.evaluation.thinking import ThinkingBudget, opens_thought
@@ -38,6 +39,13 @@ _MEASUREMENTS = {
     "decode_seconds": pl.Float64,
     "peak_memory_bytes": pl.Int64,
 }
+_DENSITIES = {
+    **{name: _PREDICTIONS[name] for name in ("system", "task", "length")},
+    "layer": pl.Int64,
+    "stage": pl.String,
+    "density": pl.Float64,
+    "pairs": pl.Int64,
+}
 
 
 def retrieve(
@@ -48,8 +56,8 @@ def retrieve(
     system: str,
     attention: Attention | None = None,
     thinking_tokens: int = 0,
-) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Predictions and measurements, one row a sample, in the samples' order.
+) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
+    """Predictions and measurements, one row a sample in the samples' order, and densities.
 
     The most likely token is taken each time: what the checkpoint's generation_config.json says of
     sampling, penalties or lengths is left out, and its eos_token_id (one, several, or the
@@ -61,10 +69,15 @@ def retrieve(
     over causal pairs of query and key in the sparse layers; decode_density is null where the first
     token ended the answer. cache_bytes is what the cache holds when the answer ends.
 
+    The densities have a row a task, length, sparse layer (numbered from 0) and stage (prefill,
+    decode): the density over all samples together, and the causal pairs that it is the share of. No
+    row stands for a layer with the model's own attention, so a dense system has none.
+
     Raises:
         ValueError: the tokenizer does not count a prompt's tokens as the sample does.
     """
     predictions, measurements = [], []
+    layers: dict[tuple[str, int], list[LayerDensity]] = {}
     put_on = apply(model, attention) if attention is not None else nullcontext()
     with put_on as handle, _greedy(model, tokenizer):
         for row in track(
@@ -87,9 +100,20 @@ def retrieve(
                 }
             )
             measurements.append({**key, **measured})
+            if density is not None:
+                layers.setdefault((row["task"], row["length"]), []).extend(density.layers)
     return (
         pl.DataFrame(predictions, schema=_PREDICTIONS),
         pl.DataFrame(measurements, schema=_MEASUREMENTS),
+        pl.DataFrame(
+            [
+                (system, *cell, one.layer, one.stage, one.density, one.pairs)
+                for cell, measured in layers.items()
+                for one in Density.of(measured).layers
+            ],
+            schema=_DENSITIES,
+            orient="row",
+        ),
     )
 
 

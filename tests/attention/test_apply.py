@@ -2,18 +2,12 @@ import copy
 
 import pytest
 import torch
-from transformers import (
-    AutoModelForCausalLM,
-    DynamicCache,
-    Gemma2Config,
-    GptOssConfig,
-    LlamaConfig,
-    MistralConfig,
-    Qwen3Config,
-)
+import transformers as configs
+from transformers import AutoModelForCausalLM, DynamicCache
 
+from needlework.attention import kernels
 from needlework.attention.apply import apply
-from needlework.config.systems import Infini, Random, SketchWalk
+from needlework.config.systems import Infini, Oracle, Random, SketchWalk, Window, XAttention
 
 SMALL = {
     "hidden_size": 32,
@@ -27,27 +21,99 @@ SMALL = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
+EXPERTS = {"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 16}
+LOCAL_EXPERTS = {"num_local_experts": 2, "num_experts_per_tok": 1}
+# A config of each family, where it differs from SMALL, and the layers that are replaced after the
+# first. Others slide, are chunked or linear.
 FAMILIES = {
-    "llama": (LlamaConfig(**SMALL), {1, 2, 3}),
-    "qwen3": (Qwen3Config(**SMALL), {1, 2, 3}),
-    "mistral": (MistralConfig(**SMALL, sliding_window=None), {1, 2, 3}),
-    "gemma2": (Gemma2Config(**SMALL, sliding_window=24, query_pre_attn_scalar=8), {1, 3}),
-    "gpt-oss": (
-        GptOssConfig(**SMALL, sliding_window=24, num_local_experts=2, num_experts_per_tok=1),
+    "llama": (configs.LlamaConfig, {}, {1, 2, 3}),
+    "qwen2": (configs.Qwen2Config, {}, {1, 2, 3}),
+    "qwen3": (configs.Qwen3Config, {}, {1, 2, 3}),
+    "qwen3-moe": (configs.Qwen3MoeConfig, EXPERTS, {1, 2, 3}),
+    "qwen3-next": (
+        configs.Qwen3NextConfig,
+        {
+            **EXPERTS,
+            "shared_expert_intermediate_size": 16,
+            "linear_num_value_heads": 2,
+            "linear_num_key_heads": 2,
+            "linear_key_head_dim": 8,
+            "linear_value_head_dim": 8,
+        },
+        {3},
+    ),
+    "mistral": (configs.MistralConfig, {"sliding_window": None}, {1, 2, 3}),
+    "mixtral": (configs.MixtralConfig, {**LOCAL_EXPERTS, "sliding_window": None}, {1, 2, 3}),
+    "phi3": (configs.Phi3Config, {"sliding_window": None}, {1, 2, 3}),
+    "granite": (configs.GraniteConfig, {}, {1, 2, 3}),
+    "glm4": (configs.Glm4Config, {}, {1, 2, 3}),
+    "smollm3": (configs.SmolLM3Config, {}, {1, 2, 3}),
+    # Keys of 16 and values of 8, from latents.
+    "deepseek-v3": (
+        configs.DeepseekV3Config,
+        {
+            "num_key_value_heads": 4,
+            "q_lora_rank": 16,
+            "kv_lora_rank": 16,
+            "qk_nope_head_dim": 8,
+            "qk_rope_head_dim": 8,
+            "v_head_dim": 8,
+            "n_routed_experts": 4,
+            "num_experts_per_tok": 2,
+            "n_group": 2,
+            "topk_group": 1,
+            "moe_intermediate_size": 16,
+            "first_k_dense_replace": 1,
+        },
+        {1, 2, 3},
+    ),
+    "falcon-h1": (
+        configs.FalconH1Config,
+        {
+            "mamba_d_ssm": 32,
+            "mamba_n_heads": 4,
+            "mamba_d_head": 8,
+            "mamba_d_state": 8,
+            "mamba_chunk_size": 16,
+        },
+        {1, 2, 3},
+    ),
+    "gemma2": (configs.Gemma2Config, {"sliding_window": 24, "query_pre_attn_scalar": 8}, {1, 3}),
+    "gemma3": (
+        configs.Gemma3TextConfig,
+        {"sliding_window": 24, "layer_types": ["sliding_attention", "full_attention"] * 2},
         {1, 3},
     ),
+    "llama4": (
+        configs.Llama4TextConfig,
+        {**LOCAL_EXPERTS, "intermediate_size_mlp": 32, "attention_chunk_size": 24},
+        {3},
+    ),
+    "gpt-oss": (configs.GptOssConfig, {**LOCAL_EXPERTS, "sliding_window": 24}, {1, 3}),
+    "olmo3": (configs.Olmo3Config, {"sliding_window": 24}, {3}),
+    "cohere2": (configs.Cohere2Config, {"sliding_window": 24}, {3}),
 }
 SYSTEMS = {
     "sketchwalk-mean": SketchWalk(block_size=8, density=0.5, dense_layers=1),
     "sketchwalk-sum": SketchWalk(block_size=8, density=0.5, dense_layers=1, heads="sum"),
     "random": Random(block_size=8, density=0.5, dense_layers=1),
 }
+BY_COUNT = list(SYSTEMS)
+"""Systems of which a row keeps as many blocks as `density` says."""
+SYSTEMS |= {
+    "sketchwalk-kept": SketchWalk(block_size=8, density=0.5, dense_layers=1, walk_memory="kept"),
+    "oracle": Oracle(block_size=8, density=0.5, dense_layers=1),
+    "xattention": XAttention(block_size=8, stride=4, density=0.5, dense_layers=1),
+    "xattention-threshold": XAttention(block_size=8, stride=4, threshold=0.6, dense_layers=1),
+    "window": Window(block_size=8, sink_tokens=4, recent_tokens=20, dense_layers=1),
+}
 every_system = pytest.mark.parametrize("system", SYSTEMS.values(), ids=SYSTEMS)
 
 
-def tiny(family="llama"):
+def tiny(family="llama", differing=None):
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(FAMILIES[family][0]).eval()
+    config, own, _ = FAMILIES[family]
+    model = AutoModelForCausalLM.from_config(config(**SMALL | own | (differing or {}))).eval()
     for parameter in model.parameters():
         # Initial weights are so small that all attention is alike.
         parameter.data.mul_(4) if parameter.ndim > 1 else None
@@ -57,6 +123,12 @@ def tiny(family="llama"):
 @pytest.fixture(scope="module")
 def llama():
     return tiny()
+
+
+@pytest.fixture(scope="module")
+def llama_of_16():
+    """Heads of 16 numbers, the least that is compiled."""
+    return tiny(differing={"hidden_size": 64, "head_dim": 16})
 
 
 def prompts(lengths, seed=0):
@@ -111,7 +183,7 @@ def test_all_blocks_kept_is_stock_attention(family):
     stock_tokens, stock_logits = generate(model, inputs)
     whole = SketchWalk(block_size=8, top_k_blocks=99, dense_layers=1)
     with apply(model, whole) as handle:
-        assert handle.sparse_layers == FAMILIES[family][1]
+        assert handle.sparse_layers == FAMILIES[family][2]
         with torch.inference_mode():
             found = model(**inputs).logits
         tokens, logits = generate(model, inputs)
@@ -121,6 +193,24 @@ def test_all_blocks_kept_is_stock_attention(family):
     torch.testing.assert_close(chunked[real], stock[real], rtol=0, atol=1e-5)
     torch.testing.assert_close(logits, stock_logits, rtol=0, atol=1e-5)
     assert torch.equal(tokens, stock_tokens)
+    # Were the layers of no weight, all this would hold of any attention.
+    few = Random(block_size=8, top_k_blocks=1, dense_layers=1)
+    with apply(model, few), torch.inference_mode():
+        less = model(**inputs).logits
+    assert (less - stock)[real].abs().max() > 1e-3
+
+
+def test_long_prefill_by_the_compiled_kernel_is_stock_attention(llama_of_16, monkeypatch):
+    model, inputs = llama_of_16, prompts([160, 120])
+    real = inputs["attention_mask"].bool()
+    with torch.inference_mode():
+        stock = model(**inputs).logits
+    monkeypatch.setattr(kernels, "COMPILED_FROM", 0)
+    with apply(model, SketchWalk(block_size=16, top_k_blocks=99, dense_layers=1)) as handle:
+        with torch.inference_mode():
+            found = model(**inputs).logits
+        assert handle.density().prefill == 1
+    torch.testing.assert_close(found[real], stock[real], rtol=0, atol=1e-5)
 
 
 @every_system
@@ -183,10 +273,10 @@ def test_later_tokens_of_a_block_never_reach_earlier_ones(llama):
     torch.testing.assert_close(changed[:, :53], found[:, :53], rtol=0, atol=1e-5)
 
 
-@every_system
-def test_density_is_what_was_attended_to(llama, system):
+@pytest.mark.parametrize("name", BY_COUNT)
+def test_density_is_what_was_attended_to(llama, name):
     """Block 8 and 64 tokens: row i keeps ceil((i + 1) / 2) blocks, its own by half."""
-    with apply(llama, system) as handle:
+    with apply(llama, SYSTEMS[name]) as handle:
         assert handle.density().prefill is None
         run(llama, prompts([64])["input_ids"], [64])
         kept = sum((-(-(i + 1) // 2) - 1) * 64 + 36 for i in range(8))

@@ -1,9 +1,14 @@
+import xml.etree.ElementTree as ET
+
 import polars as pl
 import pytest
+
+from needlework.figures.save import save
 
 SYSTEMS = ["dense", "sketchwalk", "random", "infini", "seer", "streaming", "snapkv", "delta"]
 TASKS = [f"task_{letter}" for letter in "abcdefghijklm"]
 LENGTHS = [512, 1000, 1024, 2048, 3000, 4096, 32768, 131072]
+SVG = "{http://www.w3.org/2000/svg}"
 DEPTHS = [0.0, 10.0, 20.0, 30.0, 40.0, 50.0, 60.0, 70.0, 80.0, 90.0, 100.0]
 
 
@@ -50,3 +55,22 @@ def make_costs():
         return table.drop("cache_bytes"), table.drop("prefill_seconds")
 
     return make
+
+
+@pytest.fixture
+def drawn(tmp_path):
+    """Render a chart: the lines of its texts, and what it says of each of its marks."""
+
+    def draw(chart):
+        save(chart, svg=tmp_path / "chart.svg")
+        root = ET.parse(tmp_path / "chart.svg").getroot()
+        nodes = [node for node in root.iter() if node.tag in (f"{SVG}text", f"{SVG}tspan")]
+        marks = [
+            {"kind": node.get("aria-roledescription"), "stroke": node.get("stroke")}
+            | dict(part.partition(": ")[::2] for part in node.get("aria-label").split("; "))
+            for node in root.iter()
+            if node.get("role") == "graphics-symbol" and "; " in node.get("aria-label", "")
+        ]
+        return [node.text for node in nodes if node.text], marks
+
+    return draw

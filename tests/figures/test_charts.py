@@ -1,38 +1,15 @@
 """The figures as their readers see them: rendered to SVG, texts and marks read back."""
 
-import xml.etree.ElementTree as ET
-
 import polars as pl
 import pytest
 
 from needlework.figures.accuracy import accuracy
 from needlework.figures.cost import cost
 from needlework.figures.heatmap import heatmap
-from needlework.figures.save import save
 from needlework.figures.theme import COLORS
 from needlework.figures.training import training
 
 CELL = ["system", "task", "length", "accuracy", "low", "high"]
-SVG = "{http://www.w3.org/2000/svg}"
-
-
-@pytest.fixture
-def drawn(tmp_path):
-    """Render a chart: the lines of its texts, and what it says of each of its marks."""
-
-    def draw(chart):
-        save(chart, svg=tmp_path / "chart.svg")
-        root = ET.parse(tmp_path / "chart.svg").getroot()
-        nodes = [node for node in root.iter() if node.tag in (f"{SVG}text", f"{SVG}tspan")]
-        marks = [
-            {"kind": node.get("aria-roledescription"), "stroke": node.get("stroke")}
-            | dict(part.partition(": ")[::2] for part in node.get("aria-label").split("; "))
-            for node in root.iter()
-            if node.get("role") == "graphics-symbol" and "; " in node.get("aria-label", "")
-        ]
-        return [node.text for node in nodes if node.text], marks
-
-    return draw
 
 
 def number(text):

@@ -30,7 +30,7 @@ KINDS = (
     *("experiment.yaml", "software.csv"),
     *(
         f"figures/{name}.{kind}"
-        for name in ("heatmap/passkey", "heatmap/niah", "accuracy", "training")
+        for name in ("heatmap/passkey", "heatmap/niah", "accuracy", "pareto", "density", "training")
         for kind in ("html", "svg", "png")
     ),
 )

@@ -25,7 +25,7 @@ def figures(*names: str) -> set[str]:
     return {f"results/small/figures/{name}.{kind}" for name in names for kind in EVERY_FORMAT}
 
 
-SCORED = figures("accuracy", "heatmap/passkey", "heatmap/niah")
+SCORED = figures("accuracy", "pareto", "heatmap/passkey", "heatmap/niah")
 
 
 def said(done: subprocess.CompletedProcess[str]) -> list[str]:
@@ -128,7 +128,7 @@ def test_a_finished_run_verifies(finished: Project):
 @pytest.mark.parametrize(
     ("path", "standing"),
     [
-        ("results/small/samples/base/passkey/128.parquet", SCORED | figures("cost")),
+        ("results/small/samples/base/passkey/128.parquet", SCORED | figures("cost", "density")),
         ("results/small/predictions/sketchwalk/niah/256.parquet", SCORED | figures("cost")),
         ("results/small/scores/dense/passkey/256.parquet", SCORED),
         ("results/small/training/infini.parquet", figures("training")),
@@ -138,7 +138,7 @@ def test_a_finished_run_verifies(finished: Project):
         ),
         (
             "resources/needlework-tiny/tokenizer.json",
-            SCORED | figures("cost", "training"),
+            SCORED | figures("cost", "density", "training"),
         ),
     ],
 )

@@ -21,6 +21,8 @@ FIGURES = {
     "Depth by length: passkey",
     "Depth by length: niah",
     "Prefill time and cache by length",
+    "Density by layer",
+    "Accuracy by measured density",
     "Training curves",
 }
 FORMATS = {"interactive", "PNG", "SVG"}

@@ -17,7 +17,7 @@ TASKS = ["passkey", "niah"]
 LENGTHS = [128, 256]
 
 # Jobs are named by rule and wildcards: "evaluate_system dense passkey 128".
-COMPARED = {"summarize_scores", "compare_systems", "plot_accuracy"}
+COMPARED = {"summarize_scores", "compare_systems", "plot_accuracy", "plot_pareto"}
 COMPARED |= {f"plot_heatmap {task}" for task in TASKS}
 TIMED = {"compare_speed", "plot_cost"}
 
@@ -32,6 +32,7 @@ def answered(
     """All that follows from new answers in these cells."""
     cells = [f"{s} {task} {length}" for s in systems for task in tasks for length in lengths]
     jobs = {f"{rule} {cell}" for rule in ("evaluate_system", "score_predictions") for cell in cells}
+    jobs |= {"plot_density"} if {*systems} - {"dense", "infini"} else set()
     return jobs | COMPARED | TIMED
 
 
@@ -71,7 +72,8 @@ def nothing(project: Project) -> None:
 
 WALK = {"type": "sketchwalk", "block_size": 32, "density": 0.25, "dense_layers": 1}
 TUNED = {"generate_finetune_data base rows", "finetune_model infini", "plot_training"}
-FIGURES = {"plot_accuracy", "plot_cost", "plot_training", *(f"plot_heatmap {t}" for t in TASKS)}
+FIGURES = {f"plot_{name}" for name in ("accuracy", "cost", "training", "density", "pareto")}
+FIGURES |= {f"plot_heatmap {task}" for task in TASKS}
 
 CASES = {
     "nothing changed": (nothing, set()),
@@ -107,7 +109,8 @@ CASES = {
     ),
     "scoring": (
         write_more("needlework/scoring/score.py"),
-        {job for job in answered(SYSTEMS) if not job.startswith("evaluate")} - TIMED,
+        {job for job in answered(SYSTEMS) if not job.startswith("evaluate")}
+        - {*TIMED, "plot_density"},
     ),
     "comparing": (
         write_more("needlework/scoring/compare.py"),

@@ -139,6 +139,28 @@ def cells(stage, systems=None):
     )
 
 
+def sparse_systems():
+    """Systems that leave pairs of query and key out: those whose density is measured below 1."""
+    return [
+        name
+        for name, system in experiment.systems.items()
+        if getattr(system.attention, "density", None) != 1
+        and system.attention is not None
+    ]
+
+
+def dense_system():
+    """The system whose accuracy sparse ones are to reach: the baseline if dense, or the first."""
+    dense = [
+        name
+        for name, system in experiment.systems.items()
+        if system.attention is None and not model_modules(system.model)
+    ]
+    return (
+        experiment.baseline if experiment.baseline in dense else next(iter(dense), None)
+    )
+
+
 def pretrained_models():
     """Models that this experiment makes from nothing."""
     return [name for name, m in experiment.models.items() if isinstance(m, Pretrained)]
@@ -165,6 +187,8 @@ def targets():
     mapped = [name for name, task in experiment.tasks.items() if task.has_depths]
     figures = [*(f"heatmap/{task}" for task in mapped), "accuracy", "cost"]
     figures += ["training"] if trained_models() else []
+    figures += ["density"] if sparse_systems() else []
+    figures += ["pareto"] if len(sparse_systems()) > 1 else []
     wanted = expand(
         f"{RESULTS}/figures/{{figure}}.{{kind}}",
         figure=figures,

@@ -5,6 +5,7 @@ rule evaluate_system:
     output:
         predictions=f"{RESULTS}/predictions/{{system}}/{{task}}/{{length}}.parquet",
         measurements=f"{RESULTS}/measurements/{{system}}/{{task}}/{{length}}.parquet",
+        densities=f"{RESULTS}/densities/{{system}}/{{task}}/{{length}}.parquet",
     log:
         f"{RESULTS}/logs/evaluate_system/{{system}}/{{task}}/{{length}}.log",
     benchmark:

@@ -159,3 +159,86 @@ rule plot_training:
         models=trained_models(),
     script:
         "../scripts/plot_training.py"
+
+
+rule plot_density:
+    input:
+        densities=cells("densities", sparse_systems()),
+    output:
+        html=report(
+            f"{RESULTS}/figures/density.html",
+            caption="../report/density.rst",
+            category="Figures",
+            labels={"figure": "Density by layer", "format": "interactive"},
+        ),
+        svg=report(
+            f"{RESULTS}/figures/density.svg",
+            caption="../report/density.rst",
+            category="Figures",
+            labels={"figure": "Density by layer", "format": "SVG"},
+        ),
+        png=report(
+            f"{RESULTS}/figures/density.png",
+            caption="../report/density.rst",
+            category="Figures",
+            labels={"figure": "Density by layer", "format": "PNG"},
+        ),
+    log:
+        f"{RESULTS}/logs/plot_density.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/plot_density.tsv"
+    conda:
+        "../../envs/report.yaml"
+    threads: 1
+    resources:
+        mem_mb=lambda w, attempt: 2000 * attempt,
+        runtime=10,
+    params:
+        code=code_version("plot_density.py"),
+        length_unit=experiment.length_unit,
+    script:
+        "../scripts/plot_density.py"
+
+
+rule plot_pareto:
+    input:
+        summary=f"{RESULTS}/summary.parquet",
+    output:
+        html=report(
+            f"{RESULTS}/figures/pareto.html",
+            caption="../report/pareto.rst",
+            category="Figures",
+            labels={"figure": "Accuracy by measured density", "format": "interactive"},
+        ),
+        svg=report(
+            f"{RESULTS}/figures/pareto.svg",
+            caption="../report/pareto.rst",
+            category="Figures",
+            labels={"figure": "Accuracy by measured density", "format": "SVG"},
+        ),
+        png=report(
+            f"{RESULTS}/figures/pareto.png",
+            caption="../report/pareto.rst",
+            category="Figures",
+            labels={"figure": "Accuracy by measured density", "format": "PNG"},
+        ),
+    log:
+        f"{RESULTS}/logs/plot_pareto.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/plot_pareto.tsv"
+    conda:
+        "../../envs/report.yaml"
+    threads: 1
+    resources:
+        mem_mb=lambda w, attempt: 2000 * attempt,
+        runtime=10,
+    params:
+        code=code_version("plot_pareto.py"),
+        length_unit=experiment.length_unit,
+        metrics={name: task.metric for name, task in experiment.tasks.items()},
+        dense=dense_system(),
+        families={
+            name: experiment.systems[name].family or name for name in sparse_systems()
+        },
+    script:
+        "../scripts/plot_pareto.py"

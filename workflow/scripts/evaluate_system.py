@@ -18,7 +18,7 @@ with stage(snakemake) as s:
     torch.set_num_threads(s.threads)
     model, tokenizer = open_model(s.params.model, dtype=s.params.dtype, revision=s.params.revision)
     attention = TypeAdapter(AnyAttention | None).validate_python(s.params.attention)
-    predictions, measurements = retrieve(
+    predictions, measurements, densities = retrieve(
         model,
         tokenizer,
         pl.read_parquet(s.input.samples),
@@ -28,3 +28,4 @@ with stage(snakemake) as s:
     )
     predictions.write_parquet(s.output.predictions)
     measurements.write_parquet(s.output.measurements)
+    densities.write_parquet(s.output.densities)

@@ -1,0 +1,176 @@
+"""Accuracy against measured density, and which systems are best at theirs."""
+
+from collections.abc import Mapping
+
+import altair as alt
+import polars as pl
+
+from needlework.figures.axes import log_ticks
+from needlework.figures.theme import METRICS, counted, inline, names, require, styled, told_apart
+
+_STAGES = ["prefill", "decode"]
+_CELL = ["task", "length", "stage"]
+_WIDTH, _HEIGHT = 400, 280
+
+
+def pareto(
+    summary: pl.DataFrame,
+    families: Mapping[str, str],
+    dense: str | None = None,
+    metrics: Mapping[str, str] | None = None,
+    unit: str = "tokens",
+) -> alt.Chart:
+    """Accuracy (%) against density (%, log scale), a point a system and length.
+
+    One row of panels a task, prefill and decode apart. At each length the systems that none beats,
+    being as accurate with less density or more accurate with as much, are filled and joined by
+    steps: the Pareto front. The dense system is a dashed line, to be reached.
+
+    Args:
+        summary: system, task, length, depth_percent (rows with one are left out), metric, n,
+            accuracy, low, high, prefill_density, decode_density (0-1; null: not measured).
+        families: the systems to draw and, for each, the name of its shape: that of its sweep, or
+            its own.
+        dense: the system whose accuracy is the line, if there is one.
+        metrics: the metric of each task; `all` for a task not named.
+        unit: of the lengths.
+
+    Raises:
+        ValueError: if none of the systems has a measured density.
+    """
+    columns = ["system", "task", "length", "depth_percent", "metric", "n", "accuracy"]
+    densities = [f"{stage}_density" for stage in _STAGES]
+    require(summary, [*columns, "low", "high", *densities], "summary")
+    tasks, lengths = names(summary, "task"), sorted(summary["length"].unique())
+    chosen = {task: (metrics or {}).get(task, "all") for task in tasks}
+    own = pl.col("task").replace_strict(chosen, return_dtype=pl.String)
+    cells = summary.filter(pl.col("metric") == own, pl.col("depth_percent").is_null())
+    points = front(
+        cells.filter(pl.col("system").is_in(list(families)))
+        .unpivot(
+            on=densities,
+            index=[*columns, "low", "high"],
+            variable_name="stage",
+            value_name="density",
+        )
+        .drop_nulls("density")
+        .with_columns(
+            pl.col("stage").str.strip_suffix("_density"),
+            family=pl.col("system").replace_strict(families, return_dtype=pl.String, default=None),
+        )
+    )
+    if points.is_empty():
+        raise ValueError(
+            f"summary: no measured density of {', '.join(families) or 'any system'}, so there is "
+            "nothing to draw; evaluate a sparse system"
+        )
+    stages = [stage for stage in _STAGES if stage in points["stage"]]
+    lines = cells.filter(pl.col("system").is_in([dense] if dense else [])).join(
+        pl.DataFrame({"stage": stages}), how="cross"
+    )
+    panels = {(task, stage): f"{task}, {stage}" for task in tasks for stage in stages}
+    data = pl.concat([points, lines], how="diagonal").select(
+        "system",
+        "family",
+        *_CELL,
+        "metric",
+        "n",
+        "is_front",
+        panel=pl.concat_str("task", "stage", separator=", "),
+        of=pl.col("length").map_elements("{:,}".format, return_dtype=pl.String),
+        density=100 * pl.col("density"),
+        percent=100 * pl.col("accuracy"),
+        low=100 * pl.col("low"),
+        high=100 * pl.col("high"),
+    )
+    chart = (
+        alt.layer(*_marks(points, list(dict.fromkeys(families.values())), lengths, unit))
+        .properties(width=_WIDTH, height=_HEIGHT)
+        .facet(
+            data=inline(data),
+            facet=alt.Facet("panel:N", title=None, sort=list(panels.values())),
+            columns=len(stages),
+        )
+        .resolve_axis(x="independent", y="independent")
+    )
+    shown = [metric for metric in METRICS if metric in chosen.values()]
+    dashed = f"Dashed: {dense}, the accuracy to reach. " if len(lines) else ""
+    return styled(
+        chart,
+        "Accuracy by measured density",
+        [
+            f"{dashed}Filled and joined: Pareto front of each length",
+            f"Metric {'; '.join(f'{metric}: {METRICS[metric]}' for metric in shown)}",
+            counted(points["n"], "answers a point, all needle depths together"),
+        ],
+    )
+
+
+def front(points: pl.DataFrame) -> pl.DataFrame:
+    """Add is_front: no other point of its task, length and stage is better.
+
+    Better is at most as dense and at least as accurate, and not the same in both.
+    """
+    cell = pl.struct(*_CELL)
+    ordered = points.with_row_index("row").sort(*_CELL, "density", pl.col("accuracy").neg())
+    # In order of density, a point is on the front if it is above all before it, or equals the last
+    # one that was.
+    best = pl.col("accuracy").cum_max().over(cell)
+    ordered = ordered.with_columns(best=best)
+    reached = pl.col("density").min().over(pl.struct(*_CELL, "best"))
+    is_front = (pl.col("accuracy") == pl.col("best")) & (pl.col("density") == reached)
+    return ordered.with_columns(is_front=is_front).sort("row").drop("row", "best")
+
+
+def _marks(
+    points: pl.DataFrame, families: list[str], lengths: list[int], unit: str
+) -> list[alt.Chart]:
+    ticks = log_ticks(100 * min(points["density"].min(), 0.5), 100, 10)
+    scale = alt.Scale(type="log", domain=[ticks[0], ticks[-1]], nice=False)
+    x = alt.X("density:Q", title="Density (% of causal pairs, log scale)", scale=scale).axis(
+        values=ticks, format="~g", labelOverlap=False
+    )
+    y = alt.Y("percent:Q", title="Accuracy (%)").scale(domain=[0, 100])
+    y = y.axis(values=list(range(0, 101, 20)))
+    color = (
+        alt.Color("of:N", title=f"Length ({unit})", sort=[f"{length:,}" for length in lengths])
+        .scale(
+            domain=[f"{length:,}" for length in lengths],
+            scheme=alt.SchemeParams("viridis", extent=[0, 0.9]),
+        )
+        .legend(symbolType="stroke")
+    )
+    tooltip = [
+        alt.Tooltip("system:N", title="System"),
+        alt.Tooltip("task:N", title="Task"),
+        alt.Tooltip("length:Q", title=f"Length ({unit})", format=","),
+        alt.Tooltip("metric:N", title="Metric"),
+        alt.Tooltip("percent:Q", title="Accuracy (%)", format=".1f"),
+        alt.Tooltip("low:Q", title="Low (%)", format=".1f"),
+        alt.Tooltip("high:Q", title="High (%)", format=".1f"),
+        alt.Tooltip("n:Q", title="Answers"),
+    ]
+    measured = [
+        alt.Tooltip("stage:N", title="Stage"),
+        alt.Tooltip("density:Q", title="Density (%)", format=".2f"),
+    ]
+    base = alt.Chart().encode(y=y, color=color)
+    placed = base.encode(x=x)
+    shape = told_apart("family", families, "System")["shape"]
+    to_reach = (
+        base.transform_filter("!isValid(datum.density)")
+        .mark_rule(strokeDash=[5, 4], strokeWidth=1.5)
+        .encode(tooltip=tooltip)
+    )
+    steps = placed.transform_filter("datum.is_front").mark_line(
+        interpolate="step-after", strokeWidth=1.5
+    )
+    shown = placed.transform_filter("isValid(datum.density)").encode(
+        shape=shape, tooltip=[*tooltip, *measured]
+    )
+    return [
+        to_reach,
+        steps,
+        shown.mark_point(filled=False, size=60, strokeWidth=1.8, opacity=1),
+        shown.transform_filter("datum.is_front").mark_point(filled=True, size=90, opacity=1),
+    ]
