@@ -3,7 +3,7 @@
 import altair as alt
 import polars as pl
 
-from needlework.figures.theme import SEQUENTIAL, inline, names, require, styled
+from needlework.figures.theme import inline, names, require, styled
 
 _STAGES = ["prefill", "decode"]
 _NUMBER = "format(datum.percent, datum.percent < 9.95 ? '.1f' : '.0f')"
@@ -64,7 +64,7 @@ def density(densities: pl.DataFrame, unit: str = "tokens") -> alt.Chart:
     # A root spreads the small densities that sparse systems are about.
     squares = base.mark_rect(stroke="white", strokeWidth=0.5).encode(
         color=alt.Color("percent:Q", title="Density (%)")
-        .scale(type="sqrt", scheme=SEQUENTIAL, domain=[0, 100])
+        .scale(type="sqrt", scheme="blues", domain=[0, 100])
         .legend(gradientLength=180, values=[0, 5, 20, 50, 100])
     )
     marks = [squares]
@@ -74,13 +74,13 @@ def density(densities: pl.DataFrame, unit: str = "tokens") -> alt.Chart:
             .mark_text(fontSize=11)
             .encode(
                 text="text:N",
-                color=alt.condition("datum.percent < 25", alt.value("white"), alt.value("black")),
+                color=alt.condition("datum.percent < 40", alt.value("black"), alt.value("white")),
             )
         )
     chart = (
         alt.layer(*marks)
         .properties(
-            width=alt.Step(step_x), height=alt.Step(20), view=alt.ViewBackground(fill="#eeeeee")
+            width=alt.Step(step_x), height=alt.Step(20), view=alt.ViewBackground(fill="#cccccc")
         )
         .facet(
             data=inline(cells),

@@ -109,17 +109,20 @@ def pareto(
 def front(points: pl.DataFrame) -> pl.DataFrame:
     """Add is_front: no other point of its task, length and stage is better.
 
-    Better is at most as dense and at least as accurate, and not the same in both.
+    Better is at most as dense and at least as accurate, and not the same in both. Densities that
+    are equal in two digits are equal: systems that keep as many blocks never measure quite the
+    same.
     """
-    cell = pl.struct(*_CELL)
-    ordered = points.with_row_index("row").sort(*_CELL, "density", pl.col("accuracy").neg())
+    cell, near = pl.struct(*_CELL), pl.col("density").round_sig_figs(2)
+    ordered = points.with_row_index("row").with_columns(near=near)
+    ordered = ordered.sort(*_CELL, "near", pl.col("accuracy").neg())
     # In order of density, a point is on the front if it is above all before it, or equals the last
     # one that was.
     best = pl.col("accuracy").cum_max().over(cell)
     ordered = ordered.with_columns(best=best)
-    reached = pl.col("density").min().over(pl.struct(*_CELL, "best"))
-    is_front = (pl.col("accuracy") == pl.col("best")) & (pl.col("density") == reached)
-    return ordered.with_columns(is_front=is_front).sort("row").drop("row", "best")
+    reached = pl.col("near").min().over(pl.struct(*_CELL, "best"))
+    is_front = (pl.col("accuracy") == pl.col("best")) & (pl.col("near") == reached)
+    return ordered.with_columns(is_front=is_front).sort("row").drop("row", "near", "best")
 
 
 def _marks(

@@ -50,6 +50,17 @@ def _points(marks):
     }
 
 
+def two_digits(density):
+    return float(f"{density:.2g}")
+
+
+def test_nearly_equal_densities_are_equal():
+    points = [("t", 1, "decode", 0.2519, 1.0), ("t", 1, "decode", 0.2502, 0.0)]
+    columns = ["task", "length", "stage", "density", "accuracy"]
+    table = front(pl.DataFrame(points, schema=columns, orient="row"))
+    assert table["is_front"].to_list() == [True, False]
+
+
 @given(POINTS)
 def test_the_front_is_what_no_other_point_beats(points):
     columns = ["task", "length", "stage", "density", "accuracy"]
@@ -58,8 +69,9 @@ def test_the_front_is_what_no_other_point_beats(points):
     for one, is_front in zip(points, table["is_front"], strict=True):
         beaten = False
         for other in points:
-            at_least = other[3] <= one[3] and other[4] >= one[4]
-            if other[:3] == one[:3] and at_least and other[3:] != one[3:]:
+            theirs, own = (two_digits(other[3]), other[4]), (two_digits(one[3]), one[4])
+            at_least = theirs[0] <= own[0] and theirs[1] >= own[1]
+            if other[:3] == one[:3] and at_least and theirs != own:
                 beaten = True
         assert is_front == (not beaten)
 
