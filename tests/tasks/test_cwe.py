@@ -2,30 +2,21 @@
 
 import re
 from collections import Counter as Tally
-from pathlib import Path
 from random import Random
 
 import pytest
-from toy_tokenizers import KINDS
+from toy_tokenizers import ADDITIVE, FRAMES, TINY
 
 from needlework.config.tasks import CommonWords
 from needlework.tasks import cwe
 from needlework.tasks.counting import Counter
 from needlework.tasks.fill import Exhausted, text_of
 from needlework.tasks.generate import TRIED, Sampler, samples
-from needlework.tasks.prompts import PLAIN, Frame
 from needlework.tasks.setting import Setting, Turn
 from needlework.tasks.spread import Spread
 from needlework.tasks.tokenizer import open_tokenizer
 from needlework.tasks.words import all_words
 
-TINY = Path(__file__).resolve().parents[2] / "resources" / "needlework-tiny"
-ADDITIVE = {
-    "byte_level": KINDS["byte_level"],
-    "merging_newlines": KINDS["merging_newlines"],
-    "tiny": lambda: open_tokenizer(TINY),
-}
-FRAMES = (PLAIN, Frame("<u>\n", "\n<a>\n", None, True))
 PUBLISHED = (
     "Below is a numbered list of words. In these words, some appear more often than others."
     " Memorize the ones that appear most often.\n{context}\n"

@@ -3,29 +3,19 @@
 import math
 import re
 from collections import Counter as Tally
-from pathlib import Path
 from random import Random
 
 import pytest
-from toy_tokenizers import KINDS
+from toy_tokenizers import ADDITIVE, FRAMES
 
 from needlework.config.tasks import FrequentWords
 from needlework.tasks import fwe
 from needlework.tasks.counting import Counter
 from needlework.tasks.fill import text_of
 from needlework.tasks.generate import TRIED, Sampler, samples
-from needlework.tasks.prompts import PLAIN, Frame
 from needlework.tasks.setting import Setting, Turn
 from needlework.tasks.spread import Spread
-from needlework.tasks.tokenizer import open_tokenizer
 
-TINY = Path(__file__).resolve().parents[2] / "resources" / "needlework-tiny"
-ADDITIVE = {
-    "byte_level": KINDS["byte_level"],
-    "merging_newlines": KINDS["merging_newlines"],
-    "tiny": lambda: open_tokenizer(TINY),
-}
-FRAMES = (PLAIN, Frame("<u>\n", "\n<a>\n", None, True))
 PUBLISHED = (
     "Read the following coded text and track the frequency of each coded word. Find the three most"
     " frequently appeared coded words. {context}\n"

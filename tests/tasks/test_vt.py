@@ -1,30 +1,20 @@
 """Variable tracking against RULER's published form."""
 
 import re
-from pathlib import Path
 from random import Random
 
 import pytest
-from toy_tokenizers import KINDS
+from toy_tokenizers import ADDITIVE, FRAMES
 
 from needlework.config.tasks import VariableTracking
 from needlework.tasks import vt
 from needlework.tasks.counting import Counter
 from needlework.tasks.fill import text_of
 from needlework.tasks.generate import TRIED, Sampler, samples
-from needlework.tasks.prompts import PLAIN, Frame
 from needlework.tasks.setting import Setting, Turn
 from needlework.tasks.spread import Spread
-from needlework.tasks.tokenizer import open_tokenizer
 
-TINY = Path(__file__).resolve().parents[2] / "resources" / "needlework-tiny"
-ADDITIVE = {
-    "byte_level": KINDS["byte_level"],
-    "merging_newlines": KINDS["merging_newlines"],
-    "tiny": lambda: open_tokenizer(TINY),
-}
 NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
-FRAMES = (PLAIN, Frame("<u>\n", "\n<a>\n", None, True))
 PUBLISHED = (
     "Memorize and track the chain(s) of variable assignment hidden in the following text.\n\n"
     "{context}\n"

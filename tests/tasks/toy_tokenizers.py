@@ -1,12 +1,17 @@
 """Tokenizers of three kinds, trained here on a little text."""
 
+from pathlib import Path
 from random import Random
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from needlework.tasks import niah, passkey
 from needlework.tasks.haystacks import NEEDLE
+from needlework.tasks.prompts import PLAIN, Frame
 from needlework.tasks.sentences import sentence
+from needlework.tasks.tokenizer import open_tokenizer
+
+TINY = Path(__file__).resolve().parents[2] / "resources" / "needlework-tiny"
 
 
 def _text() -> list[str]:
@@ -69,3 +74,11 @@ def metaspace() -> Tokenizer:
 
 
 KINDS = {kind.__name__: kind for kind in (byte_level, merging_newlines, metaspace)}
+
+ADDITIVE = {
+    "byte_level": byte_level,
+    "merging_newlines": merging_newlines,
+    "tiny": lambda: open_tokenizer(TINY),
+}
+"""Tokenizers whose counts of pieces add up, the shipped one among them."""
+FRAMES = (PLAIN, Frame("<u>\n", "\n<a>\n", None, True))
