@@ -10,6 +10,7 @@ _PUBLIC = {
     "Infini": "needlework.config.systems",
     "Oracle": "needlework.config.systems",
     "Random": "needlework.config.systems",
+    "Seer": "needlework.config.systems",
     "SketchWalk": "needlework.config.systems",
     "Window": "needlework.config.systems",
     "XAttention": "needlework.config.systems",

@@ -20,15 +20,26 @@ from needlework.config.systems import Attention, BlockSparse
 
 NAME = "needlework"
 """Of the attention and mask functions registered with transformers, and of the forward argument."""
+# What some families hand to their attention to change its numbers, in ways not known here.
+BEYOND = ("position_bias", "indices", "block_indices", "sinks")
+_OWN_CODE = (
+    "model: {} has attention code of its own; give a model of a family that takes its attention "
+    "from transformers' AttentionInterface, as llama does"
+)
 
 
 class Selector(Protocol):
-    """What a block-sparse system brings: needlework/attention/<type>.py has a class `Selector`."""
+    """What a block-sparse system brings: needlework/attention/<type>.py has a class `Selector`.
+
+    One that reads the model has `attach(model)`, called before any forward, and `detach()` too.
+    """
 
     def __init__(self, system: BlockSparse): ...
 
-    def scores(self, layer: int, query: Tensor, key: Tensor, forward: "Forward") -> Tensor:
-        """How much each row of blocks wants each block before it [batch, rows, blocks].
+    def scores(self, layer: int, query: Tensor, key: Tensor, forward: "Forward") -> Tensor | None:
+        """How much each row of blocks wants each block before it: one for all heads [batch, rows,
+        blocks], or one for each kv head or each head [batch, choices, rows, blocks]. None: the
+        layer stays dense in this forward.
 
         query [batch, heads, new tokens, d], key [batch, kv heads, all tokens, d], after RoPE.
         """
@@ -71,9 +82,15 @@ class Handle:
     def __post_init__(self):
         module = importlib.import_module(f"needlework.attention.{self.system.type}")
         self.selector: Selector = module.Selector(self.system)
+        if hasattr(self.selector, "attach"):
+            self.selector.attach(self.model)
         self.stock = self.model.config._attn_implementation
         self.meter = DensityMeter()
-        self._hook = self.model.base_model.register_forward_pre_hook(self._begin, with_kwargs=True)
+        base = self.model.base_model
+        self._hooks = [
+            base.register_forward_pre_hook(self._begin, with_kwargs=True),
+            base.register_forward_hook(self._check, with_kwargs=True),
+        ]
         self.model.set_attn_implementation(NAME)
 
     def __enter__(self) -> "Handle":
@@ -84,9 +101,12 @@ class Handle:
 
     def remove(self) -> None:
         """Restore the model's own attention. Again: no effect."""
-        if self._hook is not None:
-            self._hook.remove()
-            self._hook = None
+        if self._hooks:
+            for hook in self._hooks:
+                hook.remove()
+            self._hooks.clear()
+            if hasattr(self.selector, "detach"):
+                self.selector.detach()
             self.model.set_attn_implementation(self.stock)
 
     def reset(self) -> None:
@@ -108,6 +128,10 @@ class Handle:
         kwargs[NAME] = Forward(self, State.of(cache, layers, self.system.block_size))
         return args, kwargs
 
+    def _check(self, module: nn.Module, args: tuple, kwargs: dict, output: object) -> None:
+        if kwargs[NAME].blocks is None:
+            raise ValueError(_OWN_CODE.format(module.config.model_type))
+
 
 def apply(model: PreTrainedModel, system: Attention) -> Handle:
     """Replace the plain full-attention layers of `model`, from layer `dense_layers` on.
@@ -116,16 +140,32 @@ def apply(model: PreTrainedModel, system: Attention) -> Handle:
     are. Under the handle `model.generate(**inputs)` needs no further argument.
 
     Raises:
-        ValueError: the system is not one that is put on a model, the model has another already,
-            or no layer is left to replace.
+        ValueError: the system is not one that is put on a model, the model is none that it could
+            be put on or has another already, or no layer is left to replace.
     """
     if not isinstance(system, BlockSparse):
         raise ValueError(
             f"{system.type}: is part of a model; name it as `attention` of a model, not of a system"
         )
+    if not isinstance(model, PreTrainedModel):
+        raise ValueError(
+            f"model: is of type {type(model).__name__}; give what AutoModelForCausalLM loads"
+        )
+    family = model.config.model_type
     if model.config._attn_implementation == NAME:
         raise ValueError("model: has an attention system already; remove() that one first")
+    if own := getattr(model.config, "needlework_attention", None):
+        raise ValueError(f"model: has {own} as its own attention; apply {system.type} to another")
+    if model.config.is_encoder_decoder:
+        raise ValueError(f"model: {family} has an encoder; give a decoder-only model")
+    if not model._can_set_attn_implementation():
+        raise ValueError(_OWN_CODE.format(family))
     full = full_attention_layers(model)
+    if not full:
+        raise ValueError(
+            f"model: {family} has no layer of causal attention over the whole context; give a "
+            "decoder that has such layers, as llama does"
+        )
     sparse = frozenset(layer for layer in full if layer >= system.dense_layers)
     if not sparse:
         raise ValueError(
@@ -149,6 +189,7 @@ def full_attention_layers(model: PreTrainedModel) -> list[int]:
             and isinstance(getattr(module, "layer_idx", None), int)
             and kinds[module.layer_idx] in ("full_attention", "hybrid")
             and getattr(module, "sliding_window", None) is None
+            and getattr(module, "is_causal", True)
         }
     )
 
@@ -169,56 +210,64 @@ def _attention(
         raise ValueError(
             f"{type(module).__name__}: the attention system got "
             + (
-                "no state; this model family does not pass arguments on to its layers"
+                "no state; this model family does not pass arguments on to its layers: give another"
                 if forward is None
                 else "a ready-made mask; pass attention_mask as [batch, tokens] of 0 and 1"
             )
         )
-    handle, mask = forward.handle, attention_mask
-    is_sparse = module.layer_idx in handle.sparse_layers
-    if is_sparse:
+    handle, mask, layer = forward.handle, attention_mask, module.layer_idx
+    is_replaced, scores = layer in handle.sparse_layers, None
+    if is_replaced:
+        if more := [name for name in BEYOND if kwargs.get(name) is not None]:
+            raise ValueError(
+                f"{type(module).__name__}: this model family's attention also needs {more[0]}, "
+                "which block-sparse attention does not have; give a model of another"
+            )
         if forward.blocks is None:
             forward.blocks = Blocks(mask, handle.system, query.device)
             forward.state.first, forward.state.length = mask.first, mask.total
         stage = "decode" if forward.is_decode else "prefill"
-        is_sparse = stage == "prefill" or not handle.system.skip_decode
-    if not is_sparse:
-        if module.layer_idx in handle.sparse_layers:
-            handle.meter.add(module.layer_idx, stage, mask.causal_pairs, mask.causal_pairs)
-        stock = ALL_ATTENTION_FUNCTIONS.get(handle.stock)
-        if stock is None:
-            stock = sys.modules[type(module).__module__].eager_attention_forward
-        return stock(
-            module,
-            query,
-            key,
-            value,
-            mask.stock(handle.stock),
-            scaling=scaling,
-            dropout=dropout,
-            **kwargs,
-        )
-    key, value = key[:, :, : mask.total], value[:, :, : mask.total]
-    forward.terms = {
-        "scaling": scaling,
-        "softcap": kwargs.get("softcap"),
-        "sinks": kwargs.get("s_aux"),
-    }
-    with torch.no_grad():
-        scores = handle.selector.scores(module.layer_idx, query, key, forward)
+        forward.terms = {
+            "scaling": scaling,
+            "softcap": kwargs.get("softcap"),
+            "sinks": kwargs.get("s_aux"),
+        }
+        if not handle.system.skips(stage):
+            with torch.no_grad():
+                seen = key[:, :, : mask.total]
+                scores = handle.selector.scores(layer, query, seen, forward)
+    if scores is None:
+        if is_replaced:
+            handle.meter.add(layer, stage, mask.causal_pairs, mask.causal_pairs)
+        kwargs |= {"scaling": scaling, "dropout": dropout}
+        return stock_attention(module, handle.stock, query, key, value, mask, **kwargs)
     out, pairs = attend(
         query,
-        key,
-        value,
+        seen,
+        value[:, :, : mask.total],
         choose(scores, forward.blocks),
         forward.blocks,
-        scaling=scaling,
         dropout=dropout,
-        softcap=kwargs.get("softcap"),
-        sinks=kwargs.get("s_aux"),
+        **forward.terms,
     )
-    handle.meter.add(module.layer_idx, stage, pairs, mask.causal_pairs)
+    handle.meter.add(layer, stage, pairs, mask.causal_pairs)
     return out.transpose(1, 2).contiguous(), None
+
+
+def stock_attention(
+    module: nn.Module,
+    name: str,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: LazyMask,
+    **kwargs,
+) -> tuple[Tensor, Tensor | None]:
+    """The layer's attention by transformers' own implementation `name`."""
+    stock = ALL_ATTENTION_FUNCTIONS.get(name)
+    if stock is None:
+        stock = sys.modules[type(module).__module__].eager_attention_forward
+    return stock(module, query, key, value, mask.stock(name), **kwargs)
 
 
 AttentionInterface.register(NAME, _attention)

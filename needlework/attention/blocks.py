@@ -119,18 +119,39 @@ class Blocks:
         return (self.token < before[:, None]).float()[:, None, :, None]
 
     @cached_property
-    def seen(self) -> Tensor:
-        """Real tokens of each row's block so far, at least 1 [batch, 1, rows, 1], float32."""
+    def is_seen(self) -> Tensor:
+        """True at the real tokens of each row's block so far [batch, 1, rows, size, 1]."""
         real = self.mask.real
         if real is None:
-            real = torch.ones(self.mask.batch_size, self.mask.total, device=self.device)
-        return self._keys_of_rows(real.float()[:, None, :, None]).sum(3).clamp_min(1)
+            real = torch.ones(
+                self.mask.batch_size, self.mask.total, dtype=torch.bool, device=self.device
+            )
+        return self._keys_of_rows(real[:, None, :, None])
+
+    @cached_property
+    def seen(self) -> Tensor:
+        """Real tokens of each row's block so far, at least 1 [batch, 1, rows, 1], float32."""
+        return self.is_seen.float().sum(3).clamp_min(1)
 
     def keys_of_rows(self, x: Tensor) -> Tensor:
         """As of_keys, but the rows' own blocks alone: [batch, heads, rows, size, d]."""
         if self.mask.real is not None and not self.mask.is_causal:
             x = x * self.mask.real[:, None, :, None]
         return self._keys_of_rows(x)
+
+    def key_sums_of_rows(self, x: Tensor) -> Tensor:
+        """keys_of_rows summed over each block: [batch, heads, rows, d]."""
+        if self.rows > 1 or not self.mask.is_causal:
+            return self.keys_of_rows(x).float().sum(3)
+        starts = [
+            first + begin * self.size
+            for first, begin in zip(self.mask.first, self.begin, strict=True)
+        ]
+        # Nothing is padded or copied: a token that decodes comes here in every layer.
+        if len(set(starts)) == 1:
+            return x[:, :, starts[0] :].float().sum(2, keepdim=True)
+        sums = [x[b, :, start:].float().sum(1, keepdim=True) for b, start in enumerate(starts)]
+        return torch.stack(sums)
 
     def _keys_of_rows(self, x: Tensor) -> Tensor:
         starts = [
@@ -184,28 +205,41 @@ def choose(scores: Tensor, blocks: Blocks) -> Tensor:
     """The blocks kept by each row: its own, and those of highest score before it.
 
     Of equal scores the earlier block wins. Where the system marks blocks, one of score +inf is
-    kept even beyond the row's count, one of -inf never. scores [batch, rows, blocks]; returns block
-    numbers [batch, rows, k] int64, the row's own in slot 0, -1 in slots that stay empty.
+    kept even beyond the row's count, one of -inf never. scores [batch, rows, blocks], or one set
+    for each head or kv head [batch, choices, rows, blocks]; returns block numbers [batch, rows, k]
+    or [batch, choices, rows, k] int64, the row's own in slot 0, -1 in slots that stay empty.
     """
+    if scores.ndim == 3:
+        return choose(scores[:, None], blocks)[:, 0]
+    future, own = blocks.future[:, None], blocks.own[:, None]
     if not blocks.system.marks_blocks:
-        scores = scores.masked_fill(blocks.future, -torch.inf).masked_fill(blocks.own, torch.inf)
+        scores = scores.masked_fill(future, -torch.inf).masked_fill(own, torch.inf)
         order = scores.sort(dim=-1, descending=True, stable=True).indices[..., : blocks.slots]
-        return order.masked_fill(blocks.is_empty, -1)
+        return order.masked_fill(blocks.is_empty[:, None], -1)
     # Below the row's own block, so that it comes first.
     sure = torch.finfo(scores.dtype).max
-    scores = scores.clamp_max(sure).masked_fill(blocks.future, -torch.inf)
-    scores = scores.masked_fill(blocks.own, torch.inf)
-    kept = torch.maximum(blocks.kept, (scores >= sure).sum(-1, keepdim=True))
+    scores = scores.clamp_max(sure).masked_fill(future, -torch.inf).masked_fill(own, torch.inf)
+    kept = torch.maximum(blocks.kept[:, None], (scores >= sure).sum(-1, keepdim=True))
     kept = torch.minimum(kept, (scores > -torch.inf).sum(-1, keepdim=True))
     slots = int(kept.max())
     order = scores.sort(dim=-1, descending=True, stable=True).indices[..., :slots]
     return order.masked_fill(torch.arange(slots, device=scores.device) >= kept, -1)
 
 
+def window_pairs(blocks: Blocks) -> Tensor:
+    """Pairs of real tokens in the window of a mask that has one (0-dim float64)."""
+    sinks, recent = blocks.mask.window
+    seen = blocks.number[..., None] * blocks.size + blocks.token + 1
+    kept = seen.clamp_max(recent) + (seen - recent).clamp(0, sinks)
+    return (kept * blocks.is_new).sum().double()
+
+
 def causal_pairs(chosen: Tensor, blocks: Blocks) -> Tensor:
-    """Pairs of real tokens that the chosen blocks hold under the plain causal mask (0-dim int64).
+    """Pairs of real tokens that the chosen blocks [batch, choices, rows, k] hold under the plain
+    causal mask, a mean over choices (0-dim float64).
 
     A block before the row's own is complete, so the numbers of blocks tell.
     """
-    earlier = (chosen >= 0) & (chosen != blocks.number[..., None])
-    return (earlier.sum(-1) * blocks.is_new.sum(-1) * blocks.size + blocks.own_pairs).sum()
+    earlier = ((chosen >= 0) & (chosen != blocks.number[:, None, :, None])).sum((1, -1)).double()
+    earlier = earlier / chosen.shape[1] * blocks.is_new.sum(-1) * blocks.size
+    return (earlier + blocks.own_pairs).sum()

@@ -3,7 +3,6 @@
 It serves every mask, device and dtype, gradients and dropout; tokens that decode always come here.
 """
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -33,20 +32,28 @@ def gather(
     query: Tensor, key: Tensor, value: Tensor, chosen: Tensor, blocks: Blocks, terms: Terms
 ) -> tuple[Tensor, Tensor]:
     """`attend` for any number of new tokens; see kernels.attend for shapes."""
-    batch, heads, kv_heads, size = len(query), query.shape[1], key.shape[1], blocks.size
+    heads, kv_heads, size, choices = query.shape[1], key.shape[1], blocks.size, chosen.shape[1]
+    # Each choice is a row of the batch by itself, and reads so many kv heads.
+    batch, read = len(query) * choices, max(1, kv_heads // choices)
     # Neighbouring rows share most of their blocks: a tile of rows gathers what any of them chose.
     tile = max(1, TILE_TOKENS // size)
     extra = -blocks.rows % tile
     queries = functional.pad(blocks.of_queries(query), (0, 0, 0, 0, 0, extra)).flatten(2, 3)
-    queries = queries.unflatten(2, (-1, tile * size)).transpose(1, 2)
-    wanted = functional.pad(_as_mask(chosen, blocks), (0, 0, 0, extra)).unflatten(1, (-1, tile))
+    queries = queries.reshape(batch, heads // choices, -1, tile * size, queries.shape[-1])
+    queries = queries.transpose(1, 2)
+    wanted = _as_mask(chosen.flatten(0, 1), blocks)
+    wanted = functional.pad(wanted, (0, 0, 0, extra)).unflatten(1, (-1, tile))
     union = wanted.any(2)
     order = union.byte().sort(dim=-1, descending=True, stable=True).indices
     widths = union.sum(-1).amax(0).tolist()
     keys = blocks.of_keys(key).reshape(-1, size * key.shape[-1])
     values = blocks.of_keys(value).reshape(-1, size * value.shape[-1])
-    heads_at = torch.arange(batch * kv_heads, device=query.device).view(batch, 1, -1, 1)
-    limit = GATHERED.get(query.device.type, GATHERED["cpu"]) // (batch * kv_heads * key.shape[-1])
+    heads_at = torch.arange(batch, device=query.device) * kv_heads // choices
+    heads_at = heads_at.view(-1, 1, 1, 1) + torch.arange(read, device=query.device)[:, None]
+    sinks = terms.sinks
+    if sinks is not None:
+        sinks = sinks.view(choices, read, -1).repeat(len(query), 1, 1)
+    limit = GATHERED.get(query.device.type, GATHERED["cpu"]) // (batch * read * key.shape[-1])
     out, pairs, start = [], [], 0
     while start < len(widths):
         end = min(len(widths), start + max(1, limit // (widths[start] * size)))
@@ -54,24 +61,25 @@ def gather(
         index = order[:, start:end, :width]
         mask = _mask(wanted[:, start:end], index, start * tile, blocks)
         gathered = (heads_at * blocks.count + index[:, :, None]).flatten()
-        shape = (batch * (end - start), kv_heads, width * size, -1)
+        shape = (batch * (end - start), read, width * size, -1)
         attended = _attention(
-            queries[:, start:end].reshape(*shape[:2], heads // kv_heads * tile * size, -1),
+            queries[:, start:end].reshape(*shape[:2], heads * tile * size // (choices * read), -1),
             keys.index_select(0, gathered).view(shape),
             values.index_select(0, gathered).view(shape),
             mask.flatten(0, 1)[:, None],
             terms,
+            None if sinks is None else sinks.repeat_interleave(end - start, 0),
         )
-        out.append(attended.view(batch, end - start, heads, tile * size, -1))
+        out.append(attended.view(batch, end - start, heads // choices, tile * size, -1))
         if not blocks.mask.is_causal:
             pairs.append(mask.sum(-1))
         start = end
-    out = torch.cat(out, 1).transpose(1, 2).flatten(2, 3).unflatten(2, (-1, size))
+    out = torch.cat(out, 1).transpose(1, 2).reshape(len(query), heads, -1, size, value.shape[-1])
     if blocks.mask.is_causal:
         count = causal_pairs(chosen, blocks)
     else:
-        pairs = torch.cat(pairs, 1).view(batch, -1, size)[:, : blocks.rows]
-        count = (pairs * blocks.is_new).sum()
+        pairs = torch.cat(pairs, 1).view(len(query), choices, -1, size)[:, :, : blocks.rows]
+        count = (pairs * blocks.is_new[:, None]).sum().double() / choices
     return blocks.tokens(out[:, :, : blocks.rows]), count
 
 
@@ -80,51 +88,79 @@ def gather_token(
 ) -> tuple[Tensor, Tensor]:
     """`attend` for one new token a row, with as few small operations as it takes."""
     batch, heads, kv_heads, total = *query.shape[:2], key.shape[1], key.shape[2]
-    chosen, size = chosen[:, 0], min(blocks.size, total)
-    begins = blocks.first[:, None] + chosen * blocks.size
+    choices, size = chosen.shape[1], min(blocks.size, total)
+    chosen = chosen[:, :, 0]
+    begins = blocks.first[:, None, None] + chosen * blocks.size
+    begins = begins.masked_fill(chosen < 0, total)
     # A block that the tokens so far do not fill is read from earlier on, to lie within the cache.
-    starts = begins.clamp(0, total - size)
+    starts = begins.clamp_max(total - size)
     position = starts[..., None] + blocks.token[:size]
-    allowed = ((position >= begins[..., None]) & (chosen >= 0)[..., None]).flatten(1)
+    allowed = (position >= begins[..., None]).flatten(2)
+    position = position.flatten(2)
     if not blocks.mask.is_causal:
-        rows = torch.arange(batch, device=query.device)[:, None]
-        position = position.flatten(1)
-        last = torch.full_like(position[:, :1], total - 1)
+        rows = torch.arange(batch, device=query.device)[:, None, None]
+        last = torch.full_like(position[..., :1], total - 1)
         allowed = allowed & blocks.mask.at(rows, last, position)
-    group, limit = heads // kv_heads, GATHERED.get(query.device.type, GATHERED["cpu"])
-    together = min(kv_heads, max(1, limit // (allowed.numel() * key.shape[-1])))
-    while kv_heads % together:
-        together -= 1
-    queries = query.reshape(batch, kv_heads, group, -1).split(together, 1)
-    sinks = [None] * len(queries) if terms.sinks is None else terms.sinks.split(together * group)
-    keys, values = (_windows(x, starts, size, together) for x in (key, value))
-    out = [
-        _attention(q, k, v, allowed[:, None, None], terms._replace(sinks=s))
-        for q, k, v, s in zip(queries, keys, values, sinks, strict=True)
-    ]
+    # What reads for itself: a kv head, or each head where heads choose.
+    readers = max(kv_heads, choices)
+    queries = query.reshape(batch, readers, heads // readers, -1)
+    allowed, sinks = allowed[:, :, None], terms.sinks
+    if sinks is not None:
+        sinks = sinks.view(1, readers, -1).expand(batch, -1, -1)
+    (keys, key_begins), (values, begins) = _rows(key, readers), _rows(value, readers)
+    windows = _windows(keys, size), (key_begins[..., None] + starts).flatten()
+    if query.device.type == "cpu":
+        length = allowed.shape[-1]
+        together = max(1, GATHERED["cpu"] // (length * key.shape[-1]))
+        parts = zip(
+            (queries.float() * terms.scaling).flatten(0, 1).split(together),
+            windows[1].split(together * starts.shape[-1]),
+            strict=True,
+        )
+        scores = [
+            q.bmm(windows[0].index_select(0, at).view(len(q), length, -1).float().transpose(1, 2))
+            for q, at in parts
+        ]
+        scores = torch.cat(scores).view(*queries.shape[:3], length)
+        weights = _softmax(scores, allowed, terms, sinks).to(value.dtype)
+        # Sums rows of values where they lie; what gathers keys first has no such function.
+        rows = (begins[..., None] + position)[:, :, None].expand(weights.shape)
+        out = functional.embedding_bag(
+            rows.reshape(batch * heads, -1),
+            values,
+            per_sample_weights=weights.view(batch * heads, -1),
+            mode="sum",
+        )
+    else:
+        shape = (batch, readers, allowed.shape[-1], -1)
+        keys = windows[0].index_select(0, windows[1]).view(shape)
+        at = (begins[..., None] + starts).flatten()
+        values = _windows(values, size).index_select(0, at).view(shape)
+        out = _attention(queries, keys, values, allowed, terms, sinks)
     if blocks.mask.real is not None:
-        allowed = allowed & blocks.mask.real[:, -1:]
-    return torch.cat(out, 1).reshape(batch, heads, 1, -1), allowed.sum()
+        allowed = allowed & blocks.mask.real[:, None, None, -1:]
+    return out.view(batch, heads, 1, -1), allowed.sum(dtype=torch.float64) / choices
 
 
-def _windows(x: Tensor, starts: Tensor, size: int, together: int) -> Iterator[Tensor]:
-    """`size` tokens from each of starts [batch, k], for so many heads of x [batch, heads, n, d] at
-    a time: [batch, together, k * size, d].
-
-    Tokens lie one after another, so each window is copied as one piece.
-    """
+def _rows(x: Tensor, readers: int) -> tuple[Tensor, Tensor]:
+    """x [batch, kv heads, n, d] as tokens one after another [tokens, d], and where among them each
+    reader's kv head begins [batch, readers]."""
     batch, heads, n, d = x.shape
     if x.stride()[2:] != (d, 1) or x.stride(0) % d or x.stride(1) % d:
         x = x.contiguous()
-    # In units of tokens: where each head of each row begins.
     row, head = x.stride(0) // d, x.stride(1) // d
-    last = (batch - 1) * row + (together - 1) * head + n - size
-    begins = torch.arange(batch, device=x.device)[:, None] * row
-    begins = begins + torch.arange(together, device=x.device) * head
-    index = (begins[..., None] + starts[:, None]).flatten()
-    for first in range(0, heads, together):
-        windows = x[:, first:].as_strided((last + 1, size * d), (d, 1))
-        yield windows.index_select(0, index).view(batch, together, -1, d)
+    begins = [[b * row + i * heads // readers * head for i in range(readers)] for b in range(batch)]
+    tokens = x.as_strided(((batch - 1) * row + (heads - 1) * head + n, d), (d, 1))
+    return tokens, torch.tensor(begins, device=x.device)
+
+
+def _windows(tokens: Tensor, size: int) -> Tensor:
+    """All runs of `size` tokens of [tokens, d], as a view: [tokens - size + 1, size * d].
+
+    A run of tokens, which lie one after another, is copied as one piece.
+    """
+    n, d = tokens.shape
+    return tokens.as_strided((n - size + 1, size * d), (d, 1))
 
 
 def _as_mask(chosen: Tensor, blocks: Blocks) -> Tensor:
@@ -136,21 +172,22 @@ def _as_mask(chosen: Tensor, blocks: Blocks) -> Tensor:
 def _mask(wanted: Tensor, index: Tensor, row: int, blocks: Blocks) -> Tensor:
     """Mask of the queries of some tiles over the tokens of the blocks that they gathered.
 
-    wanted [batch, tiles, tile, blocks]; index [batch, tiles, k], the blocks gathered; row is the
-    first tile's first row. Returns [batch, tiles, tile * size, k * size].
+    wanted [batch * choices, tiles, tile, blocks]; index [batch * choices, tiles, k], the blocks
+    gathered; row is the first tile's first row. Returns [batch * choices, tiles, tile * size,
+    k * size].
     """
     size, (batch, tiles, tile, _) = blocks.size, wanted.shape
     device = wanted.device
+    rows = torch.arange(batch, device=device) * len(blocks.begin) // batch
     wanted = wanted.gather(3, index[:, :, None].expand(-1, -1, tile, -1))
     numbers = torch.arange(row, row + tiles * tile, device=device).view(tiles, tile)
-    numbers = numbers + torch.tensor(blocks.begin, device=device)[:, None, None]
+    numbers = numbers + torch.tensor(blocks.begin, device=device)[rows, None, None]
     token = blocks.token
     if blocks.mask.is_causal:
         earlier = index[:, :, None] < numbers[..., None]
         allowed = earlier[..., None, :, None] | (token <= token[:, None])[:, None]
     else:
-        first = blocks.first.view(-1, *[1] * 5)
-        rows = torch.arange(batch, device=device).view(-1, *[1] * 5)
+        first, rows = (x.view(-1, *[1] * 5) for x in (blocks.first[rows], rows))
         queries = first + numbers[..., None, None, None] * size + token[:, None, None]
         keys = first + index[:, :, None, None, :, None] * size + token
         allowed = blocks.mask.at(rows, queries.clamp_max(blocks.mask.total - 1), keys)
@@ -158,25 +195,36 @@ def _mask(wanted: Tensor, index: Tensor, row: int, blocks: Blocks) -> Tensor:
     return allowed.view(batch, tiles, tile * size, -1)
 
 
-def _attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, terms: Terms) -> Tensor:
-    """Masked attention; query [b, kv heads, group * t, d], mask [b, 1, t, k], sinks [heads]."""
-    kv_heads, t = query.shape[1], mask.shape[2]
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor,
+    terms: Terms,
+    sinks: Tensor | None,
+) -> Tensor:
+    """Masked attention; query [b, kv heads, group * t, d], mask [b, 1 or kv heads, t, k], sinks [b,
+    kv heads, group]."""
+    t = mask.shape[2]
     group = query.shape[2] // t
     if group > 1 and t > 1:
         mask = mask.repeat(1, 1, group, 1)
-    is_plain = terms.softcap is None and terms.sinks is None
-    # For one query in bfloat16, sdpa on CPU takes twice to ten times what the products below do.
-    is_slow = t == 1 and query.device.type == "cpu" and query.dtype != torch.float32
-    if is_plain and not is_slow:
+    if terms.softcap is None and sinks is None:
         return functional.scaled_dot_product_attention(
             query, key, value, attn_mask=mask, dropout_p=terms.dropout, scale=terms.scaling
         )
-    scores = query.float() @ key.float().transpose(-1, -2) * terms.scaling
+    scores = (query.float() * terms.scaling) @ key.float().transpose(-1, -2)
+    weights = _softmax(scores, mask, terms, sinks)
+    return (weights @ value.float()).to(value.dtype)
+
+
+def _softmax(scores: Tensor, mask: Tensor, terms: Terms, sinks: Tensor | None) -> Tensor:
+    """Weights of attention, of scaled q k^T [b, kv heads, group * t, k]; else as _attention."""
     if terms.softcap is not None:
         scores = torch.tanh(scores / terms.softcap) * terms.softcap
     scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-    if terms.sinks is not None:
-        sinks = terms.sinks.float().view(kv_heads, group).repeat_interleave(t, -1)
-        scores = torch.cat([scores, sinks[None, ..., None].expand(len(scores), -1, -1, 1)], -1)
-    weights = functional.dropout(scores.softmax(-1)[..., : key.shape[2]], terms.dropout)
-    return (weights @ value.float()).to(value.dtype)
+    if sinks is None:
+        return functional.dropout(scores.softmax(-1), terms.dropout)
+    sinks = sinks.float().repeat_interleave(scores.shape[2] // sinks.shape[2], -1)
+    weights = torch.cat([scores, sinks[..., None]], -1).softmax(-1)[..., :-1]
+    return functional.dropout(weights, terms.dropout)

@@ -2,7 +2,13 @@
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers import PreTrainedConfig
+from transformers.cache_utils import (
+    Cache,
+    CacheLayerMixin,
+    DynamicSlidingWindowLayer,
+    get_layer_types_and_kwargs,
+)
 
 from needlework.attention.infini_memory import state_dtype
 from needlework.attention.infini_segments import Segments
@@ -34,8 +40,6 @@ class InfiniLayer(CacheLayerMixin):
 
     def update(self, key_states, value_states, *args, **kwargs):
         # The attention function itself writes the state: it alone knows the segments.
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
         return key_states, value_states
 
     def get_seq_length(self) -> int:
@@ -51,29 +55,37 @@ class InfiniLayer(CacheLayerMixin):
         self.keys = self.values = self.memory = self.norm = None
         self.columns, self.is_initialized = 0, False
 
-    def select_rows(self, rows: Tensor) -> None:
-        """Keep `rows` (int64 [B'], repeats allowed), in that order."""
+    def batch_select_indices(self, indices: Tensor) -> None:
         if self.is_initialized:
-            rows = rows.to(self.keys.device)
+            rows = indices.to(self.keys.device)
             self.keys, self.values = self.keys[rows], self.values[rows]
             self.memory, self.norm = self.memory[rows], self.norm[rows]
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        self.select_rows(beam_idx)
+        self.batch_select_indices(beam_idx)
 
 
 class InfiniCache(Cache):
     """The cache of an Infini model: a layer state each, and the tokens seen by each row.
 
+    Layers that slide keep the window's tokens, as in their own family.
+
     Args:
-        layers: how many.
-        segment_length: S.
+        config: of the model.
         offset: int64 [B], tokens by which each row's first segment is shortened; None leaves it to
             the first forward pass.
     """
 
-    def __init__(self, layers: int, segment_length: int, offset: Tensor | None = None):
-        super().__init__(layers=[InfiniLayer(segment_length) for _ in range(layers)])
+    def __init__(self, config: PreTrainedConfig, offset: Tensor | None = None):
+        segment_length = config.infini["segment_length"]
+        super().__init__(
+            layers=[
+                InfiniLayer(segment_length)
+                if kind == "full_attention"
+                else DynamicSlidingWindowLayer(**arguments)
+                for kind, arguments in zip(*get_layer_types_and_kwargs(config), strict=True)
+            ]
+        )
         self.offset = offset
         self.seen: Tensor | None = None
 
@@ -88,7 +100,7 @@ class InfiniCache(Cache):
 
     def _select_rows(self, rows: Tensor) -> None:
         for layer in self.layers:
-            layer.select_rows(rows)
+            layer.batch_select_indices(rows)
         for name in ("offset", "seen"):
             counts = getattr(self, name)
             if counts is not None:
@@ -102,6 +114,12 @@ class InfiniCache(Cache):
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         self._select_rows(torch.arange(len(self.seen)).repeat_interleave(repeats))
+
+    def crop(self, tokens_to_remove: int) -> None:
+        raise ValueError(
+            "past_key_values: Infini-attention cannot forget tokens again; generate without "
+            "assistant_model, prompt_lookup_num_tokens and whatever else takes tokens back"
+        )
 
     def reset(self) -> None:
         super().reset()

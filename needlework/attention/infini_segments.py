@@ -96,8 +96,11 @@ class Segments:
         slots = x.new_zeros(rows, heads, self.number * self.length + 1, dim)
         if before is not None:
             slots[:, :, : self.length] = before
-        index = self.index[:, None, :, None].expand(-1, heads, -1, dim)
-        slots = slots.scatter(2, index, x)[:, :, :-1]
+        # Whole rows by one flat index: scatter would look up each number by itself.
+        first = torch.arange(rows * heads, device=x.device).view(rows, heads, 1) * slots.shape[2]
+        index = (first + self.index[:, None]).flatten()
+        slots = slots.flatten(0, 2).index_copy(0, index, x.flatten(0, 2))
+        slots = slots.view(rows, heads, -1, dim)[:, :, :-1]
         return slots.unflatten(2, (self.number, self.length)).transpose(1, 2)
 
     def collect(self, x: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from needlework.attention.blocks import Blocks, causal_pairs
+from needlework.attention.blocks import Blocks, causal_pairs, window_pairs
 from needlework.attention.gather import Terms, gather, gather_token
 
 COMPILED_FROM = 2**29
@@ -42,10 +42,20 @@ def attend(
     """Exact attention of every head over the chosen blocks, with the mask of each token.
 
     query [batch, heads, new tokens, d]; key, value [batch, kv heads, all tokens, d]; chosen as
-    `choose` returns it. Softcap as in Gemma 2, sinks [heads] as in GPT-OSS. Returns the output
-    [batch, heads, new tokens, d_v] and the number of pairs of real tokens attended to (0-dim
-    tensor).
+    `choose` returns it: alike for all heads [batch, rows, k], or [batch, choices, rows, k] with a
+    choice for each kv head (and the heads that read it) or for each head. Softcap as in Gemma 2,
+    sinks [heads] as in GPT-OSS. Returns the output [batch, heads, new tokens, d_v] and the number
+    of pairs of real tokens attended to, a mean over choices (0-dim float64).
+
+    Raises:
+        ValueError: another number of choices.
     """
+    chosen = chosen[:, None] if chosen.ndim == 3 else chosen
+    if chosen.shape[1] not in (1, key.shape[1], query.shape[1]):
+        raise ValueError(
+            f"chosen: blocks for {chosen.shape[1]} heads; give one choice for all, or one for each "
+            f"of the {key.shape[1]} kv heads or {query.shape[1]} heads"
+        )
     terms = Terms(query.shape[-1] ** -0.5 if scaling is None else scaling, dropout, softcap, sinks)
     scores = len(query) * query.shape[1] * query.shape[2] * key.shape[2]
     if query.shape[2] == 1:
@@ -58,10 +68,10 @@ def attend(
 
 
 def can_compile(query: Tensor, key: Tensor, value: Tensor, blocks: Blocks, terms: Terms) -> bool:
-    """Whether `compiled` serves this call: no gradient, no dropout, plain causal attention."""
+    """Whether `compiled` serves this call: causal, be it in a window, no gradient, no dropout."""
     tensors = (query, key, value, *([] if terms.sinks is None else [terms.sinks]))
     return (
-        blocks.mask.is_causal
+        (blocks.mask.is_causal or blocks.mask.window is not None)
         and blocks.size % SMALLEST == 0
         and min(query.shape[-1], value.shape[-1]) >= SMALLEST
         and query.dtype in (torch.float32, torch.bfloat16, torch.float16)
@@ -104,31 +114,46 @@ def compiled(
     if sinks is not None:
         keys, values = (functional.pad(x, (0, 0, 0, extra)) for x in (keys, values))
         sinks, count = sinks.float(), count + 1
-    # The own block needs the mask of tokens; those before it are attended to in full.
-    earlier = chosen[:, None, :, 1:].sort(dim=-1, descending=True).values
-    shape = (len(query), 1, blocks.rows, count)
-    masked, full = (torch.zeros(shape, dtype=torch.int32, device=query.device) for _ in range(2))
-    masked[..., 0] = blocks.number[:, None]
+    # The own block needs the mask of tokens; those before it are attended to in full, but for those
+    # that a window cuts.
+    earlier = chosen[..., 1:].sort(dim=-1, descending=True).values
+    if chosen.shape[1] > 1:
+        earlier = earlier.repeat_interleave(query.shape[1] // chosen.shape[1], 1)
+    own = blocks.number[:, None, :, None].expand(*earlier.shape[:3], 1)
+    masked, full, window = [own], earlier, blocks.mask.window
     if sinks is not None:
-        masked[..., 1] = blocks.count
-    full[..., : earlier.shape[-1]] = earlier.clamp_min(0)
+        masked.append(torch.full_like(own, blocks.count))
+    if window is not None:
+        is_whole = (own - earlier + 1) * size <= window[1]
+        masked.append(earlier.masked_fill(is_whole, -1).sort(dim=-1, descending=True).values)
+        full = earlier.masked_fill(~is_whole, -1).sort(dim=-1, descending=True).values
+        window = torch.tensor(window, device=query.device)
+    masked = torch.cat(masked, -1)
     out = _compiled()(
         queries,
         keys,
         values,
-        torch.full(shape[:3], 1 if sinks is None else 2, dtype=torch.int32, device=query.device),
-        masked,
-        (earlier >= 0).sum(-1, dtype=torch.int32),
-        full,
+        (masked >= 0).sum(-1, dtype=torch.int32),
+        # The width says how many blocks of keys there are.
+        _padded(masked, count),
+        (full >= 0).sum(-1, dtype=torch.int32),
+        # Sizes of 0 and 1 would be compiled apart.
+        _padded(full, max(2, full.shape[-1])),
         blocks.number[:, 0] * size,
         torch.tensor([blocks.count * size], device=query.device),
+        window,
         size,
         terms.scaling,
         None if terms.softcap is None else torch.tensor([terms.softcap], device=query.device),
         sinks,
     )
     out = blocks.tokens(out.unflatten(2, (-1, size))).to(dtype)
-    return out, causal_pairs(chosen, blocks)
+    return out, causal_pairs(chosen, blocks) if window is None else window_pairs(blocks)
+
+
+def _padded(numbers: Tensor, width: int) -> Tensor:
+    """Block numbers [..., k], -1 for none, as [..., width] int32, 0 for none."""
+    return functional.pad(numbers.clamp_min(0), (0, width - numbers.shape[-1])).int()
 
 
 @cache
@@ -153,12 +178,14 @@ def _flex(
     full: Tensor,
     begin: Tensor,
     end: Tensor,
+    window: Tensor | None,
     size: int,
     scaling: float,
     softcap: Tensor | None,
     sinks: Tensor | None,
 ) -> Tensor:
-    """begin [batch], the first query's position among the keys; end [1], that of the sink."""
+    """begin [batch], the first query's position among the keys; end [1], that of the sink; window
+    [2], as LazyMask has it."""
     if not torch.compiler.is_compiling():
         raise RuntimeError(
             "attention: flex_attention was about to run without being compiled, which would make "
@@ -167,7 +194,10 @@ def _flex(
         )
 
     def mask(batch, head, q, k):
-        seen = k <= q + begin[batch]
+        q = q + begin[batch]
+        seen = k <= q
+        if window is not None:
+            seen = seen & ((k < window[0]) | (q - k < window[1]))
         return seen if sinks is None else seen | (k == end[0])
 
     def score(score, batch, head, q, k):

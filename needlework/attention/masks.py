@@ -48,6 +48,8 @@ class LazyMask:
         self._stock: dict[str, Tensor | None] = {}
         self.batch_size = batch_size
         self.length = q_length
+        self.window: tuple[int, int] | None = None
+        """Set where the mask is causal but for this: (sinks, recent), as `windowed` has them."""
 
     @cached_property
     def start(self) -> int:
@@ -93,10 +95,17 @@ class LazyMask:
             allowed = allowed & self.real[rows, keys]
         return allowed & inside
 
-    def narrowed(self, rule: Callable) -> "LazyMask":
-        """This mask where `rule`, a function (row, head, query, key) like its own, allows too."""
-        both = and_masks(self._arguments["mask_function"], rule)
-        return LazyMask(**{**self._arguments, "mask_function": both})
+    def windowed(self, sinks: int, recent: int, first: Tensor) -> "LazyMask":
+        """This mask, where the key also is one of the first `sinks` tokens, counted from position
+        `first` [batch] of each row, or one of the last `recent` up to the query."""
+
+        def sees(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            return (key < first[row] + sinks) | (query - key < recent)
+
+        both = and_masks(self._arguments["mask_function"], sees)
+        mask = LazyMask(**{**self._arguments, "mask_function": both})
+        mask.window = (sinks, recent) if self.is_causal else None
+        return mask
 
     @cached_property
     def causal_pairs(self) -> int:

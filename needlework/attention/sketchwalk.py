@@ -3,6 +3,11 @@
 Each layer scores blocks against blocks, W, by sketched means of their queries and keys. The walk
 R <- R W multiplies the layers' scores: a block counts if earlier layers lead to it, be it through
 other blocks.
+
+With `keys: box`, a form of ours, a block of keys is the box around them: the largest and smallest
+of each coordinate, as in Quest (Tang et al., 2024), which bound what any of its keys can score.
+A mean hides one key among many, a bound cannot. Quest decodes by it, each head for itself; here it
+serves prefill too, and the heads' softmaxes are summed.
 """
 
 import logging
@@ -26,7 +31,8 @@ class Selector:
     """Scores blocks in one forward after another; what it remembers lies in the cache.
 
     For each sparse layer, float32, with r the dimension of the sketch and h, h_kv the heads told
-    apart (1 for `heads: mean`): `keys` [batch, h_kv, blocks, r], sketched means of blocks;
+    apart (1 for `heads: mean`): `keys` [batch, h_kv, blocks, r], sketched means of blocks, or
+    their boxes [batch, h_kv, blocks, 2 r];
     `queries` [batch, h, block_size, r], sketched queries of the last block; `steps` [batch, blocks,
     blocks], the W of the layer, or with `walk_memory: kept` its entries, k a row: `to` [batch,
     blocks, k], block numbers, and `weights` [batch, blocks, k]. With decode_queries above 1 also
@@ -44,10 +50,8 @@ class Selector:
         Blocks that are kept or left out whatever their rank have +inf or -inf instead.
         """
         blocks, held = forward.blocks, forward.state.tensors.setdefault(layer, {})
-        sketch = self._sketch(query.shape[-1], query.device)
-        means = self._key_means(key, sketch, blocks)
-        held["keys"] = write_rows(held.get("keys"), means, blocks)
-        queries = self._heads(query) @ sketch
+        held["keys"] = write_rows(held.get("keys"), self._keys(key, blocks), blocks)
+        queries = self._sketched(self._heads(query))
         means = self._query_means(queries, blocks, held)
         asks = means
         if self.system.decode_queries > 1:
@@ -67,30 +71,39 @@ class Selector:
         forward.walk = _normalised(walk)
         return self._marked(forward.walk, forward)
 
-    def _sketch(self, d: int, device: torch.device) -> Tensor:
+    def _sketched(self, x: Tensor) -> Tensor:
+        """[..., d] -> [..., r]; as it is where there is no sketch."""
+        d, device = x.shape[-1], x.device
         if self.system.sketch_dim is None:
-            return torch.eye(d, device=device)
+            return x
         if (d, device) not in self._sketches:
             sketch = hadamard_sketch(d, self.system.sketch_dim, self.system.seed).to(device)
             _log.info("sketchwalk: heads of dimension %d sketched in %d", *sketch.shape)
             self._sketches[d, device] = sketch
-        return self._sketches[d, device]
+        return x @ self._sketches[d, device]
 
     def _heads(self, x: Tensor) -> Tensor:
         """[batch, heads, ..., d] -> the heads told apart [batch, h, ..., d], float32."""
         return x.float() if self.system.heads == "sum" else x.float().mean(1, keepdim=True)
 
-    def _key_means(self, key: Tensor, sketch: Tensor, blocks: Blocks) -> Tensor:
-        """Sketched mean keys of the rows' blocks, over the real tokens so far."""
-        sums = self._heads(blocks.keys_of_rows(key).float().sum(3))
-        return sums / blocks.seen @ sketch
+    def _keys(self, key: Tensor, blocks: Blocks) -> Tensor:
+        """What stands for the rows' blocks of keys, the real ones so far: their mean or their box
+        [batch, h_kv, rows, r or 2 r]."""
+        if self.system.keys == "box":
+            return _box(self._sketched(self._heads(blocks.keys_of_rows(key))), blocks)
+        return self._sketched(self._heads(blocks.key_sums_of_rows(key)) / blocks.seen)
 
     def _query_means(self, queries: Tensor, blocks: Blocks, held: dict[str, Tensor]) -> Tensor:
         """Mean queries of the rows, over the real tokens so far [batch, h, rows, r]."""
         queries = blocks.of_queries(queries)
         if "queries" in held:
+            # Without a sketch these may be the model's own.
+            queries = queries.clone()
             queries[:, :, 0] += held["queries"] * blocks.is_earlier
-        held["queries"] = torch.stack([queries[b, :, row] for b, row in enumerate(blocks.last)])
+        if blocks.rows == 1:
+            held["queries"] = queries[:, :, 0]
+        else:
+            held["queries"] = torch.stack([queries[b, :, row] for b, row in enumerate(blocks.last)])
         return queries.sum(3) / blocks.seen
 
     def _hold_recent(self, queries: Tensor, blocks: Blocks, held: dict[str, Tensor]) -> None:
@@ -120,17 +133,20 @@ class Selector:
     def _step(self, queries: Tensor, blocks: Blocks, keys: Tensor) -> Tensor:
         """W = (sum over heads of softmax_j c <S q_i, S k_j> / sqrt(r))^s over the causal blocks.
 
-        c is score_scale. For the damped walk each row is scaled to sum 1.
+        c is score_scale. With `keys: box` the product is the most that a key in the box can score.
+        For the damped walk each row is scaled to sum 1.
         """
         batch, h, _, r = queries.shape
         kv = keys.shape[1]
-        scale = self.system.score_scale * r**-0.5
+        queries = queries * (self.system.score_scale * r**-0.5)
+        if self.system.keys == "box":
+            queries = torch.cat([queries.clamp_min(0), queries.clamp_max(0)], -1)
         parts = []
         together = max(1, SCORES_AT_ONCE // (batch * h * blocks.count))
         for rows, future in zip(
             queries.split(together, 2), blocks.future.split(together, 1), strict=True
         ):
-            scores = rows.reshape(batch, kv, -1, r) @ keys.transpose(-1, -2) * scale
+            scores = rows.reshape(batch, kv, -1, rows.shape[-1]) @ keys.transpose(-1, -2)
             scores = scores.view(batch, h, -1, blocks.count)
             weights = scores.masked_fill(future[:, None], -torch.inf).softmax(-1)
             parts.append(weights.sum(1) ** self.system.sparsity_exponent)
@@ -178,20 +194,20 @@ class Selector:
 
         Shares and last rows keep blocks for attention alone: they depend on the prompt's length.
         """
-        marked = self._above_quantile(x, blocks) if self.system.select == "quantile" else x
+        marked = x
+        if self.system.select == "quantile":
+            marked = self._above_quantile(x, ~blocks.future)
         chosen = choose(marked, blocks)
         to = chosen.clamp_min(0)
         return to, x.gather(2, to) * (chosen >= 0)
 
-    def _above_quantile(self, walk: Tensor, blocks: Blocks) -> Tensor:
-        kept = walk > _quantile(walk, blocks, self.system.quantile)
+    def _above_quantile(self, walk: Tensor, ranked: Tensor) -> Tensor:
+        kept = walk > _quantile(walk, ranked, self.system.quantile)
         return torch.where(kept, torch.inf, -torch.inf)
 
     def _marked(self, walk: Tensor, forward: Forward) -> Tensor:
         """Scores with +inf where a block is surely kept, -inf where one surely is not."""
         system, blocks = self.system, forward.blocks
-        if system.select == "quantile":
-            walk = self._above_quantile(walk, blocks)
         if not system.marks_blocks:
             return walk
         tokens = [max(0, forward.total - first) for first in blocks.mask.first]
@@ -199,6 +215,8 @@ class Selector:
         sinks = self._share(system.sink_share, tokens, number)
         local = self._share(system.local_share, tokens, number)
         sure = (number < sinks) | (number > blocks.number[..., None] - local)
+        if system.select == "quantile":
+            walk = self._above_quantile(walk, ~(blocks.future | sure))
         if not forward.is_decode:
             ends = number.new_tensor([-(-n // blocks.size) for n in tokens])
             is_last = blocks.number >= ends[:, None] - system.dense_last_rows
@@ -217,14 +235,29 @@ def _normalised(x: Tensor) -> Tensor:
     return x / x.sum(-1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
 
 
-def _quantile(x: Tensor, blocks: Blocks, quantile: float) -> Tensor:
-    """Of each row's causal blocks, between two by linear interpolation [batch, rows, 1]."""
-    ordered = x.masked_fill(blocks.future, torch.inf).sort(-1).values
-    place = blocks.number.double() * quantile
+def _box(x: Tensor, blocks: Blocks) -> Tensor:
+    """The largest, then the smallest of each coordinate over the real tokens of each row's block
+    [batch, h, rows, size, r] -> [batch, h, rows, 2 r]; 0 where there is none."""
+    box = torch.cat([x.amax(3), x.amin(3)], -1)
+    # Copying all of x to mask a few tokens would cost more than the choice of blocks.
+    partial = (blocks.seen < blocks.size)[:, 0, :, 0]
+    tokens = x.transpose(1, 2)[partial]
+    missing = ~blocks.is_seen[:, 0][partial][:, None]
+    largest = tokens.masked_fill(missing, -torch.inf).amax(2)
+    smallest = tokens.masked_fill(missing, torch.inf).amin(2)
+    box.transpose(1, 2)[partial] = torch.cat([largest, smallest], -1)
+    return box.masked_fill_(box.isinf(), 0)
+
+
+def _quantile(x: Tensor, ranked: Tensor, quantile: float) -> Tensor:
+    """Of each row's entries where `ranked` is true, between two by linear interpolation [batch,
+    rows, 1]; +inf or NaN where none is."""
+    ordered = x.masked_fill(~ranked, torch.inf).sort(-1).values
+    last = (ranked.sum(-1, keepdim=True) - 1).clamp_min(0)
+    place = last.double() * quantile
     low = place.floor().long()
-    below = ordered.gather(2, low[..., None])
-    above = ordered.gather(2, torch.minimum(low + 1, blocks.number)[..., None])
-    return torch.lerp(below, above, (place - low)[..., None].to(x.dtype))
+    below, above = (ordered.gather(2, at) for at in (low, torch.minimum(low + 1, last)))
+    return torch.lerp(below, above, (place - low).to(x.dtype))
 
 
 def hadamard_sketch(d: int, sketch_dim: int, seed: int) -> Tensor:

@@ -30,11 +30,9 @@ class WindowBlocks(Blocks):
     """The blocks of a forward, whose mask hides what is neither a sink nor recent."""
 
     def __init__(self, blocks: Blocks):
-        super().__init__(blocks.mask.narrowed(self._sees), blocks.system, blocks.device)
-
-    def _sees(self, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        sinks = self.first[batch] + self.system.sink_tokens
-        return (key < sinks) | (query - key < self.system.recent_tokens)
+        system = blocks.system
+        mask = blocks.mask.windowed(system.sink_tokens, system.recent_tokens, blocks.first)
+        super().__init__(mask, system, blocks.device)
 
     @cached_property
     def scores(self) -> Tensor:

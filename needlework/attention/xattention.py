@@ -40,7 +40,7 @@ class Selector:
         scale = (query.shape[-1] ** -0.5 if scaling is None else scaling) / self.system.stride
         kv = key.shape[1]
         if forward.is_decode:
-            asks = query[:, :, None]
+            asks = query[:, :, None].float()
             keys = held["keys"].unflatten(-1, (self._groups, -1)).flatten(2, 3)
             number = (blocks.mask.start - blocks.first[:, None, None]) // self.system.stride
             number = number.clamp_min(0)

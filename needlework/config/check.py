@@ -8,7 +8,9 @@ from pathlib import Path
 
 from needlework.config.experiment import Experiment
 from needlework.config.models import Checkpoint, Derived, Pretrained
-from needlework.config.tasks import BUILT_IN_HAYSTACKS
+from needlework.config.systems import Attention
+from needlework.config.tasks import BUILT_IN_HAYSTACKS, TaskExamples
+from needlework.config.training import Distill, Finetune
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 Problem = tuple[tuple[str | int, ...], str]
@@ -27,6 +29,11 @@ def problems(experiment: Experiment) -> Iterator[Problem]:
     """Everything that is wrong with a well-typed experiment, in the file's order."""
     models = list(_models(experiment))
     yield from models
+    for name, data in experiment.finetune_data.items():
+        if isinstance(data, TaskExamples) and data.task not in experiment.tasks:
+            where = ("finetune_data", name, "task")
+            yield where, "names no task; " + one_of(experiment.tasks, data.task)
+    yield from _gates(experiment)
     yield from _systems(experiment)
     yield from _haystacks(experiment)
     yield from _tasks(experiment)
@@ -104,19 +111,32 @@ def _derived(experiment: Experiment, name: str, model: Derived) -> Iterator[Prob
             (*where, "attention", "type"),
             "is put on at evaluation; write it under systems, not models",
         )
-    recipe = model.finetune
-    data = experiment.finetune_data.get(recipe.data)
-    if data is None:
-        yield (
-            (*where, "finetune", "data"),
-            "names no finetune_data; " + one_of(experiment.finetune_data, recipe.data),
-        )
-    elif (longest := max(data.lengths)) > recipe.sequence_length:
-        yield (
-            (*where, "finetune", "sequence_length"),
-            f"is below the {longest} tokens of finetune_data.{recipe.data}; "
-            f"write at least {longest}, or shorten the data",
-        )
+    yield from _rows(experiment, (*where, "finetune"), model.finetune)
+
+
+def _rows(
+    experiment: Experiment, where: tuple[str, ...], recipe: Finetune | Distill
+) -> Iterator[Problem]:
+    several = isinstance(recipe.data, list)
+    for i, name in enumerate(recipe.data if several else [recipe.data]):
+        data = experiment.finetune_data.get(name)
+        if data is None:
+            at = (*where, "data", i) if several else (*where, "data")
+            yield at, "names no finetune_data; " + one_of(experiment.finetune_data, name)
+        elif (longest := max(data.lengths)) > recipe.sequence_length:
+            yield (
+                (*where, "sequence_length"),
+                f"is below the {longest} tokens of finetune_data.{name}; "
+                f"write at least {longest}, or shorten the data",
+            )
+
+
+def _gates(experiment: Experiment) -> Iterator[Problem]:
+    for name, gates in experiment.gates.items():
+        where = ("gates", name)
+        if gates.model not in experiment.models:
+            yield (*where, "model"), "names no model; " + one_of(experiment.models, gates.model)
+        yield from _rows(experiment, (*where, "distill"), gates.distill)
 
 
 def _systems(experiment: Experiment) -> Iterator[Problem]:
@@ -132,12 +152,45 @@ def _systems(experiment: Experiment) -> Iterator[Problem]:
                 (*where, "attention", "type"),
                 "is part of a model's weights; write it under models, with a `base`",
             )
+        if system.attention is not None and system.attention.type == "seer":
+            yield from _seer(experiment, where, system.model, system.attention)
     if experiment.baseline is not None and experiment.baseline not in experiment.systems:
         family = [n for n, s in experiment.systems.items() if s.family == experiment.baseline]
         named = "several systems" if family else "no system"
         yield (
             ("baseline",),
             f"names {named}; " + one_of(family or experiment.systems, experiment.baseline),
+        )
+
+
+def _seer(
+    experiment: Experiment, where: tuple[str, ...], model: str, attention: Attention
+) -> Iterator[Problem]:
+    """Whether the gates are there and fit."""
+    at = (*where, "attention", "gates")
+    gates = experiment.gates.get(attention.gates)
+    if gates is not None:
+        size = gates.block_size
+        if gates.model != model:
+            yield at, f"are gates of model `{gates.model}`; name gates of `{model}`, or that model"
+    elif not (folder := Path(attention.gates)).is_dir():
+        yield (
+            at,
+            f"names no gates; {one_of(experiment.gates, attention.gates)}, or a folder of them",
+        )
+        return
+    elif missing := [f for f in ("gates.json", "gates.safetensors") if not (folder / f).is_file()]:
+        yield at, f"has no {missing[0]}; name a folder that distilled gates were saved in"
+        return
+    elif not _is_json(folder / "gates.json"):
+        yield at, "has a gates.json that is not JSON; fetch it again"
+        return
+    else:
+        size = json.loads((folder / "gates.json").read_bytes()).get("block_size")
+    if size != attention.block_size:
+        yield (
+            (*where, "attention", "block_size"),
+            f"is not the block size of the gates; write {size}, or name other gates",
         )
 
 

@@ -6,9 +6,10 @@ from pydantic import Field, PlainValidator
 
 from needlework.config.base import Name, Strict
 from needlework.config.depths import Depths
+from needlework.config.gates import SeerGates
 from needlework.config.models import AnyModel, Derived
 from needlework.config.systems import AnyAttention
-from needlework.config.tasks import AnyTask, Haystack, PasskeyExamples
+from needlework.config.tasks import AnyExamples, AnyTask, Haystack
 
 
 def _one_value(value: Any) -> Any:
@@ -49,7 +50,8 @@ class Experiment(Strict):
     experiment: Name = Field(description="names the folder under results/")
     seed: int = Field(42, ge=0, description="root of every random stream")
     models: dict[Name, AnyModel] = Field(min_length=1, description="what is opened or made")
-    finetune_data: dict[Name, PasskeyExamples] = Field({}, description="rows to fine-tune on")
+    finetune_data: dict[Name, AnyExamples] = Field({}, description="rows to train on")
+    gates: dict[Name, SeerGates] = Field({}, description="gates made for systems of type seer")
     systems: dict[Name, System] = Field(min_length=1, description="what is compared")
     baseline: Name | None = Field(None, description="the system that others are compared with")
     tasks: dict[Name, AnyTask] = Field(min_length=1, description="what is asked")

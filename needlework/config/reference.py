@@ -8,9 +8,10 @@ from pydantic_core import PydanticUndefined
 from needlework.config import training
 from needlework.config.base import Strict
 from needlework.config.experiment import Experiment, System
+from needlework.config.gates import SeerGates
 from needlework.config.models import Model
 from needlework.config.systems import Attention
-from needlework.config.tasks import PasskeyExamples, Task
+from needlework.config.tasks import Examples, Task
 
 _HEAD = """# The experiment file
 
@@ -29,8 +30,12 @@ def reference() -> str:
     sections: dict[str, tuple[str, list[type[Strict]]]] = {
         "The file": ("Keys of the whole file.", [Experiment]),
         "Models": ("An entry of `models:` is told by the key it has.", Model.__subclasses__()),
-        "Training": ("Recipes under `finetune:` and `pretrain:`.", _parts(training)),
-        "Fine-tuning data": ("An entry of `finetune_data:`.", [PasskeyExamples]),
+        "Training": (
+            "Recipes under `finetune:`, `pretrain:` and `distill:`.",
+            _parts(training),
+        ),
+        "Training data": ("An entry of `finetune_data:`.", _typed(Examples)),
+        "Gates": ("An entry of `gates:`.", [SeerGates]),
         "Systems": (
             "An entry of `systems:`, and what `attention:` may be.",
             [System, *_typed(Attention)],

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from needlework.config.base import Strict, tagged_union
 
@@ -25,6 +25,10 @@ class BlockSparse(Attention):
     def marks_blocks(self) -> bool:
         """Scores of +inf and -inf settle blocks, so a row may keep more or fewer than its count."""
         return True
+
+    def skips(self, stage: str) -> bool:
+        """Whether the stage, prefill or decode, stays dense without the system looking at it."""
+        return stage == "decode" and self.skip_decode
 
 
 class Ranked(BlockSparse):
@@ -49,16 +53,22 @@ class SketchWalk(Ranked):
     A preset sets the defaults of the other keys; a key that is given wins. `paper` is the form of
     the paper, and the defaults shown here. `official` is that of the released code: heads sum,
     sketch_dim null, score_scale 1.28, sparsity_exponent 1, walk damped, select quantile,
-    local_share 0.05, sink_share 0.05, dense_last_rows 4, decode_queries 32.
+    local_share 0.05, sink_share 0.05, dense_last_rows 4, decode_queries 32. `box` is ours: heads
+    sum, keys box, sketch_dim null, walk off.
     """
 
     type: Literal["sketchwalk"] = "sketchwalk"
-    preset: Literal["paper", "official"] = Field(
-        "paper", description="the published form to start from"
+    preset: Literal["paper", "official", "box"] = Field(
+        "paper", description="the form to start from: two published ones, and ours"
     )
     heads: Literal["mean", "sum"] = Field(
         "mean",
         description="mean: softmax of head means (paper); sum: softmax by head, summed (ours)",
+    )
+    keys: Literal["mean", "box"] = Field(
+        "mean",
+        description="what stands for a block of keys; mean: their mean (paper); box: the largest "
+        "and smallest of each coordinate, which bound the scores of all (ours)",
     )
     sketch_dim: int | None = Field(
         64, ge=1, description="coordinates of the Hadamard sketch; null: block means unsketched"
@@ -82,7 +92,12 @@ class SketchWalk(Ranked):
         description="topk: as many blocks as top_k_blocks or density say; quantile: those above "
         "`quantile` of their row",
     )
-    quantile: float = Field(0.875, ge=0, lt=1, description="of a row's scores R, interpolated")
+    quantile: float = Field(
+        0.875,
+        ge=0,
+        lt=1,
+        description="of a row's scores R outside sinks and local blocks, interpolated",
+    )
     local_share: float = Field(
         0.0, ge=0, le=1, description="always kept: this share of all tokens, up to the row itself"
     )
@@ -97,13 +112,19 @@ class SketchWalk(Ranked):
     )
     seed: int = Field(42, ge=0, description="of the sketch")
 
+    @field_validator("walk", mode="before")
+    @classmethod
+    def _read_off(cls, value: Any) -> Any:
+        # YAML reads off without quotes as false.
+        return "off" if value is False else value
+
     @model_validator(mode="before")
     @classmethod
     def _start_from_preset(cls, given: Any) -> Any:
         if not isinstance(given, dict):
             return given
         preset = given.get("preset")
-        return {**_OFFICIAL, **given} if preset == "official" else given
+        return {**_PRESETS.get(preset, {}), **given} if isinstance(preset, str) else given
 
     @model_validator(mode="after")
     def _one_way_to_select(self) -> Self:
@@ -117,17 +138,20 @@ class SketchWalk(Ranked):
         return self.select == "quantile" or bool(forced)
 
 
-_OFFICIAL = {
-    "heads": "sum",
-    "sketch_dim": None,
-    "score_scale": 1.28,
-    "sparsity_exponent": 1.0,
-    "walk": "damped",
-    "select": "quantile",
-    "local_share": 0.05,
-    "sink_share": 0.05,
-    "dense_last_rows": 4,
-    "decode_queries": 32,
+_PRESETS = {
+    "official": {
+        "heads": "sum",
+        "sketch_dim": None,
+        "score_scale": 1.28,
+        "sparsity_exponent": 1.0,
+        "walk": "damped",
+        "select": "quantile",
+        "local_share": 0.05,
+        "sink_share": 0.05,
+        "dense_last_rows": 4,
+        "decode_queries": 32,
+    },
+    "box": {"heads": "sum", "keys": "box", "sketch_dim": None, "walk": "off"},
 }
 
 
@@ -176,6 +200,91 @@ class XAttention(Ranked):
     @property
     def marks_blocks(self) -> bool:
         return self.threshold is not None
+
+
+class Seer(Ranked):
+    """SeerAttention (Gao et al., 2024; -R, 2025): learned gates choose blocks, head by head.
+
+    Prefill chooses for each query head, decode for each key head. Where neither top_k_blocks nor
+    density is given, threshold is 0.1 and token_budget 2048, as in the released code.
+    """
+
+    type: Literal["seer"] = "seer"
+    gates: str = Field(
+        min_length=1, description="a name under gates, or a folder with gates.safetensors"
+    )
+    dense_layers: int = Field(0, ge=0, description="first layers that keep the stock attention")
+    skip_prefill: bool = Field(False, description="dense prefill, sparse decode")
+    threshold: float | None = Field(
+        None,
+        ge=0,
+        lt=1,
+        description="prefill, instead of a count: blocks whose share of the row's gate is above "
+        "(published: 5e-4 on RULER, 2e-3 on LongBench)",
+    )
+    nz_ratio: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="prefill, instead of a count: max(1, floor((1 - sqrt(1 - nz_ratio)) * blocks "
+        "of the prompt)) blocks in every row, and its own",
+    )
+    dense_last_rows: int = Field(
+        2, ge=0, description="rows of blocks at the prompt's end that keep all blocks"
+    )
+    decode_threshold: float | None = Field(
+        None, ge=0, lt=1, description="decode: as threshold, instead of a count"
+    )
+    token_budget: int | None = Field(
+        None,
+        ge=1,
+        description="decode, instead of a count: token_budget // block_size blocks, and the own",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_released(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        found, has = dict(given), lambda *keys: any(given.get(key) is not None for key in keys)
+        if not has("top_k_blocks", "density"):
+            if not has("threshold", "nz_ratio") and not given.get("skip_prefill"):
+                found["threshold"] = 0.1
+            if not has("decode_threshold", "token_budget") and not given.get("skip_decode"):
+                found["token_budget"] = 2048
+        return found
+
+    @model_validator(mode="after")
+    def _one_way_to_choose(self) -> Self:
+        settled = []
+        for stage, skip, one, other in (
+            ("prefill", "skip_prefill", "threshold", "nz_ratio"),
+            ("decode", "skip_decode", "decode_threshold", "token_budget"),
+        ):
+            given = [key for key in (one, other) if getattr(self, key) is not None]
+            if len(given) == 2:
+                raise ValueError(f"{one}: {other} chooses blocks already; leave out one")
+            if given and getattr(self, skip):
+                raise ValueError(f"{given[0]}: {stage} is dense, {skip} says; leave out one")
+            settled.append(bool(given) or getattr(self, skip))
+        if self.skip_prefill and self.skip_decode:
+            raise ValueError("skip_prefill: with skip_decode nothing is sparse; leave out one")
+        if self.density is not None and all(settled):
+            raise ValueError("density: both stages choose blocks without it; leave it out")
+        if self.token_budget is not None and self.token_budget < self.block_size:
+            raise ValueError(
+                f"token_budget: {self.token_budget} is less than a block of {self.block_size}; "
+                "give a block or more"
+            )
+        return self
+
+    @property
+    def marks_blocks(self) -> bool:
+        return True
+
+    def skips(self, stage: str) -> bool:
+        # The gates pool the keys of both stages.
+        return False
 
 
 class Window(BlockSparse):

@@ -341,21 +341,14 @@ ExampleLength = Annotated[int, Field(ge=64)]
 """Tokens of a row to train on."""
 
 
-class PasskeyExamples(Strict):
-    """Passkey rows to train on: prompt and answer, keys apart from every evaluation key."""
+class Examples(Strict):
+    """Rows to train on: prompt and answer, from random streams apart from every evaluation's."""
 
-    module: ClassVar[str] = "passkey"
+    module: ClassVar[str]
 
-    type: Literal["passkey"] = "passkey"
     examples: int = Field(2000, ge=1, description="rows")
     length: ExampleLength | Annotated[list[ExampleLength], Field(min_length=1)] = Field(
         1024, description="tokens of prompt, answer and end of text; several lengths take turns"
-    )
-    digits: list[Annotated[int, Field(ge=1, le=20)]] = Field(
-        [4], min_length=1, description="digits of the keys, mixed evenly"
-    )
-    depths: list[Percent] = Field(
-        [0, 25, 50, 75, 100], min_length=1, description="where the key stands, mixed evenly"
     )
 
     @property
@@ -364,4 +357,31 @@ class PasskeyExamples(Strict):
         return [self.length] if isinstance(self.length, int) else self.length
 
 
+class PasskeyExamples(Examples):
+    """Passkey rows to train on: prompt and answer, keys apart from every evaluation key."""
+
+    module: ClassVar[str] = "passkey"
+
+    type: Literal["passkey"] = "passkey"
+    digits: list[Annotated[int, Field(ge=1, le=20)]] = Field(
+        [4], min_length=1, description="digits of the keys, mixed evenly"
+    )
+    depths: list[Percent] = Field(
+        [0, 25, 50, 75, 100], min_length=1, description="where the key stands, mixed evenly"
+    )
+
+
+class TaskExamples(Examples):
+    """Rows of a task of the file to train on; within `length` there is room for its longest answer.
+
+    They are drawn from random streams of their own; pass keys are none that is evaluated.
+    """
+
+    module: ClassVar[str] = "task_examples"
+
+    type: Literal["task"] = "task"
+    task: Name = Field(description="a name under tasks")
+
+
 AnyTask = tagged_union(Task)
+AnyExamples = tagged_union(Examples)

@@ -1,6 +1,6 @@
 """Training recipes: parameters, units, defaults, meaning."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -33,6 +33,42 @@ class Finetune(FinetuneStage):
         0.1, ge=0, le=1, description="cosine decay ends at this share of the peak"
     )
     weight_decay: float = Field(0.01, ge=0, description="of matrices; none on biases and norms")
+    clip: float = Field(1.0, gt=0, description="largest gradient norm")
+    log_every: int = Field(10, ge=1, description="steps between rows of the metrics table")
+
+
+class Distill(Strict):
+    """Training of a frozen model's gates towards the blocks that its own attention looks at.
+
+    The loss is 10 KL(attention || gate), attention max-pooled over each tile, summed over layers.
+    """
+
+    data: Annotated[list[Name], Field(min_length=1)] = Field(
+        description="names under finetune_data, the rows of all of them mixed"
+    )
+    steps: int = Field(500, ge=1, description="optimizer steps")
+    sequence_length: int = Field(1024, ge=2, description="tokens; longer rows are an error")
+    batch_size: int = Field(4, ge=1, description="rows a step")
+    prefill_rows: int = Field(
+        256, ge=1, description="rows of blocks of each batch that prefill gates learn from"
+    )
+    decode_queries: int = Field(
+        256, ge=1, description="tokens of each row that decode gates learn from, beside its answer"
+    )
+    answer_share: float = Field(
+        0.5, ge=0, le=1, description="weight of the answers' tokens in the loss of decode gates"
+    )
+    learning_rate: float = Field(1.0e-3, gt=0, description="peak rate, after warm-up")
+    warmup_steps: int = Field(20, ge=0, description="linear warm-up")
+    final_learning_rate_ratio: float = Field(
+        0.0, ge=0, le=1, description="cosine decay ends at this share of the peak"
+    )
+    skipped_share: float = Field(
+        0.25,
+        ge=0,
+        lt=1,
+        description="share of each row's text, its start, that the loss leaves out",
+    )
     clip: float = Field(1.0, gt=0, description="largest gradient norm")
     log_every: int = Field(10, ge=1, description="steps between rows of the metrics table")
 

@@ -19,8 +19,8 @@ def training(metrics: Mapping[str, pl.DataFrame]) -> alt.Chart:
     """Loss and learning rate against step, all models; below, the gates of each model with gates.
 
     Args:
-        metrics: model name -> table with step, loss, learning_rate, and for a model with gates a
-            column gate_layer{l}_head{h} each.
+        metrics: name of a model, or of gates that were distilled -> table with step, loss,
+            learning_rate, and for a model with Infini gates a column gate_layer{l}_head{h} each.
 
     Raises:
         ValueError: if there is no model, or a table has no rows.
@@ -42,7 +42,7 @@ def training(metrics: Mapping[str, pl.DataFrame]) -> alt.Chart:
     )
     panels = [
         alt.hconcat(
-            _curve(curves, "loss", "Loss (nats a token, log scale)", models),
+            _curve(curves, "loss", "Loss (nats, log scale)", models),
             _curve(curves, "learning_rate", "Learning rate", models),
             spacing=40,
         )
@@ -56,7 +56,10 @@ def training(metrics: Mapping[str, pl.DataFrame]) -> alt.Chart:
             color="independent", strokeDash="independent"
         ),
         "Training",
-        ["Loss: mean over the tokens that are trained on", f"n = {steps} steps"],
+        [
+            "Loss: mean over the tokens that are trained on; of gates, 10 KL summed over layers",
+            f"n = {steps} steps",
+        ],
     )
 
 

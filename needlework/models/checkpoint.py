@@ -1,7 +1,6 @@
 """Open a Hugging Face checkpoint: a folder or a hub name, safetensors only."""
 
 import importlib
-import json
 from pathlib import Path
 
 import torch
@@ -9,6 +8,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
@@ -33,9 +33,9 @@ def open_model(
     Raises:
         ValueError: the folder lacks config.json, or weights and config do not fit together.
     """
-    _register_attention(path)
     kwargs = {"revision": revision} if revision else {}
     try:
+        _register_attention(path, kwargs)
         config = AutoConfig.from_pretrained(path, trust_remote_code=False, **kwargs)
         model, loading = AutoModelForCausalLM.from_pretrained(
             path,
@@ -56,9 +56,15 @@ def open_model(
     return model.to(device).eval(), tokenizer
 
 
-def _register_attention(path: str | Path) -> None:
-    config_json = Path(path) / "config.json"
-    if config_json.is_file():
-        attention = json.loads(config_json.read_text()).get("needlework_attention")
-        if attention is not None:
-            importlib.import_module(f"needlework.attention.{attention}")
+def _register_attention(path: str | Path, kwargs: dict) -> None:
+    config, _ = PreTrainedConfig.get_config_dict(path, **kwargs)
+    attention = config.get("needlework_attention")
+    if attention is None:
+        return
+    try:
+        importlib.import_module(f"needlework.attention.{attention}")
+    except ModuleNotFoundError:
+        raise ValueError(
+            f"{path}: config.json asks for needlework_attention = {attention!r}, which this "
+            "version of needlework does not have; open it with the version that made it"
+        ) from None

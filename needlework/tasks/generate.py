@@ -77,6 +77,7 @@ class Sampler:
         thinking_tokens: int = 0,
         haystack: pl.DataFrame | None = None,
         length_unit: Literal["tokens", "characters"] = "tokens",
+        training: bool = False,
     ):
         """Get ready for any sample.
 
@@ -92,10 +93,12 @@ class Sampler:
             thinking_tokens: room for thoughts before the answer; there is more for their end.
             haystack: the text that the task's haystack names; columns sentence and tokens.
             length_unit: what `length` counts.
+            training: rows to train on, from random streams that no evaluation draws from.
         """
         self.task, self.task_name, self._seed = task, task_name, seed
         self._tokenizer, self._frame = uncut(tokenizer), frame
-        self._haystack, self._unit = haystack, length_unit
+        self._haystack, self._unit, self._training = haystack, length_unit, training
+        self._key = "length" if training else "lengths"
         self._new_tokens = task.max_new_tokens
         if thinking_tokens:
             ending = self._tokenizer.encode(END, add_special_tokens=False)
@@ -131,12 +134,12 @@ class Sampler:
         except TooLong:
             smallest = smallest_length(self.length, self._needed)
             raise ValueError(
-                f"lengths: {self.length} is too small for task {self.task_name};"
+                f"{self._key}: {self.length} is too small for task {self.task_name};"
                 f" set {smallest} or more"
             ) from None
         except Exhausted:
             raise ValueError(
-                f"lengths: {self.length} is beyond the natural end of task {self.task_name};"
+                f"{self._key}: {self.length} is beyond the natural end of task {self.task_name};"
                 f" set {self._largest(self.length)} or less"
             ) from None
         return self._row(index, sample_seed, prompt)
@@ -158,7 +161,8 @@ class Sampler:
         if length in self._starts:
             return self._starts[length]
         stream = (self._seed, self._parameters, length)
-        setting = Setting(length, stream, self._haystack)
+        stream = ("training", *stream) if self._training else stream
+        setting = Setting(length, stream, self._haystack, self._training)
         module = import_module(f"needlework.tasks.{self.task.module}")
         spread = Spread(self._depths, *stream)
         with self._named():

@@ -102,7 +102,7 @@ def drafts(task: Passkey, counter: Counter, setting: Setting) -> Callable[[Turn]
     filler = Filler(counter, " ".join((task.filler or FILLER).split()))
 
     def draft(turn: Turn) -> Draft:
-        key = draw_key(turn.random, task.digits, evaluation=True)
+        key = draw_key(turn.random, task.digits, evaluation=not setting.training)
         (depth_percent,) = turn.spread.depths(turn.index, 1)
         shots = "".join(_shot(turn.random, task.digits, key, filler) for _ in range(task.shots))
         return Draft(counter, filler, key, depth_percent, shots=shots)

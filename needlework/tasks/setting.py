@@ -17,6 +17,8 @@ class Setting(NamedTuple):
     """Tells the random streams of what all samples share: JSON values."""
     haystack: pl.DataFrame | None = None
     """The text that the task's haystack names: columns sentence and tokens."""
+    training: bool = False
+    """Whether rows to train on are made: a pass key is none of those that are evaluated."""
 
 
 class Turn(NamedTuple):

@@ -56,7 +56,7 @@ def finetune(
     offset = partial(model.training_offset, generator=generator) if _gates(model) else None
     stages = [*config.curriculum, config]
     drawn = [
-        islice(_draw(_rows_of(encoded, stages, i), stage.batch_size, generator), stage.steps)
+        islice(draw(_rows_of(encoded, stages, i), stage.batch_size, generator), stage.steps)
         for i, stage in enumerate(stages)
     ]
     batches = (collate(chosen, pad, offset) for chosen in chain(*drawn))
@@ -170,7 +170,7 @@ def _rows_of(encoded: list[Row], stages: list[FinetuneStage], i: int) -> list[Ro
     return rows
 
 
-def _draw(rows: list[Row], batch_size: int, generator: torch.Generator) -> Iterator[list[Row]]:
+def draw(rows: list[Row], batch_size: int, generator: torch.Generator) -> Iterator[list[Row]]:
     def shuffled():
         while True:
             yield from torch.randperm(len(rows), generator=generator).tolist()

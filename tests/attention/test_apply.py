@@ -1,9 +1,11 @@
 import copy
+from contextlib import nullcontext
+from functools import partial
 
 import pytest
 import torch
 import transformers as configs
-from transformers import AutoModelForCausalLM, DynamicCache
+from transformers import AutoModel, AutoModelForCausalLM, DynamicCache
 
 from needlework.attention import kernels
 from needlework.attention.apply import apply
@@ -101,6 +103,8 @@ SYSTEMS = {
 BY_COUNT = list(SYSTEMS)
 """Systems of which a row keeps as many blocks as `density` says."""
 SYSTEMS |= {
+    "sketchwalk-official": SketchWalk(block_size=8, preset="official", dense_layers=1),
+    "sketchwalk-box": SketchWalk(preset="box", block_size=8, density=0.5, dense_layers=1),
     "sketchwalk-kept": SketchWalk(block_size=8, density=0.5, dense_layers=1, walk_memory="kept"),
     "oracle": Oracle(block_size=8, density=0.5, dense_layers=1),
     "xattention": XAttention(block_size=8, stride=4, density=0.5, dense_layers=1),
@@ -230,6 +234,7 @@ def test_blocks_left_out_change_the_answer_and_removal_restores_it(llama, system
 def test_chunks_of_whole_blocks_equal_one_shot(llama, system):
     ids = prompts([75])["input_ids"]
     with apply(llama, system) as handle:
+        handle.prompt_tokens = 64
         whole = run(llama, ids, [64, *[1] * 11])
         density = handle.density()
         handle.reset()
@@ -263,14 +268,17 @@ def test_later_blocks_never_reach_earlier_ones(llama, system):
     assert not torch.allclose(changed[:, 48:], found[:, 48:])
 
 
-def test_later_tokens_of_a_block_never_reach_earlier_ones(llama):
+@pytest.mark.parametrize("name", ["dense", "random", "window"])
+def test_later_tokens_of_a_block_never_reach_earlier_ones(llama, name):
     """With the choice of blocks independent of tokens, nothing at all comes from the future."""
     ids = prompts([80])["input_ids"]
     other = ids.clone()
     other[:, 53:] = prompts([80], seed=1)["input_ids"][:, 53:]
-    with apply(llama, SYSTEMS["random"]), torch.inference_mode():
+    on = nullcontext() if name == "dense" else apply(llama, SYSTEMS[name])
+    with on, torch.inference_mode():
         found, changed = llama(input_ids=ids).logits, llama(input_ids=other).logits
     torch.testing.assert_close(changed[:, :53], found[:, :53], rtol=0, atol=1e-5)
+    assert not torch.allclose(changed[:, 53:], found[:, 53:])
 
 
 @pytest.mark.parametrize("name", BY_COUNT)
@@ -386,3 +394,85 @@ def test_misuse_is_told_with_its_remedy(llama):
         handle.remove()
         handle.remove()
     apply(llama, system).remove()
+
+
+ENCODER = {"vocab_size": 64, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 32}
+REFUSED = {
+    "mamba": (configs.MambaConfig(**SMALL), "mamba has no layer of causal attention"),
+    "sliding": (configs.MistralConfig(**SMALL), "mistral has no layer of causal attention over"),
+    "encoder": (configs.BertConfig(**ENCODER), "bert has no layer of causal attention"),
+    "encoder-decoder": (
+        configs.T5Config(vocab_size=64, d_model=32, d_kv=8, d_ff=32, num_layers=2, num_heads=4),
+        "t5 has an encoder; give a decoder-only model",
+    ),
+    "own attention code": (
+        configs.BloomConfig(vocab_size=64, hidden_size=32, n_layer=2, n_head=4),
+        "bloom has attention code of its own; give",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_models_without_attention_to_replace_are_refused(name):
+    config, message = REFUSED[name]
+    model = AutoModel.from_config(config)
+    with pytest.raises(ValueError, match=message) as error:
+        apply(model, SYSTEMS["random"])
+    assert "\n" not in str(error.value)
+    assert model.config._attn_implementation != "needlework"
+
+
+def test_what_is_no_model_of_transformers_is_refused():
+    with pytest.raises(ValueError, match="model: is of type Linear; give what AutoModel"):
+        apply(torch.nn.Linear(2, 2), SYSTEMS["random"])
+
+
+def test_a_block_of_no_tokens_is_refused():
+    with pytest.raises(ValueError, match=r"block_size\n.* greater than or equal to 1"):
+        SketchWalk(block_size=0)
+
+
+def test_families_that_keep_arguments_from_their_layers_are_refused():
+    config = configs.OPTConfig(
+        vocab_size=64, hidden_size=32, word_embed_proj_dim=32, ffn_dim=32, num_hidden_layers=2
+    )
+    config.num_attention_heads = 4
+    model = AutoModelForCausalLM.from_config(config)
+    system = SYSTEMS["random"]
+    with apply(model, system), pytest.raises(ValueError, match=r"OPTAttention: .* no state; "):
+        model(**prompts([20]))
+
+
+def test_attention_that_is_never_asked_for_is_told(llama, monkeypatch):
+    """As in a family that computes its attention elsewhere, although it knows the interface."""
+
+    def elsewhere(self, hidden_states, **_):
+        return hidden_states, None
+
+    monkeypatch.setattr(type(llama.model.layers[0].self_attn), "forward", elsewhere)
+    with apply(llama, SYSTEMS["random"]), pytest.raises(ValueError, match="llama has attention"):
+        llama(**prompts([20]))
+    monkeypatch.undo()
+    assert not llama.model._forward_hooks
+
+
+def test_attention_of_more_than_queries_keys_and_values_is_refused(llama, monkeypatch):
+    attention = llama.model.layers[1].self_attn
+    monkeypatch.setattr(
+        attention, "forward", partial(attention.forward, position_bias=torch.zeros(1))
+    )
+    with apply(llama, SYSTEMS["random"]), pytest.raises(ValueError, match="needs position_bias"):
+        llama(**prompts([20]))
+
+
+@every_system
+def test_generation_in_bfloat16(system):
+    """A model of Qwen3's shape."""
+    model, inputs = tiny("qwen3").to(torch.bfloat16), prompts([67, 50])
+    _, stock = generate(model, inputs)
+    with apply(model, system) as handle:
+        tokens, logits = generate(model, inputs)
+        assert 0 < handle.density().decode < 1
+    assert tokens.shape == (2, 12)
+    assert logits.isfinite().all()
+    assert (logits - stock).abs().max() > 1e-2

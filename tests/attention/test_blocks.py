@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from needlework.attention.blocks import Blocks, causal_pairs, choose, kept_blocks, shift
 from needlework.attention.masks import LazyMask
-from needlework.config.systems import Random
+from needlework.config.systems import Random, SketchWalk
 
 CPU = torch.device("cpu")
 
@@ -78,6 +78,28 @@ def test_choice_keeps_own_block_and_best_before_it_earlier_on_ties(
             assert [j for j in chosen[b, row].tolist() if j >= 0] == expected
 
 
+@pytest.mark.parametrize(
+    "system", [Random(block_size=4, top_k_blocks=3), SketchWalk(block_size=4, select="quantile")]
+)
+def test_heads_choose_as_if_alone(system):
+    torch.manual_seed(0)
+    _, mask = masked([40, 22], 40, 30)
+    blocks = Blocks(mask, system, CPU)
+    scores = torch.rand(2, 3, blocks.rows, blocks.count)
+    if system.marks_blocks:
+        # Each head is sure of more blocks than the one before it.
+        sure = torch.tensor([0.9, 0.5, 0.1])[:, None, None]
+        scores = torch.where(scores > sure, torch.inf, -torch.inf)
+    chosen = choose(scores, blocks)
+    kept = [
+        [set(row) - {-1} for row in choice.flatten(0, 1).tolist()] for choice in chosen.unbind(1)
+    ]
+    for head, its in enumerate(kept):
+        alone = choose(scores[:, head], blocks).flatten(0, 1).tolist()
+        assert its == [set(row) - {-1} for row in alone]
+    assert kept[0] != kept[1] != kept[2]
+
+
 @given(
     lengths=st.lists(st.integers(1, 30), min_size=1, max_size=3),
     size=st.integers(1, 6),
@@ -98,6 +120,6 @@ def test_pairs_are_counted_token_by_token(lengths, size, cached, density):
             row = (t - first) // size - blocks.begin[b]
             kept = set(chosen[b, row].tolist())
             pairs += sum((k - first) // size in kept for k in range(first, t + 1))
-    assert causal_pairs(chosen, blocks) == pairs
+    assert causal_pairs(chosen[:, None], blocks) == pairs
     if density == 1:
         assert pairs == mask.causal_pairs

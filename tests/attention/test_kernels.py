@@ -10,7 +10,7 @@ from needlework.attention.blocks import Blocks, choose
 from needlework.attention.gather import Terms, gather
 from needlework.attention.kernels import attend, compiled, has_compiler
 from needlework.attention.masks import LazyMask
-from needlework.config.systems import Random
+from needlework.config.systems import Random, SketchWalk
 
 CPU = torch.device("cpu")
 DEVICES = [device for device in ("cpu", "cuda") if device == "cpu" or torch.cuda.is_available()]
@@ -36,9 +36,14 @@ def laid_out(x, layout):
 
 
 def reference(query, key, value, real, start, chosen, blocks, scaling, softcap=None, sinks=None):
-    """Attention of each real token, one at a time, over the tokens of the blocks it may read."""
+    """Attention of each real token, one at a time, over the tokens of the blocks it may read.
+
+    Pairs are a mean over heads.
+    """
+    heads = query.shape[1]
     out, pairs = torch.zeros(*query.shape[:3], value.shape[-1]), 0
-    group = query.shape[1] // key.shape[1]
+    group = heads // key.shape[1]
+    chosen = chosen[:, None] if chosen.ndim == 3 else chosen
     for b in range(query.shape[0]):
         first = int(real[b].int().argmax())
         for t in range(query.shape[2]):
@@ -46,28 +51,42 @@ def reference(query, key, value, real, start, chosen, blocks, scaling, softcap=N
             if not real[b, position]:
                 continue
             own = (position - first) // blocks.size
-            kept = set(chosen[b, own - blocks.begin[b]].tolist()) - {-1}
-            keys = [
-                p
-                for p in range(first, position + 1)
-                if real[b, p] and (p - first) // blocks.size in kept
-            ]
-            pairs += len(keys)
-            for h in range(query.shape[1]):
+            for h in range(heads):
+                choice = chosen[b, h // (heads // chosen.shape[1]), own - blocks.begin[b]]
+                keys = [
+                    p
+                    for p in range(first, position + 1)
+                    if real[b, p] and (p - first) // blocks.size in choice.tolist()
+                ]
+                pairs += len(keys)
                 logits = key[b, h // group, keys] @ query[b, h, t] * scaling
                 if softcap is not None:
                     logits = softcap * torch.tanh(logits / softcap)
                 weights = logits.exp()
                 below = weights.sum() + (0 if sinks is None else sinks[h].exp())
                 out[b, h, t] = weights / below @ value[b, h // group, keys]
-    return out, pairs
+    return out, pairs / heads
+
+
+def scores_of(blocks, heads, choices, device=CPU):
+    """Random scores alike for all heads, for each kv head or for each head, as `choices` says.
+
+    A system that marks blocks is sure of some of either kind, so choices differ in number.
+    """
+    shape = {"all": (), "kv": (heads[1],), "head": (heads[0],)}[choices]
+    scores = torch.rand(len(blocks.begin), *shape, blocks.rows, blocks.count, device=device)
+    if not blocks.system.marks_blocks:
+        return scores
+    return scores.masked_fill(scores < 0.4, -torch.inf).masked_fill(scores > 0.6, torch.inf)
 
 
 @given(
     lengths=st.lists(st.integers(1, 24), min_size=1, max_size=3),
     size=st.integers(1, 6),
     cached=st.integers(0, 23),
-    heads=st.sampled_from([(2, 2), (4, 2), (3, 1)]),
+    heads=st.sampled_from([(2, 2), (4, 2), (3, 1), (6, 3)]),
+    choices=st.sampled_from(["all", "kv", "head"]),
+    marks=st.booleans(),
     density=st.sampled_from([0.3, 1.0]),
     right=st.booleans(),
     extra=st.sampled_from(["", "softcap", "sinks"]),
@@ -75,19 +94,22 @@ def reference(query, key, value, real, start, chosen, blocks, scaling, softcap=N
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),
     seed=st.integers(0, 99),
 )
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=200)
 def test_gathered_attention_over_chosen_blocks(
-    lengths, size, cached, heads, density, right, extra, layout, dtype, seed
+    lengths, size, cached, heads, choices, marks, density, right, extra, layout, dtype, seed
 ):
     torch.manual_seed(seed)
     total = max(lengths)
     start = min(cached, total - 1)
     real, mask = masked(lengths, total, total - start, right)
-    blocks = Blocks(mask, Random(block_size=size, density=density), CPU)
+    system = Random(block_size=size, density=density)
+    if marks:
+        system = SketchWalk(block_size=size, select="quantile")
+    blocks = Blocks(mask, system, CPU)
     query = torch.randn(len(lengths), heads[0], total - start, 8).to(dtype)
     key = torch.randn(len(lengths), heads[1], total, 8).to(dtype)
     value = torch.randn(len(lengths), heads[1], total, 4).to(dtype)
-    chosen = choose(torch.rand(len(lengths), blocks.rows, blocks.count), blocks)
+    chosen = choose(scores_of(blocks, heads, choices), blocks)
     terms = {
         "softcap": 2.0 if extra == "softcap" else None,
         "sinks": torch.randn(heads[0]) if extra == "sinks" else None,
@@ -102,8 +124,8 @@ def test_gathered_attention_over_chosen_blocks(
     assert torch.isfinite(out).all()
     atol = 1e-5 if dtype == torch.float32 else 0.03
     torch.testing.assert_close(out.float() * is_real, expected, rtol=1e-4, atol=atol)
-    assert pairs == count
-    if density == 1:
+    assert pairs == pytest.approx(count, rel=1e-12)
+    if density == 1 and not marks:
         assert count == mask.causal_pairs
 
 
@@ -127,13 +149,14 @@ def test_other_masks_are_evaluated_on_the_chosen_tokens():
     torch.testing.assert_close(mask.stock("sdpa"), full)
 
 
+@pytest.mark.parametrize("choices", ["all", "kv", "head"])
 @pytest.mark.parametrize("new", [90, 1])
-def test_gathering_in_parts_is_the_same(monkeypatch, new):
+def test_gathering_in_parts_is_the_same(monkeypatch, new, choices):
     torch.manual_seed(0)
     _, mask = masked([90, 50], 90, new)
     blocks = Blocks(mask, Random(block_size=4, density=0.4), CPU)
     query, key, value = torch.randn(2, 4, new, 8), *torch.randn(2, 2, 2, 90, 8)
-    chosen = choose(torch.rand(2, blocks.rows, blocks.count), blocks)
+    chosen = choose(scores_of(blocks, (4, 2), choices), blocks)
     sinks = torch.randn(4)
     whole, pairs = attend(query, key, value, chosen, blocks, sinks=sinks)
     monkeypatch.setattr("needlework.attention.gather.GATHERED", {"cpu": 1})
@@ -142,19 +165,28 @@ def test_gathering_in_parts_is_the_same(monkeypatch, new):
     assert pairs == pairs_in_parts
 
 
-# d, d_v, heads, kv heads, block size, dtype, further terms: each is compiled anew.
+def test_choices_of_some_other_number_of_heads_are_refused():
+    _, mask = masked([20], 20, 20)
+    blocks = Blocks(mask, Random(block_size=4), CPU)
+    query, key, value = torch.randn(1, 6, 20, 8), *torch.randn(2, 1, 3, 20, 8)
+    chosen = choose(torch.rand(1, 2, blocks.rows, blocks.count), blocks)
+    with pytest.raises(ValueError, match=r"for 2 heads; .* 3 kv heads or 6 heads"):
+        attend(query, key, value, chosen, blocks)
+
+
+# d, d_v, heads, kv heads, block size, dtype, further terms, choices: each is compiled anew.
 KINDS = {
-    "d 64, groups of 2": (64, 64, 4, 2, 16, torch.float32, ""),
-    "d 80, d_v 36": (80, 36, 2, 2, 32, torch.float32, ""),
-    "d 32, softcap": (32, 32, 2, 1, 16, torch.float32, "softcap"),
-    "d 48, sinks": (48, 48, 4, 2, 16, torch.float32, "sinks"),
-    "d 256, bfloat16": (256, 256, 2, 2, 48, torch.bfloat16, ""),
+    "d 64, groups of 2": (64, 64, 4, 2, 16, torch.float32, "", "kv"),
+    "d 80, d_v 36": (80, 36, 2, 2, 32, torch.float32, "", "all"),
+    "d 32, softcap": (32, 32, 2, 1, 16, torch.float32, "softcap", "all"),
+    "d 48, sinks, choices of heads": (48, 48, 4, 2, 16, torch.float32, "sinks", "head"),
+    "d 256, bfloat16": (256, 256, 2, 2, 48, torch.bfloat16, "", "all"),
 }
 
 
 def problem(kind, lengths, new, device="cpu", seed=0):
     """Arguments of `compiled`, and what the reference makes of them."""
-    d, d_v, heads, kv_heads, size, dtype, extra = KINDS.get(kind, kind)
+    d, d_v, heads, kv_heads, size, dtype, extra, choices = KINDS.get(kind, kind)
     torch.manual_seed(seed)
     total = max(lengths)
     start = total - new
@@ -162,7 +194,8 @@ def problem(kind, lengths, new, device="cpu", seed=0):
     blocks = Blocks(mask, Random(block_size=size, density=0.4), torch.device(device))
     shapes = (heads, new, d), (kv_heads, total, d), (kv_heads, total, d_v)
     tensors = [torch.randn(len(lengths), *shape).to(dtype) for shape in shapes]
-    chosen = choose(torch.rand(len(lengths), blocks.rows, blocks.count, device=device), blocks)
+    chosen = choose(scores_of(blocks, (heads, kv_heads), choices, device), blocks)
+    chosen = chosen[:, None] if choices == "all" else chosen
     terms = {
         "softcap": 2.0 if extra == "softcap" else None,
         "sinks": torch.randn(heads) if extra == "sinks" else None,
@@ -195,7 +228,7 @@ def test_compiled_attention_over_chosen_blocks(kind, device):
         torch.testing.assert_close(
             out.cpu() * real, gathered.cpu() * real, rtol=1e-4, atol=tolerance
         )
-        assert pairs == count
+        assert pairs == pytest.approx(count, rel=1e-12)
 
 
 @needs_compiler
@@ -220,7 +253,7 @@ def test_never_uncompiled_past_the_limit_of_recompilation(monkeypatch):
         compiled(*problem("d 64, groups of 2", [96, 75], 96)[0])
         monkeypatch.setattr(kernels, "KINDS", 1)
         kernels._compiled.cache_clear()
-        other, _ = problem((16, 16, 1, 1, 16, torch.float32, ""), [96, 75], 96)
+        other, _ = problem((16, 16, 1, 1, 16, torch.float32, "", "all"), [96, 75], 96)
         with pytest.raises(FailOnRecompileLimitHit):
             compiled(*other)
     kernels._compiled.cache_clear()

@@ -32,7 +32,12 @@ def ranked(system, row):
     if system.select == "topk":
         best = sorted(range(own), key=lambda j: (-row[j], j))
         return {own, *best[: kept_blocks(system, own) - 1]}
-    return {own, *(j for j in range(own) if row[j] > np.quantile(row, system.quantile))}
+    return {own, *above_quantile(system, row, range(own + 1))}
+
+
+def above_quantile(system, row, among):
+    limit = np.quantile([row[j] for j in among], system.quantile) if among else np.inf
+    return {j for j in among if row[j] > limit}
 
 
 def forced(system, i, tokens, is_decode):
@@ -48,11 +53,14 @@ def forced(system, i, tokens, is_decode):
 
 
 def selected(system, row, tokens, is_decode):
-    """All that a row keeps; what is forced counts among the blocks of `topk`."""
-    sure = forced(system, len(row) - 1, tokens, is_decode)
-    if system.select == "quantile":
-        return ranked(system, row) | sure
+    """All that a row keeps; what is forced counts among the blocks of `topk`, and sinks and local
+    blocks do not count towards the quantile."""
     own = len(row) - 1
+    sure = forced(system, own, tokens, is_decode)
+    if system.select == "quantile":
+        shares = forced(system, own, tokens, is_decode=True)
+        others = [j for j in range(own + 1) if j not in shares]
+        return {own} | sure | above_quantile(system, row, others)
     first = {own} | sure
     rest = sorted((j for j in range(own) if j not in first), key=lambda j: (-row[j], j))
     return first | set(rest[: max(0, kept_blocks(system, own) - len(first))])
@@ -78,6 +86,11 @@ def times(system, r, w):
     return found
 
 
+def bound(q, keys):
+    """Of each coordinate the most that any key [n, r] adds to its product with q [r]."""
+    return sum(max(q[c] * k[c] for k in keys) for c in range(len(q)))
+
+
 def reference(system, query, key, is_decode, sketch):
     """R of every layer; when decoding the last row is that of the last queries.
 
@@ -99,8 +112,11 @@ def reference(system, query, key, is_decode, sketch):
                     mean = q[h, max(0, n - system.decode_queries) : n].mean(0)
                 logits.append([])
                 for j in range(i + 1):
-                    block = k[h // group, j * size : min(n, (j + 1) * size)].mean(0)
-                    score = (mean @ sketch) @ (block @ sketch) / math.sqrt(r)
+                    block = k[h // group, j * size : min(n, (j + 1) * size)]
+                    if system.keys == "mean":
+                        score = (mean @ sketch) @ (block.mean(0) @ sketch) / math.sqrt(r)
+                    else:
+                        score = bound(mean @ sketch, block @ sketch) / math.sqrt(r)
                     logits[-1].append(system.score_scale * score)
             step[i, : i + 1] = softmax_power(logits, system.sparsity_exponent)
             if system.walk == "damped":
@@ -129,6 +145,7 @@ def reference(system, query, key, is_decode, sketch):
     form=st.fixed_dictionaries(
         {
             "heads": st.sampled_from(["mean", "sum"]),
+            "keys": st.sampled_from(["mean", "box"]),
             "sketch_dim": st.sampled_from([4, None]),
             "score_scale": st.sampled_from([1.0, 1.28]),
             "sparsity_exponent": st.sampled_from([1.0, 3.0]),
@@ -190,7 +207,7 @@ def test_walk_and_choice_follow_the_formulae(
 
 
 @pytest.mark.parametrize("memory", ["whole", "kept"])
-@pytest.mark.parametrize("preset", ["paper", "official"])
+@pytest.mark.parametrize("preset", ["paper", "official", "box"])
 def test_chunks_of_whole_blocks_choose_as_one_shot(select, preset, memory):
     torch.manual_seed(0)
     query, key = torch.randn(3, 2, 4, 90, 8), torch.randn(3, 2, 2, 90, 8)
@@ -270,7 +287,10 @@ def test_queries_cropped_from_the_last_block_leave_no_trace(select, decode_queri
 
 
 def test_presets_are_points_of_one_space():
-    paper, official = SketchWalk(), SketchWalk(preset="official")
+    paper, official, box = SketchWalk(), SketchWalk(preset="official"), SketchWalk(preset="box")
+    assert box == SketchWalk(heads="sum", keys="box", walk="off", sketch_dim=None).model_copy(
+        update={"preset": "box"}
+    )
     assert (paper.heads, paper.walk, paper.select, paper.decode_queries) == (
         "mean",
         "product",
@@ -284,13 +304,46 @@ def test_presets_are_points_of_one_space():
         32,
     )
     assert SketchWalk(preset="official", walk="product").walk == "product"
+    # What YAML makes of `walk: off`.
+    assert SketchWalk(walk=False).walk == "off"
     assert SketchWalk(preset="official", sketch_dim=64).sketch_dim == 64
-    for system in (paper, official, SketchWalk(preset="official", walk="product", sketch_dim=64)):
+    changed = SketchWalk(preset="official", walk="product", sketch_dim=64)
+    for system in (paper, official, box, changed):
         assert SketchWalk.model_validate(system.model_dump(mode="json")) == system
         plain = system.model_dump() | {"preset": "paper"}
         assert SketchWalk(**plain) == system.model_copy(update={"preset": "paper"})
     with pytest.raises(ValueError, match="density: counts blocks"):
         SketchWalk(preset="official", density=0.2)
+
+
+def test_a_box_holds_the_key_that_a_mean_hides(select):
+    """One key of block 1 is what the last block asks for; its neighbours point the other way."""
+    d = 8
+    query, key = torch.zeros(1, 1, 1, 16, d), torch.zeros(1, 1, 1, 16, d)
+    query[..., 12:, 0] = 4
+    key[..., 5, 0], key[..., 6:8, 0] = 9, -9
+    found = {}
+    for keys in ("mean", "box"):
+        system = SketchWalk(keys=keys, block_size=4, top_k_blocks=2, walk="off")
+        ((_, _, _, kept),) = select(Selector(system), [16], query, key, [16])
+        found[keys] = kept[0][0][3]
+    assert found == {"mean": {0, 3}, "box": {1, 3}}
+
+
+@pytest.mark.parametrize("keys", ["mean", "box"])
+def test_padding_on_the_right_counts_for_nothing(keys):
+    torch.manual_seed(0)
+    query, key = torch.randn(2, 1, 2, 22, 8)
+    selector = Selector(SketchWalk(keys=keys, heads="sum", block_size=4, top_k_blocks=2))
+
+    def scores(tokens, real):
+        padding = torch.arange(tokens)[None] < real
+        forward = Forward(None, State(4))
+        mask = LazyMask(1, tokens, tokens, attention_mask=padding)
+        forward.blocks = Blocks(mask, selector.system, torch.device("cpu"))
+        return selector.scores(0, query[:, :, :tokens], key[:, :, :tokens], forward)
+
+    torch.testing.assert_close(scores(22, 18)[:, :5, :5], scores(18, 18))
 
 
 def test_products_of_many_layers_do_not_underflow(select):
@@ -356,7 +409,7 @@ def test_density_keeps_that_share_of_causal_blocks():
 
 @pytest.mark.parametrize("memory", ["whole", "kept"])
 @pytest.mark.parametrize("walk", ["product", "damped", "off"])
-@pytest.mark.parametrize("preset", ["paper", "official"])
+@pytest.mark.parametrize("preset", ["paper", "official", "box"])
 def test_nothing_comes_from_later_blocks(check_future, preset, walk, memory):
     form = {"walk": walk, "walk_memory": memory, "top_k_blocks": 2, "dense_last_rows": 2}
     check_future(Selector(SketchWalk(preset=preset, block_size=4, **form)))

@@ -6,9 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import scaled_dot_product_attention
 
-from needlework.attention.blocks import choose
-from needlework.attention.kernels import attend
-from needlework.attention.window import Selector
+from needlework.attention.blocks import Blocks, choose
+from needlework.attention.gather import Terms, gather
+from needlework.attention.kernels import attend, can_compile, compiled, has_compiler
+from needlework.attention.masks import LazyMask
+from needlework.attention.window import Selector, WindowBlocks
 from needlework.config.systems import Window
 
 
@@ -61,6 +63,40 @@ def test_every_token_sees_sinks_and_recent_tokens_and_no_other(
                 assert kept[b][row] == wanted | {i}
         assert pairs == seen
         start = end
+
+
+@pytest.mark.skipif(not has_compiler("cpu"), reason="no C++ compiler")
+def test_compiled_windows_are_those_gathered(select):
+    """Windows that end within a block and at its edge, sinks of the model too."""
+    torch.manual_seed(0)
+    query, (key, value) = torch.randn(2, 4, 120, 16), torch.randn(2, 2, 2, 120, 16)
+    terms = Terms(0.25, sinks=torch.randn(4))
+    for recent, forwards in [(40, [70, 50]), (48, [64, 56])]:
+        system, start = Window(block_size=16, sink_tokens=5, recent_tokens=recent), 0
+        for blocks, (scores,), _, _ in select(
+            Selector(system), forwards, [query], [key], [120, 75]
+        ):
+            chosen, end = choose(scores, blocks)[:, None], blocks.mask.total
+            tensors = query[:, :, start:end], key[:, :, :end], value[:, :, :end]
+            with torch.inference_mode():
+                assert can_compile(*tensors, blocks, terms)
+                out, pairs = compiled(*tensors, chosen, blocks, terms)
+                expected, count = gather(*tensors, chosen, blocks, terms)
+            real = torch.arange(start, end) >= blocks.first[:, None]
+            real = real[:, None, :, None]
+            torch.testing.assert_close(out * real, expected * real, rtol=1e-4, atol=1e-5)
+            assert pairs == count
+            start = end
+
+
+def test_windows_beside_padding_on_the_right_are_gathered():
+    real = torch.ones(1, 32, dtype=torch.bool)
+    real[:, 20:] = False
+    mask = LazyMask(1, 32, 32, attention_mask=real)
+    blocks = WindowBlocks(Blocks(mask, Window(block_size=16), torch.device("cpu")))
+    query, key, value = torch.randn(3, 1, 2, 32, 16)
+    with torch.inference_mode():
+        assert not can_compile(query, key, value, blocks, Terms(0.25))
 
 
 def test_a_window_over_everything_is_stock_attention(select):

@@ -25,9 +25,15 @@ models:
 
 finetune_data:
   keys: {type: passkey, length: 256, digits: [3, 4]}
+  needles: {type: task, task: needle, length: [192, 256]}
+
+gates:
+  own: {model: base, block_size: 32, distill: {data: [keys, needles], sequence_length: 300}}
 
 systems:
   dense: {model: base}
+  seer: {model: base, attention: {type: seer, gates: own, block_size: 32, density: 0.2}}
+  given: {model: base, attention: {type: seer, gates: saved, block_size: 64, density: 0.3}}
   walk:
     model: base
     attention: {type: sketchwalk, heads: sum, block_size: 16, density: 0.25}
@@ -155,6 +161,40 @@ WRONG = [
     ("needle: {", "a/b: {", "tasks.a/b: is no plain word; a letter first"),
     ("dense: {model", "1: {model", "systems.1: write text, in quotes if it looks like a number"),
     ("keys: {type", "'': {type", "finetune_data.: is no plain word; a letter first"),
+    # gates
+    ("own, b", "ow, b", "systems.seer.attention.gates = 'ow': names no gates; did you mean `own`?"),
+    (
+        "gates: saved",
+        "gates: ./nowhere",
+        "systems.given.attention.gates = './nowhere': names no gates; write one of own, or a",
+    ),
+    ("gates: saved", "gates: checkpoint", "gates = 'checkpoint': has no gates.json; name a folder"),
+    ("gates: saved", "gates: cut", "gates = 'cut': has a gates.json that is not JSON; fetch it"),
+    (
+        "seer: {model: base",
+        "seer: {model: long",
+        "systems.seer.attention.gates = 'own': are gates of model `base`; name gates of `long`",
+    ),
+    (
+        "own, block_size: 32",
+        "own, block_size: 16",
+        "systems.seer.attention.block_size = 16: is not the block size of the gates; write 32",
+    ),
+    (
+        "saved, block_size: 64",
+        "saved, block_size: 32",
+        "systems.given.attention.block_size = 32: is not the block size of the gates; write 64",
+    ),
+    ("own: {model: base", "own: {model: bsae", "gates.own.model = 'bsae': names no model; did you"),
+    ("[keys, needles]", "[keys, needle]", "gates.own.distill.data.1 = 'needle': names no finetun"),
+    ("[keys, needles]", "[]", "gates.own.distill.data: is empty; name at least one"),
+    ("[keys, needles]", "keys", "gates.own.distill.data = 'keys': write a list, such as [1, 2]"),
+    (
+        "sequence_length: 300",
+        "sequence_length: 99",
+        "gates.own.distill.sequence_length = 99: is be",
+    ),
+    ("task: needle,", "task: neddle,", "finetune_data.needles.task = 'neddle': names no task; did"),
     # names that lead nowhere
     (
         "dense: {model: base}",
@@ -254,6 +294,10 @@ def folder(tmp_path, monkeypatch) -> Path:
     (tmp_path / "checkpoint").mkdir()
     (tmp_path / "checkpoint/config.json").write_text('{"max_position_embeddings": 1024}')
     (tmp_path / "checkpoint/tokenizer.json").write_text("{}")
+    for name, description in {"saved": '{"block_size": 64}', "cut": '{"block'}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "gates.json").write_text(description)
+        (tmp_path / name / "gates.safetensors").touch()
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -268,7 +312,7 @@ def _message(text: str) -> str:
 def test_a_right_file_is_read_whole(folder):
     (folder / "trial.yaml").write_text(GOOD)
     experiment = read_experiment("trial.yaml")
-    assert list(experiment.systems) == ["dense", "walk", "infini"]
+    assert list(experiment.systems) == ["dense", "seer", "given", "walk", "infini"]
     assert experiment.systems["walk"].attention.density == 0.25
     assert experiment.models["infini"].attention.segment_length == 64
     assert experiment.models["long"].finetune.learning_rate == 1.0e-3

@@ -161,9 +161,7 @@ def test_cost_leaves_out_what_was_not_measured(drawn, make_costs):
 
 def test_training_shows_models_and_gates(drawn):
     texts, marks = drawn(training({"dense": metrics(), "infini": metrics(8)}))
-    assert {"Loss (nats a token, log scale)", "Learning rate", "Model", "Gate of layer"} <= set(
-        texts
-    )
+    assert {"Loss (nats, log scale)", "Learning rate", "Model", "Gate of layer"} <= set(texts)
     assert {"dense", "infini", "n = 50 (dense), 50 (infini) steps"} <= set(texts)
     lines = [mark for mark in marks if mark["kind"] == "line mark"]
     assert len(lines) == 2 + 2 + 8
@@ -178,7 +176,7 @@ def test_many_gates_are_drawn_as_means_of_their_layer(drawn):
 
 def test_a_loss_of_zero_leaves_the_log_axis_standing(drawn):
     texts, _ = drawn(training({"dense": metrics(start=0.0)}))
-    assert "Loss (nats a token, log scale)" in texts
+    assert "Loss (nats, log scale)" in texts
 
 
 def test_empty_input_is_one_clear_line(make_summary, make_costs):

@@ -39,9 +39,9 @@ def _small() -> dict:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """The small experiment with a second task, SketchWalk and an Infini model that is fine-tuned
-    for two steps, run to its end on this machine and reported in report.html, as `small.yaml`.
-    Shared: copy it to change it.
+    """The small experiment with a second task, SketchWalk, SeerAttention and an Infini model, gates
+    and model trained for two steps, run to its end on this machine and reported in report.html, as
+    `small.yaml`. Shared: copy it to change it.
     """
     base = tmp_path_factory.getbasetemp()
     base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
@@ -65,8 +65,18 @@ def _with_fine_tuning(experiment: dict) -> dict:
     experiment["finetune_data"] = {"rows": {"type": "passkey", "examples": 8, "length": 192}}
     infini = {"type": "infini", "segment_length": 64}
     walk = {"type": "sketchwalk", "block_size": 16, "density": 0.25, "dense_layers": 1}
+    few = {"data": ["of_task"], "sequence_length": 192, "steps": 2, "batch_size": 1}
+    experiment["finetune_data"]["of_task"] = {
+        "type": "task",
+        "task": "passkey",
+        "examples": 4,
+        "length": 192,
+    }
+    experiment["gates"] = {"own": {"model": "base", "block_size": 16, "distill": few}}
+    seer = {"type": "seer", "gates": "own", "block_size": 16, "density": 0.25}
     experiment["models"]["infini"] = {"base": "base", "attention": infini, "finetune": recipe}
     experiment["systems"]["sketchwalk"] = {"model": "base", "attention": walk}
+    experiment["systems"]["seer"] = {"model": "base", "attention": seer}
     experiment["systems"]["infini"] = {"model": "infini"}
     experiment["tasks"]["niah"] = {"type": "niah_single_1", "max_new_tokens": 6}
     return experiment

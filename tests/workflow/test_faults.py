@@ -136,6 +136,7 @@ def test_a_finished_run_verifies(finished: Project):
             "results/small/models/infini/model.safetensors",
             SCORED | figures("cost"),
         ),
+        ("results/small/gates/own/gates.safetensors", SCORED | figures("cost", "density")),
         (
             "resources/needlework-tiny/tokenizer.json",
             SCORED | figures("cost", "density", "training"),

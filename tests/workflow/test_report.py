@@ -86,7 +86,7 @@ def open_category(page: Page, name: str) -> Locator:
 def test_opens_on_what_the_experiment_is(page: Page):
     text = page.locator(".document").inner_text()
     assert "needlework: small." in text
-    assert "dense, random, sketchwalk, infini" in text
+    assert "dense, random, sketchwalk, seer, infini" in text
     assert "256 tokens, on passkey, niah" in text
 
 
@@ -126,7 +126,7 @@ def test_an_interactive_figure_tells_its_numbers(page: Page, tmp_path: Path):
     page.screenshot(path=tmp_path / "tooltip.png")
     text = tooltip.inner_text()
     assert "Accuracy (%)" in text
-    assert any(system in text for system in ("dense", "random", "sketchwalk", "infini"))
+    assert any(system in text for system in ("dense", "random", "sketchwalk", "seer", "infini"))
 
 
 def test_results_configuration_and_versions_are_inside(page: Page, finished: Project):

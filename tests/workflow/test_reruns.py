@@ -12,7 +12,7 @@ from project_copy import Project
 
 pytestmark = pytest.mark.workflow
 
-SYSTEMS = ["dense", "random", "sketchwalk", "infini"]
+SYSTEMS = ["dense", "random", "sketchwalk", "seer", "infini"]
 TASKS = ["passkey", "niah"]
 LENGTHS = [128, 256]
 
@@ -72,6 +72,7 @@ def nothing(project: Project) -> None:
 
 WALK = {"type": "sketchwalk", "block_size": 32, "density": 0.25, "dense_layers": 1}
 TUNED = {"generate_finetune_data base rows", "finetune_model infini", "plot_training"}
+DISTILLED = {"generate_finetune_data base of_task", "distill_gates own", "plot_training"}
 FIGURES = {f"plot_{name}" for name in ("accuracy", "cost", "training", "density", "pareto")}
 FIGURES |= {f"plot_heatmap {task}" for task in TASKS}
 
@@ -91,6 +92,15 @@ CASES = {
         write_more("needlework/attention/sketchwalk.py"),
         answered(["sketchwalk"]),
     ),
+    "attention/seer.py": (write_more("needlework/attention/seer.py"), answered(["seer"])),
+    "attention/seer_gates.py": (
+        write_more("needlework/attention/seer_gates.py"),
+        answered(["seer"]) | {"distill_gates own", "plot_training"},
+    ),
+    "distillation": (
+        write_more("needlework/training/distill.py"),
+        answered(["seer"]) | {"distill_gates own", "plot_training"},
+    ),
     "attention/infini.py": (
         write_more("needlework/attention/infini.py"),
         answered(["infini"]) | {"finetune_model infini", "plot_training"},
@@ -104,8 +114,9 @@ CASES = {
         write_more("needlework/tasks/passkey.py"),
         sampled(["passkey"], LENGTHS)
         | TUNED
+        | DISTILLED
         | answered(SYSTEMS, ["passkey"])
-        | answered(["infini"]),
+        | answered(["seer", "infini"]),
     ),
     "scoring": (
         write_more("needlework/scoring/score.py"),
@@ -125,9 +136,17 @@ CASES = {
         reconfigure("models", "infini", "finetune", "steps", to=3),
         answered(["infini"]) | {"finetune_model infini", "plot_training", "record_experiment"},
     ),
+    "an option of gates": (
+        reconfigure("gates", "own", "distill", "learning_rate", to=0.5),
+        answered(["seer"]) | {"distill_gates own", "plot_training", "record_experiment"},
+    ),
     "an option of a task": (
         reconfigure("tasks", "passkey", "digits", to=4),
-        sampled(["passkey"], LENGTHS) | answered(SYSTEMS, ["passkey"]) | {"record_experiment"},
+        sampled(["passkey"], LENGTHS)
+        | DISTILLED
+        | answered(SYSTEMS, ["passkey"])
+        | answered(["seer"])
+        | {"record_experiment"},
     ),
     "a new length": (
         reconfigure("lengths", to=[*LENGTHS, 192]),

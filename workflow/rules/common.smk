@@ -19,6 +19,7 @@ wildcard_constraints:
     task="|".join(map(re.escape, experiment.tasks)),
     tokenizer="|".join(map(re.escape, experiment.models)),
     haystack="|".join(map(re.escape, experiment.haystacks)) or "none",
+    gates="|".join(map(re.escape, experiment.gates)) or "none",
     data="|".join(map(re.escape, experiment.finetune_data)) or "none",
     length=r"\d+",
 
@@ -78,7 +79,7 @@ def haystack_files(name):
 
 def haystack_of(tokenizer, task, length):
     """The sentences that `task` hides its needles in, if they are of the user's text."""
-    name = getattr(experiment.tasks[task], "haystack", None)
+    name = getattr(experiment.tasks.get(task), "haystack", None)
     found = [name] if name in experiment.haystacks else []
     return expand(
         f"{RESULTS}/haystacks/{{tokenizer}}/{{haystack}}/{{length}}.parquet",
@@ -113,6 +114,25 @@ def system_modules(name):
     return sorted({*own, *model_modules(system.model)})
 
 
+def gates_path(system):
+    """The folder of the gates that `system` chooses blocks with; None: it has none."""
+    name = getattr(experiment.systems[system].attention, "gates", None)
+    return f"{RESULTS}/gates/{name}" if name in experiment.gates else name
+
+
+def gates_files(system):
+    """The gates of `system`, as inputs: made by this workflow, or found in the user's folder."""
+    path = gates_path(system)
+    files = [] if path is None else ["gates.safetensors", "gates.json"]
+    return [f"{path}/{file}" for file in files]
+
+
+def attention_of(system):
+    """The parameters of `system`'s attention, its gates as the folder that they lie in."""
+    found, path = dump(experiment.systems[system].attention), gates_path(system)
+    return found if path is None else {**found, "gates": path}
+
+
 def task_modules(name):
     """Modules that make the samples of task `name`."""
     return [f"needlework.tasks.{experiment.tasks[name].module}"]
@@ -120,7 +140,9 @@ def task_modules(name):
 
 def data_modules(name):
     """Modules that make the rows of finetune_data `name`."""
-    return [f"needlework.tasks.{experiment.finetune_data[name].module}"]
+    data = experiment.finetune_data[name]
+    own = [] if data.type != "task" else task_modules(data.task)
+    return [f"needlework.tasks.{data.module}", *own]
 
 
 def samples_of(system, task, length):
@@ -171,22 +193,46 @@ def finetuned_models():
     return [name for name, m in experiment.models.items() if isinstance(m, Derived)]
 
 
-def finetune_rows(model):
-    """The rows that `model` is fine-tuned on, in its tokenizer's lengths."""
-    data = experiment.models[model].finetune.data
-    return f"{RESULTS}/finetune_data/{experiment.root_model(model)}/{data}.parquet"
+def rows_of(model, *data):
+    """The rows of finetune_data that `model` is trained on, in its tokenizer's lengths."""
+    folder = f"{RESULTS}/finetune_data/{experiment.root_model(model)}"
+    return [f"{folder}/{name}.parquet" for name in data]
 
 
-def trained_models():
-    """Models that this experiment trains."""
-    return [*pretrained_models(), *finetuned_models()]
+def task_of(data):
+    """The task whose rows finetune_data `data` has; None: it is none of the file's."""
+    return getattr(experiment.finetune_data[data], "task", None)
+
+
+def training_metrics():
+    """The metrics table of everything that this experiment trains, by name in the figure."""
+    models = {name: name for name in (*pretrained_models(), *finetuned_models())}
+    gates = {f"gates {name}": f"gates/{name}" for name in experiment.gates}
+    paths = {**models, **gates}.items()
+    return {name: f"{RESULTS}/training/{path}.parquet" for name, path in paths}
+
+
+def training_steps():
+    """Optimizer steps of everything that this experiment trains, by name in the figure."""
+    models = {name: experiment.models[name] for name in pretrained_models()}
+    steps = {
+        name: sum(stage.steps for stage in m.pretrain.stages)
+        for name, m in models.items()
+    }
+    for name in finetuned_models():
+        recipe = experiment.models[name].finetune
+        steps[name] = sum(stage.steps for stage in (*recipe.curriculum, recipe))
+    distilled = {
+        f"gates {name}": g.distill.steps for name, g in experiment.gates.items()
+    }
+    return {**steps, **distilled}
 
 
 def targets():
     """Everything that `rule all` wants."""
     mapped = [name for name, task in experiment.tasks.items() if task.has_depths]
     figures = [*(f"heatmap/{task}" for task in mapped), "accuracy", "cost"]
-    figures += ["training"] if trained_models() else []
+    figures += ["training"] if training_metrics() else []
     figures += ["density"] if sparse_systems() else []
     figures += ["pareto"] if len(sparse_systems()) > 1 else []
     wanted = expand(

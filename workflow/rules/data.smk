@@ -66,6 +66,11 @@ rule generate_samples:
 rule generate_finetune_data:
     input:
         tokenizer=lambda w: tokenizer_files(w.tokenizer),
+        haystacks=lambda w: [
+            file
+            for length in experiment.finetune_data[w.data].lengths
+            for file in haystack_of(w.tokenizer, task_of(w.data), length)
+        ],
     output:
         rows=f"{RESULTS}/finetune_data/{{tokenizer}}/{{data}}.parquet",
     log:
@@ -84,6 +89,8 @@ rule generate_finetune_data:
         tokenizer=lambda w: model_path(w.tokenizer),
         revision=lambda w: getattr(experiment.models[w.tokenizer], "revision", None),
         data=lambda w: dump(experiment.finetune_data[w.data]),
+        task=lambda w: dump(experiment.tasks.get(task_of(w.data))),
+        depths=lambda w: None if task_of(w.data) is None else experiment.depths,
         seed=experiment.seed,
     script:
         "../scripts/generate_finetune_data.py"

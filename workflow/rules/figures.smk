@@ -124,7 +124,7 @@ rule plot_cost:
 
 rule plot_training:
     input:
-        metrics=[f"{RESULTS}/training/{name}.parquet" for name in trained_models()],
+        metrics=list(training_metrics().values()),
     output:
         html=report(
             f"{RESULTS}/figures/training.html",
@@ -156,7 +156,8 @@ rule plot_training:
         runtime=10,
     params:
         code=code_version("plot_training.py"),
-        models=trained_models(),
+        models=list(training_metrics()),
+        steps=training_steps(),
     script:
         "../scripts/plot_training.py"
 

@@ -30,7 +30,7 @@ rule pretrain_model:
 rule finetune_model:
     input:
         model=lambda w: model_files(experiment.models[w.model].base),
-        rows=lambda w: finetune_rows(w.model),
+        rows=lambda w: rows_of(w.model, experiment.models[w.model].finetune.data),
     output:
         config=f"{RESULTS}/models/{{model}}/config.json",
         generation_config=f"{RESULTS}/models/{{model}}/generation_config.json",
@@ -61,6 +61,43 @@ rule finetune_model:
         seed=experiment.seed,
     script:
         "../scripts/finetune_model.py"
+
+
+rule distill_gates:
+    input:
+        model=lambda w: model_files(experiment.gates[w.gates].model),
+        rows=lambda w: rows_of(
+            experiment.gates[w.gates].model, *experiment.gates[w.gates].distill.data
+        ),
+    output:
+        weights=f"{RESULTS}/gates/{{gates}}/gates.safetensors",
+        description=f"{RESULTS}/gates/{{gates}}/gates.json",
+        metrics=f"{RESULTS}/training/gates/{{gates}}.parquet",
+        measurements=f"{RESULTS}/measurements/training/gates/{{gates}}.parquet",
+    log:
+        f"{RESULTS}/logs/distill_gates/{{gates}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/distill_gates/{{gates}}.tsv"
+    conda:
+        "../../envs/torch.yaml"
+    threads: 1
+    resources:
+        mem_mb=lambda w, attempt: 6000 * attempt,
+        runtime=120,
+    params:
+        code=lambda w: code_version(
+            "distill_gates.py", *model_modules(experiment.gates[w.gates].model)
+        ),
+        modules=lambda w: model_modules(experiment.gates[w.gates].model),
+        model=lambda w: model_path(experiment.gates[w.gates].model),
+        dtype=lambda w: experiment.models[experiment.gates[w.gates].model].dtype,
+        revision=lambda w: getattr(
+            experiment.models[experiment.gates[w.gates].model], "revision", None
+        ),
+        gates=lambda w: dump(experiment.gates[w.gates]),
+        seed=experiment.seed,
+    script:
+        "../scripts/distill_gates.py"
 
 
 rule package_model:

@@ -1,16 +1,29 @@
-"""Rows to fine-tune on, as a Parquet table."""
+"""Rows to train on, as a Parquet table."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
-from needlework.config.tasks import PasskeyExamples
+import polars as pl
+from pydantic import TypeAdapter
+
+from needlework.config.tasks import AnyExamples, AnyTask
 from needlework.stage import stage
-from needlework.tasks.passkey import examples
 from needlework.tasks.tokenizer import open_tokenizer
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
 with stage(snakemake) as s:
-    config = PasskeyExamples.model_validate(s.params.data)
-    table = examples(config, open_tokenizer(s.params.tokenizer, s.params.revision), s.params.seed)
+    config = TypeAdapter(AnyExamples).validate_python(s.params.data)
+    more = {}
+    if config.type == "task":
+        tables = map(pl.read_parquet, s.input.haystacks)
+        more = {
+            "task": TypeAdapter(AnyTask).validate_python(s.params.task),
+            "depths": s.params.depths,
+            "haystacks": dict(zip(config.lengths, tables, strict=False)),
+        }
+    tokenizer = open_tokenizer(s.params.tokenizer, s.params.revision)
+    make = import_module(f"needlework.tasks.{config.module}").examples
+    table = make(config, tokenizer, s.params.seed, **more)
     table.write_parquet(s.output.rows)

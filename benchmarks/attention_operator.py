@@ -1,0 +1,302 @@
+"""The attention operator: what one sparse layer does with queries, keys and values, beside dense.
+
+The layer is SketchWalk's: choose blocks, and attend to them. Dense is the fastest of the kernels
+that torch's scaled_dot_product_attention has on the device.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from math import log
+from statistics import median
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention
+
+from benchmarks.timing import timed, verdict
+from needlework import SketchWalk
+from needlework.attention.apply import Forward
+from needlework.attention.blocks import Blocks, choose
+from needlework.attention.kernels import attend
+from needlework.attention.masks import LazyMask
+from needlework.attention.sketchwalk import Selector
+from needlework.attention.state import State
+
+ROUNDS = 4
+"""Of which the first, that compiles and warms up, does not count."""
+DECODED = 33
+"""Tokens decoded, the last ones; each is a round, and again the first does not count."""
+# As many blocks at every length: the cost should then grow as the length does.
+FIXED = "16 blocks"
+GROWTH_BAR = 1.2
+
+System = Callable[[int], SketchWalk]
+"""The system at so many tokens."""
+
+
+def _share(share: int, **form) -> System:
+    return lambda n: SketchWalk(top_k_blocks=n // 64 // share, **form)
+
+
+def _density(density: float) -> System:
+    return lambda n: SketchWalk(density=density)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A shape of layer, and what is measured with it."""
+
+    heads: int
+    kv_heads: int
+    d: int
+    lengths: tuple[int, ...]
+    dtypes: tuple[torch.dtype, ...]
+    prefill: dict[str, System]
+    decode: dict[str, System]
+    bars: dict[tuple, float]
+    """(stage, tokens, dtype, kept) -> how many times faster than dense it has to be."""
+    choosing_bars: dict[tuple, float] = field(default_factory=dict)
+    """The same -> the largest share of the time that choosing may take."""
+
+
+_SHARES = {
+    "1/16 of all blocks": _share(16),
+    "1/16, heads: sum": _share(16, heads="sum"),
+    "1/8 of all blocks": _share(8),
+    FIXED: lambda n: SketchWalk(top_k_blocks=16),
+}
+CPU = Setting(
+    heads=8,
+    kv_heads=8,
+    d=64,
+    lengths=(8192, 16384, 32768),
+    dtypes=(torch.float32, torch.bfloat16),
+    prefill=_SHARES,
+    decode=_SHARES,
+    bars={
+        ("prefill", 16384, torch.float32, "1/16 of all blocks"): 2.5,
+        ("prefill", 16384, torch.bfloat16, "1/16 of all blocks"): 4.0,
+        ("decode", 32768, torch.float32, "1/16 of all blocks"): 8.0,
+        ("decode", 32768, torch.bfloat16, "1/16 of all blocks"): 8.0,
+    },
+    choosing_bars={
+        ("prefill", 16384, dtype, "1/16 of all blocks"): 0.15
+        for dtype in (torch.float32, torch.bfloat16)
+    },
+)
+# The shape of a layer of Llama 3.1 8B.
+CUDA = Setting(
+    heads=32,
+    kv_heads=8,
+    d=128,
+    lengths=(8192, 16384, 32768, 65536, 131072),
+    dtypes=(torch.bfloat16,),
+    prefill={"density 0.2": _density(0.2), "density 0.1": _density(0.1), FIXED: _SHARES[FIXED]},
+    decode={"density 0.1": _density(0.1), "density 0.05": _density(0.05)},
+    bars={
+        ("prefill", 131072, torch.bfloat16, "density 0.2"): 4.2,
+        ("prefill", 131072, torch.bfloat16, "density 0.1"): 7.0,
+        ("decode", 131072, torch.bfloat16, "density 0.05"): 5.0,
+    },
+)
+
+
+def operator_table(setting: Setting | None = None, device: str | None = None) -> str:
+    """Prefill and decode at several lengths and kept shares, and growth with length."""
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    setting = setting or (CUDA if device == "cuda" else CPU)
+    lines = [
+        "# Attention operator: SketchWalk beside dense",
+        "",
+        f"One layer, batch 1, {setting.heads} heads over {setting.kv_heads} of keys, d {setting.d},"
+        f" blocks of 64 tokens, {'CUDA' if device == 'cuda' else 'one thread'}.",
+        f"Median of {ROUNDS - 1} rounds (decode: {DECODED - 1} tokens) after one of warm-up; in a"
+        " round dense and every sparse",
+        "form take turns. Sparse time includes the choice of blocks, whose share is given; paper"
+        " form (head",
+        "means) unless `heads: sum` is named. Pairs: (query, key) pairs attended to over causal"
+        " pairs. Dense: the",
+        "fastest of scaled_dot_product_attention's kernels, named. Bar: what has to be reached.",
+        "",
+        "| stage | tokens | dtype | kept | pairs | dense ms | by | sparse ms | of it choosing | "
+        "times faster | bar |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    growth = []
+    for dtype in setting.dtypes:
+        fixed = {}
+        for n in setting.lengths:
+            heads = (setting.heads, setting.kv_heads, setting.kv_heads)
+            tensors = [_normal((1, h, n, setting.d), dtype, device, i) for i, h in enumerate(heads)]
+            for stage in ("prefill", "decode"):
+                found = _measure(stage, *tensors, getattr(setting, stage))
+                for kept, row in found.items():
+                    lines.append(_line(stage, n, dtype, kept, row, setting))
+                    print(lines[-1], file=sys.stderr, flush=True)
+                if stage == "prefill":
+                    fixed[n] = found[FIXED]
+        growth.append(_growth(dtype, fixed))
+    return "\n".join([*lines, "", *growth, ""])
+
+
+def _normal(shape: tuple[int, ...], dtype: torch.dtype, device: str, seed: int) -> Tensor:
+    generator = torch.Generator(device).manual_seed(seed)
+    return torch.randn(shape, generator=generator, device=device).to(dtype)
+
+
+@dataclass(frozen=True)
+class _Row:
+    """Medians, in seconds; `ratio` is the median of the rounds' ratios."""
+
+    dense: float
+    backend: str
+    choosing: float
+    sparse: float
+    ratio: float
+    density: float
+
+
+def _line(stage: str, n: int, dtype: torch.dtype, kept: str, row: _Row, setting: Setting) -> str:
+    at, share = (stage, n, dtype, kept), row.choosing / row.sparse
+    marks = []
+    if at in setting.bars:
+        marks.append(verdict(f">= {setting.bars[at]:g}", row.ratio >= setting.bars[at]))
+    if at in setting.choosing_bars:
+        bar = setting.choosing_bars[at]
+        marks.append(verdict(f"choosing <= {bar:.0%}", share <= bar))
+    return (
+        f"| {stage} | {n:,} | {str(dtype)[6:]} | {kept} | {row.density:.1%} | "
+        f"{1e3 * row.dense:.2f} | {row.backend} | {1e3 * row.sparse:.2f} | {share:.0%} | "
+        f"{row.ratio:.1f} | {'; '.join(marks)} |"
+    )
+
+
+def _growth(dtype: torch.dtype, fixed: dict[int, _Row]) -> str:
+    first, last = min(fixed), max(fixed)
+    sparse, dense = (
+        log(getattr(fixed[last], name) / getattr(fixed[first], name), last / first)
+        for name in ("sparse", "dense")
+    )
+    return (
+        f"{str(dtype)[6:]}: prefill time grows as n^{sparse:.2f} with {FIXED} kept "
+        f"({verdict(f'< {GROWTH_BAR}', sparse < GROWTH_BAR)}), as n^{dense:.2f} dense "
+        f"({first:,} to {last:,} tokens)."
+    )
+
+
+@torch.inference_mode()
+def _measure(
+    stage: str, query: Tensor, key: Tensor, value: Tensor, systems: dict[str, System]
+) -> dict[str, _Row]:
+    """Of each system; all of them and dense by turns, round by round."""
+    n = key.shape[2]
+    systems = {kept: system(n) for kept, system in systems.items()}
+    rounds = _prefills if stage == "prefill" else _decodes
+    dense = {name: [] for name in _backends(query, key, value, is_causal=stage == "prefill")}
+    sparse = {kept: [] for kept in systems}
+    pairs = dict.fromkeys(systems, 0)
+    causal = n * (n + 1) / 2 if stage == "prefill" else n
+    for q, k, v, layers in rounds(query, key, value, systems):
+        for name, seconds in dense.items():
+            seconds.append(_dense_seconds(q, k, v, name))
+        for kept, layer in layers.items():
+            *seconds, pairs[kept] = layer.seconds(q, k, v)
+            sparse[kept].append(seconds)
+    backend = min(dense, key=lambda name: median(dense[name][1:]))
+    theirs, found = dense[backend][1:], {}
+    for kept, seconds in sparse.items():
+        own = [choosing + attending for choosing, attending in seconds[1:]]
+        found[kept] = _Row(
+            dense=median(theirs),
+            backend=backend,
+            choosing=median(choosing for choosing, _ in seconds[1:]),
+            sparse=median(own),
+            ratio=median(d / s for d, s in zip(theirs, own, strict=True)),
+            density=float(pairs[kept]) / causal,
+        )
+    return found
+
+
+_Rounds = Iterator[tuple[Tensor, Tensor, Tensor, dict[str, "_Layer"]]]
+
+
+def _prefills(query: Tensor, key: Tensor, value: Tensor, systems: dict[str, SketchWalk]) -> _Rounds:
+    for _ in range(ROUNDS):
+        yield query, key, value, {kept: _Layer(system) for kept, system in systems.items()}
+
+
+def _decodes(query: Tensor, key: Tensor, value: Tensor, systems: dict[str, SketchWalk]) -> _Rounds:
+    """Each of the last tokens upon a cache of those before it."""
+    layers = {kept: _Layer(system) for kept, system in systems.items()}
+    n = key.shape[2]
+    for layer in layers.values():
+        layer.choose(query[:, :, : n - DECODED], key[:, :, : n - DECODED])
+    for end in range(n - DECODED + 1, n + 1):
+        yield query[:, :, end - 1 : end], key[:, :, :end], value[:, :, :end], layers
+
+
+class _Layer:
+    """Two sparse layers in a row, of which the second is timed: its walk continues the first's."""
+
+    def __init__(self, system: SketchWalk):
+        self.system, self.selector = system, Selector(system)
+        self.state = State(system.block_size)
+
+    def choose(self, query: Tensor, key: Tensor) -> tuple[Tensor, Blocks, float]:
+        """The choice of the second layer, the blocks chosen from, and its seconds."""
+        total = key.shape[2]
+        forward = Forward(None, self.state)
+        mask = LazyMask(len(query), query.shape[2], total, total - query.shape[2])
+        forward.blocks = Blocks(mask, self.system, query.device)
+        self.selector.scores(0, query, key, forward)
+        chosen, seconds = timed(
+            lambda: choose(self.selector.scores(1, query, key, forward), forward.blocks),
+            query.device,
+        )
+        return chosen, forward.blocks, seconds
+
+    def seconds(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[float, float, Tensor]:
+        """Of choosing and of attending, and the pairs attended to."""
+        chosen, blocks, choosing = self.choose(query, key)
+        (_, pairs), attending = timed(
+            lambda: attend(query, key, value, chosen, blocks), query.device
+        )
+        return choosing, attending, pairs
+
+
+_KERNELS = {"flash": SDPBackend.FLASH_ATTENTION, "cuDNN": SDPBackend.CUDNN_ATTENTION}
+
+
+def _backends(query: Tensor, key: Tensor, value: Tensor, is_causal: bool) -> list[str]:
+    """Names of the dense kernels that serve such tensors on their device."""
+    if not query.is_cuda:
+        return ["sdpa"]
+    query = query if is_causal else query[:, :, -1:]
+    served = []
+    for name in _KERNELS:
+        try:
+            _dense_seconds(query, key, value, name)
+            served.append(name)
+        except RuntimeError as error:
+            print(f"{name} does not serve {tuple(query.shape)}: {error}", file=sys.stderr)
+    if not served:
+        sys.exit(f"benchmarks: neither of {', '.join(_KERNELS)} serves {tuple(query.shape)}")
+    return served
+
+
+def _dense_seconds(query: Tensor, key: Tensor, value: Tensor, backend: str) -> float:
+    def dense() -> Tensor:
+        return scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            is_causal=query.shape[2] > 1,
+            enable_gqa=query.shape[1] != key.shape[1],
+        )
+
+    if backend == "sdpa":
+        return timed(dense, query.device)[1]
+    with sdpa_kernel(_KERNELS[backend]):
+        return timed(dense, query.device)[1]

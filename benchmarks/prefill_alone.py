@@ -1,0 +1,44 @@
+"""Prefill under one system, in a process of its own: its name, then lengths, rising.
+
+Prints a line of JSON for each: tokens, seconds, and the bytes held at the peak beyond those before.
+"""
+
+import json
+import resource
+import sys
+
+import psutil
+import torch
+
+from benchmarks.attention_model import SYSTEMS, opened, prefill_seconds, prompt, under
+
+
+def held_bytes() -> int:
+    """What the process holds now; on CUDA, its tensors."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated()
+    return psutil.Process().memory_info().rss
+
+
+def peak_bytes() -> int:
+    """The most it ever held, which is that of the prefill at hand, the longest so far."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    name, *lengths = sys.argv[1:]
+    with under(opened(), SYSTEMS[name]) as model:
+        prefill_seconds(model, prompt(model, int(lengths[0]) // 2))
+        for length in map(int, lengths):
+            ids, before = prompt(model, length), held_bytes()
+            _, seconds = prefill_seconds(model, ids)
+            print(json.dumps([length, seconds, peak_bytes() - before]), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""Rows to train on from any task: samples with their answers, from random streams of their own."""
+
+from collections.abc import Mapping
+
+import polars as pl
+from tokenizers import Tokenizer
+
+from needlework.config.tasks import Task, TaskExamples
+from needlework.progress import track
+from needlework.tasks.generate import Sampler
+
+EXAMPLES = {
+    "prompt": pl.String,
+    "answer": pl.String,
+    "context_length": pl.Int64,
+    "seed": pl.Int64,
+}
+
+
+def examples(
+    config: TaskExamples,
+    tokenizer: Tokenizer,
+    seed: int,
+    *,
+    task: Task,
+    depths: list[float] | str,
+    haystacks: Mapping[int, pl.DataFrame],
+) -> pl.DataFrame:
+    """Rows to train on: prompt, answer, context_length, seed.
+
+    The answer is a space and the sample's outputs, with commas between. `context_length` is what a
+    sample counts, prompt and room for an answer. Lengths take turns where there are several. Row i
+    is the same however many are asked for, and none is drawn as a sample of an evaluation is.
+
+    Args:
+        config: the rows asked for.
+        tokenizer: what tokens are counted in.
+        seed: of the experiment.
+        task: the parameters of the task that config names.
+        depths: the experiment's.
+        haystacks: by length, the text that the task's haystack names, if it is the user's.
+
+    Raises:
+        ValueError: as Sampler.
+    """
+    samplers = [
+        Sampler(
+            task,
+            tokenizer,
+            task_name=config.task,
+            length=length,
+            depths=depths,
+            seed=seed,
+            haystack=haystacks.get(length),
+            training=True,
+        )
+        for length in config.lengths
+    ]
+    rows = []
+    for i in track(range(config.examples), description=f"{config.task} examples", unit="row"):
+        index, turn = divmod(i, len(samplers))
+        row = samplers[turn].sample(index)
+        size = row["tokens"] + row["max_new_tokens"]
+        rows.append((row["prompt"], f" {', '.join(row['outputs'])}", size, row["seed"]))
+    return pl.DataFrame(rows, EXAMPLES, orient="row")

@@ -1,0 +1,147 @@
+"""The benchmarks' own logic, at sizes where times mean nothing."""
+
+import re
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks import attention_model, attention_operator, run
+from benchmarks.attention_operator import CPU, CUDA, operator_table
+
+LENGTHS = (1024, 2048)
+
+
+def rows_of(table):
+    """Cells of a table's rows, by column."""
+    lines = [
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in table.splitlines()
+        if line.startswith("|")
+    ]
+    return [dict(zip(lines[0], cells, strict=True)) for cells in lines[2:]]
+
+
+def kept_pairs(n, kept_blocks):
+    """Share of causal pairs, where row i of blocks of 64 keeps kept_blocks(i), its own included."""
+    pairs = 0
+    for i in range(n // 64):
+        pairs += (kept_blocks(i) - 1) * 64 * 64 + sum(range(1, 65))
+    return pairs / (n * (n + 1) / 2)
+
+
+@pytest.mark.parametrize(("setting", "dtypes"), [(CPU, 2), (CUDA, 1)])
+def test_operator_table_has_each_case_and_its_pairs(setting, dtypes):
+    """Both settings through the same code, on whatever device there is."""
+    setting = replace(setting, heads=4, kv_heads=2, d=32, lengths=LENGTHS)
+    rows = rows_of(operator_table(setting, "cpu"))
+    assert len(rows) == dtypes * len(LENGTHS) * (len(setting.prefill) + len(setting.decode))
+    counts = {
+        "1/8 of all blocks": lambda n, i: min(i + 1, n // 64 // 8),
+        "density 0.2": lambda n, i: -(-(i + 1) // 5),
+        "16 blocks": lambda n, i: min(i + 1, 16),
+    }
+    for kept, count in counts.items():
+        for n in LENGTHS:
+            wanted = kept_pairs(n, lambda i, n=n, count=count: count(n, i))
+            found = [r for r in rows if (r["stage"], r["kept"], r["tokens"]) == (
+                "prefill", kept, f"{n:,}",
+            )]  # fmt: skip
+            assert len(found) == (dtypes if kept in setting.prefill else 0)
+            assert {r["pairs"] for r in found} <= {f"{wanted:.1%}"}
+    # The last token sees the blocks that it keeps whole: of 32 a sixteenth, or ceil(3.2).
+    decoded = {
+        r["kept"]: r["pairs"] for r in rows if (r["stage"], r["tokens"]) == ("decode", "2,048")
+    }
+    for kept, blocks in {"1/16 of all blocks": 2, "density 0.1": 4}.items():
+        assert decoded.get(kept) == (f"{blocks / 32:.1%}" if kept in setting.decode else None)
+
+
+def test_bars_are_marked_reached_or_not():
+    kept = "1/16 of all blocks"
+    setting = replace(
+        CPU,
+        lengths=LENGTHS,
+        dtypes=(torch.float32,),
+        prefill={kept: CPU.prefill[kept], "16 blocks": CPU.prefill["16 blocks"]},
+        decode={kept: CPU.decode[kept]},
+        bars={
+            ("prefill", 1024, torch.float32, kept): 1e-9,
+            ("decode", 2048, torch.float32, kept): 1e9,
+        },
+        choosing_bars={("prefill", 2048, torch.float32, kept): 0.0},
+    )
+    marks = {
+        (r["stage"], r["tokens"]): r["bar"]
+        for r in rows_of(operator_table(setting, "cpu"))
+        if r["kept"] == kept
+    }
+    assert marks == {
+        ("prefill", "1,024"): ">= 1e-09: reached",
+        ("decode", "1,024"): "",
+        ("prefill", "2,048"): "choosing <= 0%: **not reached**",
+        ("decode", "2,048"): ">= 1e+09: **not reached**",
+    }
+
+
+def test_ratio_is_over_the_faster_dense_kernel_and_counts_choosing(monkeypatch):
+    """Two kernels, as there are on CUDA; the first round, a warm-up, does not count."""
+    times = {"flash": iter([100.0, 2.0, 4.0, 6.0]), "cuDNN": iter([0.1, 5.0, 5.0, 5.0])}
+    own = iter([(9.0, 9.0, 5), (0.25, 0.75, 5), (0.5, 1.5, 5), (0.25, 0.75, 5)])
+    monkeypatch.setattr(attention_operator, "_backends", lambda *args, **kwargs: list(times))
+    monkeypatch.setattr(attention_operator, "_dense_seconds", lambda *args: next(times[args[-1]]))
+    monkeypatch.setattr(attention_operator._Layer, "seconds", lambda *args: next(own))
+    x = torch.zeros(1, 1, 4, 8)
+    systems = {"some": attention_operator.CPU.prefill["16 blocks"]}
+    (row,) = attention_operator._measure("prefill", x, x, x, systems).values()
+    assert (row.backend, row.dense, row.choosing, row.sparse) == ("flash", 4.0, 0.25, 1.0)
+    assert row.ratio == 2.0
+    assert row.density == 0.5
+
+
+def test_tokens_decode_one_by_one_upon_those_before_them():
+    x = torch.randn(1, 2, 200, 8)
+    rounds = [*attention_operator._decodes(x, x, x, {})]
+    assert [key.shape[2] for _, key, _, _ in rounds] == [*range(168, 201)]
+    assert all(torch.equal(query, key[:, :, -1:]) for query, key, _, _ in rounds)
+
+
+@pytest.mark.parametrize(("power", "mark"), [(1.1, "reached"), (1.3, "**not reached**")])
+def test_growth_exponent(power, mark):
+    rows = {
+        n: attention_operator._Row(n**2.0, "sdpa", 0.0, n**power, 1.0, 1.0)
+        for n in (8192, 16384, 32768)
+    }
+    line = attention_operator._growth(torch.float32, rows)
+    assert f"n^{power:.2f} with" in line
+    assert f"< 1.2: {mark})" in line
+    assert "n^2.00 dense" in line
+
+
+def test_whole_model_tables_name_every_system():
+    rows = rows_of(attention_model.turns_table((128, 256)))
+    assert [r["system"] for r in rows[: len(attention_model.SYSTEMS)]] == [*attention_model.SYSTEMS]
+    assert {r["system"]: r["tokens"] for r in rows}[attention_model.ORACLE] == "128"
+    assert {r["prefill ratio"] for r in rows if r["system"] == attention_model.DENSE} == {"1.00"}
+    table = attention_model.infini_table((128, 256))
+    assert re.search(r"grows as n\^-?\d\.\d\d \(<= 1.1: ", table)
+
+
+def test_long_prefill_runs_in_a_process_of_its_own():
+    table = attention_model.long_table((256, 4096), (attention_model.DENSE,))
+    short, long = rows_of(table)
+    assert (short["tokens"], long["tokens"]) == ("256", "4,096")
+    assert short["times faster"] == long["times faster"] == "1.0"
+    # Keys and values of 4,096 tokens alone: 2 x 3 layers x 128 numbers x 4 bytes.
+    assert int(long["peak MB more"].replace(",", "")) >= 12
+    assert "67 MB at 4,096" in table
+
+
+def test_unknown_part_is_one_line(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["run.py", "speed"])
+    with pytest.raises(SystemExit, match="no part speed; name attention or generation"):
+        run.main()
