@@ -52,19 +52,21 @@ class Selector:
         blocks, held = forward.blocks, forward.state.tensors.setdefault(layer, {})
         held["keys"] = write_rows(held.get("keys"), self._keys(key, blocks), blocks)
         queries = self._sketched(self._heads(query))
-        means = self._query_means(queries, blocks, held)
-        asks = means
+        rows = self._query_rows(queries, blocks, held)
         if self.system.decode_queries > 1:
             self._hold_recent(queries, blocks, held)
         if forward.is_decode:
             # A token asks for itself; its block's mean asks once the block is full.
             asks = self._recent_mean(blocks, held) if "recent" in held else queries
+        else:
+            asks = rows.sum(3) / blocks.seen
         step = walk = self._step(asks, blocks, held["keys"])
         if self.system.walk != "off":
             self._remember(step, blocks, held)
             walk = self._walk(step, forward, held)
             if forward.is_decode and any(blocks.is_full):
                 full = torch.tensor(blocks.is_full, device=step.device)[:, None, None]
+                means = rows.sum(3) / blocks.seen
                 done = torch.where(full, self._step(means, blocks, held["keys"]), step)
                 self._remember(done, blocks, held)
         # softmax^s products underflow in a few layers; the order within a row is all that counts.
@@ -93,18 +95,24 @@ class Selector:
             return _box(self._sketched(self._heads(blocks.keys_of_rows(key))), blocks)
         return self._sketched(self._heads(blocks.key_sums_of_rows(key)) / blocks.seen)
 
-    def _query_means(self, queries: Tensor, blocks: Blocks, held: dict[str, Tensor]) -> Tensor:
-        """Mean queries of the rows, over the real tokens so far [batch, h, rows, r]."""
+    def _query_rows(self, queries: Tensor, blocks: Blocks, held: dict[str, Tensor]) -> Tensor:
+        """Queries of the rows so far, 0 where no token is [batch, h, rows, size, r].
+
+        When tokens decode, a row is right once it is full, and not asked for before: until then
+        what stands after its last token is of the block before.
+        """
+        if "queries" in held and blocks.mask.length == 1 and blocks.mask.is_causal:
+            for b, first in enumerate(blocks.mask.first):
+                slot = max(0, blocks.mask.start - first) % blocks.size
+                held["queries"][b, :, slot] = queries[b, :, 0]
+            return held["queries"][:, :, None]
         queries = blocks.of_queries(queries)
         if "queries" in held:
             # Without a sketch these may be the model's own.
             queries = queries.clone()
             queries[:, :, 0] += held["queries"] * blocks.is_earlier
-        if blocks.rows == 1:
-            held["queries"] = queries[:, :, 0]
-        else:
-            held["queries"] = torch.stack([queries[b, :, row] for b, row in enumerate(blocks.last)])
-        return queries.sum(3) / blocks.seen
+        held["queries"] = torch.stack([queries[b, :, row] for b, row in enumerate(blocks.last)])
+        return queries
 
     def _hold_recent(self, queries: Tensor, blocks: Blocks, held: dict[str, Tensor]) -> None:
         """Keep the last queries, the one at position p in slot p mod slots.

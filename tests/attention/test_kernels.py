@@ -90,13 +90,13 @@ def scores_of(blocks, heads, choices, device=CPU):
     density=st.sampled_from([0.3, 1.0]),
     right=st.booleans(),
     extra=st.sampled_from(["", "softcap", "sinks"]),
-    layout=st.sampled_from(["plain", "slice", "by token"]),
+    layouts=st.lists(st.sampled_from(["plain", "slice", "by token"]), min_size=2, max_size=2),
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),
     seed=st.integers(0, 99),
 )
 @settings(deadline=None, max_examples=200)
 def test_gathered_attention_over_chosen_blocks(
-    lengths, size, cached, heads, choices, marks, density, right, extra, layout, dtype, seed
+    lengths, size, cached, heads, choices, marks, density, right, extra, layouts, dtype, seed
 ):
     torch.manual_seed(seed)
     total = max(lengths)
@@ -114,9 +114,8 @@ def test_gathered_attention_over_chosen_blocks(
         "softcap": 2.0 if extra == "softcap" else None,
         "sinks": torch.randn(heads[0]) if extra == "sinks" else None,
     }
-    out, pairs = attend(
-        query, laid_out(key, layout), laid_out(value, layout), chosen, blocks, scaling=0.5, **terms
-    )
+    stored = [laid_out(x, layout) for x, layout in zip((key, value), layouts, strict=True)]
+    out, pairs = attend(query, *stored, chosen, blocks, scaling=0.5, **terms)
     exact = (x.float() for x in (query, key, value))
     expected, count = reference(*exact, real, start, chosen, blocks, 0.5, **terms)
     is_real = real[:, None, start:, None]
