@@ -56,15 +56,22 @@ class Forward:
         """Scaling, softcap and sinks of the layer at hand, as `attend` takes them."""
 
     @property
-    def total(self) -> int:
-        """Tokens the prompt has in the end, padding included, as far as is known."""
-        told = self.handle.prompt_tokens if self.handle is not None else 0
-        return max(self.blocks.mask.total, told)
+    def told(self) -> int:
+        """Handle.prompt_tokens."""
+        return self.handle.prompt_tokens if self.handle is not None else 0
+
+    @property
+    def tokens(self) -> list[int]:
+        """Tokens that each row's prompt has in the end, from its first real one to its last, as far
+        as is known: those that are told and have not come count as real."""
+        mask = self.blocks.mask
+        more = max(0, self.told - mask.total)
+        return [end - first + more for first, end in zip(mask.first, mask.end, strict=True)]
 
     @property
     def is_decode(self) -> bool:
-        """One new token upon a cache."""
-        return self.blocks.mask.length == 1 and self.blocks.mask.start > 0
+        """One new token upon a cache that holds the prompt, or any where its length is not told."""
+        return self.blocks.mask.length == 1 and self.blocks.mask.start >= max(1, self.told)
 
 
 @dataclass(eq=False)
@@ -76,8 +83,11 @@ class Handle:
     sparse_layers: frozenset[int]
     """Numbers of the layers whose attention is replaced; never empty."""
     prompt_tokens: int = 0
-    """Set it before a prefill in chunks: forms whose choice depends on the prompt's whole length
-    (SketchWalk's shares and last rows) then choose as if it came at once. 0: not told."""
+    """Tokens of the prompt and of what the cache holds before it, padding included. Set it before a
+    prefill in chunks: forms whose choice depends on the prompt's whole length (local_share,
+    sink_share and dense_last_rows of SketchWalk, dense_last_rows and nz_ratio of Seer) then choose
+    as if it came at once, and a last chunk of one token is no decode. 0: not told, as again once a
+    forward has reached it. Padding on the right of a chunk to come cannot be known."""
 
     def __post_init__(self):
         module = importlib.import_module(f"needlework.attention.{self.system.type}")
@@ -131,6 +141,8 @@ class Handle:
     def _check(self, module: nn.Module, args: tuple, kwargs: dict, output: object) -> None:
         if kwargs[NAME].blocks is None:
             raise ValueError(_OWN_CODE.format(module.config.model_type))
+        if kwargs[NAME].blocks.mask.total >= self.prompt_tokens:
+            self.prompt_tokens = 0
 
 
 def apply(model: PreTrainedModel, system: Attention) -> Handle:
@@ -147,6 +159,22 @@ def apply(model: PreTrainedModel, system: Attention) -> Handle:
         raise ValueError(
             f"{system.type}: is part of a model; name it as `attention` of a model, not of a system"
         )
+    full = replaceable_layers(model)
+    sparse = frozenset(layer for layer in full if layer >= system.dense_layers)
+    if not sparse:
+        raise ValueError(
+            f"{system.type}: dense_layers {system.dense_layers} leaves none of the model's "
+            f"{len(full)} full-attention layers to replace; lower it"
+        )
+    return Handle(model, system, sparse)
+
+
+def replaceable_layers(model: PreTrainedModel) -> list[int]:
+    """Numbers of the model's full-attention layers, never none.
+
+    Raises:
+        ValueError: the model is none that a system could be put on, or has another already.
+    """
     if not isinstance(model, PreTrainedModel):
         raise ValueError(
             f"model: is of type {type(model).__name__}; give what AutoModelForCausalLM loads"
@@ -155,7 +183,7 @@ def apply(model: PreTrainedModel, system: Attention) -> Handle:
     if model.config._attn_implementation == NAME:
         raise ValueError("model: has an attention system already; remove() that one first")
     if own := getattr(model.config, "needlework_attention", None):
-        raise ValueError(f"model: has {own} as its own attention; apply {system.type} to another")
+        raise ValueError(f"model: has {own} as its own attention; give another")
     if model.config.is_encoder_decoder:
         raise ValueError(f"model: {family} has an encoder; give a decoder-only model")
     if not model._can_set_attn_implementation():
@@ -166,13 +194,7 @@ def apply(model: PreTrainedModel, system: Attention) -> Handle:
             f"model: {family} has no layer of causal attention over the whole context; give a "
             "decoder that has such layers, as llama does"
         )
-    sparse = frozenset(layer for layer in full if layer >= system.dense_layers)
-    if not sparse:
-        raise ValueError(
-            f"{system.type}: dense_layers {system.dense_layers} leaves none of the model's "
-            f"{len(full)} full-attention layers to replace; lower it"
-        )
-    return Handle(model, system, sparse)
+    return full
 
 
 def full_attention_layers(model: PreTrainedModel) -> list[int]:

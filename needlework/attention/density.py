@@ -57,7 +57,7 @@ class Density:
 
 
 class DensityMeter:
-    """Counts pairs by layer and stage; a forward of one token upon a cache is decode."""
+    """Counts pairs by layer and stage; decode is as Forward.is_decode has it."""
 
     def __init__(self):
         self.reset()

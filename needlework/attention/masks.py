@@ -45,15 +45,23 @@ class LazyMask:
             "attention_mask": attention_mask,
             **arguments,
         }
+        if kv_offset + kv_length > q_offset + q_length:
+            raise ValueError(
+                f"past_key_values: has room for {kv_offset + kv_length} tokens, of which "
+                f"{int(q_offset) + q_length} have come; give no cache_implementation, or a "
+                "DynamicCache, and an attention_mask of the tokens so far"
+            )
+        if attention_mask is not None and len(attention_mask) != batch_size:
+            raise ValueError(
+                f"attention_mask: has {len(attention_mask)} rows, the input {batch_size}; give "
+                "one for each row of the input"
+            )
         self._stock: dict[str, Tensor | None] = {}
         self.batch_size = batch_size
+        self.start = q_offset
         self.length = q_length
         self.window: tuple[int, int] | None = None
         """Set where the mask is causal but for this: (sinks, recent), as `windowed` has them."""
-
-    @cached_property
-    def start(self) -> int:
-        return int(self._arguments["q_offset"])
 
     @property
     def total(self) -> int:
@@ -75,6 +83,13 @@ class LazyMask:
             return [0] * self.batch_size
         position = self.real.int().argmax(-1)
         return torch.where(self.real.any(-1), position, self.total).tolist()
+
+    @cached_property
+    def end(self) -> list[int]:
+        """Position after the last real token of each row; `total` for a row that has none yet."""
+        if self.real is None:
+            return [self.total] * self.batch_size
+        return (self.total - self.real.flip(-1).int().argmax(-1)).tolist()
 
     @cached_property
     def is_causal(self) -> bool:

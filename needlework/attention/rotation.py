@@ -14,12 +14,12 @@ from transformers import PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from needlework.attention.apply import full_attention_layers
+from needlework.attention.apply import replaceable_layers
 
 NAME = "needlework_rotation"
 # Far enough to turn the fastest pair by more than half a circle (61 mod 2 pi = 4.45).
 POSITIONS = (0, 61)
-# Of the largest number of a query or key, in roundings of its dtype.
+# Of the largest number of a query or key, in roundings of its dtype, or of float32 if finer.
 TOLERANCE = 16
 
 
@@ -36,9 +36,10 @@ class Rotation:
         """One forward of two tokens, without attention.
 
         Raises:
-            ValueError: a full-attention layer rotates in a way that is not known here.
+            ValueError: a full-attention layer rotates in a way that is not known here, positions
+                are learned, or `apply` would refuse the model.
         """
-        layers = full_attention_layers(model)
+        layers = replaceable_layers(model)
         self._modules: dict[int, nn.Module] = {
             module.layer_idx: module
             for module in model.base_model.modules()
@@ -119,7 +120,8 @@ class Rotation:
             ((self._error(layer, way, query, key), way) for way in (_as_is, _undone, _last_undone)),
             key=lambda found: found[0],
         )
-        if error > TOLERANCE * torch.finfo(query.dtype).eps:
+        eps = max(torch.finfo(dtype).eps for dtype in (query.dtype, torch.float32))
+        if error > TOLERANCE * eps:
             raise ValueError(
                 f"model: layer {layer} of model_type "
                 f"{self._model.config.get_text_config(decoder=True).model_type!r} rotates its "
@@ -192,6 +194,11 @@ def _probed(model: PreTrainedModel) -> dict[int, tuple[Tensor, Tensor]]:
             position_ids=torch.tensor(POSITIONS, device=model.device)[:, None],
             use_cache=False,
         )
+    except IndexError:
+        raise ValueError(
+            f"model: model_type {model.config.get_text_config(decoder=True).model_type!r} learned "
+            f"fewer than {max(POSITIONS) + 1} positions and has no RoPE; use a system without gates"
+        ) from None
     finally:
         model.set_attn_implementation(stock)
         del ALL_ATTENTION_FUNCTIONS[NAME], ALL_MASK_ATTENTION_FUNCTIONS[NAME]

@@ -20,7 +20,8 @@ from needlework.attention.seer_gates import STAGES, DecodeGate, Gates, PrefillGa
 from needlework.config.systems import Seer
 
 NUMBERS_AT_ONCE = 2**20
-"""Largest number of numbers of queries or keys turned back together, unless one head has more."""
+"""Most numbers of queries or keys turned back together, or of logits ranked, unless one head has
+more."""
 
 
 class Selector:
@@ -87,7 +88,12 @@ class Selector:
             angles = self._rotation.at(at, self._gates.description.gate_dim)
         gate = self._gate(stage, layer)
         logits = gate.logits(gate.queries(asks, angles), held[stage])
-        return self._marked(logits.masked_fill(blocks.future[:, None], -torch.inf), forward)
+        logits.masked_fill_(blocks.future[:, None], -torch.inf)
+        # Some heads at a time, as ranks and order of all take several times their logits.
+        together = max(1, NUMBERS_AT_ONCE // logits[:, 0].numel())
+        for part in logits.split(together, 1):
+            part.copy_(self._marked(part, forward))
+        return logits
 
     def _gate(self, stage: str, layer: int) -> PrefillGate | DecodeGate:
         return getattr(self._gates, stage)[str(layer)]
@@ -114,8 +120,7 @@ class Selector:
 
     def _marked(self, logits: Tensor, forward: Forward) -> Tensor:
         system, blocks = self.system, forward.blocks
-        tokens = [max(0, forward.total - first) for first in blocks.mask.first]
-        ends = [-(-n // blocks.size) for n in tokens]
+        ends = [-(-n // blocks.size) for n in forward.tokens]
         if forward.is_decode:
             threshold, budget = system.decode_threshold, system.token_budget
             count = None if budget is None else [budget // blocks.size] * len(ends)

@@ -4,13 +4,15 @@ A gate reads queries and keys from before RoPE, pooled by block, projects them, 
 first token of their block and multiplies. The base model stays as it is; only gates learn.
 """
 
+import math
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
 import torch
-from pydantic import ValidationError
+from pydantic import Field, ValidationError, field_validator
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -20,7 +22,7 @@ from needlework.config.base import Strict
 
 WEIGHTS, DESCRIPTION = "gates.safetensors", "gates.json"
 STAGES = ("prefill", "decode")
-_SAMPLED = 64
+_SUMS = 16
 
 Angles = tuple[Tensor, Tensor]
 """Cosines and sines [batch or 1, n, gate_dim], as `Rotation.at` gives them."""
@@ -53,8 +55,8 @@ class PrefillGate(nn.Module):
     def logits(self, queries: Tensor, keys: Tensor) -> Tensor:
         """Of what `queries` and `keys` gave [batch, heads, rows, blocks], unmasked."""
         keys = keys.unflatten(1, (self.kv_heads, -1))
-        queries = queries.unflatten(1, (self.kv_heads, -1))
-        return (queries @ keys.transpose(-1, -2)).flatten(1, 2) * queries.shape[-1] ** -0.5
+        queries = queries.unflatten(1, (self.kv_heads, -1)) * queries.shape[-1] ** -0.5
+        return (queries @ keys.transpose(-1, -2)).flatten(1, 2)
 
     def forward(
         self, query: Tensor, pools: Tensor, query_angles: Angles, key_angles: Angles
@@ -93,7 +95,7 @@ class DecodeGate(nn.Module):
 
     def logits(self, queries: Tensor, keys: Tensor) -> Tensor:
         """Of what `queries` and `keys` gave [batch, kv heads, n, blocks], unmasked."""
-        return queries @ keys.transpose(-1, -2) * queries.shape[-1] ** -0.5
+        return queries * queries.shape[-1] ** -0.5 @ keys.transpose(-1, -2)
 
     def forward(
         self, query: Tensor, pools: Tensor, query_angles: Angles, key_angles: Angles
@@ -131,9 +133,9 @@ class Description(Strict):
     base: str
     """Name or folder of the model, for people."""
     model_type: str
-    block_size: int
+    block_size: int = Field(ge=1)
     """Tokens a block."""
-    gate_dim: int
+    gate_dim: int = Field(ge=2, multiple_of=2)
     stages: tuple[Literal["prefill", "decode"], ...]
     layers: tuple[int, ...]
     heads: int
@@ -141,8 +143,18 @@ class Description(Strict):
     head_dim: int
     rope_theta: float
     dtype: str
-    signature: tuple[float, ...]
-    """Some numbers of a query and key of the first layer, computed in dtype: they tell weights."""
+    signature: tuple[tuple[float, ...], ...]
+    """For each layer, sums over parts of the query and key of one token, computed in dtype.
+
+    They tell weights: those of the layer's own query and key, and of the MLPs before it."""
+
+    @field_validator("dtype")
+    @classmethod
+    def _is_known(cls, name: str) -> str:
+        dtype = getattr(torch, name, None)
+        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+            raise ValueError(f"{name} is no floating-point dtype of torch")
+        return name
 
 
 class Gates(nn.Module):
@@ -173,8 +185,8 @@ class Gates(nn.Module):
         """Untrained gates for `model`, in float32 on its device. gate_dim None: its head dimension.
 
         Raises:
-            ValueError: gate_dim is odd, the model's layers differ in shape, or its rotation cannot
-                be undone.
+            ValueError: gate_dim is odd or block_size below 1, the model's layers differ in shape,
+                its rotation cannot be undone, or `apply` would refuse it.
         """
         made_for = _describe(model, block_size, gate_dim, tuple(stages))
         return cls(made_for).to(model.device)
@@ -196,6 +208,11 @@ class Gates(nn.Module):
     def open(cls, folder: str | Path, model: PreTrainedModel) -> "Gates":
         """Gates saved in `folder`, for `model`, on its device.
 
+        Another model is one of other shape, or whose queries and keys differ in any layer: by 1e-4
+        where both are in float32. In half precision only by more than its roundings, which grow
+        with depth, so a model that was fine-tuned a little passes; other values and outputs of
+        attention always do.
+
         Raises:
             ValueError: no gates there, one is missing or of another shape, or they are those of
                 another model.
@@ -205,24 +222,28 @@ class Gates(nn.Module):
             if not (folder / name).is_file():
                 raise ValueError(f"gates: {folder} has no {name}; name a folder of saved gates")
         try:
-            description = Description.model_validate_json((folder / DESCRIPTION).read_text())
+            description = Description.model_validate_json((folder / DESCRIPTION).read_bytes())
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
-            raise ValueError(f"gates: {folder / DESCRIPTION}: {where}: {first['msg']}") from None
+            what = first["msg"].removeprefix("Value error, ")
+            raise _broken(folder / DESCRIPTION, f"{where}: {what}" if where else what) from None
         d = description
         model_description = _describe(model, d.block_size, d.gate_dim, d.stages)
         _check_same_model(folder, description, model_description)
         with torch.device("meta"):
             made = cls(description)
-        wanted, found = made.state_dict(), load_file(folder / WEIGHTS)
+        try:
+            wanted, found = made.state_dict(), load_file(folder / WEIGHTS)
+        except SafetensorError as error:
+            raise _broken(folder / WEIGHTS, str(error)) from None
         for name in sorted(wanted.keys() | found.keys()):
             if name not in found or name not in wanted:
                 state = "missing" if name not in found else "not one of these gates"
-                raise ValueError(f"gates: {folder / WEIGHTS}: {name} is {state}; distil them again")
+                raise _broken(folder / WEIGHTS, f"{name} is {state}")
             if found[name].shape != wanted[name].shape:
                 shapes = f"{list(found[name].shape)}, not {list(wanted[name].shape)}"
-                raise ValueError(f"gates: {folder / WEIGHTS}: {name} is {shapes}")
+                raise _broken(folder / WEIGHTS, f"{name} is {shapes}")
         made.load_state_dict(found, assign=True)
         return made.to(model.device, torch.float32).eval().requires_grad_(False)
 
@@ -236,9 +257,13 @@ def _describe(
     if len(shapes) > 1:
         raise ValueError(f"model: layers of unlike heads {sorted(shapes)} have no common gate")
     heads, kv_heads, d = shapes.pop()
-    gate_dim = gate_dim or d
-    if gate_dim % 2:
-        raise ValueError(f"gate_dim: {gate_dim} is odd, and RoPE turns pairs; give an even one")
+    gate_dim = d if gate_dim is None else gate_dim
+    if gate_dim < 2 or gate_dim % 2:
+        raise ValueError(
+            f"gate_dim: {gate_dim} is odd or below 2, and RoPE turns pairs; give an even one"
+        )
+    if block_size < 1:
+        raise ValueError(f"block_size: {block_size} is below a token; give 1 or more")
     return Description(
         base=model.config.name_or_path or "unnamed",
         model_type=model.config.get_text_config(decoder=True).model_type,
@@ -251,14 +276,16 @@ def _describe(
         head_dim=d,
         rope_theta=rotation.theta,
         dtype=str(model.dtype).removeprefix("torch."),
-        signature=_sampled(rotation),
+        signature=tuple(_sums(x) for _, x in sorted(rotation.signatures.items())),
     )
 
 
-def _sampled(rotation: Rotation) -> tuple[float, ...]:
-    signature = rotation.signatures[min(rotation.signatures)]
-    places = torch.linspace(0, len(signature) - 1, min(len(signature), _SAMPLED)).long()
-    return tuple(signature[places].tolist())
+def _sums(signature: Tensor) -> tuple[float, ...]:
+    return tuple(part.sum().item() for part in signature.double().tensor_split(_SUMS))
+
+
+def _broken(file: Path, what: str) -> ValueError:
+    return ValueError(f"gates: {file}: {what}; distil or copy them again")
 
 
 def _check_same_model(folder: Path, gates: Description, model: Description) -> None:
@@ -269,10 +296,14 @@ def _check_same_model(folder: Path, gates: Description, model: Description) -> N
                 f"gates: {folder} was made for a model of {name} {theirs} ({gates.base}), "
                 f"this one's is {its}"
             )
-    theirs, its = torch.tensor(gates.signature), torch.tensor(model.signature)
     # A query in half precision is off by some roundings; a model fine-tuned in float32 by more.
     coarser = max(torch.finfo(getattr(torch, d.dtype)).eps for d in (gates, model))
-    if theirs.shape != its.shape or (theirs - its).norm() > max(1e-4, 4 * coarser) * its.norm():
+    limits = [max(1e-4, 4 * coarser * (layer + 1)) for layer in model.layers]
+    sums = gates.signature, model.signature
+    if [*map(len, sums[0])] != [*map(len, sums[1])] or any(
+        math.dist(theirs, its) > limit * math.hypot(*its)
+        for theirs, its, limit in zip(*sums, limits, strict=True)
+    ):
         raise ValueError(
             f"gates: {folder} was made for a model of the same shape with other weights "
             f"({gates.base}); distil gates on this one"

@@ -44,15 +44,22 @@ class Selector:
         self.system = system
         self._sketches: dict[tuple[int, torch.device], Tensor] = {}
 
-    def scores(self, layer: int, query: Tensor, key: Tensor, forward: Forward) -> Tensor:
+    def scores(self, layer: int, query: Tensor, key: Tensor, forward: Forward) -> Tensor | None:
         """The walk R up to this layer [batch, rows, blocks], float32, each row of sum 1.
 
-        Blocks that are kept or left out whatever their rank have +inf or -inf instead.
+        Blocks that are kept or left out whatever their rank have +inf or -inf instead. None where
+        decode stays dense.
         """
         blocks, held = forward.blocks, forward.state.tensors.setdefault(layer, {})
         held["keys"] = write_rows(held.get("keys"), self._keys(key, blocks), blocks)
         queries = self._sketched(self._heads(query))
-        rows = self._query_rows(queries, blocks, held)
+        rows = self._query_rows(queries, forward, held)
+        if forward.is_decode and self.system.skip_decode:
+            # The walks of a prompt to come lead through these blocks.
+            if self.system.walk != "off" and any(blocks.is_full):
+                means = rows.sum(3) / blocks.seen
+                self._remember(self._step(means, blocks, held["keys"]), blocks, held)
+            return None
         if self.system.decode_queries > 1:
             self._hold_recent(queries, blocks, held)
         if forward.is_decode:
@@ -95,13 +102,14 @@ class Selector:
             return _box(self._sketched(self._heads(blocks.keys_of_rows(key))), blocks)
         return self._sketched(self._heads(blocks.key_sums_of_rows(key)) / blocks.seen)
 
-    def _query_rows(self, queries: Tensor, blocks: Blocks, held: dict[str, Tensor]) -> Tensor:
+    def _query_rows(self, queries: Tensor, forward: Forward, held: dict[str, Tensor]) -> Tensor:
         """Queries of the rows so far, 0 where no token is [batch, h, rows, size, r].
 
         When tokens decode, a row is right once it is full, and not asked for before: until then
         what stands after its last token is of the block before.
         """
-        if "queries" in held and blocks.mask.length == 1 and blocks.mask.is_causal:
+        blocks = forward.blocks
+        if "queries" in held and forward.is_decode and blocks.mask.is_causal:
             for b, first in enumerate(blocks.mask.first):
                 slot = max(0, blocks.mask.start - first) % blocks.size
                 held["queries"][b, :, slot] = queries[b, :, 0]
@@ -218,7 +226,7 @@ class Selector:
         system, blocks = self.system, forward.blocks
         if not system.marks_blocks:
             return walk
-        tokens = [max(0, forward.total - first) for first in blocks.mask.first]
+        tokens = forward.tokens
         number = torch.arange(blocks.count, device=walk.device)
         sinks = self._share(system.sink_share, tokens, number)
         local = self._share(system.local_share, tokens, number)

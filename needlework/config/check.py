@@ -33,6 +33,8 @@ def problems(experiment: Experiment) -> Iterator[Problem]:
         if isinstance(data, TaskExamples) and data.task not in experiment.tasks:
             where = ("finetune_data", name, "task")
             yield where, "names no task; " + one_of(experiment.tasks, data.task)
+    if not models:
+        yield from _own_attention(experiment)
     yield from _gates(experiment)
     yield from _systems(experiment)
     yield from _haystacks(experiment)
@@ -50,8 +52,8 @@ def _models(experiment: Experiment) -> Iterator[Problem]:
             for file in ("config.json", "tokenizer.json"):
                 if not (Path(model.path) / file).is_file():
                     yield (*where, "path"), f"has no {file}; name a Hugging Face checkpoint folder"
-                elif file == "config.json" and not _is_json(Path(model.path) / file):
-                    yield (*where, "path"), f"has a {file} that is not JSON; fetch it again"
+                elif file == "config.json" and _mapping(Path(model.path) / file) is None:
+                    yield (*where, "path"), f"has a {file} that is no JSON object; fetch it again"
         elif isinstance(model, Checkpoint) and not is_hub_name(model.path):
             yield (*where, "path"), "no such folder; name an existing one, or a hub's owner/name"
         if isinstance(model, Checkpoint):
@@ -70,9 +72,11 @@ def _chat(where: tuple[str, ...], model: Checkpoint) -> Iterator[Problem]:
     folder = Path(model.path)
     if folder.is_dir() and not (folder / "chat_template.jinja").is_file():
         config = folder / "tokenizer_config.json"
-        if config.is_file() and not _is_json(config):
-            yield (*where, "path"), "has a tokenizer_config.json that is not JSON; fetch it again"
-        elif not (config.is_file() and "chat_template" in json.loads(config.read_text())):
+        found = _mapping(config) if config.is_file() else {}
+        if found is None:
+            what = "has a tokenizer_config.json that is no JSON object; fetch it again"
+            yield (*where, "path"), what
+        elif "chat_template" not in found:
             yield (
                 (*where, "chat_template"),
                 f"has no template: {folder} has neither chat_template.jinja nor one in "
@@ -85,12 +89,13 @@ def is_hub_name(path: str) -> bool:
     return bool(_HUB_NAME.fullmatch(path)) and not Path(path).parent.is_dir()
 
 
-def _is_json(file: Path) -> bool:
+def _mapping(file: Path) -> dict | None:
+    """The mapping that the file holds as JSON; None where it is none."""
     try:
-        json.loads(file.read_bytes())
+        found = json.loads(file.read_bytes())
     except ValueError:
-        return False
-    return True
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def _derived(experiment: Experiment, name: str, model: Derived) -> Iterator[Problem]:
@@ -136,6 +141,9 @@ def _gates(experiment: Experiment) -> Iterator[Problem]:
         where = ("gates", name)
         if gates.model not in experiment.models:
             yield (*where, "model"), "names no model; " + one_of(experiment.models, gates.model)
+        for i, stage in enumerate(gates.stages):
+            if stage in gates.stages[:i]:
+                yield (*where, "stages", i), "stands twice; write it once"
         yield from _rows(experiment, (*where, "distill"), gates.distill)
 
 
@@ -170,7 +178,7 @@ def _seer(
     at = (*where, "attention", "gates")
     gates = experiment.gates.get(attention.gates)
     if gates is not None:
-        size = gates.block_size
+        size, stages = gates.block_size, gates.stages
         if gates.model != model:
             yield at, f"are gates of model `{gates.model}`; name gates of `{model}`, or that model"
     elif not (folder := Path(attention.gates)).is_dir():
@@ -182,16 +190,62 @@ def _seer(
     elif missing := [f for f in ("gates.json", "gates.safetensors") if not (folder / f).is_file()]:
         yield at, f"has no {missing[0]}; name a folder that distilled gates were saved in"
         return
-    elif not _is_json(folder / "gates.json"):
-        yield at, "has a gates.json that is not JSON; fetch it again"
+    elif (found := _mapping(folder / "gates.json")) is None:
+        yield at, "has a gates.json that is no JSON object; fetch it again"
         return
     else:
-        size = json.loads((folder / "gates.json").read_bytes()).get("block_size")
+        size, stages = found.get("block_size"), found.get("stages")
+        if type(size) is not int or size < 1 or not isinstance(stages, list):
+            yield (
+                at,
+                "has a gates.json without block_size or stages; distil or copy the gates again",
+            )
+            return
+    for stage, is_dense in (("prefill", attention.skip_prefill), ("decode", attention.skip_decode)):
+        if not is_dense and stage not in stages:
+            yield (
+                at,
+                f"has none for {stage}; write skip_{stage}: true, or name gates with that stage",
+            )
     if size != attention.block_size:
         yield (
             (*where, "attention", "block_size"),
             f"is not the block size of the gates; write {size}, or name other gates",
         )
+
+
+def _own_attention(experiment: Experiment) -> Iterator[Problem]:
+    """Whether a system or gates are for a model whose attention was converted already."""
+    for name, gates in experiment.gates.items():
+        if found := _converted(experiment, gates.model):
+            at, kind = found
+            yield (
+                ("gates", name, "model"),
+                f"has {kind} as its own attention, by models.{at}; name a model that has none",
+            )
+    for name, system in experiment.systems.items():
+        if system.attention is None or system.attention.converts_model:
+            continue
+        if found := _converted(experiment, system.model):
+            at, kind = found
+            yield (
+                ("systems", name, "model"),
+                f"has {kind} as its own attention, by models.{at}; leave out the system's "
+                "attention, or name another model",
+            )
+
+
+def _converted(experiment: Experiment, name: str) -> tuple[str, str] | None:
+    """The model that brought `name` an attention of its own, itself or a base, and which."""
+    model = experiment.models.get(name)
+    if isinstance(model, Derived):
+        if model.attention is not None and model.attention.converts_model:
+            return name, model.attention.type
+        return _converted(experiment, model.base)
+    if isinstance(model, Checkpoint) and (config := Path(model.path) / "config.json").is_file():
+        kind = (_mapping(config) or {}).get("needlework_attention")
+        return (name, kind) if kind else None
+    return None
 
 
 def _haystacks(experiment: Experiment) -> Iterator[Problem]:

@@ -42,6 +42,18 @@ class Ranked(BlockSparse):
         description="instead of top_k_blocks: row i keeps ceil(density * (i + 1)) of its blocks",
     )
 
+    @model_validator(mode="after")
+    def _counts_once(self) -> Self:
+        if self.density is not None:
+            self._refuse_top_k("density")
+        return self
+
+    def _refuse_top_k(self, other: str) -> None:
+        """For where `other` settles how many blocks are kept. The default may stand beside it: a
+        system that was written out names every key."""
+        if self.top_k_blocks != type(self).model_fields["top_k_blocks"].default:
+            raise ValueError(f"top_k_blocks: {other} says how many blocks are kept; leave out one")
+
     @property
     def marks_blocks(self) -> bool:
         return False
@@ -130,12 +142,18 @@ class SketchWalk(Ranked):
     def _one_way_to_select(self) -> Self:
         if self.select == "quantile" and self.density is not None:
             raise ValueError("density: counts blocks, which select quantile does not; leave it out")
+        if self.select == "quantile":
+            self._refuse_top_k("select quantile")
         return self
 
     @property
     def marks_blocks(self) -> bool:
         forced = self.local_share or self.sink_share or self.dense_last_rows
         return self.select == "quantile" or bool(forced)
+
+    def skips(self, stage: str) -> bool:
+        # What decodes is remembered, for the prompts after it.
+        return False
 
 
 _PRESETS = {
@@ -195,6 +213,8 @@ class XAttention(Ranked):
             )
         if self.threshold is not None and self.density is not None:
             raise ValueError("density: counts blocks, which threshold does not; leave out one")
+        if self.threshold is not None:
+            self._refuse_top_k("threshold")
         return self
 
     @property
@@ -269,8 +289,10 @@ class Seer(Ranked):
             settled.append(bool(given) or getattr(self, skip))
         if self.skip_prefill and self.skip_decode:
             raise ValueError("skip_prefill: with skip_decode nothing is sparse; leave out one")
-        if self.density is not None and all(settled):
-            raise ValueError("density: both stages choose blocks without it; leave it out")
+        if all(settled):
+            if self.density is not None:
+                raise ValueError("density: both stages choose blocks without it; leave it out")
+            self._refuse_top_k("each stage")
         if self.token_budget is not None and self.token_budget < self.block_size:
             raise ValueError(
                 f"token_budget: {self.token_budget} is less than a block of {self.block_size}; "

@@ -61,6 +61,9 @@ def _select(selector, forwards, query, key, lengths, prompt_tokens=0, terms=None
         for layer, (q, k) in enumerate(zip(query, key, strict=True)):
             scores.append(selector.scores(layer, q[:, :, start:end], k[:, :, :end], forward))
             walks.append(forward.walk)
+            if scores[-1] is None:
+                kept.append(None)
+                continue
             chosen = choose(scores[-1], forward.blocks).tolist()
             kept.append([[set(row) - {-1} for row in rows] for rows in chosen])
         found.append((forward.blocks, scores, walks, kept))

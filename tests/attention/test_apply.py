@@ -234,13 +234,41 @@ def test_blocks_left_out_change_the_answer_and_removal_restores_it(llama, system
 def test_chunks_of_whole_blocks_equal_one_shot(llama, system):
     ids = prompts([75])["input_ids"]
     with apply(llama, system) as handle:
-        handle.prompt_tokens = 64
         whole = run(llama, ids, [64, *[1] * 11])
         density = handle.density()
         handle.reset()
+        handle.prompt_tokens = 64
         chunked = run(llama, ids, [8, 40, 16, *[1] * 11])
         assert handle.density() == density
     torch.testing.assert_close(chunked, whole, rtol=0, atol=1e-4)
+
+
+@every_system
+def test_a_last_chunk_of_one_token_is_prefill_where_the_length_is_told(llama, system):
+    ids, found = prompts([65])["input_ids"], []
+    with apply(llama, system) as handle:
+        for chunks in ([65], [64, 1]):
+            handle.reset()
+            handle.prompt_tokens = 65
+            found.append((run(llama, ids, chunks), handle.density()))
+            assert handle.prompt_tokens == 0
+        run(llama, ids, [64, 1])
+        assert handle.density().decode is not None
+    (whole, density), (chunked, same) = found
+    assert density == same
+    assert density.decode is None
+    torch.testing.assert_close(chunked, whole, rtol=0, atol=1e-4)
+
+
+@every_system
+def test_padding_on_the_right_moves_no_real_token(llama, system):
+    inputs = prompts([67, 50])
+    ids, mask = (torch.stack([x[0], x[1].roll(50)]) for x in inputs.values())
+    with apply(llama, system), torch.inference_mode():
+        found = llama(input_ids=ids, attention_mask=mask).logits
+        for row, length in enumerate([67, 50]):
+            alone = llama(input_ids=ids[row : row + 1, :length]).logits
+            torch.testing.assert_close(found[row, :length], alone[0], rtol=0, atol=1e-4)
 
 
 @every_system
@@ -389,6 +417,12 @@ def test_misuse_is_told_with_its_remedy(llama):
             apply(llama, system)
         with pytest.raises(ValueError, match="begin with an empty cache"):
             llama(input_ids=ids, past_key_values=cache)
+        with pytest.raises(ValueError, match="attention_mask: has 3 rows, the input 1; give"):
+            llama(input_ids=ids, attention_mask=torch.ones(3, 20).long())
+        with pytest.raises(
+            ValueError, match="21 tokens, of which 20 have come; give no cache_impl"
+        ):
+            llama.generate(ids, max_new_tokens=2, cache_implementation="static")
         with pytest.raises(ValueError, match="ready-made mask"):
             llama(input_ids=ids, attention_mask=torch.ones(1, 1, 20, 20).bool())
         handle.remove()

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from needlework.attention.blocks import Blocks, causal_pairs, choose, kept_blocks, shift
 from needlework.attention.masks import LazyMask
-from needlework.config.systems import Random, SketchWalk
+from needlework.config.systems import Random, SketchWalk, XAttention
 
 CPU = torch.device("cpu")
 
@@ -31,6 +31,21 @@ def test_density_counts_blocks_of_each_row(density, row, kept):
 
 def test_top_k_is_bounded_by_the_blocks_there_are():
     assert [kept_blocks(Random(top_k_blocks=3), row) for row in range(5)] == [1, 2, 3, 3, 3]
+
+
+@pytest.mark.parametrize(
+    ("system", "other"),
+    [
+        (Random, {"density": 0.2}),
+        (SketchWalk, {"preset": "official"}),
+        (XAttention, {"threshold": 0.9}),
+    ],
+)
+def test_counts_that_would_not_count_are_refused(system, other):
+    with pytest.raises(ValueError, match=r"top_k_blocks: .* says how many blocks are kept; leave"):
+        system(top_k_blocks=4, **other)
+    written = system(**other)
+    assert system.model_validate(written.model_dump(mode="json")) == written
 
 
 @given(
@@ -61,7 +76,8 @@ def test_choice_keeps_own_block_and_best_before_it_earlier_on_ties(
     lengths, size, cached, density, seed
 ):
     total = max(lengths)
-    system = Random(block_size=size, density=density, top_k_blocks=3)
+    count = {"top_k_blocks": 3} if density is None else {"density": density}
+    system = Random(block_size=size, **count)
     _, mask = masked(lengths, total, total - min(cached, total - 1))
     blocks = Blocks(mask, system, CPU)
     torch.manual_seed(seed)

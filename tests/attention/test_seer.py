@@ -199,7 +199,7 @@ def test_choices_are_those_of_the_formulae(
     assert len(heard.found) == LAYERS * len(forwards)
     for i, (layer, blocks, kept) in enumerate(heard.found):
         start, end = ([0, *ends])[i // LAYERS : i // LAYERS + 2]
-        is_decode = start > 0 and end == start + 1
+        is_decode = start >= max(1, prompt) and end == start + 1
         if system.skip_decode if is_decode else system.skip_prefill:
             assert kept is None
             continue
@@ -345,8 +345,7 @@ def test_state_follows_the_cache_through_changes_of_batch(llama, system, change,
 def test_cropped_tokens_leave_no_trace(llama, system, form):
     ids, wrong = prompts([75])["input_ids"], prompts([75], seed=1)["input_ids"]
     cache = DynamicCache(config=llama.config)
-    with apply(llama, system(form)) as handle:
-        handle.prompt_tokens = 75
+    with apply(llama, system(form)):
         whole = run(llama, ids, [65, 1, 4, 1, 4])
         run(llama, ids[:, :65], [65], cache=cache)
         run(llama, wrong[:, 65:68], [1, 2], cache=cache)
@@ -377,14 +376,34 @@ def test_tokens_that_are_masked_count_nowhere(llama, system, form):
                 assert is_right(its, shares, row, 16, system, is_decode)
 
 
-def test_parts_are_the_whole(llama, system, monkeypatch):
+@every_form
+def test_parts_are_the_whole(llama, system, monkeypatch, form):
     inputs = prompts([67, 50])
-    with apply(llama, system(FORMS["count"])):
+    with apply(llama, system(form)):
         whole = run(llama, inputs["input_ids"], [62, 1, 4], inputs["attention_mask"])
         monkeypatch.setattr(seer, "NUMBERS_AT_ONCE", 1)
         parts = run(llama, inputs["input_ids"], [62, 1, 4], inputs["attention_mask"])
     real = inputs["attention_mask"].bool()
     torch.testing.assert_close(parts[real], whole[real], rtol=0, atol=1e-5)
+
+
+@every_form
+def test_padding_on_the_right_changes_nothing(llama, system, form):
+    ids, more = prompts([67])["input_ids"], 9
+    padded = torch.cat([ids, torch.zeros(1, more, dtype=ids.dtype)], 1)
+    mask = (torch.arange(67 + more) < 67).int()[None]
+    with apply(llama, system(form)):
+        alone = run(llama, ids, [67])
+        found = run(llama, padded, [67 + more], mask)[:, :67]
+    torch.testing.assert_close(found, alone, rtol=0, atol=1e-5)
+
+
+def test_float64_is_rotated_back_in_float32(tmp_path):
+    model = tiny("llama").double()
+    Gates.new(model, block_size=8).save(tmp_path)
+    with apply(model, Seer(gates=str(tmp_path), block_size=8, density=0.5)) as handle:
+        assert run(model, prompts([67])["input_ids"], [66, 1]).isfinite().all()
+        assert handle.density().prefill < 1
 
 
 def test_the_first_layers_may_stay_dense(llama, system):

@@ -8,7 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from test_apply import tiny
+from transformers import GPT2Config, GPT2LMHeadModel, MambaConfig, MambaForCausalLM
 
+from needlework import Infini, Window, apply
+from needlework.attention.infini import convert
 from needlework.attention.rotation import Rotation
 from needlework.attention.seer_gates import DecodeGate, Gates, PrefillGate, pool_keys
 
@@ -191,17 +194,47 @@ def test_what_is_not_there_is_named(qwen3, folder, tmp_path):
     assert "decode.9.query is not one of these gates" in refusal(folder, qwen3)
     wrong = weights | {"prefill.1.key": weights["prefill.1.key"][..., :4].clone()}
     save_file(wrong, folder / "gates.safetensors")
-    assert "prefill.1.key is [2, 24, 4], not [2, 24, 6]" in refusal(folder, qwen3)
+    assert "prefill.1.key is [2, 24, 4], not [2, 24, 6]; distil or copy them again" in refusal(
+        folder, qwen3
+    )
     (folder / "gates.safetensors").unlink()
     assert "has no gates.safetensors" in refusal(folder, qwen3)
 
 
-def test_a_description_that_is_none_is_refused(qwen3, folder):
-    description = json.loads((folder / "gates.json").read_text())
-    (folder / "gates.json").write_text(json.dumps(description | {"block_size": "8"}))
-    assert "gates.json: block_size: " in refusal(folder, qwen3)
-    (folder / "gates.json").write_text("{")
-    assert "gates.json: " in refusal(folder, qwen3)
+def test_weights_that_are_cut_short_are_refused(qwen3, folder):
+    file = folder / "gates.safetensors"
+    whole = file.read_bytes()
+    for part in (b"", whole[:5], whole[:200], whole[:-4]):
+        file.write_bytes(part)
+        said = refusal(folder, qwen3)
+        assert said.startswith(f"gates: {file}: ")
+        assert said.endswith("; distil or copy them again")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"block_size": "8"}, "block_size: Input should be a valid integer"),
+        ({"block_size": 0}, "block_size: Input should be greater than or equal to 1"),
+        ({"gate_dim": 0}, "gate_dim: Input should be greater than or equal to 2"),
+        ({"gate_dim": 5}, "gate_dim: Input should be a multiple of 2"),
+        ({"dtype": "float99"}, "dtype: float99 is no floating-point dtype of torch"),
+        ({"dtype": "nn"}, "dtype: nn is no floating-point dtype of torch"),
+        ({"dtype": "int32"}, "dtype: int32 is no floating-point dtype of torch"),
+        ({"signature": [1.0]}, "signature.0: Input should be a valid "),
+        (b"{", "Invalid JSON: EOF while parsing an object at line 1 column 1"),
+        (b"", "Invalid JSON: EOF"),
+        (b"\xff", "Invalid JSON: "),
+        (b"[]", "Input should be an object"),
+    ],
+)
+def test_a_description_that_is_none_is_refused(qwen3, folder, change, says):
+    file = folder / "gates.json"
+    whole = json.loads(file.read_text())
+    file.write_bytes(change if isinstance(change, bytes) else json.dumps(whole | change).encode())
+    said = refusal(folder, qwen3)
+    assert said.startswith(f"gates: {file}: {says}")
+    assert said.endswith("; distil or copy them again")
 
 
 def test_gates_of_another_model_are_refused(folder):
@@ -221,6 +254,51 @@ def test_gates_of_another_model_are_refused(folder):
     assert "other weights" in refusal(folder, other.to(torch.bfloat16))
 
 
+@pytest.mark.parametrize("layer", range(4))
+@pytest.mark.parametrize("name", ["self_attn.q_proj", "self_attn.k_proj", "mlp.down_proj"])
+def test_a_layer_of_other_weights_is_enough(folder, layer, name):
+    """But for the last MLP, on which no query or key depends."""
+    other = tiny("qwen3")
+    weight = other.model.layers[layer].get_submodule(name).weight.data
+    weight += 0.01 * torch.randn_like(weight) * weight.std()
+    if (name, layer) == ("mlp.down_proj", 3):
+        Gates.open(folder, other)
+    else:
+        assert "same shape with other weights" in refusal(folder, other)
+
+
+def test_a_deep_model_in_half_precision_is_taken_for_itself(tmp_path):
+    one, other = (tiny("qwen3", {"num_hidden_layers": 40}) for _ in range(2))
+    Gates.new(one, block_size=8).save(tmp_path)
+    Gates.open(tmp_path, other.to(torch.bfloat16))
+
+
 def test_gates_that_cannot_be_are_refused(qwen3):
-    with pytest.raises(ValueError, match="gate_dim: 5 is odd"):
+    with pytest.raises(ValueError, match="gate_dim: 5 is odd or below 2"):
         Gates.new(qwen3, block_size=8, gate_dim=5)
+    with pytest.raises(ValueError, match="gate_dim: 0 is odd or below 2"):
+        Gates.new(qwen3, block_size=8, gate_dim=0)
+    with pytest.raises(ValueError, match="block_size: 0 is below a token"):
+        Gates.new(qwen3, block_size=0)
+
+
+def test_a_model_that_apply_refuses_gets_no_gates(qwen3):
+    mamba = MambaForCausalLM(MambaConfig(hidden_size=32, num_hidden_layers=2, vocab_size=64))
+    infini = convert(tiny("llama"), Infini(segment_length=8))
+    learned = GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=64, n_positions=32)
+    for model, complaint in (
+        (mamba, "model: mamba has no layer of causal attention|attention code of its own"),
+        (infini, "model: has infini as its own attention; give another"),
+        (GPT2LMHeadModel(learned), "'gpt2' learned fewer than 62 positions and has no RoPE"),
+        (tiny("llama").model.layers[0], "model: is of type LlamaDecoderLayer"),
+    ):
+        before = [len(module._forward_pre_hooks) for module in model.modules()]
+        with pytest.raises(ValueError, match=complaint) as error:
+            Gates.new(model, block_size=8)
+        assert "\n" not in str(error.value)
+        assert [len(module._forward_pre_hooks) for module in model.modules()] == before
+    with (
+        apply(qwen3, Window()),
+        pytest.raises(ValueError, match="model: has an attention system already"),
+    ):
+        Gates.new(qwen3, block_size=8)

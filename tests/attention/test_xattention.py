@@ -54,11 +54,14 @@ def keeps(scores, threshold):
     heads=st.sampled_from([(1, 1), (4, 2), (3, 1)]),
     cut=st.lists(st.integers(1, 29), max_size=2),
     decoded=st.integers(0, 6),
+    is_told=st.booleans(),
     threshold=st.sampled_from([None, 0.3, 0.8]),
     seed=st.integers(0, 99),
 )
 @settings(deadline=None, max_examples=80)
-def test_scores_are_antidiagonal_sums(select, lengths, size, heads, cut, decoded, threshold, seed):
+def test_scores_are_antidiagonal_sums(
+    select, lengths, size, heads, cut, decoded, is_told, threshold, seed
+):
     """Forwards cut anywhere, then decode: a row asks with the queries that each brings."""
     size, stride = size
     rng = np.random.default_rng(seed)
@@ -68,13 +71,15 @@ def test_scores_are_antidiagonal_sums(select, lengths, size, heads, cut, decoded
     prompt = total - min(decoded, total - 1)
     ends = [*sorted({c for c in cut if c < prompt}), *range(prompt, total + 1)]
     forwards = [end - start for start, end in zip([0, *ends], ends, strict=False)]
-    system = XAttention(block_size=size, stride=stride, threshold=threshold, top_k_blocks=3)
+    count = {"top_k_blocks": 3} if threshold is None else {"threshold": threshold}
+    system = XAttention(block_size=size, stride=stride, **count)
     found = select(
         Selector(system),
         forwards,
         [torch.tensor(query).float()],
         [torch.tensor(key).float()],
         lengths,
+        prompt_tokens=prompt if is_told else 0,
         terms={"scaling": 0.4},
     )
     for new, end, (blocks, (scores,), _, (kept,)) in zip(forwards, ends, found, strict=True):
@@ -88,7 +93,7 @@ def test_scores_are_antidiagonal_sums(select, lengths, size, heads, cut, decoded
                 max(0, end - new - first),
                 size,
                 stride,
-                new == 1 and end > 1,
+                new == 1 and end > (prompt if is_told else 1),
             )
             for i, values in expected.items():
                 row = i - blocks.begin[b]
@@ -128,7 +133,7 @@ def test_misfits_are_refused():
         XAttention(threshold=0.9, density=0.2)
 
 
-@pytest.mark.parametrize("threshold", [None, 0.5])
-def test_nothing_comes_from_later_blocks(check_future, threshold):
-    system = XAttention(block_size=4, stride=2, top_k_blocks=2, threshold=threshold)
+@pytest.mark.parametrize("count", [{"top_k_blocks": 2}, {"threshold": 0.5}])
+def test_nothing_comes_from_later_blocks(check_future, count):
+    system = XAttention(block_size=4, stride=2, **count)
     check_future(Selector(system))

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 
+from needlework.config.experiment import Experiment
 from needlework.config.load import load_experiment, read_experiment
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -169,7 +170,47 @@ WRONG = [
         "systems.given.attention.gates = './nowhere': names no gates; write one of own, or a",
     ),
     ("gates: saved", "gates: checkpoint", "gates = 'checkpoint': has no gates.json; name a folder"),
-    ("gates: saved", "gates: cut", "gates = 'cut': has a gates.json that is not JSON; fetch it"),
+    ("gates: saved", "gates: cut", "gates = 'cut': has a gates.json that is no JSON object; fetch"),
+    ("gates: saved", "gates: list", "gates = 'list': has a gates.json that is no JSON object; "),
+    ("gates: saved", "gates: none", "gates = 'none': has a gates.json without block_size or stag"),
+    ("gates: saved", "gates: text", "gates = 'text': has a gates.json without block_size or stag"),
+    ("gates: saved", "gates: bool", "gates = 'bool': has a gates.json without block_size or sta"),
+    ("gates: saved", "gates: stageless", "'stageless': has a gates.json without block_size or sta"),
+    (
+        "gates: saved",
+        "gates: half",
+        "systems.given.attention.gates = 'half': has none for decode; write skip_decode: true, or",
+    ),
+    (
+        "base, block_size: 32",
+        "base, stages: [decode], block_size: 32",
+        "systems.seer.attention.gates = 'own': has none for prefill; write skip_prefill: true, or",
+    ),
+    (
+        "base, block_size: 32",
+        "base, stages: [prefill, decode, decode], block_size: 32",
+        "gates.own.stages.2 = 'decode': stands twice; write it once",
+    ),
+    (
+        "own: {model: base",
+        "own: {model: infini",
+        "gates.own.model = 'infini': has infini as its own attention, by models.infini; name a mod",
+    ),
+    (
+        "    model: base\n    attention: {type: sketchwalk",
+        "    model: infini\n    attention: {type: sketchwalk",
+        "systems.walk.model = 'infini': has infini as its own attention, by models.infini; leave o",
+    ),
+    (
+        "density: 0.3",
+        "top_k_blocks: 4, threshold: 0.1, token_budget: 64",
+        "systems.given.attention: top_k_blocks: each stage says how many blocks are kept; leave o",
+    ),
+    (
+        "density: 0.3",
+        "top_k_blocks: 4, nz_ratio: 0.1, skip_decode: true",
+        "systems.given.attention: top_k_blocks: each stage says how many blocks are kept; leave o",
+    ),
     (
         "seer: {model: base",
         "seer: {model: long",
@@ -285,6 +326,7 @@ NEAREST = {
     "systems.dense.model: is missing": "dense: {modle",
     "not YAML: expected": "depths",
     "models.long.base = 'long'": "base: long",
+    "gates = 'own': has none": "seer: {model: base",
 }
 
 
@@ -294,7 +336,17 @@ def folder(tmp_path, monkeypatch) -> Path:
     (tmp_path / "checkpoint").mkdir()
     (tmp_path / "checkpoint/config.json").write_text('{"max_position_embeddings": 1024}')
     (tmp_path / "checkpoint/tokenizer.json").write_text("{}")
-    for name, description in {"saved": '{"block_size": 64}', "cut": '{"block'}.items():
+    stages = '"stages": ["prefill", "decode"]'
+    for name, description in {
+        "saved": f'{{"block_size": 64, {stages}}}',
+        "half": '{"block_size": 64, "stages": ["prefill"]}',
+        "cut": '{"block',
+        "list": "[]",
+        "none": f'{{"block_size": 0, {stages}}}',
+        "text": f'{{"block_size": "64", {stages}}}',
+        "bool": f'{{"block_size": true, {stages}}}',
+        "stageless": '{"block_size": 64}',
+    }.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "gates.json").write_text(description)
         (tmp_path / name / "gates.safetensors").touch()
@@ -309,9 +361,13 @@ def _message(text: str) -> str:
     return str(caught.value)
 
 
+def _read(text: str) -> Experiment:
+    Path("trial.yaml").write_text(text)
+    return read_experiment("trial.yaml")
+
+
 def test_a_right_file_is_read_whole(folder):
-    (folder / "trial.yaml").write_text(GOOD)
-    experiment = read_experiment("trial.yaml")
+    experiment = _read(GOOD)
     assert list(experiment.systems) == ["dense", "seer", "given", "walk", "infini"]
     assert experiment.systems["walk"].attention.density == 0.25
     assert experiment.models["infini"].attention.segment_length == 64
@@ -388,6 +444,25 @@ def test_a_checkpoint_with_a_cut_config_is_told(folder):
     assert message.startswith(
         "trial.yaml:5: models.base.path = 'checkpoint': has a config.json that"
     )
+
+
+def test_an_attention_of_its_own_is_found_down_the_bases(folder):
+    derived = "  tuned: {base: infini, finetune: {data: keys, sequence_length: 256}}\n"
+    text = GOOD.replace("\nfinetune_data:", derived + "\nfinetune_data:")
+    _read(text)
+    for right, where in (
+        ("own: {model: base", "gates.own"),
+        ("seer: {model: base", "systems.seer"),
+    ):
+        message = _message(text.replace(right, right.replace("base", "tuned")))
+        assert f"{where}.model = 'tuned': has infini as its own attention, by models.inf" in message
+    # A converted checkpoint says so itself; its own systems are as they are.
+    own = '{"max_position_embeddings": 1024, "needlework_attention": "infini"}'
+    (folder / "checkpoint/config.json").write_text(own)
+    message = _message(GOOD)
+    assert "gates.own.model = 'base': has infini as its own attention, by models.base" in message
+    (folder / "checkpoint/config.json").write_text("[]")
+    assert "has a config.json that is no JSON object; fetch it again" in _message(GOOD)
 
 
 def test_positions_count_where_the_model_says_so(folder):
