@@ -9,6 +9,7 @@ from transformers import AutoModel, AutoModelForCausalLM, DynamicCache
 
 from needlework.attention import kernels
 from needlework.attention.apply import apply
+from needlework.attention.state import State
 from needlework.config.systems import Infini, Oracle, Random, SketchWalk, Window, XAttention
 
 SMALL = {
@@ -334,6 +335,9 @@ def test_skip_decode_is_sparse_prefill_and_stock_decode(llama):
         run(llama, ids[:, :64], [64], cache=cache)
         stock_cache = copy.deepcopy(cache)
         sparse = run(llama, ids[:, 64:], [1] * 6, cache=cache)
+        (state,) = (layer for layer in cache.layers if isinstance(layer, State))
+        # What decoded in the ninth block is there for a prompt that continues it.
+        assert state.tensors[1]["keys"].shape[2] == 9
         assert handle.density().decode == 1
         assert handle.density().prefill < 0.6
     stock = run(llama, ids[:, 64:], [1] * 6, cache=stock_cache)

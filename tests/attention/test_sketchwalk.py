@@ -1,5 +1,6 @@
 import math
 from fractions import Fraction
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -285,9 +286,9 @@ def test_advance_in_parts_is_the_same(select, monkeypatch):
 def _runner(selector, state):
     """Forwards upon a state that the test itself changes in between."""
 
-    def run(query, key, start, end):
+    def run(query, key, start, end, told=0):
         mask = LazyMask(1, end - start, end, start)
-        forward = Forward(None, state)
+        forward = Forward(SimpleNamespace(prompt_tokens=told), state)
         forward.blocks = Blocks(mask, selector.system, torch.device("cpu"))
         state.first, state.length = mask.first, end
         return selector.scores(0, query[0, :, :, start:end], key[0, :, :, :end], forward)
@@ -315,6 +316,19 @@ def test_queries_cropped_from_the_last_block_leave_no_trace(select, decode_queri
             run(noise, wrong, end - 1, end)
         state.crop(-5)
     torch.testing.assert_close(run(query, key, 25, 26), expected)
+
+
+def test_a_chunk_of_one_token_asks_with_the_tokens_of_its_block_alone(select):
+    """Upon tokens that decoded, where the block before lies in the places not reached yet."""
+    torch.manual_seed(0)
+    selector = Selector(SketchWalk(block_size=8))
+    query, key = torch.randn(1, 1, 2, 36, 8), torch.randn(1, 1, 2, 36, 8)
+    ((_, (expected,), _, _),) = select(selector, [36], query, key, [36])
+    run = _runner(selector, State(8))
+    run(query, key, 0, 24)
+    for end in range(25, 36):
+        run(query, key, end - 1, end)
+    torch.testing.assert_close(run(query, key, 35, 36, told=40), expected[:, -1:])
 
 
 def test_presets_are_points_of_one_space():
