@@ -16,6 +16,7 @@ import torch
 
 from benchmarks.attention import attention_table
 from benchmarks.generation import generation_table
+from benchmarks.streaming import streaming_table
 from needlework.stage import device_name, package_versions
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,7 +24,11 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def main() -> None:
     torch.set_num_threads(1)
-    parts = {"attention": attention_table, "generation": generation_table}
+    parts = {
+        "attention": attention_table,
+        "generation": generation_table,
+        "streaming": streaming_table,
+    }
     for name in sys.argv[1:] or parts:
         if name not in parts:
             sys.exit(f"benchmarks: no part {name}; name {' or '.join(parts)}")

@@ -12,8 +12,11 @@ _PUBLIC = {
     "Random": "needlework.config.systems",
     "Seer": "needlework.config.systems",
     "SketchWalk": "needlework.config.systems",
+    "StreamingEvalConfig": "needlework.evaluation.streaming",
+    "StreamingEvaluator": "needlework.evaluation.streaming",
     "Window": "needlework.config.systems",
     "XAttention": "needlework.config.systems",
+    "create_streaming_evaluator": "needlework.evaluation.streaming",
 }
 __all__ = list(_PUBLIC)
 

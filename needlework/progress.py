@@ -34,6 +34,15 @@ def track(
     description: str,
     total: int | None = None,
     unit: str = "it",
+    initial: int = 0,
 ) -> Track:
     """Iterate as tqdm does (`update`, `set_postfix` too), under `description`, counting `unit`s."""
-    return Track(iterable, total=total, desc=description, unit=unit, leave=False, mininterval=0.5)
+    return Track(
+        iterable,
+        total=total,
+        initial=initial,
+        desc=description,
+        unit=unit,
+        leave=False,
+        mininterval=0.5,
+    )

@@ -1,6 +1,8 @@
 """What every script needs: a log, one-line errors, whole outputs, a provenance record."""
 
+import hashlib
 import importlib.metadata
+import json
 import logging
 import os
 import platform
@@ -33,13 +35,23 @@ class Stage:
     wildcards: Any
     threads: int
     named: dict[str, str]
+    hashes: dict[str, str]
+    """sha256 of each input, by path."""
+    key: str
+    """A hash of what the outputs follow from: inputs, params and code."""
+
+    def kept(self, what: str) -> Path:
+        """A hidden file beside the first output that outlives a job that is killed."""
+        first = Path(next(iter(self.named.values())))
+        return first.with_name(f".{what}-{first.name}")
 
     def adopt(self, folder: str | Path) -> None:
-        """Move files out of `folder` to the outputs that bear their names."""
+        """Move files out of `folder` to the outputs that bear their names, or whose keys do."""
         for name, path in self.named.items():
-            found = Path(folder) / Path(path).name
-            if found.is_file():
-                shutil.move(found, getattr(self.output, name))
+            for file in (Path(path).name, f"{name}{Path(path).suffix}"):
+                if (found := Path(folder) / file).is_file():
+                    shutil.move(found, getattr(self.output, name))
+                    break
 
 
 @contextmanager
@@ -66,6 +78,8 @@ def stage(snakemake: Any) -> Iterator[Stage]:
             snakemake.wildcards,
             snakemake.threads,
             named,
+            inputs,
+            _key(inputs, dict(snakemake.params.items())),
         )
         record = _record(snakemake, inputs, started)
         record["outputs"] = {str(named[name]): sha256_file(partial[name]) for name in named}
@@ -124,6 +138,11 @@ def _hash_inputs(paths: Any) -> dict[str, str]:
         if (line := broken_input(path)) is not None:
             raise ValueError(line)
     return {str(path): sha256_file(path) for path in paths}
+
+
+def _key(inputs: dict[str, str], params: dict[str, Any]) -> str:
+    told = json.dumps([inputs, params], sort_keys=True, default=str)
+    return hashlib.sha256(told.encode()).hexdigest()
 
 
 def _record(snakemake: Any, inputs: dict[str, str], started: float) -> dict[str, Any]:

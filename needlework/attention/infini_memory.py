@@ -30,8 +30,10 @@ def read(sigma_q: Tensor, memory: Tensor, norm: Tensor) -> Tensor:
     Returns:
         [..., Q, Dv].
     """
-    weight = sigma_q @ norm.unsqueeze(-1)
-    return sigma_q @ memory / weight.clamp_min(torch.finfo(weight.dtype).tiny)
+    # Autocast would multiply in bfloat16.
+    with torch.autocast(sigma_q.device.type, enabled=False):
+        weight = sigma_q @ norm.unsqueeze(-1)
+        return sigma_q @ memory / weight.clamp_min(torch.finfo(weight.dtype).tiny)
 
 
 def write(
@@ -54,11 +56,12 @@ def write(
     """
     values = values.to(sigma_k.dtype)
     norms = torch.cat([norm.unsqueeze(1), sigma_k.sum(3)], dim=1).cumsum(1)
-    if update == "linear":
-        written = sigma_k.transpose(3, 4) @ values
-        return torch.cat([memory.unsqueeze(1), written], dim=1).cumsum(1), norms
     memories = [memory]
-    for j in range(sigma_k.shape[1]):
-        new = values[:, j] - read(sigma_k[:, j], memories[j], norms[:, j])
-        memories.append(memories[j] + sigma_k[:, j].transpose(2, 3) @ new)
+    with torch.autocast(sigma_k.device.type, enabled=False):
+        if update == "linear":
+            written = sigma_k.transpose(3, 4) @ values
+            return torch.cat([memory.unsqueeze(1), written], dim=1).cumsum(1), norms
+        for j in range(sigma_k.shape[1]):
+            new = values[:, j] - read(sigma_k[:, j], memories[j], norms[:, j])
+            memories.append(memories[j] + sigma_k[:, j].transpose(2, 3) @ new)
     return torch.stack(memories, dim=1), norms

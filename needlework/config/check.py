@@ -10,7 +10,7 @@ from needlework.config.experiment import Experiment
 from needlework.config.models import Checkpoint, Derived, Pretrained
 from needlework.config.systems import Attention
 from needlework.config.tasks import BUILT_IN_HAYSTACKS, TaskExamples
-from needlework.config.training import Distill, Finetune
+from needlework.config.training import Distill, Finetune, FinetuneStage, Loop, Stage
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 Problem = tuple[tuple[str | int, ...], str]
@@ -39,6 +39,7 @@ def problems(experiment: Experiment) -> Iterator[Problem]:
     yield from _systems(experiment)
     yield from _haystacks(experiment)
     yield from _tasks(experiment)
+    yield from _streams(experiment)
     if not models:
         yield from _grid(experiment)
 
@@ -54,13 +55,26 @@ def _models(experiment: Experiment) -> Iterator[Problem]:
                     yield (*where, "path"), f"has no {file}; name a Hugging Face checkpoint folder"
                 elif file == "config.json" and _mapping(Path(model.path) / file) is None:
                     yield (*where, "path"), f"has a {file} that is no JSON object; fetch it again"
+            yield from _weights((*where, "path"), model)
         elif isinstance(model, Checkpoint) and not is_hub_name(model.path):
             yield (*where, "path"), "no such folder; name an existing one, or a hub's owner/name"
         if isinstance(model, Checkpoint):
             yield from _chat(where, model)
+        if isinstance(model, Pretrained):
+            yield from _processes((*where, "pretrain"), model.pretrain, model.pretrain.stages)
     made = [name for name, m in experiment.models.items() if isinstance(m, Pretrained)]
     if experiment.package is not None and experiment.package not in made:
         yield ("package",), "names no pretrained model; " + one_of(made, experiment.package)
+
+
+def _weights(where: tuple[str, ...], model: Checkpoint) -> Iterator[Problem]:
+    found = {path.suffix for path in Path(model.path).glob("*")}
+    if ".bin" in found and ".safetensors" not in found and not model.allow_pickle:
+        yield (
+            where,
+            "has its weights in pickle files alone; save them as safetensors, or write "
+            "allow_pickle: true if you trust them",
+        )
 
 
 def _chat(where: tuple[str, ...], model: Checkpoint) -> Iterator[Problem]:
@@ -116,7 +130,9 @@ def _derived(experiment: Experiment, name: str, model: Derived) -> Iterator[Prob
             (*where, "attention", "type"),
             "is put on at evaluation; write it under systems, not models",
         )
-    yield from _rows(experiment, (*where, "finetune"), model.finetune)
+    recipe = model.finetune
+    yield from _processes((*where, "finetune"), recipe, [*recipe.curriculum, recipe])
+    yield from _rows(experiment, (*where, "finetune"), recipe)
 
 
 def _rows(
@@ -145,6 +161,23 @@ def _gates(experiment: Experiment) -> Iterator[Problem]:
             if stage in gates.stages[:i]:
                 yield (*where, "stages", i), "stands twice; write it once"
         yield from _rows(experiment, (*where, "distill"), gates.distill)
+
+
+def _processes(
+    where: tuple[str, ...], recipe: Loop, stages: list[FinetuneStage | Stage]
+) -> Iterator[Problem]:
+    parts = recipe.processes * recipe.gradient_accumulation_steps
+    fewest = min(stage.rows if isinstance(stage, Stage) else stage.batch_size for stage in stages)
+    if fewest < parts:
+        key = "processes" if recipe.processes > fewest else "gradient_accumulation_steps"
+        yield (
+            (*where, key),
+            f"shares the rows of a step among {parts}, and a stage has {fewest}; write processes "
+            f"times gradient_accumulation_steps of at most {fewest}",
+        )
+    file = recipe.accelerate_config
+    if file is not None and not Path(file).is_file():
+        yield (*where, "accelerate_config"), "no such file; name one that `accelerate config` wrote"
 
 
 def _systems(experiment: Experiment) -> Iterator[Problem]:
@@ -274,6 +307,56 @@ def _tasks(experiment: Experiment) -> Iterator[Problem]:
                 if not Path(found := file.replace("{length}", str(length))).is_file():
                     yield ("tasks", name, "path"), f"no file {found}; name one that is there"
                     break
+
+
+def _streams(experiment: Experiment) -> Iterator[Problem]:
+    for name, stream in experiment.streams.items():
+        where = ("streams", name)
+        path = stream.path
+        if path is not None and not Path(path).exists() and not is_hub_name(path):
+            yield (
+                (*where, "path"),
+                "no such file or folder; name an existing one, or a hub's owner/name",
+            )
+        for system in stream.systems or experiment.systems:
+            own = (*where, "systems", system) if system in stream.systems else where
+            how = stream.read_by(system)
+            if how.model is None and system not in experiment.systems:
+                yield (
+                    own,
+                    f"names no system; {one_of(experiment.systems, system)}, or give it a model",
+                )
+                continue
+            if how.model is not None and system in experiment.systems:
+                yield (*own, "model"), "is that of the system; leave it out, or write another name"
+                continue
+            if how.chunk_size is not None and how.overlap >= how.chunk_size:
+                yield (
+                    (*own, "overlap"),
+                    f"of {how.overlap} is not below chunk_size {how.chunk_size}; write at most "
+                    f"{how.chunk_size - 1}",
+                )
+            model = how.model or experiment.systems[system].model
+            if model not in experiment.models:
+                if how.model is not None:
+                    yield (*own, "model"), "names no model; " + one_of(experiment.models, model)
+                continue
+            if how.attention is not None and (how.model is None or how.attention.converts_model):
+                yield (
+                    (*own, "attention"),
+                    "is for a system of the stream's own, put on a model; write `model` beside it, "
+                    "and no attention that is part of a model's weights",
+                )
+            elif how.attention is not None and how.attention.type == "seer":
+                yield from _seer(experiment, own, model, how.attention)
+            limit = max_positions(experiment, model)
+            if limit is not None and not how.overlap and (stream.tokens or limit + 1) > limit:
+                yield (
+                    (*where, "tokens"),
+                    f"may go beyond the {limit} positions of model `{model}`, whose state system "
+                    f"`{system}` carries; write at most {limit}, an overlap for it, or "
+                    f"`beyond_positions: true` in models.{model}",
+                )
 
 
 def _grid(experiment: Experiment) -> Iterator[Problem]:

@@ -8,6 +8,7 @@ from needlework.config.base import Name, Strict
 from needlework.config.depths import Depths
 from needlework.config.gates import SeerGates
 from needlework.config.models import AnyModel, Derived
+from needlework.config.streams import Stream
 from needlework.config.systems import AnyAttention
 from needlework.config.tasks import AnyExamples, AnyTask, Haystack
 
@@ -67,7 +68,13 @@ class Experiment(Strict):
         "or uniform; samples are spread evenly over them",
     )
     samples: int = Field(22, ge=1, description="samples of each task at each length")
+    streams: dict[Name, Stream] = Field({}, description="long texts to measure perplexity on")
     package: Name | None = Field(None, description="a model to package with a model card")
+
+    def stream_systems(self) -> list[str]:
+        """Names of the systems that streams have of their own."""
+        named = (name for stream in self.streams.values() for name in stream.systems)
+        return [name for name in dict.fromkeys(named) if name not in self.systems]
 
     def root_model(self, name: str) -> str:
         """The model at the end of `base`: the one whose tokenizer `name` uses."""

@@ -54,6 +54,10 @@ class Checkpoint(Model):
 
     path: str = Field(min_length=1, description="folder of the checkpoint, or owner/name")
     revision: str | None = Field(None, description="commit or tag of a hub name")
+    allow_pickle: bool = Field(
+        False,
+        description="true: weights in pickle files (.bin) are read where there are no safetensors",
+    )
     chat_template: bool = Field(
         False, description="true: prompts in the tokenizer's own chat template, answer begun"
     )

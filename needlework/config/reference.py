@@ -10,6 +10,7 @@ from needlework.config.base import Strict
 from needlework.config.experiment import Experiment, System
 from needlework.config.gates import SeerGates
 from needlework.config.models import Model
+from needlework.config.streams import Stream, StreamedSystem
 from needlework.config.systems import Attention
 from needlework.config.tasks import Examples, Task
 
@@ -41,6 +42,10 @@ def reference() -> str:
             [System, *_typed(Attention)],
         ),
         "Tasks": ("An entry of `tasks:`, told by its `type`.", _typed(Task)),
+        "Streams": (
+            "An entry of `streams:`, and of its `systems:`.",
+            [Stream, StreamedSystem],
+        ),
     }
     parts = [_HEAD]
     for title, (text, classes) in sections.items():

@@ -7,6 +7,49 @@ from pydantic import Field
 from needlework.config.base import Name, Strict
 
 
+class Loop(Strict):
+    """What every recipe says of the optimizer and of how its steps are run."""
+
+    learning_rate: float = Field(5.0e-5, gt=0, description="peak rate, after warm-up")
+    warmup_steps: int = Field(50, ge=0, description="linear warm-up")
+    final_learning_rate_ratio: float = Field(
+        0.1, ge=0, le=1, description="cosine decay ends at this share of the peak"
+    )
+    adam_betas: list[Annotated[float, Field(ge=0, lt=1)]] = Field(
+        [0.9, 0.95], min_length=2, max_length=2, description="decay of AdamW's two running means"
+    )
+    adam_epsilon: float = Field(1.0e-8, gt=0, description="added to AdamW's divisor")
+    clip: float = Field(1.0, gt=0, description="largest gradient norm")
+    mixed_precision: Literal["no", "bf16"] = Field(
+        "no",
+        description="bf16: computed in bfloat16, weights and gradients kept in float32 while "
+        "training; no: all in the model's dtype",
+    )
+    gradient_accumulation_steps: int = Field(
+        1,
+        ge=1,
+        description="parts that the rows of a step (of a process) are taken in, one after the "
+        "other, to need less memory; the step is the same",
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="true: activations are computed again layer by layer, not kept"
+    )
+    processes: int = Field(
+        1, ge=1, description="processes that share the rows of each step, one GPU or core each"
+    )
+    accelerate_config: str | None = Field(
+        None,
+        description="an accelerate config file to start the processes by, for FSDP (version 2)",
+    )
+    log_every: int = Field(10, ge=1, description="steps between rows of the metrics table")
+    checkpoint_every: int = Field(
+        100, ge=1, description="steps between checkpoints, from which a killed training goes on"
+    )
+    keep_checkpoints: int = Field(
+        2, ge=1, description="latest checkpoints kept until the model is whole"
+    )
+
+
 class FinetuneStage(Strict):
     """A stretch of fine-tuning on the rows of one length."""
 
@@ -15,7 +58,7 @@ class FinetuneStage(Strict):
     batch_size: int = Field(4, ge=1, description="rows a step")
 
 
-class Finetune(FinetuneStage):
+class Finetune(FinetuneStage, Loop):
     """Supervised fine-tuning on prompt and answer rows; the loss is on the answers alone."""
 
     data: Name = Field(description="a name under finetune_data")
@@ -24,17 +67,10 @@ class Finetune(FinetuneStage):
         description="stages before the main one, shortest first; each takes the rows longer than "
         "the stage before does and no longer than its own sequence_length",
     )
-    learning_rate: float = Field(5.0e-5, gt=0, description="peak rate, after warm-up")
     balance_factor_learning_rate: float | None = Field(
         None, gt=0, description="peak rate of Infini gates (no weight decay); null: learning_rate"
     )
-    warmup_steps: int = Field(50, ge=0, description="linear warm-up")
-    final_learning_rate_ratio: float = Field(
-        0.1, ge=0, le=1, description="cosine decay ends at this share of the peak"
-    )
     weight_decay: float = Field(0.01, ge=0, description="of matrices; none on biases and norms")
-    clip: float = Field(1.0, gt=0, description="largest gradient norm")
-    log_every: int = Field(10, ge=1, description="steps between rows of the metrics table")
 
 
 class Distill(Strict):
@@ -89,7 +125,7 @@ class Stage(Strict):
     )
 
 
-class Pretrain(Strict):
+class Pretrain(Loop):
     """A small Llama and its word tokenizer, trained from nothing by stages of growing length."""
 
     stages: list[Stage] = Field(min_length=1, description="the curriculum, in order")
@@ -116,14 +152,9 @@ class Pretrain(Strict):
     embedding_rate_ratio: float = Field(0.3, gt=0, description="the embeddings' share of the rate")
     warmup_steps: int = Field(30, ge=0, description="linear warm-up")
     flat: float = Field(0.55, ge=0, le=1, description="share of the steps before the cosine decay")
-    final_learning_rate_ratio: float = Field(
-        0.1, ge=0, le=1, description="cosine decay ends at this share of the peak"
-    )
     weight_decay: float = Field(0.1, ge=0, description="of matrices; none on embeddings and biases")
-    clip: float = Field(1.0, gt=0, description="largest gradient norm")
     text_weight: float = Field(
         0.1, ge=0, description="weight of the loss on a sample of the tokens that are no answers"
     )
     text_share: float = Field(0.05, ge=0, le=1, description="how many of those tokens are sampled")
     distractors: int = Field(512, ge=1, description="random vocabulary entries in the softmax")
-    log_every: int = Field(10, ge=1, description="steps between rows of the metrics table")

@@ -1,9 +1,12 @@
-"""Open a Hugging Face checkpoint: a folder or a hub name, safetensors only."""
+"""Open and save Hugging Face checkpoints: a folder or a hub name, safetensors unless asked."""
 
 import importlib
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
+from safetensors import SafetensorError
+from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -24,11 +27,13 @@ def open_model(
     dtype: str = "float32",
     device: str | None = None,
     revision: str | None = None,
+    allow_pickle: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """The model in eval mode on `device` (the GPU if there is one) and its tokenizer.
 
     A checkpoint whose config.json names a `needlework_attention` gets that module imported first,
-    which registers its classes with transformers.
+    which registers its classes with transformers. Pickled weights are read only where
+    `allow_pickle` is set and there are no others, and then by torch's reader that runs no code.
 
     Raises:
         ValueError: the folder lacks config.json, or weights and config do not fit together.
@@ -41,7 +46,7 @@ def open_model(
             path,
             config=config,
             dtype=getattr(torch, dtype),
-            use_safetensors=True,
+            use_safetensors=None if allow_pickle else True,
             trust_remote_code=False,
             output_loading_info=True,
             **kwargs,
@@ -49,11 +54,34 @@ def open_model(
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False, **kwargs)
     except OSError as error:
         raise ValueError(f"{path}: not a checkpoint that can be opened ({error})") from None
+    except UnpicklingError:
+        raise ValueError(
+            f"{path}: its pickle files (.bin) hold more than tensors, which could run code: not "
+            "opened; save the weights as safetensors"
+        ) from None
     if loading["missing_keys"]:
         names = ", ".join(sorted(loading["missing_keys"])[:3])
         raise ValueError(f"{path}: weights missing from the checkpoint: {names}, ...")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return model.to(device).eval(), tokenizer
+
+
+def save_model(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    folder: str | Path,
+    state: dict[str, Tensor] | None = None,
+) -> None:
+    """Save a checkpoint, its weights (`state`, or the model's own) in one safetensors file.
+
+    Raises:
+        ValueError: the folder cannot be written.
+    """
+    try:
+        model.save_pretrained(folder, state_dict=state, max_shard_size="1TB")
+        tokenizer.save_pretrained(folder)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{folder}: cannot be written ({error})") from None
 
 
 def _register_attention(path: str | Path, kwargs: dict) -> None:

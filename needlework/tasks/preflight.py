@@ -9,8 +9,8 @@ from needlework.tasks.chat import open_frame
 from needlework.tasks.generate import TRIED, Sampler
 from needlework.tasks.prompts import PLAIN
 from needlework.tasks.punkt import split
-from needlework.tasks.texts import texts
 from needlework.tasks.tokenizer import open_tokenizer
+from needlework.texts import texts
 
 
 def preflight(experiment: Experiment) -> None:

@@ -14,7 +14,7 @@ from needlework.tasks.filler import PARAGRAPH
 from needlework.tasks.haystacks import NEEDLE
 from needlework.tasks.sentences import sentence, third_person
 from needlework.tasks.words import draw_keys, words
-from needlework.training.loop import Batch
+from needlework.training.loop import IGNORED, Batch
 
 RECALL_NEEDLE = " for {key} is: {value}."
 RECALL_PREFIXES = (
@@ -32,7 +32,6 @@ NIAH_QUESTION = niah.QUESTION_ONE.format(value="number", query="{key}")
 NIAH_ANSWER_PREFIX = niah.ANSWER_PREFIX_ONE.format(value="number", query="{key}")
 NIAH_DIGITS = 7
 SENTENCES = 4000
-IGNORED = -100
 
 
 def vocabulary() -> list[str]:
@@ -213,8 +212,8 @@ def batches(config: Pretrain, tokenizer: PreTrainedTokenizerFast, seed: int) -> 
     """One batch a step of every stage, in order.
 
     Each is input_ids, position_ids, attention_mask and labels (rows, tokens) int64, labels -100
-    but at answers; text_labels, likewise, at a sample of the other tokens; and candidates, the
-    token ids that the softmax is taken over, sorted.
+    but at answers; text_labels, likewise, at a sample of the other tokens; and candidates, in each
+    row the same token ids that the softmax is taken over, sorted.
     """
     writer = Writer(config, tokenizer, seed)
     generator = torch.Generator().manual_seed(seed)
@@ -249,7 +248,7 @@ def _batch(stage: Stage, writer: Writer, generator: torch.Generator) -> Batch:
         "attention_mask": torch.ones_like(ids),
         "labels": labels,
         "text_labels": text,
-        "candidates": candidates,
+        "candidates": candidates.expand(stage.rows, -1),
     }
 
 

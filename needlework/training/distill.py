@@ -22,15 +22,14 @@ from needlework.attention.rotation import Rotation
 from needlework.attention.seer_gates import Gates, pool_keys
 from needlework.config.gates import SeerGates
 from needlework.config.systems import BlockSparse
-from needlework.config.training import Distill
+from needlework.config.training import Distill, Loop
 from needlework.training.finetune import collate, draw, encode
-from needlework.training.loop import Batch, train, warmup_cosine
+from needlework.training.loop import IGNORED, Batch, train, warmup_cosine
 from needlework.training.tile_targets import decode_targets, prefill_targets
 
 NAME = "needlework_distill"
 """Of the attention and mask functions registered with transformers, and of the forward argument."""
 LOSS_SCALE = 10
-IGNORED = -100
 
 
 def distill(
@@ -65,11 +64,12 @@ def distill(
             model, block_size=config.block_size, gate_dim=config.gate_dim, stages=config.stages
         )
     generator = torch.Generator().manual_seed(seed)
-    drawn = islice(draw(encoded, recipe.batch_size, generator), recipe.steps)
+    drawn = islice(draw(range(len(encoded)), recipe.batch_size, generator), recipe.steps)
     with Lesson(model, gates, recipe, generator) as lesson:
         metrics, measurements = train(
             gates,
-            (collate(chosen, pad) for chosen in drawn),
+            (collate([encoded[n] for n in numbers], pad) for numbers in drawn),
+            Loop(clip=recipe.clip, log_every=recipe.log_every),
             steps=recipe.steps,
             groups=[
                 {"params": [*gates.parameters()], "lr": recipe.learning_rate, "weight_decay": 0.0}
@@ -80,9 +80,7 @@ def distill(
                 warmup=recipe.warmup_steps,
                 final=recipe.final_learning_rate_ratio,
             ),
-            clip=recipe.clip,
-            log_every=recipe.log_every,
-            loss=lambda gates, batch: lesson.loss(batch),
+            loss=lambda gates, part, batch: lesson.loss(part),
             description="distilling",
         )
     return gates, metrics, measurements

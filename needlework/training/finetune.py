@@ -1,17 +1,24 @@
 """Supervised fine-tuning on prompt and answer rows, the loss on the answers alone."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import chain, islice
+from typing import Any
 
 import polars as pl
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from needlework.config.systems import AnyAttention
 from needlework.config.training import Finetune, FinetuneStage
-from needlework.training.loop import train, warmup_cosine
+from needlework.models.checkpoint import open_model
+from needlework.models.convert import convert
+from needlework.training.checkpoints import Checkpoints
+from needlework.training.loop import IGNORED, Batch, train, warmup_cosine, whole
+from needlework.training.run import write_product
 
 Row = tuple[list[int], list[int]]
 """Token ids of a prompt, and of its answer with the end-of-sequence token."""
@@ -23,6 +30,7 @@ def finetune(
     rows: pl.DataFrame,
     config: Finetune,
     seed: int,
+    checkpoints: Checkpoints | None = None,
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Fine-tune `model` in place by `config`.
 
@@ -33,17 +41,20 @@ def finetune(
     Args:
         model: any causal language model; Infini gates get their own rate and no weight decay.
         tokenizer: has an eos_token, which ends every answer.
-        rows: columns prompt and answer (text; an answer begins with its space).
+        rows: columns prompt and answer (text; an answer begins with its space); where there is a
+            context_length, it is what the tokenizer is checked by.
         config: the recipe.
         seed: of the order of rows and of the alignments.
+        checkpoints: where training goes on from, and leaves its checkpoints.
 
     Returns:
         Metrics and measurements of `loop.train`; the metrics also hold each gate's activated value
         as gate_layer{l}_head{h}.
 
     Raises:
-        ValueError: a row longer than sequence_length; a stage with no rows; a tokenizer with no
-            eos_token; balance_factor_learning_rate for a model without gates.
+        ValueError: a row longer than sequence_length; rows of another tokenizer; a stage with no
+            rows; a tokenizer with no eos_token; balance_factor_learning_rate for a model without
+            gates; and what `loop.train` raises.
     """
     if config.balance_factor_learning_rate is not None and not _gates(model):
         raise ValueError(
@@ -51,19 +62,26 @@ def finetune(
             f"gates and this {model.config.model_type} model has none; leave it out"
         )
     encoded = encode(tokenizer, rows, config.sequence_length)
+    _require_own_tokens(model, rows, encoded)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     generator = torch.Generator().manual_seed(seed)
     offset = partial(model.training_offset, generator=generator) if _gates(model) else None
     stages = [*config.curriculum, config]
     drawn = [
-        islice(draw(_rows_of(encoded, stages, i), stage.batch_size, generator), stage.steps)
+        islice(draw(_numbers_of(encoded, stages, i), stage.batch_size, generator), stage.steps)
         for i, stage in enumerate(stages)
     ]
-    batches = (collate(chosen, pad, offset) for chosen in chain(*drawn))
+
+    def batches() -> Iterator[Batch]:
+        for numbers in chain(*drawn):
+            batch = collate([encoded[n] for n in numbers], pad, offset)
+            yield {**batch, "row": torch.tensor(numbers)}
+
     steps = sum(stage.steps for stage in stages)
     return train(
         model,
-        batches,
+        batches(),
+        config,
         steps=steps,
         groups=parameter_groups(model, config),
         schedule=partial(
@@ -72,12 +90,39 @@ def finetune(
             warmup=config.warmup_steps,
             final=config.final_learning_rate_ratio,
         ),
-        clip=config.clip,
-        log_every=config.log_every,
         loss=answer_loss,
         watch=partial(_gate_values, _gates(model)),
+        checkpoints=checkpoints,
         description="fine-tuning",
     )
+
+
+def finetune_checkpoint(
+    recipe: Finetune,
+    checkpoints: Checkpoints,
+    *,
+    base: str,
+    revision: str | None,
+    dtype: str,
+    allow_pickle: bool,
+    attention: dict[str, Any] | None,
+    rows: str,
+    seed: int,
+) -> None:
+    """Fine-tune the checkpoint `base`, converted to `attention` first, on the table `rows`.
+
+    The product is written by `write_product`, in `dtype`.
+    """
+    torch.manual_seed(seed)
+    model, tokenizer = open_model(
+        base, dtype=dtype, device="cpu", revision=revision, allow_pickle=allow_pickle
+    )
+    model = convert(model, TypeAdapter(AnyAttention | None).validate_python(attention))
+    dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
+    if recipe.mixed_precision != "no":
+        model.float()
+    tables = finetune(model, tokenizer, pl.read_parquet(rows), recipe, seed, checkpoints)
+    write_product(checkpoints, model, tokenizer, *tables, dtypes=dtypes)
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, rows: pl.DataFrame, longest: int) -> list[Row]:
@@ -100,6 +145,24 @@ def encode(tokenizer: PreTrainedTokenizerFast, rows: pl.DataFrame, longest: int)
     return encoded
 
 
+def _require_own_tokens(model: PreTrainedModel, rows: pl.DataFrame, encoded: list[Row]) -> None:
+    entries = model.get_input_embeddings().weight.shape[0]
+    told = rows["context_length"] if "context_length" in rows.columns else [None] * len(rows)
+    for number, ((prompt, answer), length) in enumerate(zip(encoded, told, strict=True)):
+        largest, found = max(prompt + answer), len(prompt) + len(answer)
+        if largest >= entries:
+            wrong = f"has the token {largest} and the model {entries} embeddings"
+        # Prompt and answer were counted as one text, which may save a token where they meet.
+        elif length is not None and abs(found - length) > 2:
+            wrong = f"was made with {length} tokens and has {found}"
+        else:
+            continue
+        raise ValueError(
+            f"tokenizer: row {number} {wrong}: the rows or the model are of another tokenizer; "
+            "make the rows anew"
+        )
+
+
 def collate(
     rows: list[Row], pad: int, offset: Callable[[Tensor], Tensor | None] | None = None
 ) -> dict[str, Tensor]:
@@ -117,7 +180,7 @@ def collate(
     columns = max(len(prompt) + len(answer) for prompt, answer in rows)
     ids = torch.full((len(rows), columns), pad)
     mask = torch.zeros_like(ids)
-    labels = torch.full_like(ids, -100)
+    labels = torch.full_like(ids, IGNORED)
     for i, (prompt, answer) in enumerate(rows):
         length = len(prompt) + len(answer)
         ids[i, columns - length :] = torch.tensor(prompt + answer)
@@ -128,17 +191,17 @@ def collate(
     return batch if drawn is None else {**batch, "segment_offset": drawn}
 
 
-def answer_loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-    """Mean cross-entropy of the answers' tokens; logits are computed where answers stand only.
+def answer_loss(model: nn.Module, part: Batch, batch: Batch) -> Tensor:
+    """What the rows `part` add to the mean cross-entropy of the answers' tokens of `batch`.
 
-    Args:
-        model: a causal language model.
-        batch: as of `collate`.
+    Logits are computed where answers stand only. Both batches are as of `collate`.
     """
-    inputs = {name: value for name, value in batch.items() if name != "labels"}
-    columns = int((batch["labels"] != -100).any(0).sum())
+    inputs = {name: value for name, value in part.items() if name not in ("labels", "row")}
+    columns = int((part["labels"] != IGNORED).any(0).sum())
     logits = model(**inputs, logits_to_keep=columns + 1, use_cache=False).logits[:, :-1]
-    return cross_entropy(logits.flatten(0, 1).float(), batch["labels"][:, -columns:].flatten())
+    labels = part["labels"][:, -columns:].flatten()
+    summed = cross_entropy(logits.flatten(0, 1).float(), labels, reduction="sum")
+    return summed / (batch["labels"] != IGNORED).sum()
 
 
 def parameter_groups(model: PreTrainedModel, config: Finetune) -> list[dict]:
@@ -157,27 +220,33 @@ def parameter_groups(model: PreTrainedModel, config: Finetune) -> list[dict]:
     return groups
 
 
-def _rows_of(encoded: list[Row], stages: list[FinetuneStage], i: int) -> list[Row]:
-    """The rows of stage i: longer than the stage before takes, no longer than its own."""
+def _numbers_of(encoded: list[Row], stages: list[FinetuneStage], i: int) -> list[int]:
+    """Numbers of stage i's rows: longer than the stage before takes, no longer than its own."""
     shortest = stages[i - 1].sequence_length if i else 0
     longest = stages[i].sequence_length
-    rows = [row for row in encoded if shortest < len(row[0]) + len(row[1]) <= longest]
-    if not rows:
+    lengths = [len(prompt) + len(answer) for prompt, answer in encoded]
+    numbers = [n for n, length in enumerate(lengths) if shortest < length <= longest]
+    if not numbers:
         raise ValueError(
             f"sequence_length: no row has {shortest + 1} to {longest} tokens, for which "
             f"{stages[i].steps} steps are set; add such rows or leave the stage out"
         )
-    return rows
+    return numbers
 
 
-def draw(rows: list[Row], batch_size: int, generator: torch.Generator) -> Iterator[list[Row]]:
+def draw(
+    numbers: Sequence[int], batch_size: int, generator: torch.Generator
+) -> Iterator[list[int]]:
+    """Numbers of rows, `batch_size` a time without end; the order is drawn anew whenever all have
+    been seen."""
+
     def shuffled():
         while True:
-            yield from torch.randperm(len(rows), generator=generator).tolist()
+            yield from torch.randperm(len(numbers), generator=generator).tolist()
 
     order = shuffled()
     while True:
-        yield [rows[j] for j in islice(order, batch_size)]
+        yield [numbers[j] for j in islice(order, batch_size)]
 
 
 def _gates(model: PreTrainedModel) -> list[nn.Module]:
@@ -188,5 +257,5 @@ def _gate_values(gates: list[nn.Module]) -> dict[str, float]:
     return {
         f"gate_layer{layer}_head{head}": value
         for layer, gate in enumerate(gates)
-        for head, value in enumerate(gate().tolist())
+        for head, value in enumerate(whole(gate()).tolist())
     }

@@ -1,25 +1,35 @@
 """Pretraining: a small model and its tokenizer, from nothing."""
 
-from pathlib import Path
+from collections import deque
 
 import polars as pl
 import torch
+from accelerate.utils import reduce
 from torch import Tensor
 from torch.nn.functional import cross_entropy
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from needlework.config.training import Pretrain
 from needlework.models.tiny import tiny_llama, word_tokenizer
-from needlework.training.curriculum import IGNORED, batches, vocabulary
-from needlework.training.loop import Batch, train, warmup_cosine
+from needlework.training.checkpoints import Checkpoints
+from needlework.training.curriculum import batches, vocabulary
+from needlework.training.loop import IGNORED, Batch, train, warmup_cosine
+from needlework.training.run import write_product
 
 
-def pretrain(config: Pretrain, seed: int, output_dir: Path) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Train what `config` describes and save model and tokenizer in `output_dir`.
+def pretrain(
+    config: Pretrain, seed: int, checkpoints: Checkpoints | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerFast, pl.DataFrame, pl.DataFrame]:
+    """Train the model that `config` describes, a plain Llama, and make its tokenizer.
 
-    What is saved is a plain Llama checkpoint (safetensors) that transformers opens by itself.
+    Args:
+        config: the recipe.
+        seed: of the start and of the sequences.
+        checkpoints: where training goes on from, and leaves its checkpoints.
 
     Returns:
-        Metrics and measurements, as `needlework.training.loop.train` gives them.
+        Model, tokenizer, and the metrics and measurements of `loop.train`; the metrics also hold
+        answer_loss and text_loss, the last step's.
     """
     tokenizer = word_tokenizer(vocabulary(), config.max_positions)
     model = tiny_llama(config, tokenizer, torch.Generator().manual_seed(seed))
@@ -34,54 +44,61 @@ def pretrain(config: Pretrain, seed: int, output_dir: Path) -> tuple[pl.DataFram
             final=config.final_learning_rate_ratio,
         )
 
-    last = {}
+    seen: deque[Tensor] = deque(maxlen=config.gradient_accumulation_steps)
 
-    def loss(model: torch.nn.Module, batch: Batch) -> Tensor:
-        answers, text = losses(model, batch)
-        last["answers"], last["text"] = answers.detach(), text.detach()
+    def loss(model: torch.nn.Module, part: Batch, batch: Batch) -> Tensor:
+        answers, text = losses(model, part, batch)
+        seen.append(torch.stack([answers.detach(), text.detach()]))
         return answers + config.text_weight * text
 
     def watch() -> dict[str, float]:
-        return {"answer_loss": last["answers"].item(), "text_loss": last["text"].item()}
+        answers, text = reduce(sum(seen), "sum").tolist()
+        return {"answer_loss": answers, "text_loss": text}
 
-    tables = train(
+    metrics, measurements = train(
         model,
         batches(config, tokenizer, seed),
+        config,
         steps=steps,
         groups=_groups(model, config),
         schedule=schedule,
-        clip=config.clip,
-        log_every=config.log_every,
         loss=loss,
         watch=watch,
+        checkpoints=checkpoints,
         description="pretraining",
     )
-    model.save_pretrained(output_dir)
-    tokenizer.save_pretrained(output_dir)
-    return tables
+    return model, tokenizer, metrics, measurements
 
 
-def losses(model: torch.nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Mean cross-entropy of the answers, and that of the sampled other tokens: two scalars.
+def pretrain_model(recipe: Pretrain, checkpoints: Checkpoints, *, seed: int) -> None:
+    """Pretrain by `recipe`; the product is written by `write_product`."""
+    write_product(checkpoints, *pretrain(recipe, seed, checkpoints))
+
+
+def losses(model: torch.nn.Module, part: Batch, batch: Batch) -> tuple[Tensor, Tensor]:
+    """What `part` adds to the mean cross-entropy of the answers of `batch`, and to that of the
+    sampled other tokens: two scalars.
 
     The softmax runs over `candidates` alone: with tens of thousands of words and a narrow model,
     the whole vocabulary would be most of the work.
     """
     hidden = model.model(
-        input_ids=batch["input_ids"],
-        position_ids=batch["position_ids"],
-        attention_mask=batch["attention_mask"],
+        input_ids=part["input_ids"],
+        position_ids=part["position_ids"],
+        attention_mask=part["attention_mask"],
         use_cache=False,
     ).last_hidden_state[:, :-1]
-    candidates = batch["candidates"]
+    candidates = part["candidates"][0].contiguous()
     weights = model.lm_head.weight[candidates]
 
-    def mean_loss(labels: Tensor) -> Tensor:
-        there = labels[:, 1:] != IGNORED
-        wanted = torch.searchsorted(candidates, labels[:, 1:][there])
-        return cross_entropy(hidden[there] @ weights.T, wanted)
+    def share(name: str) -> Tensor:
+        labels = part[name][:, 1:]
+        there = labels != IGNORED
+        wanted = torch.searchsorted(candidates, labels[there])
+        summed = cross_entropy(hidden[there] @ weights.T, wanted, reduction="sum")
+        return summed / (batch[name][:, 1:] != IGNORED).sum()
 
-    return mean_loss(batch["labels"]), mean_loss(batch["text_labels"])
+    return share("labels"), share("text_labels")
 
 
 def _groups(model: torch.nn.Module, config: Pretrain) -> list[dict]:

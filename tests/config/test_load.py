@@ -133,6 +133,17 @@ WRONG = [
     ("0.25}", "-0.1}", "systems.walk.attention.density = -0.1: write a number above 0"),
     ("0.25}", ".nan}", "systems.walk.attention.density = nan:"),
     ("1.0e-3", ".inf", "models.long.finetune.learning_rate = inf: input should be a finite number"),
+    ("th: 64", "th: 0", "models.infini.attention.segment_length = 0: write a number of at least"),
+    (
+        "1.0e-3",
+        "1.0e-3, mixed_precision: fp16",
+        "models.long.finetune.mixed_precision = 'fp16': did you mean `bf16`? write one of no, bf16",
+    ),
+    (
+        "1.0e-3",
+        "1.0e-3, adam_betas: [0.9, 1]",
+        "models.long.finetune.adam_betas.1 = 1: write a number below 1",
+    ),
     ("samples: 6", "samples: 0", "samples = 0: write a number of at least 1"),
     ("[0, 50, 100]", "[0, 50, 101]", "depths.2 = 101: write a number of at most 100"),
     ("[0, 50, 100]", "[]", "depths: is empty; name at least one"),
@@ -307,6 +318,21 @@ WRONG = [
         "sketchwalk",
         "models.infini.attention.type = 'sketchwalk': is pu",
     ),
+    (
+        "keys, sequence_length: 256",
+        "keys, processes: 8, sequence_length: 256",
+        "models.long.finetune.processes = 8: shares the rows of a step among 8, and a stage has 4;",
+    ),
+    (
+        "keys, sequence_length: 256",
+        "keys, gradient_accumulation_steps: 3, processes: 2, sequence_length: 256",
+        "finetune.gradient_accumulation_steps = 3: shares the rows of a step among 6",
+    ),
+    (
+        "keys, sequence_length: 256",
+        "keys, accelerate_config: a.yaml, sequence_length: 256",
+        "models.long.finetune.accelerate_config = 'a.yaml': no such file; name one that",
+    ),
     # what stands twice
     (
         "baseline: dense",
@@ -401,6 +427,20 @@ def test_a_missing_key_names_itself(folder):
 def test_several_faults_are_one_line_that_counts_the_others(folder):
     message = _message(GOOD.replace("samples: 6", "samples: x").replace("seed: 7", "seed: y"))
     assert message == "trial.yaml:2: seed = 'y': write a whole number (and 1 more)"
+
+
+def test_pickled_weights_are_refused_unless_allowed(folder):
+    (folder / "checkpoint/pytorch_model.bin").write_bytes(b"")
+    assert _message(GOOD) == (
+        "trial.yaml:5: models.base.path = 'checkpoint': has its weights in pickle files alone; "
+        "save them as safetensors, or write allow_pickle: true if you trust them"
+    )
+    allowed = folder / "allowed.yaml"
+    allowed.write_text(GOOD.replace("path: checkpoint", "path: checkpoint, allow_pickle: true"))
+    assert read_experiment(allowed).models["base"].allow_pickle
+    (folder / "checkpoint/model.safetensors").write_bytes(b"")
+    (folder / "trial.yaml").write_text(GOOD)
+    assert not read_experiment("trial.yaml").models["base"].allow_pickle
 
 
 def test_bases_in_a_ring_are_told(folder):

@@ -1,5 +1,7 @@
 """Opening checkpoints: what is refused, and that what is opened is what was saved."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -73,3 +75,26 @@ def test_missing_weights_are_named(checkpoint):
     save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match=r"missing .*mlp\.up_proj\.weight"):
         open_model(path)
+
+
+def test_pickled_weights_are_read_where_that_is_allowed_and_never_run_code(checkpoint):
+    path, saved = checkpoint
+    (path / "model.safetensors").unlink()
+    torch.save(saved.state_dict(), path / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="not a checkpoint that can be opened"):
+        open_model(path)
+    model, _ = open_model(path, allow_pickle=True)
+    for name, parameter in saved.named_parameters():
+        assert torch.equal(model.get_parameter(name), parameter), name
+    torch.save({"model.norm.weight": _RunsCode(path / "was_run")}, path / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="hold more than tensors, which could run code"):
+        open_model(path, allow_pickle=True)
+    assert not (path / "was_run").exists()
+
+
+class _RunsCode:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from nltk.tokenize.punkt import PunktTrainer, save_punkt_params
 
 from needlework.tasks.punkt import SPARE, TRAINING_CHARACTERS, sentences, split
-from needlework.tasks.texts import texts
+from needlework.texts import texts
 
 ESSAYS = Path(__file__).parents[1] / "data/essays"
 WORDS = dict.fromkeys(word for text in texts(ESSAYS) for word in text.split() if word.isalpha())
@@ -100,7 +100,7 @@ def test_training_reads_no_more_than_it_needs():
 
 
 def test_the_same_in_every_process():
-    code = "from needlework.tasks.punkt import sentences; from needlework.tasks.texts import texts;"
+    code = "from needlework.tasks.punkt import sentences; from needlework.texts import texts;"
     code += f"print('|'.join(sentences(texts({str(ESSAYS)!r}))))"
     found = {
         hashlib.sha256(

@@ -87,7 +87,9 @@ def test_labels_are_the_answers_and_candidates_hold_every_target(tokenizer):
         assert not (answered & (text != IGNORED)).any()
         wanted = torch.cat([labels[answered], text[text != IGNORED]])
         assert torch.isin(wanted, batch["candidates"]).all()
-        assert batch["candidates"].tolist() == sorted(set(batch["candidates"].tolist()))
+        candidates = batch["candidates"][0].tolist()
+        assert batch["candidates"].tolist() == [candidates] * len(ids)
+        assert candidates == sorted(set(candidates))
         assert torch.equal(batch["position_ids"][0], torch.arange(256))
 
 

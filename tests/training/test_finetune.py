@@ -3,69 +3,18 @@ import itertools
 import polars as pl
 import pytest
 import torch
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Split
-from tokenizers.processors import TemplateProcessing
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from toy import ROWS, characters, llama, recipe
+from transformers import PreTrainedTokenizerFast
 
 from needlework.attention.infini import convert
 from needlework.config.systems import Infini
-from needlework.config.training import Finetune, FinetuneStage
+from needlework.config.training import FinetuneStage
 from needlework.training.finetune import answer_loss, collate, encode, finetune, parameter_groups
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    """One token a character, and a beginning-of-sequence token before prompts."""
-    vocabulary = {"<pad>": 0, "<bos>": 1, "<eos>": 2}
-    for character in " abcdefghij0123456789":
-        vocabulary[character] = len(vocabulary)
-    core = Tokenizer(WordLevel(vocabulary, unk_token="<pad>"))
-    core.pre_tokenizer = Split("", "isolated")
-    core.post_processor = TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 1)])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>"
-    )
-
-
-def llama():
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=24,
-        hidden_size=32,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
-        attention_bias=True,
-    )
-    return LlamaForCausalLM(config)
-
-
-def recipe(**changes):
-    return Finetune(
-        **{
-            "data": "toy",
-            "steps": 3,
-            "sequence_length": 32,
-            "batch_size": 2,
-            "learning_rate": 1e-3,
-            "warmup_steps": 0,
-            "log_every": 1,
-            **changes,
-        }
-    )
-
-
-ROWS = pl.DataFrame(
-    {
-        "prompt": ["a1 b2 a", "c3 d4 e5 d", "f6 g7 f", "h8 i9 j0 h"],
-        "answer": [" 1", " 4", " 66", " 8"],
-    }
-)
+    return characters()
 
 
 def test_prompt_and_answer_are_encoded_apart(tokenizer):
@@ -81,7 +30,8 @@ def test_loss_is_the_mean_over_answer_tokens_of_unpadded_rows(tokenizer):
     for prompt, answer in rows:
         logits = model(torch.tensor([prompt + answer])).logits[0].log_softmax(-1)
         losses += [-logits[len(prompt) + i - 1, token] for i, token in enumerate(answer)]
-    got = answer_loss(model, collate(rows, pad=0))
+    batch = collate(rows, pad=0)
+    got = answer_loss(model, batch, batch)
     torch.testing.assert_close(got, torch.stack(losses).mean(), rtol=1e-5, atol=1e-6)
 
 
@@ -94,7 +44,8 @@ def test_infini_loss_follows_the_drawn_alignment(tokenizer):
         ids = torch.tensor([prompt + answer])
         logits = model(ids, use_cache=False, segment_offset=offset[None]).logits[0].log_softmax(-1)
         losses += [-logits[len(prompt) + i - 1, token] for i, token in enumerate(answer)]
-    got = answer_loss(model, collate(rows, 0, lambda lengths: offsets))
+    batch = collate(rows, 0, lambda lengths: offsets)
+    got = answer_loss(model, batch, batch)
     torch.testing.assert_close(got, torch.stack(losses).mean(), rtol=1e-5, atol=1e-6)
 
 
@@ -159,6 +110,11 @@ def test_bad_input_is_one_clear_error(tokenizer):
         finetune(llama(), tokenizer, ROWS, recipe(sequence_length=13), seed=0)
     with pytest.raises(ValueError, match="gates and this llama model has none"):
         finetune(llama(), tokenizer, ROWS, recipe(balance_factor_learning_rate=0.1), seed=0)
+    with pytest.raises(ValueError, match="row 0 has the token 16 and the model 10 embeddings"):
+        finetune(llama(vocab_size=10), tokenizer, ROWS, recipe(), seed=0)
+    of_another = ROWS.with_columns(context_length=pl.Series([11, 14, 12, 40]))
+    with pytest.raises(ValueError, match="row 3 was made with 40 tokens and has 14: the rows or"):
+        finetune(llama(), tokenizer, of_another, recipe(), seed=0)
     endless = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer)
     with pytest.raises(ValueError, match="no eos_token"):
         finetune(llama(), endless, ROWS, recipe(), seed=0)

@@ -5,7 +5,9 @@ import polars as pl
 import pytest
 import torch
 
+from needlework.config.training import Loop
 from needlework.training.loop import train, warmup_cosine
+from needlework.training.signs import warn
 
 
 def _regression(seed: int):
@@ -15,25 +17,24 @@ def _regression(seed: int):
         yield {"input_ids": inputs, "target": inputs.sum(1, keepdim=True)}
 
 
-def _squared_error(model, batch):
-    return ((model(batch["input_ids"]) - batch["target"]) ** 2).mean()
+def _squared_error(model, part, whole):
+    return ((model(part["input_ids"]) - part["target"]) ** 2).sum() / len(whole["target"])
 
 
-def _train(model, *, steps=50, clip=1.0, **options):
+def _train(model, *, steps=50, options=None, **changes):
     weight, bias = model.weight, model.bias
     return train(
         model,
-        options.pop("batches", _regression(0)),
+        changes.pop("batches", _regression(0)),
+        Loop(**{"log_every": 20, **(options or {})}),
         steps=steps,
         groups=[
             {"params": [weight], "lr": 0.05, "weight_decay": 0.1},
             {"params": [bias], "lr": 0.2, "weight_decay": 0.0},
         ],
         schedule=lambda step: warmup_cosine(step, steps=steps, warmup=5, final=0.1),
-        clip=clip,
-        log_every=20,
         loss=_squared_error,
-        **options,
+        **changes,
     )
 
 
@@ -44,12 +45,12 @@ def _linear() -> torch.nn.Linear:
 
 def test_train_takes_the_steps_of_adamw_written_out():
     model, reference = _linear(), _linear()
-    metrics, _ = _train(model, clip=0.5)
+    metrics, _ = _train(model, options={"clip": 0.5})
 
     moments = {p: (torch.zeros_like(p), torch.zeros_like(p)) for p in reference.parameters()}
     losses, norms = [], []
     for step, batch in zip(range(50), _regression(0), strict=False):
-        loss = _squared_error(reference, batch)
+        loss = _squared_error(reference, batch, batch)
         gradients = torch.autograd.grad(loss, list(reference.parameters()))
         norm = math.sqrt(sum(float((g**2).sum()) for g in gradients))
         losses.append(loss.item())
@@ -100,8 +101,38 @@ def test_train_says_when_the_data_ended_or_the_loss_is_lost():
     with pytest.raises(ValueError, match="ended after 3 of 50 steps"):
         _train(_linear(), batches=[batch] * 3)
     lost = {**batch, "target": batch["target"] * math.inf}
-    with pytest.raises(ValueError, match="by step 1: lower the learning rate"):
+    with pytest.raises(ValueError, match="step 1: the loss is inf and its gradient's norm"):
         _train(_linear(), batches=[lost])
+
+
+def test_a_lost_step_names_the_rows_that_did_it():
+    def batches():
+        for step, batch in enumerate(_regression(0)):
+            batch = {**batch, "row": torch.arange(8) + 100}
+            batch["target"][6] *= math.nan if step == 3 else 1.0
+            yield batch
+
+    model = _linear()
+    with pytest.raises(ValueError, match=r"^step 4: the loss is nan .* on rows 106, 107 of the da"):
+        _train(model, batches=batches(), options={"gradient_accumulation_steps": 4})
+    assert model.weight.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("losses", "gates", "says"),
+    [
+        ([3 - i / 10 for i in range(12)], [0.5 + i / 100 for i in range(12)], []),
+        ([2 - (i % 2) - (i > 4) for i in range(12)], [0.5 + i / 100 for i in range(12)], []),
+        ([2.0] * 12, [0.5 + i / 100 for i in range(12)], ["the loss has not fallen over the f"]),
+        ([3 - i / 10 for i in range(12)], [0.5 + i * 1e-5 for i in range(12)], ["no gate has mo"]),
+    ],
+)
+def test_signs_are_told_once(caplog, losses, gates, says):
+    metrics = []
+    for i, (loss, gate) in enumerate(zip(losses, gates, strict=True)):
+        metrics.append({"step": i + 1, "loss": loss, "gate_layer0_head0": gate})
+        warn(metrics)
+    assert [m[: len(s)] for m, s in zip(caplog.messages, says, strict=True)] == says
 
 
 def test_warmup_cosine_rises_stays_and_falls():

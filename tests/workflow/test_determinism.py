@@ -12,7 +12,7 @@ RESULTS = "results/small"
 # Seconds and bytes of memory, what is drawn from them, and records of when and where.
 MEASURED = (
     *("measurements/", "benchmarks/", "logs/"),
-    *("comparison_speed.csv", "comparison_speed.md", "figures/cost."),
+    *("comparison_speed.csv", "comparison_speed.md", "figures/cost.", "figures/stream_cost."),
 )
 # Of each kind at least one, so that nothing is equal because it is not there.
 KINDS = (

@@ -25,6 +25,7 @@ AT_RUN_TIME = {
     "evaluate_system": "attention",
     "finetune_model": "attention",
     "generate_samples": "tasks",
+    "stream_perplexity": "attention",
     "generate_finetune_data": "tasks",
 }
 """Rule -> the package whose modules its script imports by names that the experiment gives."""

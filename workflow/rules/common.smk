@@ -14,13 +14,15 @@ MODEL_FILES = [
 
 
 wildcard_constraints:
-    system="|".join(map(re.escape, experiment.systems)),
+    system="|".join(map(re.escape, [*experiment.systems, *experiment.stream_systems()])),
     model="|".join(map(re.escape, experiment.models)),
     task="|".join(map(re.escape, experiment.tasks)),
     tokenizer="|".join(map(re.escape, experiment.models)),
     haystack="|".join(map(re.escape, experiment.haystacks)) or "none",
     gates="|".join(map(re.escape, experiment.gates)) or "none",
     data="|".join(map(re.escape, experiment.finetune_data)) or "none",
+    stream="|".join(map(re.escape, experiment.streams)) or "none",
+    shard=r"\d+",
     length=r"\d+",
 
 
@@ -40,7 +42,9 @@ def model_files(name):
     path = Path(model_path(name))
     if not isinstance(experiment.models[name], Checkpoint):
         return [f"{path}/{file}" for file in MODEL_FILES]
-    found = [*path.glob("*.json"), *path.glob("*.jinja"), *path.glob("*.safetensors")]
+    kinds = ["json", "jinja", "safetensors"]
+    kinds += ["bin"] if experiment.models[name].allow_pickle else []
+    found = [file for kind in kinds for file in path.glob(f"*.{kind}")]
     return sorted(str(file) for file in found)
 
 
@@ -67,7 +71,12 @@ def chat_of(name):
 
 def haystack_files(name):
     """The user's files of haystack `name`; none where it is a hub's."""
-    path = Path(experiment.haystacks[name].path)
+    return files_below(experiment.haystacks[name].path)
+
+
+def files_below(path):
+    """A file, or those of a folder, hidden ones left out; none where there is neither."""
+    path = Path(path)
     if not path.is_dir():
         return [str(path)] if path.is_file() else []
     found = (file for file in path.rglob("*") if file.is_file())
@@ -105,7 +114,11 @@ def model_modules(name):
 
 def system_modules(name):
     """Modules of the attention systems that evaluating system `name` runs through."""
-    system = experiment.systems[name]
+    return modules_of(experiment.systems[name])
+
+
+def modules_of(system):
+    """Modules of the attention that a system is, and of its model's."""
     own = (
         []
         if system.attention is None
@@ -115,22 +128,27 @@ def system_modules(name):
 
 
 def gates_path(system):
-    """The folder of the gates that `system` chooses blocks with; None: it has none."""
-    name = getattr(experiment.systems[system].attention, "gates", None)
+    """The folder of the gates that a system chooses blocks with; None: it has none."""
+    name = getattr(system.attention, "gates", None)
     return f"{RESULTS}/gates/{name}" if name in experiment.gates else name
 
 
 def gates_files(system):
-    """The gates of `system`, as inputs: made by this workflow, or found in the user's folder."""
+    """The gates of a system, as inputs: made by this workflow, or found in the user's folder."""
     path = gates_path(system)
     files = [] if path is None else ["gates.safetensors", "gates.json"]
     return [f"{path}/{file}" for file in files]
 
 
 def attention_of(system):
-    """The parameters of `system`'s attention, its gates as the folder that they lie in."""
-    found, path = dump(experiment.systems[system].attention), gates_path(system)
+    """The parameters of a system's attention, its gates as the folder that they lie in."""
+    found, path = dump(system.attention), gates_path(system)
     return found if path is None else {**found, "gates": path}
+
+
+def allows_pickle(model):
+    """Whether weights of model `model` may be read from pickle files."""
+    return getattr(experiment.models[model], "allow_pickle", False)
 
 
 def task_modules(name):
@@ -159,6 +177,64 @@ def cells(stage, systems=None):
         task=experiment.tasks,
         length=experiment.lengths,
     )
+
+
+def stream_files(name):
+    """The user's files of stream `name`; none where it is generated, or a hub's."""
+    path = experiment.streams[name].path
+    return [] if path is None else files_below(path)
+
+
+def dump_text_of(stream):
+    """The keys of a stream that say what its text is, as a rule's param."""
+    read = {
+        "separate_documents",
+        "chunk_size",
+        "overlap",
+        "adaptive",
+        "systems",
+        "shards",
+    }
+    found = dump(experiment.streams[stream])
+    kept = {key: value for key, value in found.items() if key not in read}
+    # Documents are dealt out, so all shards change with their number; generated ones do not.
+    return {**kept, "shards": found["shards"] if found["path"] is not None else 1}
+
+
+def streamed(w):
+    """The system that reads a stream: one of the experiment's, or of the stream's own."""
+    return experiment.systems.get(w.system) or experiment.streams[w.stream].read_by(
+        w.system
+    )
+
+
+def tokens_of(w, suffix):
+    """A file of the token ids that a system reads: in its model's tokenizer."""
+    tokenizer = experiment.root_model(streamed(w).model)
+    return f"{RESULTS}/tokens/{tokenizer}/{w.stream}/{w.shard}{suffix}"
+
+
+def reading_of(w):
+    """How a system reads a stream: arguments of a StreamingEvaluator."""
+    stream = experiment.streams[w.stream]
+    how = stream.read_by(w.system)
+    return {
+        "chunk_size": how.chunk_size,
+        "overlap": how.overlap,
+        "windows_at_once": how.windows_at_once,
+        "separate_documents": stream.separate_documents,
+        "adaptive": stream.adaptive,
+    }
+
+
+def stream_tables(stage):
+    """Paths of one stage's tables of streams, in the experiment's order."""
+    return [
+        f"{RESULTS}/{stage}/{system}/{name}/{shard}.parquet"
+        for name, stream in experiment.streams.items()
+        for system in stream.systems or experiment.systems
+        for shard in range(stream.shards)
+    ]
 
 
 def sparse_systems():
@@ -235,6 +311,7 @@ def targets():
     figures += ["training"] if training_metrics() else []
     figures += ["density"] if sparse_systems() else []
     figures += ["pareto"] if len(sparse_systems()) > 1 else []
+    figures += ["stream_perplexity", "stream_cost"] if experiment.streams else []
     wanted = expand(
         f"{RESULTS}/figures/{{figure}}.{{kind}}",
         figure=figures,
@@ -245,6 +322,8 @@ def targets():
     if experiment.baseline is not None and len(experiment.systems) > 1:
         wanted += [f"{RESULTS}/{name}" for name in ("comparison.json", "comparison.md")]
         wanted += [f"{RESULTS}/comparison_speed.csv"]
+    if experiment.streams:
+        wanted += [f"{RESULTS}/streams.csv"]
     if experiment.package is not None:
         wanted += [f"{RESULTS}/package/{experiment.package}/README.md"]
     return wanted

@@ -1,7 +1,7 @@
 rule evaluate_system:
     input:
         model=lambda w: model_files(experiment.systems[w.system].model),
-        gates=lambda w: gates_files(w.system),
+        gates=lambda w: gates_files(experiment.systems[w.system]),
         samples=lambda w: samples_of(w.system, w.task, w.length),
     output:
         predictions=f"{RESULTS}/predictions/{{system}}/{{task}}/{{length}}.parquet",
@@ -25,7 +25,8 @@ rule evaluate_system:
         revision=lambda w: getattr(
             experiment.models[experiment.systems[w.system].model], "revision", None
         ),
-        attention=lambda w: attention_of(w.system),
+        attention=lambda w: attention_of(experiment.systems[w.system]),
+        allow_pickle=lambda w: allows_pickle(experiment.systems[w.system].model),
         thinking_tokens=lambda w: (
             chat_of(experiment.root_model(experiment.systems[w.system].model)) or {}
         ).get("thinking_tokens", 0),

@@ -15,13 +15,14 @@ rule pretrain_model:
         model="|".join(map(re.escape, pretrained_models())) or "none",
     conda:
         "../../envs/torch.yaml"
-    threads: 1
+    threads: lambda w: experiment.models[w.model].pretrain.processes
     resources:
-        mem_mb=lambda w, attempt: 6000 * attempt,
+        mem_mb=lambda w, attempt, threads: 6000 * threads * attempt,
         runtime=120,
     params:
         code=code_version("pretrain_model.py"),
         pretrain=lambda w: dump(experiment.models[w.model].pretrain),
+        checkpoints=lambda w: f"{RESULTS}/checkpoints/{w.model}",
         seed=experiment.seed,
     script:
         "../scripts/pretrain_model.py"
@@ -30,7 +31,7 @@ rule pretrain_model:
 rule finetune_model:
     input:
         model=lambda w: model_files(experiment.models[w.model].base),
-        rows=lambda w: rows_of(w.model, experiment.models[w.model].finetune.data),
+        rows=lambda w: rows_of(w.model, experiment.models[w.model].finetune.data)[0],
     output:
         config=f"{RESULTS}/models/{{model}}/config.json",
         generation_config=f"{RESULTS}/models/{{model}}/generation_config.json",
@@ -47,17 +48,22 @@ rule finetune_model:
         model="|".join(map(re.escape, finetuned_models())) or "none",
     conda:
         "../../envs/torch.yaml"
-    threads: 1
+    threads: lambda w: experiment.models[w.model].finetune.processes
     resources:
-        mem_mb=lambda w, attempt: 6000 * attempt,
+        mem_mb=lambda w, attempt, threads: 6000 * threads * attempt,
         runtime=120,
     params:
         code=lambda w: code_version("finetune_model.py", *model_modules(w.model)),
         modules=lambda w: model_modules(w.model),
         base=lambda w: model_path(experiment.models[w.model].base),
+        revision=lambda w: getattr(
+            experiment.models[experiment.models[w.model].base], "revision", None
+        ),
+        allow_pickle=lambda w: allows_pickle(experiment.models[w.model].base),
         dtype=lambda w: experiment.models[w.model].dtype,
         attention=lambda w: dump(experiment.models[w.model].attention),
         finetune=lambda w: dump(experiment.models[w.model].finetune),
+        checkpoints=lambda w: f"{RESULTS}/checkpoints/{w.model}",
         seed=experiment.seed,
     script:
         "../scripts/finetune_model.py"
@@ -94,6 +100,7 @@ rule distill_gates:
         revision=lambda w: getattr(
             experiment.models[experiment.gates[w.gates].model], "revision", None
         ),
+        allow_pickle=lambda w: allows_pickle(experiment.gates[w.gates].model),
         gates=lambda w: dump(experiment.gates[w.gates]),
         seed=experiment.seed,
     script:

@@ -17,7 +17,12 @@ if TYPE_CHECKING:
 with stage(snakemake) as s:
     torch.set_num_threads(s.threads)
     torch.manual_seed(s.params.seed)
-    model, tokenizer = open_model(s.params.model, dtype=s.params.dtype, revision=s.params.revision)
+    model, tokenizer = open_model(
+        s.params.model,
+        dtype=s.params.dtype,
+        revision=s.params.revision,
+        allow_pickle=s.params.allow_pickle,
+    )
     config = SeerGates.model_validate(s.params.gates)
     rows = pl.concat([pl.read_parquet(file, columns=["prompt", "answer"]) for file in s.input.rows])
     gates, metrics, measurements = distill(model, tokenizer, rows, config, s.params.seed)

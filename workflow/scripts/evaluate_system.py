@@ -16,7 +16,12 @@ if TYPE_CHECKING:
 
 with stage(snakemake) as s:
     torch.set_num_threads(s.threads)
-    model, tokenizer = open_model(s.params.model, dtype=s.params.dtype, revision=s.params.revision)
+    model, tokenizer = open_model(
+        s.params.model,
+        dtype=s.params.dtype,
+        revision=s.params.revision,
+        allow_pickle=s.params.allow_pickle,
+    )
     attention = TypeAdapter(AnyAttention | None).validate_python(s.params.attention)
     predictions, measurements, densities = retrieve(
         model,

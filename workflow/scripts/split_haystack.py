@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 from needlework.config.tasks import Haystack
 from needlework.stage import stage
 from needlework.tasks.punkt import split
-from needlework.tasks.texts import texts
 from needlework.tasks.tokenizer import open_tokenizer
+from needlework.texts import texts
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

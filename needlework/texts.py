@@ -1,7 +1,7 @@
 """Texts of a source: plain files, tables, saved datasets, or a dataset of the hub."""
 
 import codecs
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -33,8 +33,13 @@ def texts(path: str | Path, column: str = "text", split: str = "train") -> Itera
         ValueError: there is no such source, or no text in it; it is not UTF-8; it is no table; the
             column or the split is not there, or the column is not text.
     """
-    path, any_text = Path(path), False
-    for text in _read(path, column, split):
+    any_text = False
+    for number, text in enumerate(rows(path, (column,), split)):
+        if text is not None and not isinstance(text, str):
+            raise ValueError(
+                f"{path}: column {column!r} is not text: row {number} holds {text!r:.40}; "
+                "name the column with the text"
+            )
         if text and not text.isspace():
             any_text = True
             yield text
@@ -42,17 +47,22 @@ def texts(path: str | Path, column: str = "text", split: str = "train") -> Itera
         raise ValueError(f"{path}: no text in it; name a source that has some")
 
 
-def _read(path: Path, column: str, split: str) -> Iterator[str | None]:
+def rows(path: str | Path, columns: Sequence[str], split: str = "train") -> Iterator[Any]:
+    """What stands in the first of `columns` that a source has, as `texts` reads it, of any type."""
+    return _read(Path(path), columns, split)
+
+
+def _read(path: Path, columns: Sequence[str], split: str) -> Iterator[Any]:
     if path.is_file():
-        return _read_file(path, column)
+        return _read_file(path, columns)
     if path.is_dir():
-        return _read_folder(path, column, split)
+        return _read_folder(path, columns, split)
     if is_hub_name(str(path)):
-        return _read_hub(path, column, split)
+        return _read_hub(path, columns, split)
     raise ValueError(f"{path}: no such file or folder; name one that is there")
 
 
-def _read_file(path: Path, column: str) -> Iterator[str | None]:
+def _read_file(path: Path, columns: Sequence[str]) -> Iterator[Any]:
     suffix = path.suffix.lower()
     if suffix in TEXT_SUFFIXES:
         return _parts(path)
@@ -62,12 +72,12 @@ def _read_file(path: Path, column: str) -> Iterator[str | None]:
             + ", ".join([*TEXT_SUFFIXES, *TABLES])
         )
     # The only split of one file; `split` is for those that have several.
-    return _read_tables(path, [path], column, None)
+    return _read_tables(path, [path], columns, None)
 
 
-def _read_folder(path: Path, column: str, split: str) -> Iterator[str | None]:
+def _read_folder(path: Path, columns: Sequence[str], split: str) -> Iterator[Any]:
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
-        return _read_saved(path, column, split)
+        return _read_saved(path, columns, split)
     files = [
         file
         for file in sorted(path.rglob("*"))
@@ -95,7 +105,7 @@ def _read_folder(path: Path, column: str, split: str) -> Iterator[str | None]:
         )
     if plain:
         return (part for file in plain for part in _parts(file))
-    return _read_tables(path, tables, column, split)
+    return _read_tables(path, tables, columns, split)
 
 
 def _parts(file: Path) -> Iterator[str]:
@@ -133,8 +143,8 @@ def _datasets() -> Any:
 
 
 def _read_tables(
-    path: Path, files: list[Path], column: str, split: str | None
-) -> Iterator[str | None]:
+    path: Path, files: list[Path], columns: Sequence[str], split: str | None
+) -> Iterator[Any]:
     if not any(file.stat().st_size for file in files):
         raise ValueError(f"{path}: empty; name a source that has text")
     kind = TABLES[files[0].suffix.lower()]
@@ -147,7 +157,7 @@ def _read_tables(
                 split = next(iter(opened))
             else:
                 opened = _datasets().load_dataset(str(path), streaming=True, cache_dir=cache)
-            yield from _column(path, _split(path, opened, split), column)
+            yield from _column(path, _split(path, opened, split), columns)
         except _Wrong:
             raise
         except Exception as error:  # each format fails in a way of its own
@@ -158,7 +168,7 @@ def _read_tables(
             raise ValueError(f"{path}: not to be read as {kind}: {_line(error)}") from None
 
 
-def _read_saved(path: Path, column: str, split: str) -> Iterator[str | None]:
+def _read_saved(path: Path, columns: Sequence[str], split: str) -> Iterator[Any]:
     datasets = _datasets()
     try:
         opened = datasets.load_from_disk(str(path))
@@ -166,13 +176,13 @@ def _read_saved(path: Path, column: str, split: str) -> Iterator[str | None]:
         raise ValueError(f"{path}: not to be read as a saved dataset: {_line(error)}") from None
     if isinstance(opened, datasets.DatasetDict):
         opened = _split(path, opened, split)
-    yield from _column(path, opened, column)
+    yield from _column(path, opened, columns)
 
 
-def _read_hub(path: Path, column: str, split: str) -> Iterator[str | None]:
+def _read_hub(path: Path, columns: Sequence[str], split: str) -> Iterator[Any]:
     try:
         opened = _datasets().load_dataset(str(path), streaming=True)
-        yield from _column(path, _split(path, opened, split), column)
+        yield from _column(path, _split(path, opened, split), columns)
     except _Wrong:
         raise
     except Exception as error:  # the network's errors are many
@@ -191,18 +201,16 @@ def _split(path: Path, opened: dict[str, Any], split: str) -> Any:
     return opened[split]
 
 
-def _column(path: Path, dataset: Any, column: str) -> Iterator[str | None]:
+def _column(path: Path, dataset: Any, columns: Sequence[str]) -> Iterator[Any]:
     features: Iterable[str] = dataset.features or next(iter(dataset), {})
-    if features and column not in features:
-        raise _Wrong(f"{path}: no column {column!r}; write one of {', '.join(features)}")
-    for number, row in enumerate(dataset.select_columns([column]) if features else ()):
-        text = row[column]
-        if text is not None and not isinstance(text, str):
-            raise _Wrong(
-                f"{path}: column {column!r} is not text: row {number} holds"
-                f" {text!r:.40}; name the column with the text, of {', '.join(features)}"
-            )
-        yield text
+    if not features:
+        return
+    column = next((column for column in columns if column in features), None)
+    if column is None:
+        wrong = " or ".join(map(repr, columns))
+        raise _Wrong(f"{path}: no column {wrong}; write one of {', '.join(features)}")
+    for row in dataset.select_columns([column]):
+        yield row[column]
 
 
 def _line(error: Exception) -> str:

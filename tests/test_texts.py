@@ -10,9 +10,9 @@ import polars as pl
 import pytest
 from datasets import Dataset, DatasetDict
 
-from needlework.tasks.texts import texts
+from needlework.texts import texts
 
-ESSAYS = Path(__file__).parents[1] / "data/essays"
+ESSAYS = Path(__file__).parent / "data/essays"
 ROWS = ["First text.", "Zweiter Text: äöü, 文.", "  ", "Third,\nof two lines."]
 READ = [row for row in ROWS if row.strip()]
 TABLE = pl.DataFrame({"n": range(4), "text": ROWS, "other": list("abcd")})
@@ -161,7 +161,7 @@ def test_a_saved_dataset_without_the_split(tmp_path: Path):
 
 
 def test_the_hub_out_of_reach_is_one_line():
-    code = "from needlework.tasks.texts import texts\ntry: next(texts('owner/name'))\n"
+    code = "from needlework.texts import texts\ntry: next(texts('owner/name'))\n"
     code += "except ValueError as error: print(error)"
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -169,7 +169,7 @@ def test_the_hub_out_of_reach_is_one_line():
         text=True,
         check=True,
         env={"HF_HUB_OFFLINE": "1", "HOME": "/nonexistent", "PATH": "/usr/bin:/bin"},
-        cwd=Path(__file__).parents[2],
+        cwd=Path(__file__).parents[1],
     )
     told = "owner/name: no such folder, and not to be had from the hub: "
     assert done.stdout.startswith(told)

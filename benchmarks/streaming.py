@@ -1,0 +1,173 @@
+"""Streaming perplexity: the strided loop of Hugging Face's guide beside ours, and a million tokens.
+
+The embedded model and generated text, one thread, one process. The guide's loop stands here as the
+guide has it: whole logits of each window, the model's own loss, one window at a time. A million
+tokens go through Infini-attention (the embedded model's weights, gates at their start) from a file;
+STREAM_TOKENS=1000000,10000000 names other lengths.
+"""
+
+import math
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from needlework.attention.infini import convert
+from needlework.config.systems import Infini, Window
+from needlework.evaluation.streaming import StreamingEvaluator
+from needlework.evaluation.tally import Tally
+from needlework.evaluation.token_source import TokenFile, encoded, write_tokens
+from needlework.models.checkpoint import open_model
+from needlework.tasks.recall import recall_text
+
+MODEL = Path(__file__).resolve().parent.parent / "resources" / "needlework-tiny"
+WINDOW, TOKENS = 1024, 8_192
+LENGTHS = [int(tokens) for tokens in os.environ.get("STREAM_TOKENS", "1000000").split(",")]
+
+
+def streaming_table() -> str:
+    """The tables, in Markdown."""
+    model, tokenizer = open_model(MODEL, device="cpu")
+    infini = convert(model, Infini(segment_length=128))
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "tokens.npy"
+        sentences = recall_text(1, 0.5)
+        text = iter(lambda: "".join(islice(sentences, 256)), "")
+        write_tokens([encoded(text, tokenizer.backend_tokenizer)], file, max(LENGTHS))
+        ids = np.load(file, mmap_mode="r")[:TOKENS].astype(np.int64)
+        parts = [_beside(model, ids), _overlaps(model, ids), _chunks(model, infini, ids)]
+        parts += [_millions(infini, file)]
+    return "# Streaming perplexity\n\n" + "\n".join(parts)
+
+
+def _beside(model, ids: np.ndarray) -> str:
+    stride = WINDOW // 2
+    lines = [
+        "## Strided windows beside the loop of Hugging Face's guide",
+        "",
+        f"Windows of {WINDOW} tokens, stride {stride}, {TOKENS:,} tokens, float32, one thread; "
+        "medians of three runs, taken in turns.",
+        "",
+        "| loop | perplexity | tokens/s | times |",
+        "|---|---|---|---|",
+    ]
+    runs: dict[str, Callable[[], float]] = {"Hugging Face's": lambda: _guide(model, ids, stride)}
+    for at_once in (1, 4, 8):
+        evaluator = StreamingEvaluator(
+            model, WINDOW, WINDOW - stride, "cpu", False, windows_at_once=at_once
+        )
+        runs[f"ours, {at_once} at once"] = lambda evaluator=evaluator: evaluator.evaluate_streaming(
+            ids
+        )["perplexity"]
+    seconds, found = {name: [] for name in runs}, {}
+    for _ in range(3):
+        for name, run in runs.items():
+            started = time.perf_counter()
+            found[name] = run()
+            seconds[name].append(time.perf_counter() - started)
+    middle = {name: sorted(times)[1] for name, times in seconds.items()}
+    for name, taken in middle.items():
+        times = middle["Hugging Face's"] / taken
+        lines.append(f"| {name} | {found[name]:.4f} | {TOKENS / taken:,.0f} | {times:.2f} |")
+    return "\n".join(lines) + "\n"
+
+
+@torch.no_grad()
+def _guide(model, ids: np.ndarray, stride: int) -> float:
+    """Perplexity by the guide's loop; each window weighs as many tokens as it scores."""
+    ids = torch.from_numpy(ids)[None]
+    total, scored, before = 0.0, 0, 0
+    for begin in range(0, ids.shape[1], stride):
+        end = min(begin + WINDOW, ids.shape[1])
+        target = ids[:, begin:end].clone()
+        target[:, : -(end - before)] = -100
+        loss = model(ids[:, begin:end], labels=target).loss
+        # The first token of all has no logit before it.
+        tokens = end - before - (begin == 0)
+        total, scored, before = total + float(loss) * tokens, scored + tokens, end
+        if end == ids.shape[1]:
+            break
+    return math.exp(total / scored)
+
+
+def _overlaps(model, ids: np.ndarray) -> str:
+    lines = [
+        "## Overlap",
+        "",
+        f"Dense attention, {TOKENS:,} tokens: windows of {WINDOW} tokens, and all of the text.",
+        "",
+        "| mode | chunk | overlap | perplexity | tokens/s |",
+        "|---|---|---|---|---|",
+    ]
+    for chunk, overlap in [(WINDOW, x) for x in (1, 256, 512, 768, 960)] + [(WINDOW, 0)]:
+        found = StreamingEvaluator(model, chunk, overlap, "cpu", False).evaluate_streaming(ids)
+        lines.append(_row(found))
+    return "\n".join(lines) + "\n"
+
+
+def _chunks(model, infini, ids: np.ndarray) -> str:
+    window = Window(dense_layers=0, recent_tokens=512)
+    lines = [
+        "## Chunk size",
+        "",
+        "The same text where state is carried: the chunk moves the speed, not the perplexity. "
+        "State: bytes carried on at the end.",
+        "",
+        "| system | mode | chunk | perplexity | tokens/s | state (KiB) |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, attention, read in (
+        ("infini, segments of 128", None, infini),
+        ("window, 4 + 512", window, model),
+        ("dense", None, model),
+    ):
+        for chunk in (128, 512, 2048):
+            evaluator = StreamingEvaluator(read, chunk, 0, "cpu", False, attention=attention)
+            tally, started = Tally(), time.perf_counter()
+            for _ in evaluator.chunks(ids, tally=tally):
+                pass
+            speed = TOKENS / (time.perf_counter() - started)
+            lines.append(
+                f"| {name} | {evaluator.run.mode} | {chunk:,} | {math.exp(tally.loss):.4f} | "
+                f"{speed:,.0f} | {tally['state_bytes'][-1] / 1024:,.0f} |"
+            )
+    return "\n".join(lines) + "\n"
+
+
+def _row(found: dict) -> str:
+    return (
+        f"| {found['mode']} | {found['chunk_size']:,} | {found['overlap']:,} | "
+        f"{found['perplexity']:.4f} | {found['tokens_per_second']:,.0f} |"
+    )
+
+
+def _millions(infini, file: Path) -> str:
+    lines = [
+        "## Long texts through Infini-attention",
+        "",
+        "From a mapped file, chunks of 512. Resident memory: mean of the chunks in each half; "
+        "seconds a chunk: medians of its first and last tenth.",
+        "",
+        "| tokens | tokens/s | MiB, first half | second half | ms, first tenth | last tenth |",
+        "|---|---|---|---|---|---|",
+    ]
+    for tokens in LENGTHS:
+        evaluator, tally = StreamingEvaluator(infini, 512, 0, "cpu", False), Tally()
+        started = time.perf_counter()
+        for _ in evaluator.chunks(TokenFile(file), tokens, tally):
+            pass
+        speed = tokens / (time.perf_counter() - started)
+        memory, seconds = tally["memory_bytes"] / 2**20, 1000 * tally["seconds"]
+        half, tenth = len(tally) // 2, len(tally) // 10
+        lines.append(
+            f"| {tokens:,} | {speed:,.0f} | {memory[:half].mean():,.1f} | "
+            f"{memory[half:].mean():,.1f} | {np.median(seconds[:tenth]):.1f} | "
+            f"{np.median(seconds[-tenth:]):.1f} |"
+        )
+        print(lines[-1], flush=True)
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,199 @@
+"""Run one training, in this process or in several that torchrun or accelerate start."""
+
+import ctypes
+import importlib
+import json
+import logging
+import signal
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import torch
+import transformers
+from accelerate import PartialState
+from polars.exceptions import PolarsError
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from needlework.config import training
+from needlework.config.training import Loop
+from needlework.models.checkpoint import save_model
+from needlework.training.checkpoints import Checkpoints, fingerprint
+from needlework.training.loop import whole
+
+_log = logging.getLogger(__name__)
+Training = Callable[..., None]
+"""(recipe, checkpoints, **arguments) -> None; leaves what it makes in `checkpoints.product`."""
+LAYOUT = ("checkpoint_every", "keep_checkpoints")
+"""Keys of a recipe that its product does not depend on."""
+MARK = "needlework| "
+"""Before each line that a process has for the log of the job."""
+
+
+def run(
+    train: Training,
+    recipe: Loop,
+    folder: str | Path,
+    *,
+    threads: int,
+    decisive: dict[str, Any],
+    **arguments: Any,
+) -> Checkpoints:
+    """Train, from the last whole checkpoint in `folder` if there is one.
+
+    Args:
+        train: a function of a module, called in each process.
+        recipe: says how many processes there are, and by what they are started.
+        folder: of the checkpoints; to be removed once the product is moved to its place.
+        threads: of all processes together.
+        decisive: what else decides the product, such as the hashes of what files hold.
+        arguments: of `train`, which JSON can hold.
+
+    Raises:
+        ValueError: what the user has to mend, from whichever process.
+    """
+    job = {
+        "train": f"{train.__module__}:{train.__qualname__}",
+        "recipe_type": type(recipe).__name__,
+        "recipe": recipe.model_dump(mode="json"),
+        "folder": str(folder),
+        "fingerprint": fingerprint(
+            recipe=recipe.model_dump(mode="json", exclude=set(LAYOUT)),
+            versions=[torch.__version__, transformers.__version__],
+            arguments=arguments,
+            **decisive,
+        ),
+        "threads": max(1, threads // recipe.processes),
+        "arguments": arguments,
+    }
+    if recipe.processes == 1 and recipe.accelerate_config is None:
+        _train(job)
+    else:
+        _start(job, recipe)
+    return _checkpoints(job)
+
+
+def write_product(
+    checkpoints: Checkpoints,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    metrics: pl.DataFrame,
+    measurements: pl.DataFrame,
+    *,
+    dtypes: dict[str, torch.dtype] | None = None,
+) -> None:
+    """Save a trained model and its tables in `checkpoints.product`; every process has to call it.
+
+    Args:
+        checkpoints: of the training.
+        model: trained; parameters may be spread over processes.
+        tokenizer: the model's.
+        metrics, measurements: as `loop.train` gives them.
+        dtypes: of the parameters as they are to be saved; None: as they are.
+    """
+    wholes: dict[Tensor, Tensor] = {}
+    for name, parameter in model.named_parameters():
+        if isinstance(parameter, DTensor):
+            wholes[parameter] = whole(parameter).cpu()
+        elif dtypes:
+            parameter.data = parameter.data.to(dtypes[name])
+    if PartialState().is_main_process:
+        # Shared parameters stay shared.
+        tensors = model.state_dict(keep_vars=True)
+        state = {name: wholes.get(tensor, tensor).detach() for name, tensor in tensors.items()}
+        save_model(model, tokenizer, checkpoints.product, state)
+        for name, table in (("metrics", metrics), ("measurements", measurements)):
+            try:
+                table.write_parquet(checkpoints.product / f"{name}.parquet")
+            except (OSError, PolarsError) as error:
+                raise ValueError(f"{checkpoints.product}: cannot be written ({error})") from None
+
+
+def _checkpoints(job: dict[str, Any]) -> Checkpoints:
+    recipe = job["recipe"]
+    return Checkpoints(
+        job["folder"],
+        job["fingerprint"],
+        every=recipe["checkpoint_every"],
+        keep=recipe["keep_checkpoints"],
+    )
+
+
+def _train(job: dict[str, Any]) -> None:
+    torch.set_num_threads(job["threads"])
+    module, name = job["train"].split(":")
+    recipe = getattr(training, job["recipe_type"]).model_validate(job["recipe"])
+    checkpoints, found = _checkpoints(job), PartialState().num_processes
+    if found != recipe.processes:
+        raise ValueError(
+            f"processes: {recipe.processes} were asked for and {found} started"
+            + ("; by accelerate_config? On CPUs leave it out" if recipe.accelerate_config else "")
+        )
+    with checkpoints.locked() if PartialState().is_main_process else nullcontext():
+        getattr(importlib.import_module(module), name)(recipe, checkpoints, **job["arguments"])
+
+
+def _start(job: dict[str, Any], recipe: Loop) -> None:
+    """Start the processes of a job, hand their lines to the log, and wait for their end."""
+    path = Path(job["folder"]) / "job.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(job))
+    error = path.with_name("error.txt")
+    error.unlink(missing_ok=True)
+    if recipe.accelerate_config is None:
+        launcher = ["torch.distributed.run", "--standalone", f"--nproc-per-node={recipe.processes}"]
+    else:
+        launcher = ["accelerate.commands.launch", f"--config_file={recipe.accelerate_config}"]
+        launcher.append(f"--num_processes={recipe.processes}")
+    command = [sys.executable, "-m", *launcher, "-m", __name__, str(path)]
+    rest: deque[str] = deque(maxlen=200)
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=_end_with_parent,
+    ) as process:
+        for line in process.stdout:
+            if line.startswith(MARK):
+                _log.info(line.removeprefix(MARK).rstrip())
+            else:
+                rest.append(line)
+    if process.returncode != 0:
+        if error.is_file():
+            raise ValueError(error.read_text())
+        _log.error("".join(rest))
+        raise RuntimeError(f"a process of {recipe.processes} ended with {process.returncode}")
+
+
+def _end_with_parent() -> None:
+    """Have Linux kill this process when the one that started it ends, killed or not."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+
+
+def main() -> None:
+    """One of the processes of a job."""
+    _end_with_parent()
+    path = Path(sys.argv[1])
+    # Without `cpu`, accelerate would take each process on CPUs for one alone.
+    main_process = PartialState(cpu=not torch.cuda.is_available()).is_main_process
+    logging.basicConfig(
+        level=logging.INFO if main_process else logging.ERROR, format=f"{MARK}%(message)s"
+    )
+    try:
+        _train(json.loads(path.read_text()))
+    except (ValueError, OSError) as error:
+        path.with_name("error.txt").write_text(str(error))
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

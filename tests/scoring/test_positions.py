@@ -1,0 +1,87 @@
+import math
+
+import numpy as np
+import polars as pl
+import pytest
+from scipy import stats
+
+from needlework.scoring.positions import by_position, whole_streams
+
+
+def _positions(shards: int = 2, last: int = 300) -> pl.DataFrame:
+    draw = np.random.default_rng(0)
+    rows = []
+    for system in ("b", "a"):
+        for shard in range(shards):
+            first = 1
+            while first < last:
+                octave = 2 ** int(math.log2(first))
+                width = max(1, octave // 16)
+                loss, tokens = draw.uniform(2, 4), int(draw.integers(1, 9))
+                rows.append((system, "s", shard, first, first + width, tokens, loss))
+                first += width
+    names = ["system", "stream", "shard", "first_position", "end_position", "tokens", "loss"]
+    return pl.DataFrame(rows, schema=names, orient="row")
+
+
+def test_perplexity_of_a_doubling_and_its_interval():
+    table = _positions()
+    found = by_position(table)
+    assert found["system"].unique(maintain_order=True).to_list() == ["b", "a"]
+    assert found.filter(system="a")["first_position"].to_list() == [2**k for k in range(9)]
+    for row in found.iter_rows(named=True):
+        start = row["first_position"]
+        inside = [
+            one
+            for one in table.filter(system=row["system"]).iter_rows(named=True)
+            if start <= one["first_position"] < 2 * start
+        ]
+        losses = [one["loss"] for one in inside]
+        tokens = [one["tokens"] for one in inside]
+        mean = np.average(losses, weights=tokens)
+        assert row["loss"] == pytest.approx(mean)
+        assert row["perplexity"] == pytest.approx(math.exp(mean))
+        assert (row["tokens"], row["spans"]) == (sum(tokens), len(losses))
+        assert row["end_position"] == max(one["end_position"] for one in inside)
+        if len(losses) < 4:
+            assert row["low"] is row["high"] is None
+            continue
+        reach = stats.t.ppf(0.975, len(losses) - 1) * np.std(losses, ddof=1) / len(losses) ** 0.5
+        assert row["low"] == pytest.approx(math.exp(mean - reach))
+        assert row["high"] == pytest.approx(math.exp(mean + reach))
+
+
+def test_whole_streams_weigh_by_tokens():
+    chunks = pl.DataFrame(
+        {
+            "system": ["b", "b", "a"],
+            "stream": "s",
+            "shard": [0, 1, 0],
+            "tokens": [10, 30, 5],
+            "tokens_read": [10, 30, 5],
+            "loss": [1.0, 2.0, 3.0],
+            "mode": ["state", "state", "strided"],
+            "out_of_memory": [0, 2, 0],
+            "state_bytes": [7, 9, 0],
+        }
+    )
+    positions = pl.DataFrame(
+        {
+            "system": ["b", "b", "a"],
+            "stream": "s",
+            "shard": 0,
+            "first_position": [1, 16, 1],
+            "end_position": [2, 17, 2],
+            "tokens": [30, 10, 5],
+            "loss": [1.0, 2.0, 3.0],
+        }
+    )
+    found = whole_streams(chunks, positions).to_dicts()
+    assert [row["system"] for row in found] == ["b", "a"]
+    assert found[0]["loss"] == pytest.approx(1.75)
+    assert found[0]["perplexity"] == pytest.approx(math.exp(1.75))
+    assert found[0]["perplexity_second_half"] == pytest.approx(math.exp(2))
+    assert (found[0]["shards"], found[0]["chunks"], found[0]["tokens"]) == (2, 2, 40)
+    assert (found[0]["state_bytes"], found[0]["out_of_memory"]) == (9, 2)
+    assert found[1]["mode"] == "strided"
+    assert found[1]["perplexity"] == pytest.approx(math.exp(3))

@@ -1,0 +1,138 @@
+"""A step is the same however its rows are shared out and whatever is recomputed."""
+
+import logging
+import signal
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from elsewhere import Process
+from toy import ROWS, characters, finetuned, llama, product, recipe
+
+from needlework.attention import infini
+from needlework.attention.infini_memory import read, write
+from needlework.config.systems import Infini
+from needlework.config.training import Pretrain, Stage
+from needlework.training.finetune import finetune
+from needlework.training.pretrain import pretrain
+
+INFINI = Infini(segment_length=4, segment_alignment="end", update="delta")
+WHOLE = {"steps": 30, "batch_size": 4, "curriculum": [], "dropout": 0.0}
+
+
+def losses(**changes) -> list[float]:
+    # accelerate keeps a process's first precision otherwise.
+    AcceleratorState._reset_state()
+    model = infini.convert(llama(), INFINI)
+    config = recipe(steps=6, batch_size=4, **changes)
+    return finetune(model, characters(), ROWS, config, seed=0)[0]["loss"].to_list()
+
+
+@pytest.mark.parametrize("parts", [2, 3, 4])
+def test_parts_of_a_batch_add_up_to_it(parts):
+    # Answers of 2, 2, 3 and 2 tokens: a mean of the parts' means would be another.
+    assert losses(gradient_accumulation_steps=parts) == pytest.approx(losses(), rel=1e-5)
+
+
+def test_parts_of_a_pretraining_batch_add_up_to_it():
+    def found(parts: int):
+        stage = Stage(length=128, rows=4, steps=5, exercises=["passkey", "noise", "recall"])
+        config = Pretrain(stages=[stage], layers=1, log_every=1, gradient_accumulation_steps=parts)
+        metrics = pretrain(config, 0)[2]
+        return metrics.select("loss", "answer_loss", "text_loss", "gradient_norm").to_numpy()
+
+    assert found(4) == pytest.approx(found(1), rel=1e-4)
+
+
+def test_too_few_rows_for_the_parts_is_one_line():
+    with pytest.raises(ValueError, match="a step has 4 rows, too few for 5 parts; write processes"):
+        losses(gradient_accumulation_steps=5)
+
+
+def test_bf16_computes_in_bfloat16_and_keeps_weights_in_float32(monkeypatch):
+    computed, forward, exact = set(), torch.nn.Linear.forward, losses()
+
+    def told(self, x):
+        out = forward(self, x)
+        computed.add(out.dtype)
+        return out
+
+    AcceleratorState._reset_state()
+    model = infini.convert(llama(), INFINI)
+    monkeypatch.setattr(torch.nn.Linear, "forward", told)
+    config = recipe(steps=6, batch_size=4, mixed_precision="bf16")
+    found = finetune(model, characters(), ROWS, config, seed=0)[0]["loss"].to_list()
+    assert computed == {torch.bfloat16}
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert found != exact
+    assert found == pytest.approx(exact, rel=1e-2)
+
+
+@pytest.mark.parametrize("update", ["linear", "delta"])
+def test_bf16_leaves_the_memory_to_float32(update):
+    generator = torch.Generator().manual_seed(0)
+    keys, values = torch.rand(2, 1, 3, 1, 5, 4, generator=generator)
+    start = torch.rand(1, 1, 4, 4, generator=generator)
+    norm = torch.rand(1, 1, 4, generator=generator)
+
+    def found():
+        memories, norms = write(keys, values, start, norm, update)
+        return memories, norms, read(keys, memories[:, 1:], norms[:, 1:])
+
+    exact = found()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert all(map(torch.equal, found(), exact))
+
+
+def test_gradient_checkpointing_computes_layers_again_and_changes_nothing():
+    model = infini.convert(llama(), INFINI)
+    calls = []
+    model.model.layers[1].self_attn.register_forward_hook(lambda *_: calls.append(1))
+    AcceleratorState._reset_state()
+    config = recipe(steps=6, batch_size=4, gradient_checkpointing=True)
+    found = finetune(model, characters(), ROWS, config, seed=0)[0]["loss"].to_list()
+    assert len(calls) == 2 * 6
+    assert found == losses()
+    assert not model.is_activation_checkpointing
+
+
+def two_processes(folder: Path) -> None:
+    finetuned(folder, processes=2, gradient_accumulation_steps=2, checkpoint_every=4, **WHOLE)
+
+
+@pytest.mark.workflow
+def test_two_processes_take_the_steps_of_one_and_die_with_their_job(tmp_path, caplog):
+    _, alone = product(finetuned(tmp_path / "alone", **WHOLE))
+    changes = {"processes": 2, "gradient_accumulation_steps": 2, "checkpoint_every": 4}
+    weights, together = product(finetuned(tmp_path / "together", **changes, **WHOLE))
+    assert together.columns == alone.columns
+    for name in alone.columns:
+        assert together[name].to_list() == pytest.approx(alone[name].to_list(), rel=1e-4)
+
+    killed = tmp_path / "killed"
+    job = Process(target=two_processes, args=[killed])
+    job.start()
+    while not list(killed.glob("checkpoints/*/step-*8")):
+        assert job.is_alive()
+        time.sleep(0.01)
+    started = psutil.Process(job.pid).children(recursive=True)
+    assert len(started) >= 2
+    job.kill()
+    job.join()
+    assert job.exitcode == -signal.SIGKILL
+    _, alive = psutil.wait_procs(started, timeout=30)
+    assert not [p for p in alive if p.status() != psutil.STATUS_ZOMBIE]
+    caplog.set_level(logging.INFO)
+    again, metrics = product(finetuned(killed, **changes, **WHOLE))
+    assert "goes on from step" in caplog.text
+    assert again == weights
+    assert metrics.equals(together)
+
+
+@pytest.mark.workflow
+def test_an_error_in_one_of_several_processes_is_one_line(tmp_path):
+    with pytest.raises(ValueError, match=r"^sequence_length: row 0 has 11 tokens .* the rows$"):
+        finetuned(tmp_path, processes=2, **{**WHOLE, "sequence_length": 5})

@@ -1,0 +1,114 @@
+"""A model of a few thousand parameters, its tokenizer, its rows, and a fine-tuning of it."""
+
+import hashlib
+from pathlib import Path
+
+import polars as pl
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Split
+from tokenizers.processors import TemplateProcessing
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from needlework.config.training import Finetune, FinetuneStage
+from needlework.training.checkpoints import Checkpoints
+from needlework.training.finetune import finetune_checkpoint
+from needlework.training.run import run
+
+ROWS = pl.DataFrame(
+    {
+        "prompt": ["a1 b2 a", "c3 d4 e5 d", "f6 g7 f", "h8 i9 j0 h"],
+        "answer": [" 1", " 4", " 66", " 8"],
+    }
+)
+
+
+def characters() -> PreTrainedTokenizerFast:
+    """One token a character, and a beginning-of-sequence token before prompts."""
+    vocabulary = {"<pad>": 0, "<bos>": 1, "<eos>": 2}
+    for character in " abcdefghij0123456789":
+        vocabulary[character] = len(vocabulary)
+    core = Tokenizer(WordLevel(vocabulary, unk_token="<pad>"))
+    core.pre_tokenizer = Split("", "isolated")
+    core.post_processor = TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>"
+    )
+
+
+def llama(**changes) -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    config = {
+        "vocab_size": 24,
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "attention_bias": True,
+    }
+    return LlamaForCausalLM(LlamaConfig(**{**config, **changes}))
+
+
+def recipe(**changes) -> Finetune:
+    return Finetune(
+        **{
+            "data": "toy",
+            "steps": 3,
+            "sequence_length": 32,
+            "batch_size": 2,
+            "learning_rate": 1e-3,
+            "warmup_steps": 0,
+            "log_every": 1,
+            **changes,
+        }
+    )
+
+
+def write(folder: Path, **changes) -> dict[str, str]:
+    """A checkpoint and a table of rows in `folder`, as `finetune_checkpoint` names them."""
+    llama(**changes).save_pretrained(folder / "base")
+    characters().save_pretrained(folder / "base")
+    ROWS.write_parquet(folder / "rows.parquet")
+    return {"base": str(folder / "base"), "rows": str(folder / "rows.parquet")}
+
+
+INFINI = {"type": "infini", "segment_length": 6, "segment_alignment": "end"}
+RECIPE = recipe(
+    curriculum=[FinetuneStage(steps=9, sequence_length=12, batch_size=3)],
+    steps=80,
+    # 5 and 7 share no step but 35: rows of the tables and checkpoints fall apart.
+    log_every=5,
+    checkpoint_every=7,
+    balance_factor_learning_rate=0.05,
+)
+
+
+def finetuned(folder: Path, dropout: float = 0.2, **changes) -> Checkpoints:
+    """Dropout makes torch's own generator matter as well."""
+    return run(
+        finetune_checkpoint,
+        RECIPE.model_copy(update=changes),
+        folder / "checkpoints",
+        threads=1,
+        decisive={},
+        **write(folder, attention_dropout=dropout),
+        revision=None,
+        dtype="float32",
+        allow_pickle=False,
+        attention=INFINI,
+        seed=3,
+    )
+
+
+def product(found: Checkpoints) -> tuple[str, pl.DataFrame]:
+    weights = (found.product / "model.safetensors").read_bytes()
+    metrics = pl.read_parquet(found.product / "metrics.parquet")
+    measured = pl.read_parquet(found.product / "measurements.parquet")
+    assert measured["step"].to_list() == metrics["step"].to_list()
+    assert measured["seconds"].is_sorted()
+    assert measured["tokens_per_second"].min() > 0
+    return hashlib.sha256(weights).hexdigest(), metrics

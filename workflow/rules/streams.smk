@@ -1,0 +1,166 @@
+rule tokenize_stream:
+    input:
+        tokenizer=lambda w: tokenizer_files(w.tokenizer),
+        text=lambda w: stream_files(w.stream),
+    output:
+        tokens=f"{RESULTS}/tokens/{{tokenizer}}/{{stream}}/{{shard}}.npy",
+        starts=f"{RESULTS}/tokens/{{tokenizer}}/{{stream}}/{{shard}}.starts.npy",
+    log:
+        f"{RESULTS}/logs/tokenize_stream/{{tokenizer}}/{{stream}}/{{shard}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/tokenize_stream/{{tokenizer}}/{{stream}}/{{shard}}.tsv"
+    conda:
+        "../../envs/data.yaml"
+    threads: 1
+    resources:
+        mem_mb=lambda w, attempt: 2000 * attempt,
+        runtime=120,
+    params:
+        code=code_version("tokenize_stream.py"),
+        tokenizer=lambda w: model_path(w.tokenizer),
+        revision=lambda w: getattr(experiment.models[w.tokenizer], "revision", None),
+        stream=lambda w: dump_text_of(w.stream),
+        seed=experiment.seed,
+    script:
+        "../scripts/tokenize_stream.py"
+
+
+rule stream_perplexity:
+    input:
+        model=lambda w: model_files(streamed(w).model),
+        gates=lambda w: gates_files(streamed(w)),
+        tokens=lambda w: tokens_of(w, ".npy"),
+        starts=lambda w: tokens_of(w, ".starts.npy"),
+    output:
+        chunks=f"{RESULTS}/streams/{{system}}/{{stream}}/{{shard}}.parquet",
+        positions=f"{RESULTS}/positions/{{system}}/{{stream}}/{{shard}}.parquet",
+        measurements=f"{RESULTS}/measurements/streams/{{system}}/{{stream}}/{{shard}}.parquet",
+    log:
+        f"{RESULTS}/logs/stream_perplexity/{{system}}/{{stream}}/{{shard}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/stream_perplexity/{{system}}/{{stream}}/{{shard}}.tsv"
+    conda:
+        "../../envs/torch.yaml"
+    threads: 1
+    resources:
+        mem_mb=lambda w, attempt: 4000 * attempt,
+        runtime=24 * 60,
+    params:
+        code=lambda w: code_version("stream_perplexity.py", *modules_of(streamed(w))),
+        modules=lambda w: modules_of(streamed(w)),
+        model=lambda w: model_path(streamed(w).model),
+        dtype=lambda w: experiment.models[streamed(w).model].dtype,
+        revision=lambda w: getattr(
+            experiment.models[streamed(w).model], "revision", None
+        ),
+        allow_pickle=lambda w: allows_pickle(streamed(w).model),
+        attention=lambda w: attention_of(streamed(w)),
+        reading=lambda w: reading_of(w),
+    script:
+        "../scripts/stream_perplexity.py"
+
+
+rule summarize_streams:
+    input:
+        chunks=stream_tables("streams"),
+        positions=stream_tables("positions"),
+    output:
+        positions=f"{RESULTS}/stream_positions.parquet",
+        csv=report(
+            f"{RESULTS}/streams.csv",
+            caption="../report/streams.rst",
+            category="Tables",
+            labels={"table": "Streams: perplexity, mode, state"},
+        ),
+    log:
+        f"{RESULTS}/logs/summarize_streams.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/summarize_streams.tsv"
+    conda:
+        "../../envs/report.yaml"
+    threads: 1
+    resources:
+        mem_mb=lambda w, attempt: 2000 * attempt,
+        runtime=10,
+    params:
+        code=code_version("summarize_streams.py"),
+    script:
+        "../scripts/summarize_streams.py"
+
+
+rule plot_stream_perplexity:
+    input:
+        csv=f"{RESULTS}/streams.csv",
+        positions=f"{RESULTS}/stream_positions.parquet",
+    output:
+        html=report(
+            f"{RESULTS}/figures/stream_perplexity.html",
+            caption="../report/stream_perplexity.rst",
+            category="Figures",
+            labels={"figure": "Perplexity by position", "format": "interactive"},
+        ),
+        svg=report(
+            f"{RESULTS}/figures/stream_perplexity.svg",
+            caption="../report/stream_perplexity.rst",
+            category="Figures",
+            labels={"figure": "Perplexity by position", "format": "SVG"},
+        ),
+        png=report(
+            f"{RESULTS}/figures/stream_perplexity.png",
+            caption="../report/stream_perplexity.rst",
+            category="Figures",
+            labels={"figure": "Perplexity by position", "format": "PNG"},
+        ),
+    log:
+        f"{RESULTS}/logs/plot_stream_perplexity.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/plot_stream_perplexity.tsv"
+    conda:
+        "../../envs/report.yaml"
+    threads: 1
+    resources:
+        mem_mb=lambda w, attempt: 2000 * attempt,
+        runtime=10,
+    params:
+        code=code_version("plot_stream_perplexity.py"),
+    script:
+        "../scripts/plot_stream_perplexity.py"
+
+
+rule plot_stream_cost:
+    input:
+        chunks=stream_tables("streams"),
+        measurements=stream_tables("measurements/streams"),
+    output:
+        html=report(
+            f"{RESULTS}/figures/stream_cost.html",
+            caption="../report/stream_cost.rst",
+            category="Figures",
+            labels={"figure": "Memory and speed by position", "format": "interactive"},
+        ),
+        svg=report(
+            f"{RESULTS}/figures/stream_cost.svg",
+            caption="../report/stream_cost.rst",
+            category="Figures",
+            labels={"figure": "Memory and speed by position", "format": "SVG"},
+        ),
+        png=report(
+            f"{RESULTS}/figures/stream_cost.png",
+            caption="../report/stream_cost.rst",
+            category="Figures",
+            labels={"figure": "Memory and speed by position", "format": "PNG"},
+        ),
+    log:
+        f"{RESULTS}/logs/plot_stream_cost.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/plot_stream_cost.tsv"
+    conda:
+        "../../envs/report.yaml"
+    threads: 1
+    resources:
+        mem_mb=lambda w, attempt: 2000 * attempt,
+        runtime=10,
+    params:
+        code=code_version("plot_stream_cost.py"),
+    script:
+        "../scripts/plot_stream_cost.py"

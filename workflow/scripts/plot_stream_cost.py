@@ -1,0 +1,16 @@
+"""Memory and tokens a second against position."""
+
+from typing import TYPE_CHECKING
+
+import polars as pl
+
+from needlework.figures.save import save
+from needlework.figures.streams import stream_cost
+from needlework.stage import stage
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+with stage(snakemake) as s:
+    chart = stream_cost(pl.read_parquet(s.input.measurements), pl.read_parquet(s.input.chunks))
+    save(chart, html=s.output.html, svg=s.output.svg, png=s.output.png)

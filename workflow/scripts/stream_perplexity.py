@@ -1,0 +1,45 @@
+"""Perplexity of one system along one shard of a stream."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from pydantic import TypeAdapter
+
+from needlework.config.systems import AnyAttention
+from needlework.evaluation.journal import Journal
+from needlework.evaluation.stream_tables import stream_tables
+from needlework.evaluation.streaming import StreamingEvaluator
+from needlework.evaluation.token_source import TokenFile
+from needlework.models.checkpoint import open_model
+from needlework.stage import stage
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+with stage(snakemake) as s:
+    torch.set_num_threads(s.threads)
+    model, _ = open_model(
+        s.params.model,
+        dtype=s.params.dtype,
+        revision=s.params.revision,
+        allow_pickle=s.params.allow_pickle,
+    )
+    evaluator = StreamingEvaluator(
+        model,
+        **s.params.reading,
+        attention=TypeAdapter(AnyAttention | None).validate_python(s.params.attention),
+    )
+    journal = Journal(s.kept("state"), s.key)
+    chunks, positions, measurements = stream_tables(
+        evaluator,
+        TokenFile(s.input.tokens, starts=np.load(s.input.starts)),
+        system=s.wildcards.system,
+        stream=s.wildcards.stream,
+        shard=int(s.wildcards.shard),
+        journal=journal,
+    )
+    chunks.write_parquet(s.output.chunks)
+    positions.write_parquet(s.output.positions)
+    measurements.write_parquet(s.output.measurements)
+    journal.path.unlink(missing_ok=True)

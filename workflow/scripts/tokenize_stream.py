@@ -1,0 +1,46 @@
+"""The token ids of one shard of a stream, in one tokenizer, and where its documents begin."""
+
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from needlework.config.streams import Stream
+from needlework.evaluation.token_source import encoded, token_documents, write_tokens
+from needlework.stage import stage
+from needlework.tasks.recall import recall_text
+from needlework.tasks.seeds import stream_seed
+from needlework.tasks.tokenizer import open_tokenizer, uncut
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+SENTENCES_AT_ONCE = 256
+
+
+def generated(seed: int, recalls: float):
+    """Endless text in parts."""
+    sentences = recall_text(seed, recalls)
+    while True:
+        yield "".join(islice(sentences, SENTENCES_AT_ONCE))
+
+
+with stage(snakemake) as s:
+    stream, shard = Stream.model_validate(s.params.stream), int(s.wildcards.shard)
+    tokenizer = open_tokenizer(s.params.tokenizer, s.params.revision)
+    if stream.path is None:
+        seed = stream_seed(s.params.seed, "stream", s.wildcards.stream, shard)
+        documents = [encoded(generated(seed, stream.recalls), uncut(tokenizer))]
+    else:
+        found = token_documents(
+            stream.path,
+            tokenizer,
+            column=stream.column,
+            split=stream.split,
+            dtype=stream.dtype,
+            separator=stream.separator,
+        )
+        documents = islice(found, shard, None, stream.shards)
+    starts = write_tokens(documents, Path(s.output.tokens), stream.tokens)
+    np.save(s.output.starts, np.array(starts, dtype=np.int64))
