@@ -46,6 +46,7 @@ rule finetune_model:
         f"{RESULTS}/benchmarks/finetune_model/{{model}}.tsv"
     wildcard_constraints:
         model="|".join(map(re.escape, finetuned_models())) or "none",
+    priority: 50
     conda:
         "../../envs/torch.yaml"
     threads: lambda w: experiment.models[w.model].finetune.processes
@@ -84,6 +85,7 @@ rule distill_gates:
         f"{RESULTS}/logs/distill_gates/{{gates}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/distill_gates/{{gates}}.tsv"
+    priority: 50
     conda:
         "../../envs/torch.yaml"
     threads: 1
