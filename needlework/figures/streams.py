@@ -38,9 +38,10 @@ def stream_perplexity(positions: pl.DataFrame, modes: pl.DataFrame) -> alt.TopLe
         rows = table.filter(pl.col("stream") == stream)
         lowest = rows.select(pl.min_horizontal("low", "perplexity").min()).item()
         highest = rows.select(pl.max_horizontal("high", "perplexity").max()).item()
-        ticks = log_ticks(lowest, highest, 10)
+        # No perplexity is below 1; an interval may reach a little further.
+        ticks = log_ticks(max(1.0, lowest), highest, 10)
         axis = alt.Axis(values=ticks, format="~s", labelOverlap=True)
-        scale = alt.Scale(type="log", domain=[ticks[0], ticks[-1]], nice=False)
+        scale = alt.Scale(type="log", domain=[ticks[0], ticks[-1]], nice=False, clamp=True)
         y = {"title": "Perplexity (log scale)", "scale": scale, "axis": axis}
         base = alt.Chart(inline(rows)).encode(x=_position(rows["position"]), color=look["color"])
         tooltip = [
