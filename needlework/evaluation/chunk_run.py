@@ -165,7 +165,7 @@ class ChunkRun:
             try:
                 losses = self._forward(step)
                 break
-            except Exception as error:
+            except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
             # Outside of `except`, where the failed forward's tensors are no longer held.
@@ -289,7 +289,7 @@ class ChunkRun:
         for attempt in range(_TRIES):
             try:
                 return do(max(1, tokens >> attempt // 3))
-            except Exception as error:
+            except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
             give_back()
@@ -312,7 +312,7 @@ class ChunkRun:
             tokens = torch.zeros(windows, size, dtype=torch.long)
             try:
                 self._forward(_Step(tokens, tokens, 0, 1, 0))
-            except Exception as error:
+            except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
                 break

@@ -44,7 +44,8 @@ class Journal:
                 told = json.loads(file.metadata()["journal"])
                 if told["key"] != self.key:
                     return None
-                return told, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                names = file.keys()
+                return told, {name: file.get_tensor(name) for name in names}
         except (SafetensorError, TypeError, KeyError, ValueError) as error:
             raise ValueError(f"{self.path}: no saved state ({error}); delete it") from None
 

@@ -38,16 +38,25 @@ class Chunk:
         return len(self.losses)
 
 
+_COLUMNS = {
+    "document": "q",
+    "first_token": "q",
+    "tokens": "q",
+    "tokens_read": "q",
+    "loss": "d",
+    "out_of_memory": "q",
+    "state_bytes": "q",
+    "seconds": "d",
+    "memory_bytes": "q",
+}
+"""Of a chunk: the name and the `array` type of each number that is held."""
+
+
 class Tally:
     """Chunks, counted as they come; a few numbers a chunk are held, no losses of tokens."""
 
-    _COLUMNS = {  # noqa: RUF012
-        "document": "q", "first_token": "q", "tokens": "q", "tokens_read": "q", "loss": "d",
-        "out_of_memory": "q", "state_bytes": "q", "seconds": "d", "memory_bytes": "q",
-    }  # fmt: skip
-
     def __init__(self) -> None:
-        self._held = {name: array(kind) for name, kind in self._COLUMNS.items()}
+        self._held = {name: array(kind) for name, kind in _COLUMNS.items()}
         self._tokens = torch.zeros(_SPANS, dtype=torch.int64)
         self._sums = torch.zeros(_SPANS, dtype=torch.float64)
 
@@ -92,13 +101,13 @@ class Tally:
 
     def tensors(self) -> dict[str, Tensor]:
         """All that is held."""
-        rows = {name: torch.from_numpy(self[name]) for name in self._COLUMNS}
+        rows = {name: torch.from_numpy(self[name]) for name in _COLUMNS}
         return {**rows, "spans.tokens": self._tokens, "spans.sums": self._sums}
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """`tensors` undone."""
         self._tokens, self._sums = tensors["spans.tokens"].clone(), tensors["spans.sums"].clone()
-        for name, kind in self._COLUMNS.items():
+        for name, kind in _COLUMNS.items():
             self._held[name] = array(kind, tensors[name].tolist())
 
 

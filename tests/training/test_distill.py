@@ -2,8 +2,8 @@ import math
 
 import pytest
 import torch
-from test_finetune import ROWS, llama, tokenizer  # noqa: F401
 from test_tile_targets import tile
+from toy import ROWS, llama
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from needlework import apply
@@ -196,7 +196,7 @@ def test_gradients_are_those_of_the_loss():
         assert sum(slopes) == pytest.approx(parameter.grad.view(-1)[place].item(), rel=0.02), name
 
 
-def test_gates_learn_and_the_model_stays_as_it_was(tokenizer, tmp_path):  # noqa: F811
+def test_gates_learn_and_the_model_stays_as_it_was(tokenizer, tmp_path):
     model = llama().eval()
     before = {name: x.clone() for name, x in model.state_dict().items()}
     stock = model.config._attn_implementation
@@ -215,13 +215,13 @@ def test_gates_learn_and_the_model_stays_as_it_was(tokenizer, tmp_path):  # noqa
         assert handle.density().prefill < 0.8
 
 
-def test_one_stage_alone(tokenizer):  # noqa: F811
+def test_one_stage_alone(tokenizer):
     gates, *_ = distill(llama(), tokenizer, ROWS, config(stages=["decode"]), seed=0)
     assert not gates.prefill
     assert len(gates.decode) == 2
 
 
-def test_the_seed_decides_everything_drawn(tokenizer):  # noqa: F811
+def test_the_seed_decides_everything_drawn(tokenizer):
     def losses(seed):
         return distill(llama(), tokenizer, ROWS, config(), seed)[1]["loss"].to_list()
 
@@ -232,6 +232,6 @@ def test_the_seed_decides_everything_drawn(tokenizer):  # noqa: F811
     assert losses(2) != one
 
 
-def test_a_row_that_is_too_long_is_told(tokenizer):  # noqa: F811
+def test_a_row_that_is_too_long_is_told(tokenizer):
     with pytest.raises(ValueError, match="sequence_length: row 1 has 14 tokens"):
         distill(llama(), tokenizer, ROWS, config(sequence_length=13), seed=0)

@@ -3,18 +3,13 @@ import itertools
 import polars as pl
 import pytest
 import torch
-from toy import ROWS, characters, llama, recipe
+from toy import ROWS, llama, recipe
 from transformers import PreTrainedTokenizerFast
 
 from needlework.attention.infini import convert
 from needlework.config.systems import Infini
 from needlework.config.training import FinetuneStage
 from needlework.training.finetune import answer_loss, collate, encode, finetune, parameter_groups
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return characters()
 
 
 def test_prompt_and_answer_are_encoded_apart(tokenizer):
