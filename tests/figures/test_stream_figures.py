@@ -44,6 +44,13 @@ def test_every_doubling_is_a_point_with_its_interval(drawn):
     assert "state: exact, constant memory; strided: windows, an approximation" in texts
 
 
+def test_the_axis_begins_at_1_where_an_interval_reaches_below(drawn):
+    table = _positions().with_columns(pl.lit(1.05).alias("perplexity"), low=0.9, high=200.0)
+    texts, _ = drawn(stream_perplexity(table, _modes(table)))
+    assert "1" in texts
+    assert not {"0.1", "100m"} & set(texts)
+
+
 def test_a_system_may_read_each_stream_in_a_mode_of_its_own(drawn):
     table = _positions().filter(pl.col("system") == "dense")
     modes = _modes(table).with_columns(mode=pl.Series(["strided", "cache"]))

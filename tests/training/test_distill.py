@@ -10,7 +10,7 @@ from needlework import apply
 from needlework.attention.seer_gates import Gates
 from needlework.config.gates import SeerGates
 from needlework.config.systems import Seer
-from needlework.training.distill import LOSS_SCALE, Lesson, distill
+from needlework.training.distill import Lesson, distill
 from needlework.training.finetune import collate
 
 
@@ -145,7 +145,7 @@ def slow_loss(model, gates, rows, tokens_of, rows_of, answers, share):
                     text = len(tokens_of[b]) - answers
                     weight = (1 - share) / text if i < text else share / answers
                     decode[layer] += weight * kl(target[: own + 1], softmax(logits)) / 2 / len(rows)
-    return LOSS_SCALE * (sum(prefill) / counted + sum(decode))
+    return 10 * (sum(prefill) / counted + sum(decode))
 
 
 ENCODED = [([1, *range(3, 16)], [7, 8, 2]), ([1, 9, 5, 4, 9, 9, 3, 20], [6, 2])]

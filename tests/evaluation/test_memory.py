@@ -1,0 +1,13 @@
+import pytest
+import torch
+
+from needlework.evaluation.memory import is_out_of_memory
+
+
+def test_an_allocation_that_fails_is_told_from_other_faults():
+    with pytest.raises(RuntimeError) as full:
+        torch.empty(2**62, dtype=torch.uint8)
+    with pytest.raises(RuntimeError) as unlike:
+        torch.ones(2, 3) @ torch.ones(2, 3)
+    assert is_out_of_memory(full.value)
+    assert not is_out_of_memory(unlike.value)
