@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,10 +14,11 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from needlework.attention.blocks import Blocks, choose
 from needlework.attention.density import Density, DensityMeter
+from needlework.attention.infini_alignment import realigned
 from needlework.attention.kernels import attend
 from needlework.attention.masks import LazyMask
 from needlework.attention.state import State
-from needlework.config.systems import Attention, BlockSparse
+from needlework.config.systems import Attention, BlockSparse, InfiniAlignment
 
 NAME = "needlework"
 """Of the attention and mask functions registered with transformers, and of the forward argument."""
@@ -145,16 +147,19 @@ class Handle:
             self.prompt_tokens = 0
 
 
-def apply(model: PreTrainedModel, system: Attention) -> Handle:
+def apply(model: PreTrainedModel, system: Attention) -> Handle | AbstractContextManager[None]:
     """Replace the plain full-attention layers of `model`, from layer `dense_layers` on.
 
     Layers of other kinds (sliding, chunked, linear) and the first `dense_layers` stay as they
-    are. Under the handle `model.generate(**inputs)` needs no further argument.
+    are. Under the handle `model.generate(**inputs)` needs no further argument. A system that keeps
+    the model's own attention (infini_alignment) has a context without a handle.
 
     Raises:
         ValueError: the system is not one that is put on a model, the model is none that it could
             be put on or has another already, or no layer is left to replace.
     """
+    if isinstance(system, InfiniAlignment):
+        return realigned(model, system)
     if not isinstance(system, BlockSparse):
         raise ValueError(
             f"{system.type}: is part of a model; name it as `attention` of a model, not of a system"

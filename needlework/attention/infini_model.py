@@ -353,18 +353,24 @@ class InfiniModel:
             "attn_implementation: Infini-attention is part of this model; leave it as it is"
         )
 
-    def training_offset(self, prompt_tokens: Tensor, generator: torch.Generator) -> Tensor | None:
+    def training_offset(
+        self, prompt_tokens: Tensor, generator: torch.Generator, alignment: str | None = None
+    ) -> Tensor | None:
         """A `segment_offset` for prompts of int64 [B] tokens to be trained on.
 
-        Where prompts are to end in the middle of a segment, training lets them end anywhere in its
-        middle half, so that no slot is special. None where segments start at the first token.
+        `alignment` is start, end or random; None: the model's own. Where prompts are to end in the
+        middle of a segment, training lets them end anywhere in its middle half, so that no slot is
+        special; random lets them end anywhere. None where segments start at the first token.
         """
         system = Infini(**self.config.infini)
-        if system.segment_alignment == "start":
-            return None
-        quarter = system.segment_length // 4
-        shift = torch.randint(-quarter, quarter + 1, prompt_tokens.shape, generator=generator)
-        return end_offset(prompt_tokens - shift, system.segment_length)
+        length, shape = system.segment_length, prompt_tokens.shape
+        match alignment or system.segment_alignment:
+            case "start":
+                return None
+            case "random":
+                return torch.randint(length, shape, generator=generator)
+        shift = torch.randint(-(length // 4), length // 4 + 1, shape, generator=generator)
+        return end_offset(prompt_tokens - shift, length)
 
     def initialize_weights(self):
         super().initialize_weights()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from needlework.config.experiment import Experiment
 from needlework.config.models import Checkpoint, Derived, Pretrained
-from needlework.config.systems import Attention
+from needlework.config.systems import Attention, InfiniAlignment
 from needlework.config.tasks import BUILT_IN_HAYSTACKS, TaskExamples
 from needlework.config.training import Distill, Finetune, FinetuneStage, Loop, Stage
 
@@ -259,7 +259,13 @@ def _own_attention(experiment: Experiment) -> Iterator[Problem]:
     for name, system in experiment.systems.items():
         if system.attention is None or system.attention.converts_model:
             continue
-        if found := _converted(experiment, system.model):
+        if isinstance(system.attention, InfiniAlignment):
+            if (_converted(experiment, system.model) or (None, None))[1] != "infini":
+                yield (
+                    ("systems", name, "attention", "type"),
+                    f"is for Infini models and {system.model} is none; name another model",
+                )
+        elif found := _converted(experiment, system.model):
             at, kind = found
             yield (
                 ("systems", name, "model"),

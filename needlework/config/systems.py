@@ -348,4 +348,13 @@ class Infini(Attention):
     sigma_scale: float = Field(1.0, gt=0, description="a in sigma(x) = ELU(a x) + 1")
 
 
+class InfiniAlignment(Attention):
+    """An Infini model of which the segments are cut otherwise than its checkpoint says."""
+
+    type: Literal["infini_alignment"] = "infini_alignment"
+    segment_alignment: Literal["start", "end"] = Field(
+        description="start: at the first token; end: so that the prompt ends inside a segment"
+    )
+
+
 AnyAttention = tagged_union(Attention)

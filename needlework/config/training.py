@@ -68,9 +68,18 @@ class Finetune(FinetuneStage, Loop):
         "the stage before does and no longer than its own sequence_length",
     )
     balance_factor_learning_rate: float | None = Field(
-        None, gt=0, description="peak rate of Infini gates (no weight decay); null: learning_rate"
+        None, ge=0, description="peak rate of Infini gates (no weight decay); null: learning_rate"
+    )
+    segment_alignment: Literal["start", "end", "random"] | None = Field(
+        None,
+        description="where training cuts the segments of Infini-attention; start: at the first "
+        "token; end: so that the prompt ends anywhere in the middle half of one; random: anywhere; "
+        "null: as the attention's segment_alignment",
     )
     weight_decay: float = Field(0.01, ge=0, description="of matrices; none on biases and norms")
+    seed: int | None = Field(
+        None, ge=0, description="of the order of rows; null: the experiment's seed"
+    )
 
 
 class Distill(Strict):

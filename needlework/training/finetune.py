@@ -53,19 +53,27 @@ def finetune(
 
     Raises:
         ValueError: a row longer than sequence_length; rows of another tokenizer; a stage with no
-            rows; a tokenizer with no eos_token; balance_factor_learning_rate for a model without
-            gates; and what `loop.train` raises.
+            rows; a tokenizer with no eos_token; balance_factor_learning_rate or segment_alignment
+            for a model without gates; and what `loop.train` raises.
     """
     if config.balance_factor_learning_rate is not None and not _gates(model):
         raise ValueError(
             f"balance_factor_learning_rate: {config.balance_factor_learning_rate} is for Infini "
             f"gates and this {model.config.model_type} model has none; leave it out"
         )
+    if config.segment_alignment is not None and not _gates(model):
+        raise ValueError(
+            f"segment_alignment: {config.segment_alignment} is for Infini models and this "
+            f"{model.config.model_type} model is none; leave it out"
+        )
     encoded = encode(tokenizer, rows, config.sequence_length)
     _require_own_tokens(model, rows, encoded)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     generator = torch.Generator().manual_seed(seed)
-    offset = partial(model.training_offset, generator=generator) if _gates(model) else None
+    offset = None
+    if _gates(model):
+        alignment = config.segment_alignment
+        offset = partial(model.training_offset, generator=generator, alignment=alignment)
     stages = [*config.curriculum, config]
     drawn = [
         islice(draw(_numbers_of(encoded, stages, i), stage.batch_size, generator), stage.steps)

@@ -399,8 +399,13 @@ def test_training_lets_prompts_end_in_the_middle_half_of_a_segment():
     model = infini_model(segment_length=8, segment_alignment="end")
     ends = (lengths + model.training_offset(lengths, generator)) % 8
     assert set(ends.tolist()) == {2, 3, 4, 5, 6}
+    assert model.training_offset(lengths, generator, "start") is None
     start = infini_model(segment_length=8, segment_alignment="start")
     assert start.training_offset(lengths, generator) is None
+    ends = (lengths + start.training_offset(lengths, generator, "end")) % 8
+    assert set(ends.tolist()) == {2, 3, 4, 5, 6}
+    offsets = start.training_offset(torch.full((200,), 5), generator, "random")
+    assert set(offsets.tolist()) == set(range(8))
 
 
 @pytest.mark.parametrize("update", ["linear", "delta"])

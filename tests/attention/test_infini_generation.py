@@ -6,10 +6,11 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from needlework.attention.apply import apply
 from needlework.attention.infini import convert
 from needlework.attention.infini_cache import InfiniCache
 from needlework.attention.infini_segments import end_offset
-from needlework.config.systems import Infini
+from needlework.config.systems import Infini, InfiniAlignment
 
 NEW_TOKENS = 13
 
@@ -83,6 +84,25 @@ def test_every_way_gives_the_tokens_of_one_shot(alignment, parameters):
     greedy = functools.partial(model.generate, **inputs, max_new_tokens=NEW_TOKENS, do_sample=False)
     for ways in ({}, {"use_cache": False}, *({"prefill_chunk_size": n} for n in (1, 4, 6, 7))):
         assert torch.equal(greedy(**ways)[:, 15:], expected), ways
+
+
+@pytest.mark.parametrize("saved", ["start", "end"])
+def test_another_alignment_is_put_on_and_taken_off(saved):
+    model = infini_model(segment_alignment=saved)
+    inputs = prompts()
+    how = {"max_new_tokens": NEW_TOKENS, "do_sample": False}
+    own = model.generate(**inputs, **how)
+    for alignment in ("start", "end"):
+        expected = infini_model(segment_alignment=alignment).generate(**inputs, **how)
+        with apply(model, InfiniAlignment(segment_alignment=alignment)):
+            assert torch.equal(model.generate(**inputs, **how), expected)
+            assert torch.equal(expected, own) == (alignment == saved)
+        assert torch.equal(model.generate(**inputs, **how), own)
+
+
+def test_alignment_is_for_infini_models():
+    with pytest.raises(ValueError, match="model_type llama has no Infini-attention"):
+        apply(stock(), InfiniAlignment(segment_alignment="end"))
 
 
 @pytest.mark.parametrize("alignment", ["start", "end"])

@@ -213,6 +213,12 @@ WRONG = [
         "systems.walk.model = 'infini': has infini as its own attention, by models.infini; leave o",
     ),
     (
+        "infini: {model: infini}",
+        "infini: {model: infini}\n  start: {model: long, attention: {type: infini_alignment, "
+        "segment_alignment: start}}",
+        "systems.start.attention.type = 'infini_alignment': is for Infini models and long is none",
+    ),
+    (
         "density: 0.3",
         "top_k_blocks: 4, threshold: 0.1, token_budget: 64",
         "systems.given.attention: top_k_blocks: each stage says how many blocks are kept; leave o",

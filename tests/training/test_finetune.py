@@ -105,6 +105,8 @@ def test_bad_input_is_one_clear_error(tokenizer):
         finetune(llama(), tokenizer, ROWS, recipe(sequence_length=13), seed=0)
     with pytest.raises(ValueError, match="gates and this llama model has none"):
         finetune(llama(), tokenizer, ROWS, recipe(balance_factor_learning_rate=0.1), seed=0)
+    with pytest.raises(ValueError, match="segment_alignment: random is for Infini models"):
+        finetune(llama(), tokenizer, ROWS, recipe(segment_alignment="random"), seed=0)
     with pytest.raises(ValueError, match="row 0 has the token 16 and the model 10 embeddings"):
         finetune(llama(vocab_size=10), tokenizer, ROWS, recipe(), seed=0)
     of_another = ROWS.with_columns(context_length=pl.Series([11, 14, 12, 40]))

@@ -3,6 +3,7 @@ import re
 from pathlib import Path
 
 from needlework.config.models import Checkpoint, Derived, Pretrained
+from needlework.config.systems import BlockSparse
 
 MODEL_FILES = [
     "config.json",
@@ -242,8 +243,8 @@ def sparse_systems():
     return [
         name
         for name, system in experiment.systems.items()
-        if getattr(system.attention, "density", None) != 1
-        and system.attention is not None
+        if isinstance(system.attention, BlockSparse)
+        and getattr(system.attention, "density", None) != 1
     ]
 
 
@@ -273,6 +274,11 @@ def rows_of(model, *data):
     """The rows of finetune_data that `model` is trained on, in its tokenizer's lengths."""
     folder = f"{RESULTS}/finetune_data/{experiment.root_model(model)}"
     return [f"{folder}/{name}.parquet" for name in data]
+
+
+def seed_of(recipe):
+    """The seed of a recipe: its own, or the experiment's."""
+    return experiment.seed if recipe.seed is None else recipe.seed
 
 
 def task_of(data):

@@ -65,7 +65,7 @@ rule finetune_model:
         attention=lambda w: dump(experiment.models[w.model].attention),
         finetune=lambda w: dump(experiment.models[w.model].finetune),
         checkpoints=lambda w: f"{RESULTS}/checkpoints/{w.model}",
-        seed=experiment.seed,
+        seed=lambda w: seed_of(experiment.models[w.model].finetune),
     script:
         "../scripts/finetune_model.py"
 
