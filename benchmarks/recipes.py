@@ -1,0 +1,138 @@
+"""Table and figure of config/infini-recipes.yaml, for docs/training.md.
+
+    .venv/bin/python -m benchmarks.recipes
+
+reads results/infini-recipes/, which the workflow makes:
+`make run ARGS="--configfile config/infini-recipes.yaml"`.
+"""
+
+import altair as alt
+import polars as pl
+from scipy.stats import binomtest
+
+from benchmarks.ablation import DOCS, ROOT
+from needlework.figures.save import save
+from needlework.figures.theme import counted, inline, styled
+
+RESULTS = ROOT / "results" / "infini-recipes"
+BASE = "recipe"
+FACTORS = {
+    "update": {BASE: "linear", "update-delta": "delta"},
+    "learning rate of gates": {
+        "gate-rate-0": "0",
+        "gate-rate-model": "0.0015 (model's)",
+        "gate-rate-0.01": "0.01",
+        BASE: "0.05",
+    },
+    "sigma_scale": {"sigma-1": "1", BASE: "3"},
+    "segments: training / evaluation": {
+        "aligned-start": "start / start",
+        "aligned": "start / end",
+        "recipe-start": "end / start",
+        BASE: "end / end",
+        "random-start": "random / start",
+        "random": "random / end",
+    },
+}
+"""The factors, and the systems that stand for their values."""
+
+
+def main() -> None:
+    seeds = by_seed()
+    points = pooled(seeds)
+    points.write_csv(DOCS / "recipes.csv", float_precision=4)
+    save(chart(points, seeds), png=DOCS / "recipes.png")
+    with pl.Config(tbl_rows=-1, tbl_cols=-1, tbl_width_chars=160):
+        print(points)
+
+
+def by_seed() -> pl.DataFrame:
+    """factor, value, seed, length, n, correct, loss (the last of training), gate (mean of all)."""
+    summary = pl.read_parquet(RESULTS / "summary.parquet")
+    summary = summary.filter(pl.col("depth_percent").is_null(), pl.col("metric") == "all")
+    rows = []
+    for factor, values in FACTORS.items():
+        for system, value in values.items():
+            for row in summary.iter_rows(named=True):
+                name, _, seed = row["system"].rpartition("_")
+                if name != system:
+                    continue
+                model = f"{system.removesuffix('-start')}_{seed}"
+                last = pl.read_parquet(RESULTS / "training" / f"{model}.parquet")[-1]
+                gates = last.select(pl.mean_horizontal("^gate_layer.*$")).item()
+                rows.append(
+                    {
+                        "factor": factor,
+                        "value": value,
+                        "seed": int(seed),
+                        "length": row["length"],
+                        "n": row["n"],
+                        "correct": round(row["n"] * row["accuracy"]),
+                        "loss": last["loss"].item(),
+                        "gate": gates,
+                    }
+                )
+    return pl.DataFrame(rows)
+
+
+def pooled(seeds: pl.DataFrame) -> pl.DataFrame:
+    """A row a factor, value and length: accuracy of all seeds' answers with its Wilson interval,
+    and of the worst and best seed."""
+    accuracy = pl.col("correct") / pl.col("n")
+    points = seeds.group_by("factor", "value", "length", maintain_order=True).agg(
+        seeds=pl.len(),
+        lowest_seed=accuracy.min(),
+        highest_seed=accuracy.max(),
+        loss=pl.col("loss").mean(),
+        gate=pl.col("gate").mean(),
+        n=pl.col("n").sum(),
+        correct=pl.col("correct").sum(),
+    )
+    intervals = [
+        binomtest(row["correct"], row["n"]).proportion_ci(method="wilson")
+        for row in points.iter_rows(named=True)
+    ]
+    return points.with_columns(
+        accuracy=accuracy,
+        low=pl.Series([interval.low for interval in intervals]),
+        high=pl.Series([interval.high for interval in intervals]),
+    )
+
+
+def chart(points: pl.DataFrame, seeds: pl.DataFrame) -> alt.TopLevelMixin:
+    """Accuracy by the value of each factor, a row of panels a factor and a column a length."""
+    shown = points.with_columns(pl.col("accuracy", "low", "high") * 100)
+    dots = seeds.with_columns(percent=100 * pl.col("correct") / pl.col("n"))
+    rows = []
+    for factor, values in FACTORS.items():
+        x = alt.X("value:N", title=factor, sort=[*values.values()], axis=alt.Axis(labelAngle=-30))
+        panels = []
+        for length in sorted(shown["length"].unique()):
+            at = (pl.col("factor") == factor) & (pl.col("length") == length)
+            base = alt.Chart(inline(shown.filter(at))).encode(x=x)
+            y = alt.Y("accuracy:Q", title="Accuracy (%)").scale(domain=[0, 100])
+            layers = [
+                base.mark_rule(strokeWidth=2, opacity=0.6).encode(
+                    y=alt.Y("low:Q", title="Accuracy (%)"), y2="high:Q"
+                ),
+                base.mark_tick(thickness=2.5, width=18).encode(y=y),
+                alt.Chart(inline(dots.filter(at)))
+                .mark_point(size=45, filled=False, opacity=1)
+                .encode(x=x, y=alt.Y("percent:Q"), xOffset="seed:N"),
+            ]
+            panels.append(
+                alt.layer(*layers).properties(width=190, height=130, title=f"{length:,} tokens")
+            )
+        rows.append(alt.hconcat(*panels))
+    return styled(
+        alt.vconcat(*rows),
+        "Recipes of Infini-attention: one factor at a time, passkey",
+        [
+            "Bar: all seeds together, with the 95 % interval (Wilson); circles: the seeds",
+            counted(points["n"], "answers a bar") + "; segments of 128 tokens",
+        ],
+    )
+
+
+if __name__ == "__main__":
+    main()
