@@ -17,6 +17,7 @@ import torch
 from benchmarks.attention import attention_table
 from benchmarks.generation import generation_table
 from benchmarks.streaming import streaming_table
+from benchmarks.training import training_table
 from needlework.stage import device_name, package_versions
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -28,6 +29,7 @@ def main() -> None:
         "attention": attention_table,
         "generation": generation_table,
         "streaming": streaming_table,
+        "training": training_table,
     }
     for name in sys.argv[1:] or parts:
         if name not in parts:

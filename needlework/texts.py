@@ -4,7 +4,7 @@ import codecs
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 from needlework.config.check import is_hub_name
 
@@ -49,40 +49,85 @@ def texts(path: str | Path, column: str = "text", split: str = "train") -> Itera
 
 def rows(path: str | Path, columns: Sequence[str], split: str = "train") -> Iterator[Any]:
     """What stands in the first of `columns` that a source has, as `texts` reads it, of any type."""
-    return _read(Path(path), columns, split)
+    return _read(Path(path), _Wanted(columns), split)
 
 
-def _read(path: Path, columns: Sequence[str], split: str) -> Iterator[Any]:
+def documents(
+    path: str | Path, column: str = "text", split: str = "train"
+) -> Iterator[Iterator[str]]:
+    """The documents of a source, each in its parts: a text file is one, and so is a table's row.
+
+    Arguments and errors as of `texts`; text files may be empty.
+    """
+    path = Path(path)
+    files = [path] if path.is_file() else _visible(path)
+    if files and all(file.suffix.lower() in TEXT_SUFFIXES for file in files):
+        return map(_parts, files)
+    return (iter([text]) for text in texts(path, column, split))
+
+
+def pairs(
+    path: str | Path, columns: tuple[str, str], split: str = "train"
+) -> Iterator[tuple[str, str]]:
+    """What stands in two columns of a table, row by row, as `texts` reads it.
+
+    Raises:
+        ValueError: as `texts`; a column is not there; what stands in it is blank or no text.
+    """
+    wanted = _Wanted(columns, together=True)
+    for number, row in enumerate(_read(Path(path), wanted, split)):
+        for column, text in zip(columns, row, strict=True):
+            if not isinstance(text, str) or not text.strip():
+                raise ValueError(
+                    f"{path}: column {column!r}: row {number} holds {text!r:.40}; write some text, "
+                    "or name another column"
+                )
+        yield row
+
+
+class _Wanted(NamedTuple):
+    """What of a table is read: the first of `columns` that is there, or all of them together."""
+
+    columns: Sequence[str]
+    together: bool = False
+
+    def of(self, path: Path, features: Iterable[str]) -> list[str]:
+        """The names to read of those there."""
+        found = [column for column in self.columns if column in features]
+        lacking = [column for column in self.columns if column not in features]
+        if lacking if self.together else not found:
+            wrong = " or ".join(map(repr, lacking))
+            raise _Wrong(f"{path}: no column {wrong}; write one of {', '.join(features)}")
+        return found if self.together else found[:1]
+
+
+def _read(path: Path, wanted: _Wanted, split: str) -> Iterator[Any]:
     if path.is_file():
-        return _read_file(path, columns)
+        return _read_file(path, wanted)
     if path.is_dir():
-        return _read_folder(path, columns, split)
+        return _read_folder(path, wanted, split)
     if is_hub_name(str(path)):
-        return _read_hub(path, columns, split)
+        return _read_hub(path, wanted, split)
     raise ValueError(f"{path}: no such file or folder; name one that is there")
 
 
-def _read_file(path: Path, columns: Sequence[str]) -> Iterator[Any]:
+def _read_file(path: Path, wanted: _Wanted) -> Iterator[Any]:
     suffix = path.suffix.lower()
     if suffix in TEXT_SUFFIXES:
-        return _parts(path)
+        return _read_plain(path, [path], wanted)
     if suffix not in TABLES:
         raise ValueError(
             f"{path}: neither text nor a table; name a file that ends in one of "
             + ", ".join([*TEXT_SUFFIXES, *TABLES])
         )
     # The only split of one file; `split` is for those that have several.
-    return _read_tables(path, [path], columns, None)
+    return _read_tables(path, [path], wanted, None)
 
 
-def _read_folder(path: Path, columns: Sequence[str], split: str) -> Iterator[Any]:
+def _read_folder(path: Path, wanted: _Wanted, split: str) -> Iterator[Any]:
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
-        return _read_saved(path, columns, split)
-    files = [
-        file
-        for file in sorted(path.rglob("*"))
-        if file.is_file() and not any(p.startswith(".") for p in file.relative_to(path).parts)
-    ]
+        return _read_saved(path, wanted, split)
+    files = _visible(path)
     plain = [file for file in files if file.suffix.lower() in TEXT_SUFFIXES]
     tables = [f for f in files if f.suffix.lower() in TABLES and f.name not in _ABOUT_DATA]
     # A page about the tables beside them is no text of theirs.
@@ -104,8 +149,22 @@ def _read_folder(path: Path, columns: Sequence[str], split: str) -> Iterator[Any
             " name one file, or a folder with one kind"
         )
     if plain:
-        return (part for file in plain for part in _parts(file))
-    return _read_tables(path, tables, columns, split)
+        return _read_plain(path, plain, wanted)
+    return _read_tables(path, tables, wanted, split)
+
+
+def _visible(path: Path) -> list[Path]:
+    """The files of a folder by path, hidden ones left out."""
+    files = (file for file in sorted(path.rglob("*")) if file.is_file())
+    return [f for f in files if not any(p.startswith(".") for p in f.relative_to(path).parts)]
+
+
+def _read_plain(path: Path, files: list[Path], wanted: _Wanted) -> Iterator[str]:
+    if wanted.together:
+        raise ValueError(
+            f"{path}: plain text; name a table with columns {' and '.join(wanted.columns)}"
+        )
+    return (part for file in files for part in _parts(file))
 
 
 def _parts(file: Path) -> Iterator[str]:
@@ -143,7 +202,7 @@ def _datasets() -> Any:
 
 
 def _read_tables(
-    path: Path, files: list[Path], columns: Sequence[str], split: str | None
+    path: Path, files: list[Path], wanted: _Wanted, split: str | None
 ) -> Iterator[Any]:
     if not any(file.stat().st_size for file in files):
         raise ValueError(f"{path}: empty; name a source that has text")
@@ -157,7 +216,7 @@ def _read_tables(
                 split = next(iter(opened))
             else:
                 opened = _datasets().load_dataset(str(path), streaming=True, cache_dir=cache)
-            yield from _column(path, _split(path, opened, split), columns)
+            yield from _column(path, _split(path, opened, split), wanted)
         except _Wrong:
             raise
         except Exception as error:  # each format fails in a way of its own
@@ -168,7 +227,7 @@ def _read_tables(
             raise ValueError(f"{path}: not to be read as {kind}: {_line(error)}") from None
 
 
-def _read_saved(path: Path, columns: Sequence[str], split: str) -> Iterator[Any]:
+def _read_saved(path: Path, wanted: _Wanted, split: str) -> Iterator[Any]:
     datasets = _datasets()
     try:
         opened = datasets.load_from_disk(str(path))
@@ -176,13 +235,13 @@ def _read_saved(path: Path, columns: Sequence[str], split: str) -> Iterator[Any]
         raise ValueError(f"{path}: not to be read as a saved dataset: {_line(error)}") from None
     if isinstance(opened, datasets.DatasetDict):
         opened = _split(path, opened, split)
-    yield from _column(path, opened, columns)
+    yield from _column(path, opened, wanted)
 
 
-def _read_hub(path: Path, columns: Sequence[str], split: str) -> Iterator[Any]:
+def _read_hub(path: Path, wanted: _Wanted, split: str) -> Iterator[Any]:
     try:
         opened = _datasets().load_dataset(str(path), streaming=True)
-        yield from _column(path, _split(path, opened, split), columns)
+        yield from _column(path, _split(path, opened, split), wanted)
     except _Wrong:
         raise
     except Exception as error:  # the network's errors are many
@@ -201,16 +260,13 @@ def _split(path: Path, opened: dict[str, Any], split: str) -> Any:
     return opened[split]
 
 
-def _column(path: Path, dataset: Any, columns: Sequence[str]) -> Iterator[Any]:
+def _column(path: Path, dataset: Any, wanted: _Wanted) -> Iterator[Any]:
     features: Iterable[str] = dataset.features or next(iter(dataset), {})
     if not features:
         return
-    column = next((column for column in columns if column in features), None)
-    if column is None:
-        wrong = " or ".join(map(repr, columns))
-        raise _Wrong(f"{path}: no column {wrong}; write one of {', '.join(features)}")
-    for row in dataset.select_columns([column]):
-        yield row[column]
+    columns = wanted.of(path, features)
+    for row in dataset.select_columns(columns):
+        yield tuple(row[column] for column in columns) if wanted.together else row[columns[0]]
 
 
 def _line(error: Exception) -> str:

@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import attention_model, attention_operator, run
 from benchmarks.attention_operator import CPU, CUDA, operator_table
+from benchmarks.training import training_table
 
 LENGTHS = (1024, 2048)
 
@@ -145,3 +146,11 @@ def test_unknown_part_is_one_line(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["run.py", "speed"])
     with pytest.raises(SystemExit, match="no part speed; name attention or generation"):
         run.main()
+
+
+def test_training_table_has_equal_losses_beside_the_trainer():
+    rows = rows_of(training_table((128,), 1))
+    assert [row["loop"] for row in rows] == ["Trainer", "Trainer, our loss", "ours"]
+    losses = {float(row["mean loss"]) for row in rows}
+    assert max(losses) == pytest.approx(min(losses), rel=1e-3)
+    assert all("<= 1.05: " in row["ours / it"] for row in rows[:2])

@@ -9,7 +9,7 @@ from pathlib import Path
 from needlework.config.experiment import Experiment
 from needlework.config.models import Checkpoint, Derived, Pretrained
 from needlework.config.systems import Attention, InfiniAlignment
-from needlework.config.tasks import BUILT_IN_HAYSTACKS, TaskExamples
+from needlework.config.tasks import BUILT_IN_HAYSTACKS, RowExamples, TaskExamples, TextExamples
 from needlework.config.training import Distill, Finetune, FinetuneStage, Loop, Stage
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -30,9 +30,11 @@ def problems(experiment: Experiment) -> Iterator[Problem]:
     models = list(_models(experiment))
     yield from models
     for name, data in experiment.finetune_data.items():
+        where = ("finetune_data", name)
         if isinstance(data, TaskExamples) and data.task not in experiment.tasks:
-            where = ("finetune_data", name, "task")
-            yield where, "names no task; " + one_of(experiment.tasks, data.task)
+            yield (*where, "task"), "names no task; " + one_of(experiment.tasks, data.task)
+        if isinstance(data, RowExamples | TextExamples):
+            yield from _source((*where, "path"), data.path)
     if not models:
         yield from _own_attention(experiment)
     yield from _gates(experiment)
@@ -41,6 +43,7 @@ def problems(experiment: Experiment) -> Iterator[Problem]:
     yield from _tasks(experiment)
     yield from _streams(experiment)
     if not models:
+        yield from _validation(experiment)
         yield from _grid(experiment)
 
 
@@ -138,12 +141,14 @@ def _derived(experiment: Experiment, name: str, model: Derived) -> Iterator[Prob
 def _rows(
     experiment: Experiment, where: tuple[str, ...], recipe: Finetune | Distill
 ) -> Iterator[Problem]:
-    several = isinstance(recipe.data, list)
-    for i, name in enumerate(recipe.data if several else [recipe.data]):
+    distils = isinstance(recipe, Distill)
+    for i, name in enumerate(recipe.data if distils else recipe.weights):
         data = experiment.finetune_data.get(name)
+        at = (*where, "data", i) if distils else (*where, "data")
         if data is None:
-            at = (*where, "data", i) if several else (*where, "data")
             yield at, "names no finetune_data; " + one_of(experiment.finetune_data, name)
+        elif distils and isinstance(data, TextExamples):
+            yield at, "is text, without the answers that gates are taught by; name other rows"
         elif (longest := max(data.lengths)) > recipe.sequence_length:
             yield (
                 (*where, "sequence_length"),
@@ -160,7 +165,35 @@ def _gates(experiment: Experiment) -> Iterator[Problem]:
         for i, stage in enumerate(gates.stages):
             if stage in gates.stages[:i]:
                 yield (*where, "stages", i), "stands twice; write it once"
+        yield from _processes((*where, "distill"), gates.distill, [gates.distill])
         yield from _rows(experiment, (*where, "distill"), gates.distill)
+
+
+def _validation(experiment: Experiment) -> Iterator[Problem]:
+    for name, model in experiment.models.items():
+        if isinstance(model, Checkpoint):
+            continue
+        key = "finetune" if isinstance(model, Derived) else "pretrain"
+        where, recipe = ("models", name, key), getattr(model, key)
+        stream = experiment.streams.get(recipe.validation)
+        if recipe.validation is not None and stream is None:
+            near = one_of(experiment.streams, recipe.validation)
+            yield (*where, "validation"), "names no stream; " + near
+        elif stream is None:
+            if recipe.validate_every:
+                what = "needs a text; name one of streams under validation, or write 0"
+                yield (*where, "validate_every"), what
+        elif not recipe.validate_every:
+            what = "is never read; write validate_every too, or leave it out"
+            yield (*where, "validation"), what
+        elif not stream.overlap:
+            limit, tokens = max_positions(experiment, name), recipe.validation_tokens
+            if limit is not None and min(tokens, stream.tokens or tokens) > limit:
+                yield (
+                    (*where, "validation_tokens"),
+                    f"goes beyond the {limit} positions of the model; write at most {limit}, or "
+                    f"give streams.{recipe.validation} an overlap",
+                )
 
 
 def _processes(
@@ -175,7 +208,7 @@ def _processes(
             f"shares the rows of a step among {parts}, and a stage has {fewest}; write processes "
             f"times gradient_accumulation_steps of at most {fewest}",
         )
-    file = recipe.accelerate_config
+    file = getattr(recipe, "accelerate_config", None)
     if file is not None and not Path(file).is_file():
         yield (*where, "accelerate_config"), "no such file; name one that `accelerate config` wrote"
 
@@ -291,11 +324,12 @@ def _haystacks(experiment: Experiment) -> Iterator[Problem]:
     for name, haystack in experiment.haystacks.items():
         if name in BUILT_IN_HAYSTACKS and name != "essay":
             yield ("haystacks", name), "is built in; give yours another name"
-        if not Path(haystack.path).exists() and not is_hub_name(haystack.path):
-            yield (
-                ("haystacks", name, "path"),
-                "no such file or folder; name an existing one, or a hub's owner/name",
-            )
+        yield from _source(("haystacks", name, "path"), haystack.path)
+
+
+def _source(where: tuple[str, ...], path: str) -> Iterator[Problem]:
+    if not Path(path).exists() and not is_hub_name(path):
+        yield where, "no such file or folder; name an existing one, or a hub's owner/name"
 
 
 def _tasks(experiment: Experiment) -> Iterator[Problem]:
@@ -319,11 +353,8 @@ def _streams(experiment: Experiment) -> Iterator[Problem]:
     for name, stream in experiment.streams.items():
         where = ("streams", name)
         path = stream.path
-        if path is not None and not Path(path).exists() and not is_hub_name(path):
-            yield (
-                (*where, "path"),
-                "no such file or folder; name an existing one, or a hub's owner/name",
-            )
+        if path is not None:
+            yield from _source((*where, "path"), path)
         for system in stream.systems or experiment.systems:
             own = (*where, "systems", system) if system in stream.systems else where
             how = stream.read_by(system)
@@ -355,6 +386,14 @@ def _streams(experiment: Experiment) -> Iterator[Problem]:
                 )
             elif how.attention is not None and how.attention.type == "seer":
                 yield from _seer(experiment, own, model, how.attention)
+            attention = how.attention if how.model else experiment.systems[system].attention
+            key = getattr(attention, "counts_on_the_end", None)
+            if key is not None and not how.overlap:
+                yield (
+                    own,
+                    f"`{key}` of system `{system}` counts on the text's end, which a stream does "
+                    "not know; write 0 or leave it out there, or set an overlap here",
+                )
             limit = max_positions(experiment, model)
             if limit is not None and not how.overlap and (stream.tokens or limit + 1) > limit:
                 yield (

@@ -100,7 +100,7 @@ def _in_file(config: Any, loc: tuple) -> tuple[str | int, ...]:
     """`loc` without the tags and `[key]` marks that pydantic puts between the file's keys."""
     where: list[str | int] = []
     for i, part in enumerate(loc):
-        if part == "[key]":
+        if part == "[key]" or str(part).endswith(":"):
             continue
         last = i == len(loc) - 1
         if isinstance(config, dict) and (part in config or last):

@@ -2,6 +2,7 @@
 
 import json
 import typing
+from inspect import cleandoc
 
 from pydantic_core import PydanticUndefined
 
@@ -69,7 +70,7 @@ def _typed(parent: type[Strict]) -> list[type[Strict]]:
 def _table(cls: type[Strict]) -> str:
     kind = cls.model_fields.get("type")
     title = f"`type: {kind.default}`" if kind else cls.__name__
-    lines = [f"### {title}", "", (cls.__doc__ or "").strip(), ""]
+    lines = [f"### {title}", "", cleandoc(cls.__doc__ or ""), ""]
     lines += ["| key | type | default | meaning |", "|---|---|---|---|"]
     for name, field in cls.model_fields.items():
         if name != "type":

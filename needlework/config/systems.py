@@ -26,6 +26,13 @@ class BlockSparse(Attention):
         """Scores of +inf and -inf settle blocks, so a row may keep more or fewer than its count."""
         return True
 
+    @property
+    def counts_on_the_end(self) -> str | None:
+        """A key that is set, by which choices in prefill depend on the whole prompt's length."""
+        keys = ("dense_last_rows", "local_share", "sink_share", "nz_ratio")
+        is_dense = getattr(self, "skip_prefill", False)
+        return next((key for key in keys if getattr(self, key, None) and not is_dense), None)
+
     def skips(self, stage: str) -> bool:
         """Whether the stage, prefill or decode, stays dense without the system looking at it."""
         return stage == "decode" and self.skip_decode

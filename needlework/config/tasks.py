@@ -383,5 +383,50 @@ class TaskExamples(Examples):
     task: Name = Field(description="a name under tasks")
 
 
+class RowExamples(Examples):
+    """Rows of your own to train on: two columns of a table, prompt and answer, as they are.
+
+    An answer follows its prompt at once: begin it with a space where your tokenizer wants one.
+    """
+
+    module: ClassVar[str] = "row_examples"
+
+    type: Literal["rows"] = "rows"
+    path: str = Field(
+        min_length=1,
+        description="Parquet/JSON lines/CSV file or folder, folder of a saved dataset, or a hub's "
+        "owner/name",
+    )
+    prompt_column: str = Field("prompt", description="the column with the prompts")
+    answer_column: str = Field("answer", description="the column with the answers")
+    split: str = Field("train", description="the split, in a dataset that has several")
+    examples: int | None = Field(None, ge=1, description="rows, the first ones; null: all")
+    length: ExampleLength = Field(
+        1024, description="most tokens of prompt, answer and end of text; longer rows are an error"
+    )
+
+
+class TextExamples(Examples):
+    """Text of yours to train on, the loss on every token.
+
+    Documents are tokenized one after the other, each ended by the end of text, and the whole is cut
+    into rows with nothing left over between them.
+    """
+
+    module: ClassVar[str] = "text_examples"
+
+    type: Literal["text"] = "text"
+    path: str = Field(
+        min_length=1,
+        description="text file, folder of text files, Parquet/JSON lines/CSV file or folder, "
+        "folder of a saved dataset, or a hub's owner/name",
+    )
+    column: str = Field("text", description="the column with the text, in a table")
+    split: str = Field("train", description="the split, in a dataset that has several")
+    length: ExampleLength | Annotated[list[ExampleLength], Field(min_length=1)] = Field(
+        1024, description="tokens of a row; several lengths take turns"
+    )
+
+
 AnyTask = tagged_union(Task)
 AnyExamples = tagged_union(Examples)

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
 from needlework.config.base import Name, Strict
 
@@ -20,34 +20,57 @@ class Loop(Strict):
     )
     adam_epsilon: float = Field(1.0e-8, gt=0, description="added to AdamW's divisor")
     clip: float = Field(1.0, gt=0, description="largest gradient norm")
-    mixed_precision: Literal["no", "bf16"] = Field(
-        "no",
-        description="bf16: computed in bfloat16, weights and gradients kept in float32 while "
-        "training; no: all in the model's dtype",
-    )
     gradient_accumulation_steps: int = Field(
         1,
         ge=1,
         description="parts that the rows of a step (of a process) are taken in, one after the "
         "other, to need less memory; the step is the same",
     )
-    gradient_checkpointing: bool = Field(
-        False, description="true: activations are computed again layer by layer, not kept"
-    )
     processes: int = Field(
         1, ge=1, description="processes that share the rows of each step, one GPU or core each"
-    )
-    accelerate_config: str | None = Field(
-        None,
-        description="an accelerate config file to start the processes by, for FSDP (version 2)",
     )
     log_every: int = Field(10, ge=1, description="steps between rows of the metrics table")
     checkpoint_every: int = Field(
         100, ge=1, description="steps between checkpoints, from which a killed training goes on"
     )
     keep_checkpoints: int = Field(
-        2, ge=1, description="latest checkpoints kept until the model is whole"
+        2, ge=1, description="latest checkpoints kept until what is trained is whole"
     )
+
+
+Weight = Annotated[float, Field(gt=0)]
+"""How often rows are drawn from one source, beside the weights of the others."""
+# Told apart by their type, so that an error is of what was written.
+Data = Annotated[
+    Annotated[Name, Tag("name:")]
+    | Annotated[dict[Name, Weight], Field(min_length=1), Tag("weights:")],
+    Discriminator(lambda given: "weights:" if isinstance(given, dict) else "name:"),
+]
+
+
+class WholeModel(Loop):
+    """What the recipe of a whole model says besides, of memory and of validation."""
+
+    mixed_precision: Literal["no", "bf16"] = Field(
+        "no",
+        description="bf16: computed in bfloat16, weights and gradients kept in float32 while "
+        "training; no: all in the model's dtype",
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="true: activations are computed again layer by layer, not kept"
+    )
+    accelerate_config: str | None = Field(
+        None,
+        description="an accelerate config file to start the processes by, for FSDP (version 2)",
+    )
+    validate_every: int = Field(
+        0, ge=0, description="steps between losses on held-out text, in the metrics; 0: none"
+    )
+    validation: Name | None = Field(
+        None,
+        description="a name under streams: the text, its first shard, read as the stream says",
+    )
+    validation_tokens: int = Field(10_000, ge=2, description="most tokens of it")
 
 
 class FinetuneStage(Strict):
@@ -58,10 +81,13 @@ class FinetuneStage(Strict):
     batch_size: int = Field(4, ge=1, description="rows a step")
 
 
-class Finetune(FinetuneStage, Loop):
-    """Supervised fine-tuning on prompt and answer rows; the loss is on the answers alone."""
+class Finetune(FinetuneStage, WholeModel):
+    """Supervised fine-tuning; the loss is on the answers of rows, and on all of a text."""
 
-    data: Name = Field(description="a name under finetune_data")
+    data: Data = Field(
+        description="a name under finetune_data, or names with their weights: {keys: 3, prose: 1} "
+        "draws three rows of `keys` for each of `prose`"
+    )
     curriculum: list[FinetuneStage] = Field(
         [],
         description="stages before the main one, shortest first; each takes the rows longer than "
@@ -81,8 +107,13 @@ class Finetune(FinetuneStage, Loop):
         None, ge=0, description="of the order of rows; null: the experiment's seed"
     )
 
+    @property
+    def weights(self) -> dict[str, float]:
+        """Names of the data, in an order of their own, and how often each is drawn from."""
+        return {self.data: 1.0} if isinstance(self.data, str) else dict(sorted(self.data.items()))
 
-class Distill(Strict):
+
+class Distill(FinetuneStage, Loop):
     """Training of a frozen model's gates towards the blocks that its own attention looks at.
 
     The loss is 10 KL(attention || gate), attention max-pooled over each tile, summed over layers.
@@ -91,9 +122,6 @@ class Distill(Strict):
     data: Annotated[list[Name], Field(min_length=1)] = Field(
         description="names under finetune_data, the rows of all of them mixed"
     )
-    steps: int = Field(500, ge=1, description="optimizer steps")
-    sequence_length: int = Field(1024, ge=2, description="tokens; longer rows are an error")
-    batch_size: int = Field(4, ge=1, description="rows a step")
     prefill_rows: int = Field(
         256, ge=1, description="rows of blocks of each batch that prefill gates learn from"
     )
@@ -114,8 +142,6 @@ class Distill(Strict):
         lt=1,
         description="share of each row's text, its start, that the loss leaves out",
     )
-    clip: float = Field(1.0, gt=0, description="largest gradient norm")
-    log_every: int = Field(10, ge=1, description="steps between rows of the metrics table")
 
 
 Exercise = Literal["recall", "passkey", "noise", "sentences"]
@@ -134,7 +160,7 @@ class Stage(Strict):
     )
 
 
-class Pretrain(Loop):
+class Pretrain(WholeModel):
     """A small Llama and its word tokenizer, trained from nothing by stages of growing length."""
 
     stages: list[Stage] = Field(min_length=1, description="the curriculum, in order")

@@ -57,7 +57,7 @@ class InCache:
     """A model of transformers: its cache, of whatever layers. The window system's is emptied."""
 
     def __init__(self, model: PreTrainedModel, handle: Handle | None):
-        self._model = model
+        self._model, self._handle = model, handle
         accepted = inspect.signature(model.base_model.forward).parameters
         self._name = "cache_params" if "cache_params" in accepted else "past_key_values"
         is_window = handle is not None and isinstance(handle.system, Window)
@@ -72,6 +72,10 @@ class InCache:
         known: dict[str, Any] = {"use_cache": True}
         if self._cache is not None:
             known[self._name] = self._cache
+        if self._handle is not None:
+            # All of it is prompt: a last chunk of one token is no decode.
+            before = 0 if self._cache is None else self._cache.get_seq_length()
+            self._handle.prompt_tokens = before + tokens
         if self._evict is not None:
             positions = torch.arange(self._seen, self._seen + tokens, device=device)
             known["position_ids"] = positions[None]

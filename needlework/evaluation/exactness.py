@@ -5,10 +5,12 @@ from torch import Tensor, nn
 
 from needlework.evaluation.carried import Carried, InCache, start_of_segments
 from needlework.evaluation.token_losses import TokenLosses
+from needlework.memory import patiently
 
 MOST_TOKENS = 9216
 MOST_LOGITS = 2**27
 MOST_CHUNKS = 256
+_TRIES = 5
 LARGEST_DIFFERENCE = 1e-3
 """Of any token's loss in float32, in nats."""
 LARGEST_MEAN_DIFFERENCE = 0.03
@@ -27,24 +29,38 @@ def tokens_to_check(chunk: int, reach: int, vocabulary: int) -> int:
     return max(8, min(wanted, MOST_TOKENS, MOST_LOGITS // vocabulary, MOST_CHUNKS * chunk))
 
 
+@torch.no_grad()
 def check(losses: TokenLosses, carried: Carried, ids: Tensor, chunk: int, granule: int) -> None:
     """Compare losses by token in chunks and at once; `carried` is reset.
 
-    Chunks are those of the run, or a third of the text (a multiple of `granule`) if that is less.
-    Where logits in slices are what differs, whole ones are used from here on.
+    Chunks are those of the run, or a third of the text (a multiple of `granule`) if that is less;
+    the text is shortened to what memory allows. Where logits in slices are what differs, whole
+    ones are used from here on.
 
     Args:
         ids: int64 [1, n].
 
     Raises:
         ValueError: they differ.
+        MemoryError: memory is too small even for an eighth of the text.
     """
+    lengths = [max(2, ids.shape[1] >> halved) for halved in range(4)]
+    patiently(
+        lambda attempt: _check(losses, carried, ids[:, : lengths[attempt]], chunk, granule),
+        len(lengths),
+    )
+
+
+def _check(losses: TokenLosses, carried: Carried, ids: Tensor, chunk: int, granule: int) -> None:
     ids, targets = ids[:, :-1], ids[:, 1:]
     third = max(granule, ids.shape[1] // 3 // granule * granule)
     chunk = min(chunk, third)
     carried.reset()
     plain = {"use_cache": False} if isinstance(carried, InCache) else {}
-    at_once, _ = losses.whole(ids, targets, **plain, **start_of_segments(losses.model))
+    plain |= start_of_segments(losses.model)
+    at_once, _ = patiently(
+        lambda _: losses.whole(ids, targets, **plain), _TRIES, undo=carried.reset
+    )
     said = _difference(losses.model, at_once, _in_chunks(losses, carried, ids, targets, chunk))
     if said is not None and losses.in_slices:
         losses.in_slices = False
@@ -64,11 +80,19 @@ def _in_chunks(
     carried.reset()
     found = []
     for part, wanted in zip(ids.split(chunk, 1), targets.split(chunk, 1), strict=True):
-        tokens = part.shape[1]
-        one, output = losses(part, wanted, **carried.arguments(tokens))
-        carried.take(output, tokens)
-        found.append(one)
+        found.append(_patient(losses, carried, part, wanted))
     return torch.cat(found, 1)
+
+
+def _patient(losses: TokenLosses, carried: Carried, part: Tensor, wanted: Tensor) -> Tensor:
+    before, tokens = carried.snapshot(brief=True), part.shape[1]
+    found, output = patiently(
+        lambda _: losses(part, wanted, **carried.arguments(tokens)),
+        _TRIES,
+        undo=lambda: carried.restore(before),
+    )
+    carried.take(output, tokens)
+    return found
 
 
 def _difference(model: nn.Module, at_once: Tensor, in_chunks: Tensor) -> str | None:

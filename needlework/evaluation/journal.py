@@ -1,6 +1,7 @@
 """A run's state on disk, so that a killed run goes on where it was last saved."""
 
 import json
+import logging
 import os
 import time
 from pathlib import Path
@@ -11,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 SAVE_EVERY_SECONDS = 60.0
+_log = logging.getLogger(__name__)
 
 
 class Journal:
@@ -43,6 +45,7 @@ class Journal:
             with safe_open(self.path, framework="pt") as file:
                 told = json.loads(file.metadata()["journal"])
                 if told["key"] != self.key:
+                    _log.warning("%s: is of another model or setting; beginning anew", self.path)
                     return None
                 names = file.keys()
                 return told, {name: file.get_tensor(name) for name in names}
@@ -52,10 +55,24 @@ class Journal:
     def save(self, told: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         """Save JSON and tensors together."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_name(f".partial-{os.getpid()}-{self.path.name}")
+        # The next save writes over what a kill may leave of it.
+        partial = self.path.with_name(f".partial-{self.path.name}")
         metadata = {"journal": json.dumps({**told, "key": self.key})}
         save_file({k: x.contiguous() for k, x in tensors.items()}, partial, metadata)
         with partial.open("rb") as file:
             os.fsync(file.fileno())
         partial.replace(self.path)
         self._saved = time.monotonic()
+
+
+def other_text(told: dict[str, Any]) -> ValueError:
+    """What to raise where a saved state is not of the text that is read."""
+    return ValueError(
+        f"the saved state is of another text: document {told['document']} differs from token "
+        f"{told['at']} on; delete it, or name another file"
+    )
+
+
+def part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Those saved under a prefix, by the rest of their names."""
+    return {k.removeprefix(prefix): x for k, x in tensors.items() if k.startswith(prefix)}

@@ -1,7 +1,5 @@
 """Time and memory of one generation."""
 
-import resource
-import sys
 import time
 
 import torch
@@ -32,14 +30,6 @@ def _now() -> float:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()
-
-
-def peak_memory_bytes() -> int:
-    """Peak bytes since the process began: allocated on the GPU if there is one, else resident."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def cache_bytes(cache: object) -> int:

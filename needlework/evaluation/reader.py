@@ -1,12 +1,21 @@
 """A document read forward: tokens ahead can be seen before they are passed."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from numbers import Integral
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from needlework.evaluation.token_source import PIECE_TOKENS, TOKEN_SUFFIXES, Pieces, token_documents
+from needlework.evaluation.token_source import (
+    PIECE_TOKENS,
+    TOKEN_SUFFIXES,
+    Pieces,
+    TokenFile,
+    encoded,
+    encoder,
+    token_documents,
+)
 
 
 class Reader:
@@ -29,9 +38,7 @@ class Reader:
         Raises:
             ValueError: an id is none of the model's.
         """
-        while len(self._held) < tokens and (piece := next(self._pieces, None)) is not None:
-            self._held = np.concatenate([self._held, np.asarray(piece)])
-        found = self._held[:tokens].astype(np.int64)
+        found = self.unchecked(tokens)
         if self._vocabulary is not None and len(found):
             wrong = (found < 0) | (found >= self._vocabulary)
             if wrong.any():
@@ -42,6 +49,12 @@ class Reader:
                 )
         return found
 
+    def unchecked(self, tokens: int) -> np.ndarray:
+        """As `ahead`, whatever the ids are."""
+        while len(self._held) < tokens and (piece := next(self._pieces, None)) is not None:
+            self._held = np.concatenate([self._held, np.asarray(piece)])
+        return self._held[:tokens].astype(np.int64)
+
     def pass_by(self, tokens: int) -> None:
         """Go on by `tokens` tokens, seen or not."""
         self.at += tokens
@@ -51,19 +64,23 @@ class Reader:
         self._held = self._held[tokens:]
 
 
-def documents_of(data: Any, together: bool, limit: int | None) -> Iterator[Pieces]:
+def documents_of(
+    data: Any, together: bool, limit: int | None, tokenizer: Any = None
+) -> Iterator[Pieces]:
     """Documents, each in pieces, of whatever a text may be given as.
 
     Args:
         data: token ids as a tensor, array or list ([n], or a document a row); a path of a token
-            file or of a table with input_ids; or documents, each an array or arrays to be joined.
+            file, or of what `token_documents` reads; or documents: each an array, arrays to be
+            joined, a text, or a row with input_ids or text.
         together: join all documents to one.
         limit: most tokens in all; None: no limit.
+        tokenizer: for text.
 
     Raises:
         ValueError: it is none of these, or empty.
     """
-    documents = _documents(data)
+    documents = _documents(data, tokenizer)
     if together:
         documents = iter([(piece for document in documents for piece in document)])
     for document in documents:
@@ -74,6 +91,13 @@ def documents_of(data: Any, together: bool, limit: int | None) -> Iterator[Piece
             yield iter(cut)
             if (limit := cut.left) <= 0:
                 return
+
+
+def tokens_in(data: Any, limit: int | None) -> int | None:
+    """How many tokens `data` is known to hold, up to `limit`; None: nobody knows."""
+    is_ids = isinstance(data, Tensor | np.ndarray | TokenFile) or _is_list_of_ids(data)
+    held = len(data) if is_ids and len(getattr(data, "shape", (1,))) == 1 else None
+    return min((x for x in (held, limit) if x is not None), default=None)
 
 
 class _Cut:
@@ -93,25 +117,49 @@ class _Cut:
                 return
 
 
-def _documents(data: Any) -> Iterator[Pieces]:
+def _is_list_of_ids(data: Any) -> bool:
+    return isinstance(data, list | tuple | range) and all(isinstance(x, Integral) for x in data)
+
+
+def _documents(data: Any, tokenizer: Any) -> Iterator[Pieces]:
     if hasattr(data, "__fspath__") or isinstance(data, str):
-        yield from token_documents(data)
+        yield from token_documents(data, tokenizer)
         return
-    if isinstance(data, Tensor | np.ndarray) or (
-        isinstance(data, list | tuple) and all(isinstance(x, int) for x in data)
-    ):
-        data = [data] if np.ndim(data) == 1 else data
+    if isinstance(data, Mapping):
+        # What a tokenizer of transformers returns.
+        data = _held(data)
+    if _is_list_of_ids(data) or (isinstance(data, Tensor | np.ndarray) and data.ndim == 1):
+        data = [data]
     if not isinstance(data, Iterable):
         raise ValueError(
             f"data: {type(data).__name__} holds no tokens; give token ids, documents of them, or "
             f"a path that ends in one of {', '.join((*TOKEN_SUFFIXES, '.parquet'))}"
         )
+    encode = None if tokenizer is None else encoder(tokenizer)
     found = False
     for document in data:
         found = True
-        yield document if isinstance(document, Iterator) else _ids(document)
+        document = _held(document) if isinstance(document, Mapping) else document
+        if isinstance(document, str):
+            yield encoded([document], encode, "data")
+        else:
+            yield document if isinstance(document, Iterator) else _ids(document)
     if not found:
         raise ValueError("data: empty; give at least two tokens")
+
+
+def _held(row: Mapping) -> Any:
+    """
+    Raises:
+        ValueError: there are neither ids nor text in it.
+    """
+    for column in ("input_ids", "text"):
+        if column in row:
+            return row[column]
+    raise ValueError(
+        f"data: has neither input_ids nor text, but {', '.join(map(str, row))}; rename the column "
+        "that holds one of them"
+    )
 
 
 def _ids(ids: Any) -> Pieces:

@@ -16,8 +16,9 @@ from transformers import (
 from needlework.attention.apply import apply
 from needlework.attention.density import Density, LayerDensity
 from needlework.config.systems import Attention
-from needlework.evaluation.meter import FirstTokenClock, cache_bytes, peak_memory_bytes
+from needlework.evaluation.meter import FirstTokenClock, cache_bytes
 from needlework.evaluation.thinking import ThinkingBudget, opens_thought
+from needlework.memory import peak_memory_bytes
 from needlework.progress import track
 from needlework.thought import CLOSE, OPEN
 

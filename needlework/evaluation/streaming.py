@@ -6,6 +6,7 @@ every window is read anew, with `overlap` tokens of context: an approximation, t
 context is a window. Each token but a document's first is scored once, whatever the chunk.
 """
 
+import hashlib
 import math
 import statistics
 import time
@@ -20,11 +21,16 @@ from torch import Tensor, nn
 
 from needlework.attention.apply import Handle, apply
 from needlework.config.systems import Attention
-from needlework.evaluation.chunk_run import ChunkRun, Reading
+from needlework.evaluation.arguments import device_of, require_causal, require_whole
+from needlework.evaluation.chunk_run import ChunkRun
 from needlework.evaluation.journal import Journal
 from needlework.evaluation.own_chunk import USUAL_CHUNK, own_chunk, reach_of
+from needlework.evaluation.reader import documents_of, tokens_in
+from needlework.evaluation.steps import Reading
 from needlework.evaluation.tally import Chunk, Tally
 from needlework.progress import track
+
+_WEIGHTS_TO_HASH = 256
 
 
 @dataclass(frozen=True)
@@ -72,9 +78,11 @@ class StreamingEvaluator:
         adaptive: begin with the largest chunk that fits into memory: doublings of chunk_size.
         separate_documents: begin each document with no context; else they are one text.
         attention: a system to put on the model while it reads.
+        tokenizer: for data that is text: a fast one of transformers, or of tokenizers.
 
     Raises:
-        ValueError: overlap does not lie below chunk_size, or a number is below its least.
+        ValueError: overlap does not lie below chunk_size, a number is below its least, the model
+            is no causal language model, or there is no such device.
     """
 
     def __init__(
@@ -89,26 +97,22 @@ class StreamingEvaluator:
         adaptive: bool = False,
         separate_documents: bool = False,
         attention: Attention | None = None,
+        tokenizer: Any = None,
     ):
-        for name, value, least in (
-            ("chunk_size", chunk_size, 1),
-            ("overlap", overlap, 0),
-            ("windows_at_once", windows_at_once, 1),
-        ):
-            if value is not None and value < least:
-                raise ValueError(f"{name} {value}: write at least {least}")
+        require_causal(model)
+        require_whole("chunk_size", chunk_size, 1, none="the model's own")
+        require_whole("overlap", overlap, 0)
+        require_whole("windows_at_once", windows_at_once, 1)
         size = own_chunk(model, attention, overlap) if chunk_size is None else chunk_size
         if overlap >= size:
             raise ValueError(
                 f"overlap {overlap}: is not below chunk_size {size}; write at most {size - 1}"
             )
         self.model, self.attention, self.verbose = model, attention, verbose
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        if getattr(model, "hf_device_map", None) or getattr(model, "is_quantized", False):
-            # It stays where it was put, maybe on several devices.
-            self.device = model.device
-        else:
+        self.device = device_of(model, device)
+        if self.device != getattr(model, "device", None):
             model.to(self.device)
+        self.tokenizer = tokenizer
         reach = reach_of(model, attention)
         self.reading = Reading(size, overlap, windows_at_once, adaptive, separate_documents, reach)
         self.max_tokens: int | None = None
@@ -125,12 +129,13 @@ class StreamingEvaluator:
         """Perplexity of a text.
 
         Args:
-            data: token ids (tensor, array or list), documents of them, or the path of a file of
-                tokens (.bin, .npy) or of a table with input_ids.
+            data: token ids (tensor, array or list), documents of them, rows with input_ids (a
+                dataset, streaming or not), or a path: a file of tokens (.bin, .npy), or a table
+                with input_ids. With a tokenizer also texts, rows with text, and files of them.
             max_tokens: most tokens to read; None: all, 0: none.
             log_interval: chunks between two lines of progress.
             resume: a file to save the state in every minute, from which a killed run goes on. It
-                is deleted at the end.
+                is deleted at the end. A state of another model or setting is not used.
 
         Returns:
             loss (mean over the tokens scored, nats), perplexity, total_tokens (scored), num_chunks,
@@ -183,7 +188,7 @@ class StreamingEvaluator:
         max_tokens = self.max_tokens if max_tokens is None else max_tokens
         tally, journal = Tally(), None
         if resume is not None:
-            key = (type(self.model).__name__, self.attention, self.reading, max_tokens)
+            key = (_fingerprint(self.model), self.attention, self.reading, max_tokens)
             journal = Journal(resume, repr(key))
         started = time.perf_counter()
         for chunk in self.chunks(data, max_tokens, tally, journal, log_interval):
@@ -192,7 +197,7 @@ class StreamingEvaluator:
         if journal is not None:
             journal.path.unlink(missing_ok=True)
         seconds = time.perf_counter() - started
-        tokens = int(tally["tokens"].sum())
+        tokens = tally.tokens
         return {
             "loss": tally.loss,
             "perplexity": _exp(tally.loss),
@@ -223,17 +228,20 @@ class StreamingEvaluator:
         Raises:
             ValueError: as evaluate_streaming.
         """
-        if max_tokens is not None and max_tokens < 0:
-            raise ValueError(f"max_tokens {max_tokens}: write 0 for none, or None for all")
+        require_whole("max_tokens", max_tokens, 0, none="all")
+        require_whole("log_interval", log_interval, 1, none="the evaluator's")
         tally = Tally() if tally is None else tally
+        together = not self.reading.separate_documents
+        documents = documents_of(data, together, max_tokens, self.tokenizer)
         with self._reading() as handle:
             run = self.run = ChunkRun(self.model, handle, self.device, self.reading)
             run.is_checked |= self._is_checked
-            named = {"description": f"streaming, {run.mode}", "total": max_tokens, "unit": "token"}
+            total = tokens_in(data, max_tokens)
+            named = {"description": f"streaming, {run.mode}", "total": total, "unit": "token"}
             with track(**named) if self.verbose else nullcontext() as bar:
-                for chunk in run.chunks(data, max_tokens, tally, journal):
+                for chunk in run.chunks(documents, tally, journal):
                     if bar is not None:
-                        bar.update(chunk.tokens)
+                        bar.update(tally.tokens - bar.n)
                         if len(tally) % (log_interval or self.log_interval) == 0:
                             bar.set_postfix(perplexity=f"{_exp(tally.loss):.4g}", refresh=False)
                     yield chunk
@@ -250,6 +258,17 @@ class StreamingEvaluator:
                 yield handle
         finally:
             self.model.train(trained)
+
+
+def _fingerprint(model: nn.Module) -> str:
+    """Of a model's code and the first weights of each of its tensors."""
+    digest = hashlib.sha256(type(model).__name__.encode())
+    for name, x in model.state_dict().items():
+        digest.update(f"{name} {x.dtype} {tuple(x.shape)}".encode())
+        if x.device.type != "meta":
+            few = x.detach().flatten()[:_WEIGHTS_TO_HASH].cpu().contiguous()
+            digest.update(few.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _exp(loss: float) -> float:

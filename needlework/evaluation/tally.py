@@ -78,9 +78,14 @@ class Tally:
         return len(self._held["loss"])
 
     @property
+    def tokens(self) -> int:
+        """Tokens scored."""
+        return int(self._tokens.sum())
+
+    @property
     def loss(self) -> float:
         """Mean over all tokens scored, nats; NaN where there is none."""
-        tokens = int(self._tokens.sum())
+        tokens = self.tokens
         return float(self["loss"] @ self["tokens"]) / tokens if tokens else float("nan")
 
     def positions(self) -> pl.DataFrame:

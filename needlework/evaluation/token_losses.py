@@ -1,14 +1,12 @@
 """Cross-entropy of each token, without ever holding the logits of all of them."""
 
-import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from transformers import PreTrainedModel
+
+from needlework.models.head import has_head, standing_in
 
 LOGITS_AT_ONCE = {"cpu": 2**21, "cuda": 2**27}
 """Most logits, tokens * vocabulary, that are held together, by kind of device."""
@@ -23,7 +21,7 @@ class TokenLosses:
 
     def __init__(self, model: nn.Module):
         self.model = model
-        self.in_slices = isinstance(model, PreTrainedModel) and model.base_model is not model
+        self.in_slices = has_head(model)
 
     def __call__(
         self, ids: Tensor, targets: Tensor, first: int = 0, **arguments: Any
@@ -46,7 +44,7 @@ class TokenLosses:
         most = LOGITS_AT_ONCE.get(ids.device.type, LOGITS_AT_ONCE["cuda"])
         together = max(1, most // (len(ids) * self.model.config.get_text_config().vocab_size))
         losses = []
-        with _standing_in(self.model, output) as stand_in:
+        with standing_in(self.model, output) as stand_in:
             for start in range(0, hidden.shape[1], together):
                 rows = slice(start, start + together)
                 stand_in.output["last_hidden_state"] = hidden[:, rows]
@@ -78,30 +76,3 @@ def logits_of(output: Any) -> Tensor:
 def _losses(logits: Tensor, targets: Tensor) -> Tensor:
     losses = cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")
     return losses.view(targets.shape)
-
-
-class _StandIn(nn.Module):
-    """Answers in place of `base` with `output`; in all else it is `base`."""
-
-    def __init__(self, base: nn.Module, output: Any):
-        super().__init__()
-        self.__dict__.update(_base=base, output=output, was_asked=False)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__["_base"], name)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        self.__dict__["was_asked"] = True
-        return self.output
-
-
-@contextmanager
-def _standing_in(model: PreTrainedModel, output: Any) -> Iterator[_StandIn]:
-    """Within, the model's part without head answers at once, with a copy of `output`."""
-    prefix, base = model.base_model_prefix, model.base_model
-    stand_in = _StandIn(base, copy.copy(output))
-    setattr(model, prefix, stand_in)
-    try:
-        yield stand_in
-    finally:
-        setattr(model, prefix, base)

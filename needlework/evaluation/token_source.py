@@ -22,6 +22,8 @@ Pieces = Iterator[np.ndarray]
 class TokenFile:
     """Token ids in one file, mapped into memory: a one-dimensional .npy, or raw little-endian .bin.
 
+    Only the piece that is read is mapped: pages once touched would count as memory to the end.
+
     Iterating gives its documents: one, or those that each end with a token `separator`, or those
     that begin at the indices `starts`.
 
@@ -50,14 +52,14 @@ class TokenFile:
             raise ValueError(f"{path}: empty; name a file with tokens")
         if self.path.suffix == ".npy":
             try:
-                self._ids = np.load(self.path, mmap_mode="r", allow_pickle=False)
+                ids = np.load(self.path, mmap_mode="r", allow_pickle=False)
             except (ValueError, EOFError, OSError) as error:
                 raise ValueError(
                     f"{path}: cut short, or no .npy file ({error}); make it again"
                 ) from None
-            if self._ids.ndim != 1 or self._ids.dtype.kind not in "iu":
+            if ids.ndim != 1 or ids.dtype.kind not in "iu":
                 raise ValueError(
-                    f"{path}: holds {self._ids.dtype} of shape {self._ids.shape}; "
+                    f"{path}: holds {ids.dtype} of shape {ids.shape}; "
                     "write token ids as whole numbers in one dimension"
                 )
         else:
@@ -67,43 +69,45 @@ class TokenFile:
                     f"{path}: {size} bytes are no whole number of {dtype} tokens; it is cut "
                     "short, or of another dtype"
                 )
-            self._ids = np.memmap(self.path, item, mode="r")
-        if len(self._ids) == 0:
+            ids = np.memmap(self.path, item, mode="r")
+        if len(ids) == 0:
             raise ValueError(f"{path}: empty; name a file with tokens")
-        self._size = size
+        self._tokens, self._item, self._offset = len(ids), ids.dtype, ids.offset
 
     def __len__(self) -> int:
-        return len(self._ids)
+        return self._tokens
 
     def __iter__(self) -> Iterator[Pieces]:
         if self.starts is not None:
-            edges = [*self.starts.tolist(), len(self._ids)]
+            edges = [*self.starts.tolist(), len(self)]
             for start, end in pairwise(edges):
                 yield self.pieces(start, end)
         elif self.separator is None:
-            yield self.pieces(0, len(self._ids))
+            yield self.pieces(0, len(self))
         else:
             start = 0
             for end in self._ends():
                 yield self.pieces(start, end)
                 start = end
-            if start < len(self._ids):
-                yield self.pieces(start, len(self._ids))
+            if start < len(self):
+                yield self.pieces(start, len(self))
 
     def pieces(self, start: int, end: int) -> Pieces:
         """The tokens from index `start` to before `end`."""
         for at in range(start, end, PIECE_TOKENS):
+            tokens = min(PIECE_TOKENS, end - at)
+            offset = self._offset + at * self._item.itemsize
             # A page of a mapped file that has since been cut kills the process.
-            if self.path.stat().st_size < self._size:
+            if self.path.stat().st_size < offset + tokens * self._item.itemsize:
                 raise ValueError(
                     f"{self.path}: has become shorter while it was read, at token {at}; "
                     "put the whole file back"
                 )
-            yield self._ids[at : min(at + PIECE_TOKENS, end)]
+            yield np.array(np.memmap(self.path, self._item, "r", offset, tokens))
 
     def _ends(self) -> Iterator[int]:
         at = 0
-        for piece in self.pieces(0, len(self._ids)):
+        for piece in self.pieces(0, len(self)):
             yield from (np.flatnonzero(piece == self.separator) + at + 1).tolist()
             at += len(piece)
 
@@ -141,7 +145,7 @@ def token_documents(
                 yield from TokenFile(file, dtype, separator)
         return
     plain = [file for file in files if file.suffix.lower() in TEXT_SUFFIXES]
-    encode = None if tokenizer is None else _encoder(tokenizer)
+    encode = None if tokenizer is None else encoder(tokenizer)
     if plain and len(plain) == len(files):
         for file in plain:
             yield encoded(texts(file), encode, file)
@@ -165,8 +169,17 @@ def _files(path: Path) -> list[Path]:
     return [f for f in found if not any(p.startswith(".") for p in f.relative_to(path).parts)]
 
 
-def _encoder(tokenizer: Any) -> Tokenizer:
-    """A tokenizer that cuts nothing."""
+def encoder(tokenizer: Any) -> Tokenizer:
+    """A tokenizer that cuts nothing; `tokenizer` is of `tokenizers`, or a fast one of transformers.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if not hasattr(tokenizer, "backend_tokenizer") and not isinstance(tokenizer, Tokenizer):
+        raise ValueError(
+            f"tokenizer: {type(tokenizer).__name__}; give one of tokenizers, or a fast one of "
+            "transformers"
+        )
     copy = Tokenizer.from_str(getattr(tokenizer, "backend_tokenizer", tokenizer).to_str())
     copy.no_truncation()
     copy.no_padding()
@@ -225,7 +238,10 @@ def write_tokens(documents: Iterable[Iterable[np.ndarray]], path: Path, limit: i
                 if total == limit:
                     break
         if not total:
-            raise ValueError("no tokens; name a source that has some")
+            raise ValueError(
+                "no tokens: the source is empty, or has fewer documents than shards; name one that "
+                "has some, or write fewer shards"
+            )
         with path.open("wb") as file:
             header = {"descr": "<u4", "fortran_order": False, "shape": (total,)}
             np.lib.format.write_array_header_1_0(file, header)

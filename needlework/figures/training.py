@@ -1,4 +1,4 @@
-"""Training curves: loss, learning rate and Infini gates."""
+"""Training curves: loss, learning rate, Infini gates; tokens a second and memory."""
 
 import math
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import altair as alt
 import polars as pl
 
-from needlework.figures.axes import log_ticks
+from needlework.figures.axes import BYTES_LABEL, log_ticks
 from needlework.figures.theme import inline, require, styled, told_apart
 
 _WIDTH, _HEIGHT = 420, 260
@@ -20,7 +20,8 @@ def training(metrics: Mapping[str, pl.DataFrame]) -> alt.Chart:
 
     Args:
         metrics: name of a model, or of gates that were distilled -> table with step, loss,
-            learning_rate, and for a model with Infini gates a column gate_layer{l}_head{h} each.
+            learning_rate; where it was validated validation_loss, null between; and for a model
+            with Infini gates a column gate_layer{l}_head{h} each.
 
     Raises:
         ValueError: if there is no model, or a table has no rows.
@@ -30,23 +31,18 @@ def training(metrics: Mapping[str, pl.DataFrame]) -> alt.Chart:
     for model, table in metrics.items():
         require(table, ["step", "loss", "learning_rate"], f"training metrics of {model}")
     models = list(metrics)
-    curves = pl.concat(
-        [
-            table.select(
-                pl.lit(model).alias("model"),
-                pl.col("step").cast(pl.Int64),
-                pl.col("loss", "learning_rate").cast(pl.Float64),
-            )
-            for model, table in metrics.items()
-        ]
-    )
+    curves = _together(metrics)
+    rate = alt.Y("learning_rate:Q", title="Learning rate").axis(format=".2~g", tickCount=6)
     panels = [
         alt.hconcat(
-            _curve(curves, "loss", "Loss (nats, log scale)", models),
-            _curve(curves, "learning_rate", "Learning rate", models),
+            _log_curve(curves, "loss", "Loss (nats, log scale)", models),
+            _curve(curves, "learning_rate", "Learning rate", rate, models),
             spacing=40,
         )
     ]
+    if "validation_loss" in curves.columns:
+        title = "Loss on held-out text (nats a token, log scale)"
+        panels.append(_log_curve(curves, "validation_loss", title, models, point=True))
     gates = _gates(metrics)
     if len(gates):
         panels.append(_gate_panels(gates))
@@ -63,19 +59,92 @@ def training(metrics: Mapping[str, pl.DataFrame]) -> alt.Chart:
     )
 
 
-def _curve(curves: pl.DataFrame, column: str, title: str, models: list[str]) -> alt.Chart:
+def training_cost(measurements: Mapping[str, pl.DataFrame]) -> alt.Chart:
+    """Tokens a second and peak memory so far against step, all models.
+
+    Drawn from measured times and memory, so not the same from run to run.
+
+    Args:
+        measurements: name of a model, or of gates that were distilled -> table with step,
+            tokens_per_second, peak_memory_bytes.
+
+    Raises:
+        ValueError: if there is no model, or a table has no rows.
+    """
+    if not measurements:
+        raise ValueError("training: no model was trained, so there is nothing to draw")
+    for model, table in measurements.items():
+        columns = ["step", "tokens_per_second", "peak_memory_bytes"]
+        require(table, columns, f"training measurements of {model}")
+    models, curves = list(measurements), _together(measurements)
+    return styled(
+        alt.hconcat(
+            _log_curve(
+                curves, "tokens_per_second", "Tokens a second (log scale)", models, format="~s"
+            ),
+            _log_curve(
+                curves,
+                "peak_memory_bytes",
+                "Peak memory (log scale)",
+                models,
+                base=2,
+                labelExpr=BYTES_LABEL,
+            ),
+            spacing=40,
+        ),
+        "Speed and memory of training",
+        ["Measured, so not the same from run to run; memory: the peak so far of the main process"],
+    )
+
+
+def _together(tables: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
+    """The curves of all models; a column that a table lacks is null."""
+    return pl.concat(
+        [
+            table.select(
+                pl.lit(model).alias("model"),
+                pl.col("step").cast(pl.Int64),
+                pl.exclude("step", _GATE).cast(pl.Float64),
+            )
+            for model, table in tables.items()
+        ],
+        how="diagonal",
+    )
+
+
+def _log_curve(
+    curves: pl.DataFrame,
+    column: str,
+    title: str,
+    models: list[str],
+    *,
+    base: int = 10,
+    point: bool = False,
+    **labels: str,
+) -> alt.Chart:
+    curves = curves.filter(pl.col(column) > 0)
+    ticks = log_ticks(curves[column].min() or 1, curves[column].max() or 10, base)
+    y = (
+        alt.Y(f"{column}:Q", title=title)
+        .scale(type="log", domain=[ticks[0], ticks[-1]], nice=False)
+        .axis(values=ticks, labelOverlap=False, **{"format": "~g", **labels})
+    )
+    return _curve(curves, column, title, y, models, point=point)
+
+
+def _curve(
+    curves: pl.DataFrame,
+    column: str,
+    title: str,
+    y: alt.Y,
+    models: list[str],
+    *,
+    point: bool = False,
+) -> alt.Chart:
     look = told_apart("model", models, "Model")
-    y = alt.Y(f"{column}:Q", title=title)
-    if column == "loss":
-        curves = curves.filter(pl.col(column) > 0)
-        ticks = log_ticks(curves[column].min() or 1, curves[column].max() or 10, 10)
-        y = y.scale(type="log", domain=[ticks[0], ticks[-1]], nice=False)
-        y = y.axis(values=ticks, format="~g", labelOverlap=False)
-    else:
-        y = y.axis(format=".2~g", tickCount=6)
     return (
         alt.Chart(inline(curves.select("model", "step", column)))
-        .mark_line(strokeWidth=2)
+        .mark_line(strokeWidth=2, point=point)
         .encode(
             x=_STEP,
             y=y,

@@ -79,6 +79,27 @@ def summarize(scores: pl.DataFrame, predictions: pl.DataFrame) -> pl.DataFrame:
     )
 
 
+def over_lengths(summary: pl.DataFrame) -> pl.DataFrame:
+    """Accuracy at each depth of a summary, all lengths together.
+
+    Args:
+        summary: as `summarize` makes it; rows of all depths together are left out.
+
+    Returns:
+        system, task, depth_percent, metric, n (of all lengths), accuracy (0-1), low, high (95 %,
+        `intervals.wilson`), in the order of `summary`.
+    """
+    cells = (
+        summary.filter(pl.col("depth_percent").is_not_null())
+        .group_by("system", "task", "depth_percent", "metric", maintain_order=True)
+        .agg(
+            pl.col("n").sum(), accuracy=(pl.col("accuracy") * pl.col("n")).sum() / pl.col("n").sum()
+        )
+    )
+    low, high = wilson(cells["accuracy"].to_numpy(), cells["n"].to_numpy())
+    return cells.with_columns(low=pl.Series(low), high=pl.Series(high))
+
+
 def _long(rows: pl.DataFrame) -> pl.DataFrame:
     """A row an answer and metric."""
     return rows.unpivot(

@@ -1,4 +1,4 @@
-"""Samples and answers in others' formats: NVIDIA's RULER and kvpress."""
+"""Samples, answers and rows in others' formats: NVIDIA's RULER, kvpress, `datasets`."""
 
 import json
 from collections.abc import Iterator
@@ -9,6 +9,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from needlework.provenance import sha256_file
 from needlework.thought import without_thought
 
 KVPRESS = pa.schema(
@@ -101,6 +102,17 @@ def export_kvpress(samples: str | Path, table: str | Path) -> None:
             row = {name: sample[name] for name in KVPRESS.names if name != "answer"}
             row["answer"] = sample["outputs"]
             writer.write_table(pa.Table.from_pylist([row], KVPRESS))
+
+
+def export_dataset(rows: str | Path, folder: str | Path) -> None:
+    """Write a table of rows to train on as a folder that `datasets.load_from_disk` opens."""
+    # It takes a second to import.
+    from datasets import Dataset
+
+    # Else the folder holds a random number.
+    fingerprint = sha256_file(rows)[:16]
+    dataset = Dataset(pq.read_table(rows), fingerprint=fingerprint)
+    dataset.save_to_disk(folder, num_shards=1)
 
 
 def _rows(samples: str | Path) -> Iterator[dict[str, Any]]:

@@ -8,6 +8,8 @@ from tokenizers import Tokenizer
 from needlework.config.tasks import Task, TaskExamples
 from needlework.progress import track
 from needlework.tasks.generate import Sampler
+from needlework.tasks.passkey import END_TOKENS
+from needlework.tasks.tokenizer import uncut
 
 EXAMPLES = {
     "prompt": pl.String,
@@ -28,9 +30,10 @@ def examples(
 ) -> pl.DataFrame:
     """Rows to train on: prompt, answer, context_length, seed.
 
-    The answer is a space and the sample's outputs, with commas between. `context_length` is what a
-    sample counts, prompt and room for an answer. Lengths take turns where there are several. Row i
-    is the same however many are asked for, and none is drawn as a sample of an evaluation is.
+    The answer is a space and the sample's outputs, with commas between. `context_length` counts the
+    tokens of prompt, answer and the end that training adds; within the length there is room for the
+    task's longest answer. Lengths take turns where there are several. Row i is the same however
+    many are asked for, and none is drawn as a sample of an evaluation is.
 
     Args:
         config: the rows asked for.
@@ -56,10 +59,11 @@ def examples(
         )
         for length in config.lengths
     ]
-    rows = []
+    rows, encode = [], uncut(tokenizer).encode
     for i in track(range(config.examples), description=f"{config.task} examples", unit="row"):
         index, turn = divmod(i, len(samplers))
         row = samplers[turn].sample(index)
-        size = row["tokens"] + row["max_new_tokens"]
-        rows.append((row["prompt"], f" {', '.join(row['outputs'])}", size, row["seed"]))
+        answer = f" {', '.join(row['outputs'])}"
+        size = row["tokens"] + len(encode(answer, add_special_tokens=False)) + END_TOKENS
+        rows.append((row["prompt"], answer, size, row["seed"]))
     return pl.DataFrame(rows, EXAMPLES, orient="row")

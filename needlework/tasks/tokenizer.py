@@ -1,5 +1,6 @@
 """Open a tokenizer without torch, and count with the whole text."""
 
+import json
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
@@ -37,6 +38,24 @@ def open_tokenizer(path: str | Path, revision: str | None = None) -> Tokenizer:
         return Tokenizer.from_file(str(file))
     except Exception as error:  # tokenizers raises nothing more specific
         raise ValueError(f"{path}: no tokenizer to be read: {error}") from None
+
+
+def end_token(path: str | Path, revision: str | None = None) -> int:
+    """The id of the token that ends a text, by the checkpoint's tokenizer_config.json.
+
+    Raises:
+        ValueError: it names none that the tokenizer has.
+    """
+    file = tokenizer_folder(path, revision) / "tokenizer_config.json"
+    try:
+        token = json.loads(file.read_bytes()).get("eos_token")
+    except (OSError, ValueError, AttributeError) as error:
+        raise ValueError(f"{file}: not to be read: {error}; fetch it again") from None
+    token = token.get("content") if isinstance(token, dict) else token
+    found = None if token is None else open_tokenizer(path, revision).token_to_id(token)
+    if found is None:
+        raise ValueError(f"{file}: eos_token is {token!r}, no token of the tokenizer; write one")
+    return found
 
 
 def uncut(tokenizer: Tokenizer) -> Tokenizer:

@@ -1,51 +1,60 @@
-"""Supervised fine-tuning on prompt and answer rows, the loss on the answers alone."""
+"""Supervised fine-tuning: on rows, the loss on the answers alone, and on text, on all of it."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain, islice
 from typing import Any
 
+import numpy as np
 import polars as pl
 import torch
 from pydantic import TypeAdapter
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from needlework.config.systems import AnyAttention
 from needlework.config.training import Finetune, FinetuneStage
 from needlework.models.checkpoint import open_model
 from needlework.models.convert import convert
+from needlework.tasks.seeds import stream_seed
 from needlework.training.checkpoints import Checkpoints
-from needlework.training.loop import IGNORED, Batch, train, warmup_cosine, whole
+from needlework.training.loop import IGNORED, Batch, Validate, train, warmup_cosine
 from needlework.training.run import write_product
+from needlework.training.sliced_loss import summed_loss
+from needlework.training.state import whole
 
-Row = tuple[list[int], list[int]]
-"""Token ids of a prompt, and of its answer with the end-of-sequence token."""
+Row = tuple[Sequence[int] | np.ndarray, Sequence[int] | np.ndarray]
+"""Token ids of a prompt, and of its answer with the end-of-sequence token; of text the first token,
+which nothing foretells, and all others."""
 
 
 def finetune(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
-    rows: pl.DataFrame,
+    rows: pl.DataFrame | Mapping[str, pl.DataFrame],
     config: Finetune,
     seed: int,
     checkpoints: Checkpoints | None = None,
+    validate: Validate | None = None,
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Fine-tune `model` in place by `config`.
 
-    Each stage draws its rows in an order shuffled anew whenever all have been seen. A model may
-    offer `gates` (parameters `balance_factors`, with a rate of their own) and `training_offset`
-    (where the first segment of each row is cut), as Infini models do.
+    Each stage draws its rows in an order shuffled anew whenever all have been seen. Where several
+    tables are mixed, each has an order of its own, and which one a row is drawn from is drawn by
+    their weights. A model may offer `gates` (parameters `balance_factors`, with a rate of their
+    own) and `training_offset` (where the first segment of each row is cut), as Infini models do.
 
     Args:
         model: any causal language model; Infini gates get their own rate and no weight decay.
         tokenizer: has an eos_token, which ends every answer.
         rows: columns prompt and answer (text; an answer begins with its space); where there is a
-            context_length, it is what the tokenizer is checked by.
+            context_length, it is what the tokenizer is checked by. Or text: the column input_ids.
+            Where `config.data` has several names, a table for each; errors number their rows
+            through, in the order of the names' letters.
         config: the recipe.
         seed: of the order of rows and of the alignments.
         checkpoints: where training goes on from, and leaves its checkpoints.
+        validate: gives the loss on held-out text.
 
     Returns:
         Metrics and measurements of `loop.train`; the metrics also hold each gate's activated value
@@ -66,8 +75,14 @@ def finetune(
             f"segment_alignment: {config.segment_alignment} is for Infini models and this "
             f"{model.config.model_type} model is none; leave it out"
         )
-    encoded = encode(tokenizer, rows, config.sequence_length)
-    _require_own_tokens(model, rows, encoded)
+    tables = {config.data: rows} if isinstance(rows, pl.DataFrame) else rows
+    encoded, owners = [], {}
+    for name in config.weights:
+        of = f" of {name}" if len(config.weights) > 1 else ""
+        found = encode(tokenizer, tables[name], config.sequence_length, of)
+        _require_own_tokens(model, tables[name], found, of)
+        owners[of] = range(len(encoded), len(encoded) + len(found))
+        encoded += found
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     generator = torch.Generator().manual_seed(seed)
     offset = None
@@ -75,10 +90,16 @@ def finetune(
         alignment = config.segment_alignment
         offset = partial(model.training_offset, generator=generator, alignment=alignment)
     stages = [*config.curriculum, config]
-    drawn = [
-        islice(draw(_numbers_of(encoded, stages, i), stage.batch_size, generator), stage.steps)
-        for i, stage in enumerate(stages)
-    ]
+    # Of their own, so that one table alone is drawn from as if there were nothing to choose.
+    choices = torch.Generator().manual_seed(stream_seed("choices", seed))
+    drawn = []
+    for i, stage in enumerate(stages):
+        orders = [
+            shuffled(_numbers_of(encoded, numbers, stages, i, of), generator)
+            for of, numbers in owners.items()
+        ]
+        batches_of_stage = mix(orders, list(config.weights.values()), stage.batch_size, choices)
+        drawn.append(islice(batches_of_stage, stage.steps))
 
     def batches() -> Iterator[Batch]:
         for numbers in chain(*drawn):
@@ -100,6 +121,7 @@ def finetune(
         ),
         loss=answer_loss,
         watch=partial(_gate_values, _gates(model)),
+        validate=validate,
         checkpoints=checkpoints,
         description="fine-tuning",
     )
@@ -114,10 +136,11 @@ def finetune_checkpoint(
     dtype: str,
     allow_pickle: bool,
     attention: dict[str, Any] | None,
-    rows: str,
+    rows: dict[str, str],
     seed: int,
+    validate: Validate | None = None,
 ) -> None:
-    """Fine-tune the checkpoint `base`, converted to `attention` first, on the table `rows`.
+    """Fine-tune the checkpoint `base`, converted to `attention` first, on the tables `rows`.
 
     The product is written by `write_product`, in `dtype`.
     """
@@ -129,35 +152,53 @@ def finetune_checkpoint(
     dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
     if recipe.mixed_precision != "no":
         model.float()
-    tables = finetune(model, tokenizer, pl.read_parquet(rows), recipe, seed, checkpoints)
+    found = {name: pl.read_parquet(path) for name, path in rows.items()}
+    tables = finetune(model, tokenizer, found, recipe, seed, checkpoints, validate)
     write_product(checkpoints, model, tokenizer, *tables, dtypes=dtypes)
 
 
-def encode(tokenizer: PreTrainedTokenizerFast, rows: pl.DataFrame, longest: int) -> list[Row]:
+def encode(
+    tokenizer: PreTrainedTokenizerFast, rows: pl.DataFrame, longest: int, of: str = ""
+) -> list[Row]:
     """Token ids of each row; prompt and answer apart, as generation will meet them.
+
+    Errors name a row's number and `of`.
 
     Raises:
         ValueError: a row of more than `longest` tokens, or a tokenizer with no eos_token.
     """
-    if tokenizer.eos_token_id is None:
-        raise ValueError("tokenizer: it has no eos_token to end answers with; give it one")
-    prompts = tokenizer(rows["prompt"].to_list())["input_ids"]
-    answers = tokenizer(rows["answer"].to_list(), add_special_tokens=False)["input_ids"]
-    encoded = [(p, [*a, tokenizer.eos_token_id]) for p, a in zip(prompts, answers, strict=True)]
+    if "input_ids" in rows.columns:
+        # Arrays, where lists would take ten times the memory.
+        arrays = (ids.to_numpy() for ids in rows["input_ids"])
+        encoded = [(ids[:1], ids[1:]) for ids in arrays]
+    else:
+        encoded = _encode_answered(tokenizer, rows)
     for number, (prompt, answer) in enumerate(encoded):
         if len(prompt) + len(answer) > longest:
             raise ValueError(
-                f"sequence_length: row {number} has {len(prompt) + len(answer)} tokens with its "
-                f"answer and end, more than {longest}; raise sequence_length or shorten the rows"
+                f"sequence_length: row {number}{of} has {len(prompt) + len(answer)} tokens with "
+                f"its answer and end, more than {longest}; raise sequence_length or shorten the "
+                "rows"
             )
     return encoded
 
 
-def _require_own_tokens(model: PreTrainedModel, rows: pl.DataFrame, encoded: list[Row]) -> None:
+def _encode_answered(tokenizer: PreTrainedTokenizerFast, rows: pl.DataFrame) -> list[Row]:
+    if tokenizer.eos_token_id is None:
+        raise ValueError("tokenizer: it has no eos_token to end answers with; give it one")
+    prompts = tokenizer(rows["prompt"].to_list())["input_ids"]
+    answers = tokenizer(rows["answer"].to_list(), add_special_tokens=False)["input_ids"]
+    return [(p, [*a, tokenizer.eos_token_id]) for p, a in zip(prompts, answers, strict=True)]
+
+
+def _require_own_tokens(
+    model: PreTrainedModel, rows: pl.DataFrame, encoded: list[Row], of: str
+) -> None:
     entries = model.get_input_embeddings().weight.shape[0]
     told = rows["context_length"] if "context_length" in rows.columns else [None] * len(rows)
     for number, ((prompt, answer), length) in enumerate(zip(encoded, told, strict=True)):
-        largest, found = max(prompt + answer), len(prompt) + len(answer)
+        found = len(prompt) + len(answer)
+        largest = max(max(prompt, default=0), max(answer))
         if largest >= entries:
             wrong = f"has the token {largest} and the model {entries} embeddings"
         # Prompt and answer were counted as one text, which may save a token where they meet.
@@ -166,7 +207,7 @@ def _require_own_tokens(model: PreTrainedModel, rows: pl.DataFrame, encoded: lis
         else:
             continue
         raise ValueError(
-            f"tokenizer: row {number} {wrong}: the rows or the model are of another tokenizer; "
+            f"tokenizer: row {number}{of} {wrong}: the rows or the model are of another tokenizer; "
             "make the rows anew"
         )
 
@@ -191,7 +232,8 @@ def collate(
     labels = torch.full_like(ids, IGNORED)
     for i, (prompt, answer) in enumerate(rows):
         length = len(prompt) + len(answer)
-        ids[i, columns - length :] = torch.tensor(prompt + answer)
+        ids[i, columns - length : columns - len(answer)] = torch.tensor(prompt)
+        ids[i, columns - len(answer) :] = torch.tensor(answer)
         mask[i, columns - length :] = 1
         labels[i, columns - len(answer) :] = torch.tensor(answer)
     batch = {"input_ids": ids, "attention_mask": mask, "labels": labels}
@@ -202,13 +244,12 @@ def collate(
 def answer_loss(model: nn.Module, part: Batch, batch: Batch) -> Tensor:
     """What the rows `part` add to the mean cross-entropy of the answers' tokens of `batch`.
 
-    Logits are computed where answers stand only. Both batches are as of `collate`.
+    Logits are computed where answers stand only, of long ones some at a time. Both batches are as
+    of `collate`.
     """
     inputs = {name: value for name, value in part.items() if name not in ("labels", "row")}
     columns = int((part["labels"] != IGNORED).any(0).sum())
-    logits = model(**inputs, logits_to_keep=columns + 1, use_cache=False).logits[:, :-1]
-    labels = part["labels"][:, -columns:].flatten()
-    summed = cross_entropy(logits.flatten(0, 1).float(), labels, reduction="sum")
+    summed = summed_loss(model, inputs, part["labels"][:, -columns:])
     return summed / (batch["labels"] != IGNORED).sum()
 
 
@@ -228,33 +269,40 @@ def parameter_groups(model: PreTrainedModel, config: Finetune) -> list[dict]:
     return groups
 
 
-def _numbers_of(encoded: list[Row], stages: list[FinetuneStage], i: int) -> list[int]:
-    """Numbers of stage i's rows: longer than the stage before takes, no longer than its own."""
+def _numbers_of(
+    encoded: list[Row], numbers: range, stages: list[FinetuneStage], i: int, of: str
+) -> list[int]:
+    """Those of stage i's rows: longer than the stage before takes, no longer than its own."""
     shortest = stages[i - 1].sequence_length if i else 0
     longest = stages[i].sequence_length
-    lengths = [len(prompt) + len(answer) for prompt, answer in encoded]
-    numbers = [n for n, length in enumerate(lengths) if shortest < length <= longest]
-    if not numbers:
+    lengths = {n: len(encoded[n][0]) + len(encoded[n][1]) for n in numbers}
+    found = [n for n, length in lengths.items() if shortest < length <= longest]
+    if not found:
         raise ValueError(
-            f"sequence_length: no row has {shortest + 1} to {longest} tokens, for which "
+            f"sequence_length: no row{of} has {shortest + 1} to {longest} tokens, for which "
             f"{stages[i].steps} steps are set; add such rows or leave the stage out"
         )
-    return numbers
+    return found
 
 
-def draw(
-    numbers: Sequence[int], batch_size: int, generator: torch.Generator
-) -> Iterator[list[int]]:
-    """Numbers of rows, `batch_size` a time without end; the order is drawn anew whenever all have
-    been seen."""
-
-    def shuffled():
-        while True:
-            yield from torch.randperm(len(numbers), generator=generator).tolist()
-
-    order = shuffled()
+def shuffled(numbers: Sequence[int], generator: torch.Generator) -> Iterator[int]:
+    """The numbers without end; the order is drawn anew whenever all have been seen."""
     while True:
-        yield [numbers[j] for j in islice(order, batch_size)]
+        for place in torch.randperm(len(numbers), generator=generator).tolist():
+            yield numbers[place]
+
+
+def mix(
+    orders: Sequence[Iterator[int]],
+    weights: Sequence[float],
+    batch_size: int,
+    choices: torch.Generator,
+) -> Iterator[list[int]]:
+    """Numbers of rows, `batch_size` a time, each from an order drawn by the weights."""
+    chances = torch.tensor(weights, dtype=torch.float64)
+    while True:
+        drawn = torch.multinomial(chances, batch_size, replacement=True, generator=choices)
+        yield [next(orders[i]) for i in drawn.tolist()]
 
 
 def _gates(model: PreTrainedModel) -> list[nn.Module]:

@@ -13,13 +13,14 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.utils import clip_grad_norm_
 
-from needlework.config.training import Loop
+from needlework.config.training import Loop, WholeModel
+from needlework.memory import peak_memory_bytes
 from needlework.progress import track
-from needlework.training.checkpoints import Checkpoint, Checkpoints
+from needlework.training.checkpoints import Checkpoints
 from needlework.training.signs import warn
+from needlework.training.state import restore, tensors_of, whole
 
 _log = logging.getLogger(__name__)
 
@@ -30,14 +31,11 @@ Batch = dict[str, Tensor]
 Loss = Callable[[nn.Module, Batch, Batch], Tensor]
 """(model, part, batch) -> what the rows `part` add to the loss of the step's whole `batch`: a sum
 over its rows or tokens divided by how many `batch` has. The parts of a step sum to its loss."""
+Validate = Callable[[nn.Module], float]
+"""model -> its loss on text that it is not trained on; every process of a training calls it, and
+gets the same. It draws nothing from torch's own generator."""
 
-
-_KINDS = (
-    DistributedType.NO,
-    DistributedType.MULTI_CPU,
-    DistributedType.MULTI_GPU,
-    DistributedType.FSDP,
-)
+_KINDS = ("NO", "MULTI_CPU", "MULTI_GPU", "FSDP")
 
 
 @dataclass
@@ -52,7 +50,7 @@ class _Progress:
     row_tokens: int = 0
     row_seconds: float = 0.0
     """Tokens and seconds at that row."""
-    metrics: list[dict[str, float]] = field(default_factory=list)
+    metrics: list[dict[str, float | None]] = field(default_factory=list)
     measurements: list[dict[str, float]] = field(default_factory=list)
 
 
@@ -66,6 +64,7 @@ def train(
     schedule: Callable[[int], float],
     loss: Loss,
     watch: Callable[[], dict[str, float]] | None = None,
+    validate: Validate | None = None,
     checkpoints: Checkpoints | None = None,
     description: str = "training",
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -86,37 +85,48 @@ def train(
         schedule: step (0 is the first) to the factor of every group's peak rate.
         loss: see `Loss`.
         watch: called at each row of the tables, for further columns of the metrics (gate values).
+        validate: called before the first step, every `validate_every` steps, and after the last.
         checkpoints: where they lie; None: there are none.
         description: what the progress bar says.
 
     Returns:
-        Metrics, one row every `log_every` steps, and of the first and the last: step (steps taken),
-        tokens (seen so far), loss (mean over the interval), learning_rate (first group),
-        gradient_norm (before clipping, last step), and what `watch` gave. Measurements of the same
-        rows: step, seconds (of training, what a kill undid left out), tokens_per_second (over the
-        interval).
+        Metrics, one row every `log_every` steps, and of the first, the last, and those that
+        `validate` was called after: step (steps taken), tokens (seen so far), loss (mean over the
+        interval), learning_rate (first group), gradient_norm (before clipping, last step),
+        validation_loss (what `validate` gave; null between, and no column without it), and what
+        `watch` gave. Measurements of the same rows: step, seconds (of training, what a kill undid
+        and validation left out), tokens_per_second (over the interval), peak_memory_bytes (of this
+        process so far: allocated on the GPU, or resident).
 
     Raises:
         ValueError: batches ended before `steps`, a batch has too few rows to share, the loss or its
             gradient is no longer finite, a checkpoint cannot be written, or accelerate's
             configuration is of another kind of training.
     """
+    # Gates of a frozen model have none of these keys.
+    of_model = recipe if isinstance(recipe, WholeModel) else WholeModel()
     accelerator = Accelerator(
-        mixed_precision=recipe.mixed_precision,
+        mixed_precision=of_model.mixed_precision,
         # Gates of a memory that is off get no gradient.
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
     kind = accelerator.distributed_type
-    if kind not in _KINDS or (kind == DistributedType.FSDP and not accelerator.is_fsdp2):
+    if kind.value not in _KINDS or (kind == DistributedType.FSDP and not accelerator.is_fsdp2):
         raise ValueError(
-            f"accelerate_config: {recipe.accelerate_config} asks for {kind.value}; it may ask for "
-            "data parallel processes, or for FSDP with fsdp_version: 2"
+            f"accelerate_config: {of_model.accelerate_config} asks for {kind.value}; it may ask "
+            "for data parallel processes, or for FSDP with fsdp_version: 2"
+        )
+    every = 0 if validate is None else of_model.validate_every
+    if kind == DistributedType.FSDP and every:
+        raise ValueError(
+            "validate_every: a model that FSDP spreads over processes is not read; write 0, or "
+            "leave accelerate_config out"
         )
     betas = (recipe.adam_betas[0], recipe.adam_betas[1])
     fused = accelerator.device.type == "cuda" or None
     optimizer = torch.optim.AdamW(groups, betas=betas, eps=recipe.adam_epsilon, fused=fused)
     peaks = [group["lr"] for group in optimizer.param_groups]
-    if recipe.gradient_checkpointing:
+    if of_model.gradient_checkpointing:
         model.activation_checkpointing_enable(
             activation_checkpointing_kwargs={"use_reentrant": False}
         )
@@ -131,8 +141,11 @@ def train(
         at = _Progress(**checkpoint.progress)
         for _ in range(at.step):
             next(feed)
-        loss_sum = _restore(checkpoint, optimizer, parameters, accelerator)
+        loss_sum = restore(checkpoint, optimizer, parameters, accelerator)
         _log.info("%s goes on from step %d of %d", description, at.step, steps)
+    elif every:
+        # A text that cannot be read is told before the work.
+        _log.info("step 0: loss on held-out text %.4f", validate(model))
     started = time.perf_counter() - at.seconds
     with track(description=description, total=steps, initial=at.step, unit="step") as bar:
         while at.step < steps:
@@ -153,7 +166,8 @@ def train(
             loss_sum = loss_sum + sum(values)
             at.steps_summed += 1
             at.tokens += batch["input_ids"].numel()
-            if at.step % recipe.log_every == 0 or at.step in (1, steps):
+            validates = every and (at.step % every == 0 or at.step == steps)
+            if validates or at.step % recipe.log_every == 0 or at.step in (1, steps):
                 mean = (accelerator.reduce(loss_sum, "sum") / at.steps_summed).item()
                 at.seconds = time.perf_counter() - started
                 speed = (at.tokens - at.row_tokens) / (at.seconds - at.row_seconds)
@@ -164,12 +178,22 @@ def train(
                         "loss": mean,
                         "learning_rate": rate,
                         "gradient_norm": norm,
+                        **({"validation_loss": None} if every else {}),
                         **(watch() if watch else {}),
                     }
                 )
                 at.measurements.append(
-                    {"step": at.step, "seconds": at.seconds, "tokens_per_second": speed}
+                    {
+                        "step": at.step,
+                        "seconds": at.seconds,
+                        "tokens_per_second": speed,
+                        "peak_memory_bytes": peak_memory_bytes(),
+                    }
                 )
+                if validates:
+                    at.metrics[-1]["validation_loss"] = found = validate(model)
+                    _log.info("step %d: loss on held-out text %.4f", at.step, found)
+                    started = time.perf_counter() - at.seconds
                 bar.set_postfix(loss=f"{mean:.3f}", tokens_per_second=f"{speed:.0f}", refresh=False)
                 loss_sum, at.steps_summed = torch.zeros_like(loss_sum), 0
                 at.row_tokens, at.row_seconds = at.tokens, at.seconds
@@ -177,19 +201,23 @@ def train(
                     warn(at.metrics)
                     if checkpoints is not None:
                         checkpoints.show(
-                            metrics=pl.DataFrame(at.metrics),
-                            measurements=pl.DataFrame(at.measurements),
+                            metrics=_table(at.metrics), measurements=_table(at.measurements)
                         )
             bar.update()
             if checkpoints is not None and (at.step % checkpoints.every == 0 or at.step == steps):
-                tensors = _tensors(optimizer, parameters, loss_sum, accelerator)
+                tensors = tensors_of(optimizer, parameters, loss_sum, accelerator)
                 at.seconds = time.perf_counter() - started
                 if accelerator.is_main_process:
                     checkpoints.save(at.step, tensors, asdict(at))
-    if recipe.gradient_checkpointing:
+    if of_model.gradient_checkpointing:
         model.activation_checkpointing_disable()
     model.eval()
-    return pl.DataFrame(at.metrics), pl.DataFrame(at.measurements)
+    return _table(at.metrics), _table(at.measurements)
+
+
+def _table(rows: list[dict[str, Any]]) -> pl.DataFrame:
+    # A column may begin with any number of nulls.
+    return pl.DataFrame(rows, infer_schema_length=None)
 
 
 class _Objective(nn.Module):
@@ -258,76 +286,6 @@ def _lost(
         f"step {step}: the loss is {sum(found):g} and its gradient's norm {norm:g}{named}; "
         "lower learning_rate, or look at those rows"
     )
-
-
-def _tensors(
-    optimizer: torch.optim.Optimizer,
-    parameters: list[Tensor],
-    loss_sum: Tensor,
-    accelerator: Accelerator,
-) -> dict[str, Tensor]:
-    """What a checkpoint holds: trained parameters, AdamW's means, each process's own state.
-
-    Every process has to call this; the main one gets the tensors, on the CPU.
-    """
-    tensors = {}
-
-    def add(name: str, value: Tensor) -> None:
-        value = whole(value.detach())
-        if accelerator.is_main_process:
-            tensors[name] = value.cpu().contiguous()
-
-    for i, parameter in enumerate(parameters):
-        add(f"{i}.value", parameter)
-        for name, value in optimizer.state.get(parameter, {}).items():
-            add(f"{i}.{name}", value)
-    own = {"loss_sum": loss_sum, "random": torch.get_rng_state()}
-    if accelerator.device.type == "cuda":
-        own["cuda_random"] = torch.cuda.get_rng_state()
-    for name, value in own.items():
-        add(f"processes.{name}", accelerator.gather(value.to(accelerator.device)[None]))
-    return tensors
-
-
-def _restore(
-    checkpoint: Checkpoint,
-    optimizer: torch.optim.Optimizer,
-    parameters: list[Tensor],
-    accelerator: Accelerator,
-) -> Tensor:
-    """Put a checkpoint's tensors where they belong; the sum of losses since the last row."""
-    found: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in checkpoint.tensors.items():
-        owner, part = name.split(".")
-        found.setdefault(owner, {})[part] = tensor
-    # A clone, because torch reads a random state from the beginning of its storage.
-    number = accelerator.process_index
-    own = {name: value[number].clone() for name, value in found["processes"].items()}
-    moments = {}
-    with torch.no_grad():
-        for i, parameter in enumerate(parameters):
-            parts = found[str(i)]
-            parameter.copy_(_as(parameter, parts.pop("value")))
-            # The count of steps is a scalar that no process shares out.
-            moments[i] = {name: _as(parameter, x) if x.dim() else x for name, x in parts.items()}
-    groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": moments, "param_groups": groups})
-    torch.set_rng_state(own["random"])
-    if accelerator.device.type == "cuda":
-        torch.cuda.set_rng_state(own["cuda_random"])
-    return own["loss_sum"].to(accelerator.device)
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """All of a tensor that is spread over processes (FSDP)."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def _as(like: Tensor, tensor: Tensor) -> Tensor:
-    """`tensor` spread over the processes as `like` is."""
-    if not isinstance(like, DTensor):
-        return tensor
-    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)
 
 
 def warmup_cosine(step: int, *, steps: int, warmup: int, flat: float = 0.0, final: float) -> float:

@@ -13,12 +13,15 @@ from needlework.config.training import Pretrain
 from needlework.models.tiny import tiny_llama, word_tokenizer
 from needlework.training.checkpoints import Checkpoints
 from needlework.training.curriculum import batches, vocabulary
-from needlework.training.loop import IGNORED, Batch, train, warmup_cosine
+from needlework.training.loop import IGNORED, Batch, Validate, train, warmup_cosine
 from needlework.training.run import write_product
 
 
 def pretrain(
-    config: Pretrain, seed: int, checkpoints: Checkpoints | None = None
+    config: Pretrain,
+    seed: int,
+    checkpoints: Checkpoints | None = None,
+    validate: Validate | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast, pl.DataFrame, pl.DataFrame]:
     """Train the model that `config` describes, a plain Llama, and make its tokenizer.
 
@@ -26,6 +29,7 @@ def pretrain(
         config: the recipe.
         seed: of the start and of the sequences.
         checkpoints: where training goes on from, and leaves its checkpoints.
+        validate: gives the loss on held-out text.
 
     Returns:
         Model, tokenizer, and the metrics and measurements of `loop.train`; the metrics also hold
@@ -64,15 +68,18 @@ def pretrain(
         schedule=schedule,
         loss=loss,
         watch=watch,
+        validate=validate,
         checkpoints=checkpoints,
         description="pretraining",
     )
     return model, tokenizer, metrics, measurements
 
 
-def pretrain_model(recipe: Pretrain, checkpoints: Checkpoints, *, seed: int) -> None:
+def pretrain_model(
+    recipe: Pretrain, checkpoints: Checkpoints, *, seed: int, validate: Validate | None = None
+) -> None:
     """Pretrain by `recipe`; the product is written by `write_product`."""
-    write_product(checkpoints, *pretrain(recipe, seed, checkpoints))
+    write_product(checkpoints, *pretrain(recipe, seed, checkpoints, validate))
 
 
 def losses(model: torch.nn.Module, part: Batch, batch: Batch) -> tuple[Tensor, Tensor]:

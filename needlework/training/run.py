@@ -26,7 +26,7 @@ from needlework.config import training
 from needlework.config.training import Loop
 from needlework.models.checkpoint import save_model
 from needlework.training.checkpoints import Checkpoints, fingerprint
-from needlework.training.loop import whole
+from needlework.training.state import whole
 
 _log = logging.getLogger(__name__)
 Training = Callable[..., None]
@@ -44,6 +44,7 @@ def run(
     *,
     threads: int,
     decisive: dict[str, Any],
+    validation: tuple[str, dict[str, Any]] | None = None,
     **arguments: Any,
 ) -> Checkpoints:
     """Train, from the last whole checkpoint in `folder` if there is one.
@@ -54,6 +55,8 @@ def run(
         folder: of the checkpoints; to be removed once the product is moved to its place.
         threads: of all processes together.
         decisive: what else decides the product, such as the hashes of what files hold.
+        validation: `module:class` of a `loop.Validate`, and what it is made with; each process
+            makes its own and hands it to `train` as `validate`.
         arguments: of `train`, which JSON can hold.
 
     Raises:
@@ -68,12 +71,14 @@ def run(
             recipe=recipe.model_dump(mode="json", exclude=set(LAYOUT)),
             versions=[torch.__version__, transformers.__version__],
             arguments=arguments,
+            validation=validation,
             **decisive,
         ),
         "threads": max(1, threads // recipe.processes),
+        "validation": validation,
         "arguments": arguments,
     }
-    if recipe.processes == 1 and recipe.accelerate_config is None:
+    if recipe.processes == 1 and job["recipe"].get("accelerate_config") is None:
         _train(job)
     else:
         _start(job, recipe)
@@ -109,11 +114,18 @@ def write_product(
         tensors = model.state_dict(keep_vars=True)
         state = {name: wholes.get(tensor, tensor).detach() for name, tensor in tensors.items()}
         save_model(model, tokenizer, checkpoints.product, state)
-        for name, table in (("metrics", metrics), ("measurements", measurements)):
-            try:
-                table.write_parquet(checkpoints.product / f"{name}.parquet")
-            except (OSError, PolarsError) as error:
-                raise ValueError(f"{checkpoints.product}: cannot be written ({error})") from None
+        write_tables(checkpoints, metrics, measurements)
+
+
+def write_tables(
+    checkpoints: Checkpoints, metrics: pl.DataFrame, measurements: pl.DataFrame
+) -> None:
+    """Write the tables of `loop.train` beside what was trained, in `checkpoints.product`."""
+    for name, table in (("metrics", metrics), ("measurements", measurements)):
+        try:
+            table.write_parquet(checkpoints.product / f"{name}.parquet")
+        except (OSError, PolarsError) as error:
+            raise ValueError(f"{checkpoints.product}: cannot be written ({error})") from None
 
 
 def _checkpoints(job: dict[str, Any]) -> Checkpoints:
@@ -128,16 +140,25 @@ def _checkpoints(job: dict[str, Any]) -> Checkpoints:
 
 def _train(job: dict[str, Any]) -> None:
     torch.set_num_threads(job["threads"])
-    module, name = job["train"].split(":")
     recipe = getattr(training, job["recipe_type"]).model_validate(job["recipe"])
     checkpoints, found = _checkpoints(job), PartialState().num_processes
+    file = job["recipe"].get("accelerate_config")
     if found != recipe.processes:
         raise ValueError(
             f"processes: {recipe.processes} were asked for and {found} started"
-            + ("; by accelerate_config? On CPUs leave it out" if recipe.accelerate_config else "")
+            + ("; by accelerate_config? On CPUs leave it out" if file else "")
         )
+    arguments = job["arguments"]
+    if job["validation"] is not None:
+        name, made_with = job["validation"]
+        arguments = {**arguments, "validate": _named(name)(**made_with)}
     with checkpoints.locked() if PartialState().is_main_process else nullcontext():
-        getattr(importlib.import_module(module), name)(recipe, checkpoints, **job["arguments"])
+        _named(job["train"])(recipe, checkpoints, **arguments)
+
+
+def _named(name: str) -> Callable[..., Any]:
+    module, attribute = name.split(":")
+    return getattr(importlib.import_module(module), attribute)
 
 
 def _start(job: dict[str, Any], recipe: Loop) -> None:
@@ -147,10 +168,11 @@ def _start(job: dict[str, Any], recipe: Loop) -> None:
     path.write_text(json.dumps(job))
     error = path.with_name("error.txt")
     error.unlink(missing_ok=True)
-    if recipe.accelerate_config is None:
+    file = job["recipe"].get("accelerate_config")
+    if file is None:
         launcher = ["torch.distributed.run", "--standalone", f"--nproc-per-node={recipe.processes}"]
     else:
-        launcher = ["accelerate.commands.launch", f"--config_file={recipe.accelerate_config}"]
+        launcher = ["accelerate.commands.launch", f"--config_file={file}"]
         launcher.append(f"--num_processes={recipe.processes}")
     command = [sys.executable, "-m", *launcher, "-m", __name__, str(path)]
     rest: deque[str] = deque(maxlen=200)

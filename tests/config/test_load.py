@@ -252,6 +252,37 @@ WRONG = [
         "sequence_length: 99",
         "gates.own.distill.sequence_length = 99: is be",
     ),
+    (
+        "keys: {type: passkey, length: 256, digits: [3, 4]}",
+        "keys: {type: rows, path: ./none.jsonl, length: 256}",
+        "finetune_data.keys.path = './none.jsonl': no such file or folder; name an existing one",
+    ),
+    (
+        "keys: {type: passkey, length: 256, digits: [3, 4]}",
+        "keys: {type: text, path: ./nowhere, length: 256}",
+        "finetune_data.keys.path = './nowhere': no such file or folder; name an existing one",
+    ),
+    (
+        "keys: {type: passkey, length: 256, digits: [3, 4]}",
+        "keys: {type: text, path: ., length: 256}",
+        "gates.own.distill.data.0 = 'keys': is text, without the answers that gates are taught by",
+    ),
+    (
+        "{data: keys, s",
+        "{data: {keys: 3, needls: 1}, s",
+        "models.long.finetune.data: names no finetune_data; did you mean `needles`?",
+    ),
+    (
+        "{data: keys, s",
+        "{data: {keys: 3, needles: 0}, s",
+        "models.long.finetune.data.needles = 0: write a number above 0",
+    ),
+    (
+        "{data: keys, s",
+        "{data: {keys: 3, needles: much}, s",
+        "models.long.finetune.data.needles = 'much': write a number",
+    ),
+    ("{data: keys, s", "{data: {}, s", "models.long.finetune.data: is empty; name at least one"),
     ("task: needle,", "task: neddle,", "finetune_data.needles.task = 'neddle': names no task; did"),
     # names that lead nowhere
     (
@@ -339,6 +370,21 @@ WRONG = [
         "keys, accelerate_config: a.yaml, sequence_length: 256",
         "models.long.finetune.accelerate_config = 'a.yaml': no such file; name one that",
     ),
+    (
+        "keys, sequence_length: 256",
+        "keys, validate_every: 5, sequence_length: 256",
+        "models.long.finetune.validate_every = 5: needs a text; name one of streams under",
+    ),
+    (
+        "keys, sequence_length: 256",
+        "keys, validation: text, validate_every: 5, sequence_length: 256",
+        "models.long.finetune.validation = 'text': names no stream; there is none to name",
+    ),
+    (
+        "sequence_length: 300",
+        "sequence_length: 300, processes: 5",
+        "gates.own.distill.processes = 5: shares the rows of a step among 5, and a stage has 4;",
+    ),
     # what stands twice
     (
         "baseline: dense",
@@ -355,6 +401,7 @@ WRONG = [
 ]
 # Where the line with the wrong key is not the one that was changed.
 NEAREST = {
+    "is text, without": "own: {model: base",
     "systems.dense.model: is missing": "dense: {modle",
     "not YAML: expected": "depths",
     "models.long.base = 'long'": "base: long",
@@ -535,6 +582,33 @@ def test_positions_count_where_the_model_says_so(folder):
     )
     with pytest.raises(ValueError, match="beyond the 512 positions of model `base`"):
         lengths(1024)
+
+
+def test_held_out_text_is_read_and_within_positions(folder):
+    def validated(stream: dict, **keys):
+        recipe = {"data": "keys", "sequence_length": 256, "validation": "text", **keys}
+        config = {
+            "experiment": "trial",
+            "models": {
+                "base": {"path": "checkpoint"},
+                "tuned": {"base": "base", "finetune": recipe},
+            },
+            "finetune_data": {"keys": {"type": "passkey", "length": 256}},
+            "systems": {"only": {"model": "base"}},
+            "tasks": {"passkey": {"type": "passkey"}},
+            "streams": {"text": {"systems": {"only": {"overlap": 8}}, **stream}},
+            "lengths": [512],
+        }
+        return load_experiment(config)
+
+    with pytest.raises(ValueError, match=r"tuned.finetune.validation.* is never read; write valid"):
+        validated({"tokens": 2000})
+    wrong = "models.tuned.finetune.validation_tokens.* goes beyond the 1024 positions of the model"
+    with pytest.raises(ValueError, match=wrong):
+        validated({"tokens": 2000}, validate_every=5)
+    assert validated({"tokens": 1024}, validate_every=5)
+    assert validated({"tokens": 2000}, validate_every=5, validation_tokens=1024)
+    assert validated({"tokens": 2000, "chunk_size": 64, "overlap": 8}, validate_every=5)
 
 
 @pytest.mark.parametrize(

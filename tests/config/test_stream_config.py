@@ -90,6 +90,13 @@ def test_systems_read_as_the_stream_says_but_for_their_own():
             "",
             "streams.text: generated text has no end; write tokens, such as 50000",
         ),
+        (
+            "dense: {overlap: 128}",
+            "dense: {overlap: 128}\n      last: {model: base, attention: {type: sketchwalk, "
+            "dense_last_rows: 2}}",
+            "streams.text.systems.last: `dense_last_rows` of system `last` counts on the text's "
+            "end, which a stream does not know; write 0 or leave it out there, or set an overlap",
+        ),
         ("tokens: 3000", "token: 3000", "streams.text.token = 3000: unknown key; did you mean"),
     ],
 )

@@ -10,10 +10,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from streamed_models import VOCABULARY, Recurrent, Stateless, make
+from torch.nn.functional import cross_entropy
+from transformers import T5Config, T5ForConditionalGeneration
 
 import needlework
 from needlework.attention.apply import apply
-from needlework.config.systems import Random, SketchWalk, Window
+from needlework.attention.seer_gates import Gates
+from needlework.config.systems import Random, Seer, SketchWalk, Window
 from needlework.evaluation import chunk_run, token_losses
 from needlework.evaluation.journal import Journal
 from needlework.evaluation.streaming import (
@@ -23,6 +26,7 @@ from needlework.evaluation.streaming import (
 )
 from needlework.evaluation.tally import Tally
 
+T5 = T5Config(vocab_size=VOCABULARY, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)
 WINDOW = Window(block_size=16, dense_layers=0, sink_tokens=3, recent_tokens=50)
 
 
@@ -74,7 +78,26 @@ def test_chunks_give_the_losses_of_one_pass(name):
         assert found["perplexity"] == pytest.approx(math.exp(np.mean(wanted)), rel=1e-5)
 
 
-@pytest.mark.parametrize("name", ["llama", "infini"])
+@pytest.mark.parametrize("name", ["mistral", "infini", "mamba2"])
+def test_state_is_exact_along_thousands_of_tokens(name):
+    model, ids = make(name), _ids(2501)
+    with torch.no_grad():
+        wanted = cross_entropy(model(ids[None]).logits[0, :-1], ids[1:], reduction="none")
+    for chunk in (128, 1000):
+        found = _losses(_evaluator(model, chunk), ids)
+        assert found["mode"] == "state"
+        assert (found["per_token_losses"] - wanted).abs().max() < 1e-5
+
+
+def test_what_chunks_of_mamba2_leave_is_rounding(monkeypatch):
+    # Its scan asks for float32 whatever the weights are.
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+    model, ids = make("mamba2").double(), _ids(301)
+    found = _losses(_evaluator(model, 7), ids)
+    assert found["per_token_losses"].tolist() == pytest.approx(_reference(model, ids), abs=1e-12)
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral", "mamba2", "infini"])
 def test_chunks_of_one_token_are_exact(name):
     model, ids = make(name), _ids(90)
     found = _losses(_evaluator(model, 1), ids)
@@ -122,6 +145,65 @@ def test_block_sparse_systems_are_read_in_whole_blocks():
     walk = SketchWalk(block_size=16, top_k_blocks=3, dense_layers=1)
     with pytest.raises(ValueError, match=r"read in chunks of 10 tokens .* set an overlap"):
         _losses(_evaluator(model, 10, attention=walk), ids)
+
+
+SPARSE = {
+    "random": lambda folder: Random(block_size=16, top_k_blocks=3, dense_layers=1),
+    "walk": lambda folder: SketchWalk(block_size=16, top_k_blocks=3, dense_layers=1),
+    "seer": lambda folder: Seer(gates=str(folder), block_size=16, density=0.4, dense_last_rows=0),
+    "skip_decode": lambda folder: Random(block_size=16, top_k_blocks=1, skip_decode=True),
+}
+
+
+@pytest.mark.parametrize("kind", SPARSE)
+def test_a_last_chunk_of_one_token_is_read_as_the_rest_of_the_text(kind, tmp_path):
+    model, ids = make("llama"), _ids(6 * 48 + 2)
+    torch.manual_seed(7)
+    Gates.new(model, block_size=16).save(tmp_path)
+    system = SPARSE[kind](tmp_path)
+    # The last token is only foretold: a block's choice looks at all tokens read of it.
+    read = ids[None, :-1]
+    dense = model(read).logits[0]
+    with apply(model, system), torch.no_grad():
+        logits = model(read).logits[0]
+    wanted = cross_entropy(logits, ids[1:], reduction="none").tolist()
+    assert (logits - dense)[-1].abs().max() > 1e-3
+    found = _losses(_evaluator(model, 48, attention=system), ids)
+    assert found["mode"] == "cache"
+    assert found["num_chunks"] == 7
+    assert found["per_token_losses"].tolist() == pytest.approx(wanted, rel=1e-5, abs=1e-5)
+
+
+def test_a_choice_that_depends_on_the_length_of_the_text_is_refused(tmp_path):
+    model = make("llama")
+    Gates.new(model, block_size=16).save(tmp_path)
+    for key, kwargs in (
+        ("dense_last_rows", {"density": 0.4}),
+        ("nz_ratio", {"nz_ratio": 0.3, "dense_last_rows": 0}),
+    ):
+        system = Seer(gates=str(tmp_path), block_size=16, **kwargs)
+        evaluator = _evaluator(model, 48, attention=system)
+        with pytest.raises(ValueError, match=f"^seer: {key} counts on the text's end, .* overlap"):
+            evaluator.evaluate_streaming(_ids(301))
+    assert evaluator.evaluate_streaming(_ids(49))["num_chunks"] == 1
+    found = _evaluator(model, 64, 32, attention=system).evaluate_streaming(_ids(301))
+    assert (found["mode"], found["total_tokens"]) == ("strided", 300)
+
+
+@pytest.mark.parametrize(("name", "most"), [("gpt2", 1024), ("opt", 2048)])
+def test_a_text_longer_than_the_table_of_positions_is_told_first(name, most):
+    model, ids = make(name), _ids(most + 2)
+    read = []
+    model.base_model.register_forward_hook(lambda module, args, out: read.append(1))
+    evaluator = _evaluator(model, most)
+    with pytest.raises(ValueError, match=f"knows {most} positions, .* of at most {most + 1}, or"):
+        evaluator.evaluate_streaming(ids)
+    assert len(read) <= 2
+    assert evaluator.evaluate_streaming(ids, max_tokens=most + 1)["total_tokens"] == most
+    with pytest.raises(ValueError, match=f"fewer than chunk_size {most + 2} reads; write at most"):
+        _evaluator(model, most + 2, 5).evaluate_streaming(ids)
+    found = _evaluator(model, most + 1, most // 2).evaluate_streaming(ids)
+    assert (found["mode"], found["total_tokens"]) == ("strided", most + 1)
 
 
 @pytest.mark.parametrize("name", ["mamba", "recurrent_gemma"])
@@ -244,7 +326,7 @@ def test_max_tokens_and_config():
     assert (found["total_tokens"], found["num_chunks"]) == (59, 2)
     usual = create_streaming_evaluator(model)
     assert (usual.reading.chunk_size, usual.reading.overlap) == (8192, 0)
-    with pytest.raises(ValueError, match="max_tokens -1: write 0 for none"):
+    with pytest.raises(ValueError, match=r"^max_tokens -1: write a whole number, 0 or more"):
         _evaluator(model, 50).evaluate_streaming(ids, max_tokens=-1)
 
 
@@ -304,14 +386,15 @@ class _Short:
 
     def __init__(self, model, share, monkeypatch, longest=None):
         self.draw = torch.Generator().manual_seed(8)
-        self.share, self.longest, self.failed = share, longest, 0
+        self.share, self.longest, self.failed, self.next_fail = share, longest, 0, 0
         layer = [m for m in model.modules() if type(m).__name__.endswith("MLP")][-1]
         own = layer.forward
 
         def forward(x):
             tokens = x.shape[0] * x.shape[1]
             too_long = self.longest is not None and tokens > self.longest
-            if too_long or torch.rand((), generator=self.draw) < self.share:
+            is_told = self.failed < self.next_fail
+            if too_long or is_told or torch.rand((), generator=self.draw) < self.share:
                 self.failed += 1
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
             return own(x)
@@ -364,9 +447,33 @@ def test_what_ran_out_of_memory_once_is_tried_again_later(monkeypatch):
     for i, chunk in enumerate(evaluator.chunks(ids)):
         sizes.append(chunk.tokens)
         short.longest = 16 if i == 0 else None
-    assert sizes[:34] == [32, *[16] * 32, 32]
+    assert sizes[:6] == [32, *[16] * 4, 32]
     assert max(sizes) == 32
     assert sum(sizes) == 2000
+
+
+def test_the_check_has_patience_with_memory_too(monkeypatch):
+    model, ids = make("llama"), _ids(301)
+    wanted = _reference(model, ids)
+    short = _Short(model, 0.25, monkeypatch)
+    found = _losses(_evaluator(model, 7), ids)
+    # Nearly fifty forwards at once or none: only what failed is done again.
+    assert short.failed > 10
+    assert found["per_token_losses"].tolist() == pytest.approx(wanted, rel=1e-5, abs=1e-5)
+
+
+def test_a_window_is_tried_again_before_it_is_made_smaller(monkeypatch):
+    model, ids = make("llama"), _ids(301)
+    wanted = _strided(model, ids, 64, 32)
+    short = _Short(model, 0, monkeypatch)
+    evaluator, tally = _evaluator(model, 64, 32), Tally()
+    losses = []
+    for chunk in evaluator.chunks(ids, tally=tally):
+        losses += chunk.losses.tolist()
+        short.next_fail = short.failed + 2
+    assert tally["out_of_memory"].tolist() == [0, *[2] * (len(tally) - 1)]
+    assert set(tally["tokens_read"].tolist()[:-1]) == {63}
+    assert losses == pytest.approx(wanted, rel=1e-5, abs=1e-5)
 
 
 def test_memory_too_small_for_anything_is_told(monkeypatch):
@@ -378,7 +485,7 @@ def test_memory_too_small_for_anything_is_told(monkeypatch):
     told = r"^chunk 1: out of memory at token 65 with 1 tokens, and no smaller chunk"
     with pytest.raises(ValueError, match=told):
         next(chunks)
-    with pytest.raises(ValueError, match=r"^out of memory with 1 tokens, before the first chunk"):
+    with pytest.raises(ValueError, match=r"^out of memory with few tokens, before the first chunk"):
         _evaluator(model, 64).evaluate_streaming(_ids(301))
 
 
@@ -460,7 +567,7 @@ def test_a_killed_run_goes_on_to_the_same_last_bit(name, killed):
 
 
 def test_a_run_is_resumed_by_path_and_the_file_goes(tmp_path, monkeypatch):
-    monkeypatch.setattr("needlework.evaluation.journal.SAVE_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr(Journal, "is_due", True)
     path, model, ids = tmp_path / "state", make("llama"), _ids(200)
     whole = _evaluator(model, 30).evaluate_streaming(ids, resume=path)
     assert not path.exists()
@@ -470,18 +577,76 @@ def test_a_run_is_resumed_by_path_and_the_file_goes(tmp_path, monkeypatch):
     assert whole["total_tokens"] == 199
 
 
+def test_a_state_serves_no_other_text_or_model(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(Journal, "is_due", True)
+    caplog.set_level("INFO")
+    path, model, ids = tmp_path / "state", make("llama"), _ids(200)
+
+    def stopped(model):
+        own, counted = Tally.add, []
+
+        def add(tally, chunk):
+            counted.append(chunk)
+            if len(counted) == 5:
+                raise KeyboardInterrupt
+            own(tally, chunk)
+
+        evaluator = _evaluator(model, 30)
+        with monkeypatch.context() as patch:
+            patch.setattr(Tally, "add", add)
+            with pytest.raises(KeyboardInterrupt):
+                evaluator.evaluate_streaming(ids, resume=path)
+        assert [file.name for file in tmp_path.iterdir()] == ["state"]
+
+    stopped(model)
+    other = ids.clone()
+    other[140] = 3 if ids[140] > 3 else 4
+    for text in (other, ids[:90]):
+        with pytest.raises(ValueError, match=r"of another text: document 0 .*; delete it, or name"):
+            _evaluator(model, 30).evaluate_streaming(text, resume=path)
+    whole = _evaluator(model, 30).evaluate_streaming(ids)
+    assert (
+        _evaluator(make("llama"), 30).evaluate_streaming(ids, resume=path)["loss"] == whole["loss"]
+    )
+    assert "going on at document 0, token 120" in caplog.text
+    stopped(model)
+    changed = make("llama")
+    with torch.no_grad():
+        changed.lm_head.weight[0, 0] += 1
+    whole = _evaluator(changed, 30).evaluate_streaming(ids)
+    found = _evaluator(changed, 30).evaluate_streaming(ids, resume=path)
+    assert found["loss"] == whole["loss"]
+    assert "state: is of another model or setting; beginning anew" in caplog.text
+
+
 def test_what_is_wrong_is_one_line(tmp_path):
     model = make("llama")
-    for kwargs, told in (
-        ({"chunk_size": 8, "overlap": 8}, "overlap 8: is not below chunk_size 8; write at most 7"),
-        ({"chunk_size": 0}, "chunk_size 0: write at least 1"),
-        ({"chunk_size": 8, "overlap": -1}, "overlap -1: write at least 0"),
-        ({"chunk_size": 8, "windows_at_once": 0}, "windows_at_once 0: write at least 1"),
+    for other, told in (
+        ("gpt2", "model: str is no torch module; give what AutoModelForCausalLM loads"),
+        (model.model, "model: LlamaModel has no head; give what AutoModelForCausalLM loads"),
+        (T5ForConditionalGeneration(T5), "model: T5ForConditionalGeneration has an encoder; give"),
     ):
         with pytest.raises(ValueError, match=f"^{told}"):
-            StreamingEvaluator(model, device="cpu", **kwargs)
+            StreamingEvaluator(other)
+    for kwargs, told in (
+        ({"chunk_size": 8, "overlap": 8}, "overlap 8: is not below chunk_size 8; write at most 7"),
+        ({"chunk_size": 0}, "chunk_size 0: write a whole number, 1 or more, or None"),
+        ({"chunk_size": 8, "overlap": -1}, "overlap -1: write a whole number, 0 or more"),
+        ({"chunk_size": 8.5}, "chunk_size 8.5: write a whole number"),
+        ({"chunk_size": "8"}, "chunk_size '8': write a whole number"),
+        ({"device": "gpu"}, "device 'gpu': not to be had here .*; write cpu, cuda, or None$"),
+        ({"device": "cuda:77"}, "device 'cuda:77': not to be had here"),
+        (
+            {"chunk_size": 8, "windows_at_once": 0},
+            "windows_at_once 0: write a whole number, 1 or more",
+        ),
+    ):
+        with pytest.raises(ValueError, match=f"^{told}"):
+            StreamingEvaluator(model, **{"device": "cpu", **kwargs})
     evaluator = _evaluator(model, 50)
     ids = _ids(200)
+    with pytest.raises(ValueError, match=r"^log_interval 0: write a whole number, 1 or more"):
+        evaluator.evaluate_streaming(ids, log_interval=0)
     ids[123] = VOCABULARY
     with pytest.raises(ValueError, match=r"^token 123: id 61 is not below .* vocabulary of 61;"):
         evaluator.evaluate_streaming(ids)
@@ -522,3 +687,4 @@ def test_public_names():
     assert needlework.StreamingEvaluator is StreamingEvaluator
     assert needlework.StreamingEvalConfig is StreamingEvalConfig
     assert needlework.create_streaming_evaluator is create_streaming_evaluator
+    assert needlework.evaluation.StreamingEvaluator is StreamingEvaluator

@@ -10,7 +10,7 @@ from streamed_models import make
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from needlework.evaluation import token_source
-from needlework.evaluation.reader import Reader, documents_of
+from needlework.evaluation.reader import Reader, documents_of, tokens_in
 from needlework.evaluation.streaming import StreamingEvaluator
 from needlework.evaluation.token_source import TokenFile, token_documents, write_tokens
 
@@ -52,9 +52,55 @@ def test_token_files_are_mapped_and_read_in_pieces(kind, tmp_path, monkeypatch):
     (pieces,) = file
     pieces = list(pieces)
     assert [len(piece) for piece in pieces] == [64] * 7 + [52]
-    assert all(isinstance(piece, np.memmap) for piece in pieces)
+    # Of their own: a page of the file that stays mapped counts as memory to the end.
+    assert all(piece.flags.owndata and type(piece) is np.ndarray for piece in pieces)
     assert _read(file) == [IDS.tolist()]
+    assert str(path) not in Path("/proc/self/maps").read_text()
     assert _read(token_documents(path, dtype=dtype)) == [IDS.tolist()]
+
+
+def test_ids_rows_and_texts_are_data_too(tokenizer, tmp_path):
+    evaluator = StreamingEvaluator(make("llama"), 50, device="cpu", verbose=False)
+    wanted = evaluator.evaluate_streaming(IDS)["loss"]
+    rows = Dataset.from_dict({"input_ids": [IDS[:120].tolist(), IDS[120:].tolist()]})
+    for data in (
+        [*IDS],
+        {"input_ids": torch.from_numpy(IDS)[None]},
+        rows,
+        rows.to_iterable_dataset(),
+        ([int(i)] for i in IDS),
+    ):
+        assert evaluator.evaluate_streaming(data)["loss"] == pytest.approx(wanted, abs=1e-6)
+    (tmp_path / "x.txt").write_text(_text(IDS[1:]))
+    with pytest.raises(ValueError, match=r"x.txt: holds text; give a tokenizer"):
+        evaluator.evaluate_streaming(tmp_path / "x.txt")
+    texts = Dataset.from_dict({"text": [_text(IDS[1:])]})
+    first = IDS.copy()
+    first[0] = 0
+    wanted = evaluator.evaluate_streaming(first)["loss"]
+    evaluator.tokenizer = tokenizer
+    for data in (tmp_path / "x.txt", [_text(IDS[1:])], texts, texts.to_iterable_dataset()):
+        assert evaluator.evaluate_streaming(data)["loss"] == pytest.approx(wanted, abs=1e-6)
+    with pytest.raises(ValueError, match=r"^data: has neither input_ids nor text, but story;"):
+        evaluator.evaluate_streaming(Dataset.from_dict({"story": ["w3 w4"]}))
+    evaluator.tokenizer = "w"
+    with pytest.raises(ValueError, match=r"^tokenizer: str; give one of tokenizers"):
+        evaluator.evaluate_streaming(["w3 w4"])
+
+
+@pytest.mark.parametrize(
+    ("data", "limit", "tokens"),
+    [
+        (IDS, None, 500),
+        (torch.from_numpy(IDS), 20, 20),
+        ([3, 4, 5], 20, 3),
+        (np.zeros((2, 9), int), None, None),
+        (iter([IDS]), None, None),
+        ("x.bin", 30, 30),
+    ],
+)
+def test_progress_knows_the_end_where_the_data_tells(data, limit, tokens):
+    assert tokens_in(data, limit) == tokens
 
 
 def test_documents_of_a_token_file_end_with_a_separator_or_begin_where_told(tmp_path, monkeypatch):
@@ -177,7 +223,7 @@ def test_written_tokens_are_read_again(tmp_path):
     assert write_tokens(documents, tmp_path / "x.npy", 50) == [0, 10]
     assert np.load(tmp_path / "x.npy").tolist() == IDS[:50].tolist()
     assert [path.name for path in tmp_path.iterdir()] == ["x.npy"]
-    with pytest.raises(ValueError, match=r"^no tokens"):
+    with pytest.raises(ValueError, match=r"^no tokens: .* fewer documents than shards; "):
         write_tokens([[IDS[:0]]], tmp_path / "x.npy", None)
     with pytest.raises(ValueError, match=r"^token id -4: is no id"):
         write_tokens([[np.array([3, -4])]], tmp_path / "x.npy", None)

@@ -5,9 +5,10 @@ import pytest
 
 from needlework.figures.accuracy import accuracy
 from needlework.figures.cost import cost
+from needlework.figures.finetuning import finetuning
 from needlework.figures.heatmap import heatmap
 from needlework.figures.theme import COLORS
-from needlework.figures.training import training
+from needlework.figures.training import training, training_cost
 
 CELL = ["system", "task", "length", "accuracy", "low", "high"]
 
@@ -200,3 +201,56 @@ def test_empty_input_is_one_clear_line(make_summary, make_costs):
         with pytest.raises(ValueError, match=message) as error:
             figure()
         assert "\n" not in str(error.value)
+
+
+def test_loss_on_held_out_text_has_a_panel_where_there_is_any(drawn):
+    between = [None if step % 20 else 3 - step / 50 for step in range(0, 51, 10)]
+    validated = metrics().with_columns(validation_loss=pl.Series(between))
+    texts, marks = drawn(training({"dense": validated, "infini": metrics()}))
+    title = "Loss on held-out text (nats a token, log scale)"
+    assert title in texts
+    points = [m for m in marks if m["kind"] == "point"]
+    found = {float(m["Step"]): float(m["Loss on held-out text"]) for m in points}
+    assert found == {0: 3, 20: 2.6, 40: 2.2}
+    assert {m["Model"] for m in points} == {"dense"}
+    assert title not in drawn(training({"dense": metrics()}))[0]
+
+
+def test_training_cost_has_human_units(drawn):
+    measured = {
+        name: pl.DataFrame(
+            {
+                "step": [1, 10, 20],
+                "tokens_per_second": [500.0 * k, 2000.0 * k, 1900.0 * k],
+                "peak_memory_bytes": [2**28 * k, 2**29 * k, 2**29 * k],
+            }
+        )
+        for name, k in (("dense", 1), ("gates own", 3))
+    }
+    texts, marks = drawn(training_cost(measured))
+    assert {"Tokens a second (log scale)", "Peak memory (log scale)", "Step", "Model"} <= set(texts)
+    assert {"256 MiB", "2 GiB", "1k", "dense", "gates own"} <= set(texts)
+    assert len([mark for mark in marks if mark["kind"] == "line mark"]) == 4
+    with pytest.raises(ValueError, match="training measurements of old: lacks the column 'peak_"):
+        training_cost({"old": measured["dense"].drop("peak_memory_bytes")})
+
+
+def test_finetuning_shows_each_depth_before_and_after(drawn, make_summary):
+    depths = make_summary(4, 2, 1, n=22).drop_nulls("depth_percent").drop("length")
+    before = {"infini": "dense", "sketchwalk": "dense"}
+    texts, marks = drawn(finetuning(depths, before))
+    told = {
+        "dense": "dense (before)",
+        "infini": "infini (after, from dense)",
+        "sketchwalk": "sketchwalk (after, from dense)",
+    }
+    assert {*told.values(), "task_a", "task_b", "Needle depth (%)", "Accuracy (%)"} <= set(texts)
+    assert "n = 22 needles a point, all lengths together" in texts
+    points = [mark for mark in marks if mark["kind"] == "point"]
+    found = {(m["System"], m["Task"], float(m["Depth (%)"])): m for m in points}
+    cells = depths.filter(pl.col("system").is_in(list(told)))
+    assert len(points) == len(found) == len(cells) == 3 * 2 * 11
+    for row in cells.to_dicts():
+        mark = found[told[row["system"]], row["task"], row["depth_percent"]]
+        for name, key in (("Accuracy (%)", "accuracy"), ("Low (%)", "low"), ("High (%)", "high")):
+            assert float(mark[name]) == pytest.approx(100 * row[key], abs=0.051)

@@ -5,7 +5,7 @@ import pytest
 
 from needlework.scoring.intervals import wilson
 from needlework.scoring.metrics import METRICS
-from needlework.scoring.summarize import summarize
+from needlework.scoring.summarize import over_lengths, summarize
 
 DEPTHS = [0.0, 50.0, 100.0]
 
@@ -179,3 +179,26 @@ def test_unmatched_rows_are_an_error():
         summarize(scores, predictions.drop("cache_bytes"))
     with pytest.raises(ValueError, match=r"^scores: has no rows"):
         summarize(scores.clear(), predictions)
+
+
+def test_depths_over_lengths_are_those_of_all_answers_at_once():
+    # Unlike counts: the mean of the lengths' means would be another.
+    scores, predictions = tables(per_depth=3)
+    less = pl.col("length").eq(512) & pl.col("sample").ge(3)
+    scores, predictions = scores.filter(~less), predictions.filter(~less)
+    found = over_lengths(summarize(scores, predictions))
+    assert found.columns == [
+        *("system", "task", "depth_percent", "metric", "n", "accuracy", "low", "high")
+    ]
+    assert len(found) == 2 * 3 * 4
+    for row in found.to_dicts():
+        own = [
+            score[row["metric"]]
+            for score in scores.to_dicts()
+            if (score["system"], score["task"]) == (row["system"], row["task"])
+            and score["needle_depths"] == [row["depth_percent"]]
+        ]
+        assert row["n"] == len(own) == 4
+        assert row["accuracy"] == pytest.approx(sum(own) / 4)
+        low, high = wilson(sum(own) / 4, 4)
+        assert (row["low"], row["high"]) == pytest.approx((float(low), float(high)))

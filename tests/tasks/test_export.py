@@ -10,9 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import TypeAdapter
 
-from needlework.config.tasks import AnyTask
+from needlework.config.tasks import AnyTask, Passkey, PasskeyExamples, TaskExamples
 from needlework.scoring.metrics import match_all, match_part
-from needlework.tasks.export import export_kvpress, export_ruler
+from needlework.tasks import passkey, task_examples
+from needlework.tasks.export import export_dataset, export_kvpress, export_ruler
 from needlework.tasks.generate import Sampler, samples
 from needlework.tasks.ruler_files import read_ruler_jsonl
 
@@ -244,3 +245,38 @@ def test_thoughts_are_not_exported(tables, tmp_path):
     for line in answers.read_text().splitlines():
         row = json.loads(line)
         assert row["pred"] == f"\nIt is {said[row['index']]}"
+
+
+@pytest.mark.parametrize("kind", ["passkey", "task", "text"])
+def test_rows_to_train_on_open_as_a_dataset(kind, byte_tokenizer, tmp_path):
+    if kind == "passkey":
+        config = PasskeyExamples(examples=6, length=128)
+        table = passkey.examples(config, byte_tokenizer, 1)
+    elif kind == "task":
+        config = TaskExamples(task="key", examples=6, length=128)
+        table = task_examples.examples(
+            config, byte_tokenizer, 1, task=Passkey(), depths=[0.0], haystacks={}
+        )
+    else:
+        ids = {"input_ids": [[1, 2, 3], [4, 5, 6]]}
+        table = pl.DataFrame(ids, {"input_ids": pl.List(pl.Int32)})
+    table.write_parquet(tmp_path / "rows.parquet")
+    export_dataset(tmp_path / "rows.parquet", tmp_path / "saved")
+    loaded = datasets.load_from_disk(tmp_path / "saved")
+    assert loaded.to_list() == table.to_dicts()
+    assert {f.name for f in (tmp_path / "saved").iterdir()} == {
+        "data-00000-of-00001.arrow",
+        "dataset_info.json",
+        "state.json",
+    }
+    # The table itself opens as well.
+    opened = datasets.load_dataset(
+        "parquet",
+        data_files=str(tmp_path / "rows.parquet"),
+        split="train",
+        cache_dir=str(tmp_path / "cache"),
+    )
+    assert opened.to_list() == table.to_dicts()
+    export_dataset(tmp_path / "rows.parquet", tmp_path / "again")
+    for file in (tmp_path / "saved").iterdir():
+        assert file.read_bytes() == (tmp_path / "again" / file.name).read_bytes()

@@ -43,7 +43,11 @@ def test_a_row_is_a_prompt_and_its_answer(tokenizer):
         assert value.isdigit()
         assert f"is: {value}." in row["prompt"]
         assert row["prompt"].endswith("mentioned in the provided text is")
-        assert length - 20 < row["context_length"] <= length
+        size = len(tokenizer.encode(row["prompt"]).ids)
+        # Beside the prompt there is room for the task's longest answer.
+        assert length - 128 - 20 < size <= length - 128
+        answer = tokenizer.encode(row["answer"], add_special_tokens=False)
+        assert row["context_length"] == size + len(answer) + 1
     (row,) = made(tokenizer, "niah", 1, 384, values=2).iter_rows(named=True)
     assert all(f"is: {value}." in row["prompt"] for value in row["answer"][1:].split(", "))
     assert row["answer"].count(",") == 1

@@ -4,7 +4,7 @@ import multiprocessing
 
 # Forked from a process that has done nothing yet: polars and torch have threads that forks lose.
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["needlework.training.finetune", "needlework.training.pretrain"])
+_context.set_forkserver_preload(["needlework.training.distill", "needlework.training.pretrain"])
 
 Process = _context.Process
 Pool = _context.Pool

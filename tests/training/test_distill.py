@@ -10,8 +10,9 @@ from needlework import apply
 from needlework.attention.seer_gates import Gates
 from needlework.config.gates import SeerGates
 from needlework.config.systems import Seer
-from needlework.training.distill import Lesson, distill
-from needlework.training.finetune import collate
+from needlework.training.distill import batches, distill
+from needlework.training.lesson import Lesson
+from needlework.training.loop import Batch
 
 
 def grouped():
@@ -151,38 +152,43 @@ def slow_loss(model, gates, rows, tokens_of, rows_of, answers, share):
 ENCODED = [([1, *range(3, 16)], [7, 8, 2]), ([1, 9, 5, 4, 9, 9, 3, 20], [6, 2])]
 
 
+def drawn(wanted: SeerGates) -> Batch:
+    return next(batches(ENCODED, 0, wanted, seed=0))
+
+
 @pytest.mark.parametrize("block_size", [1, 3, 4])
 def test_the_loss_is_that_of_the_formula(block_size):
     model = grouped()
-    recipe = config(decode_queries=5, prefill_rows=4, answer_share=0.3).distill
     torch.manual_seed(1)
     gates = Gates.new(model, block_size=block_size)
-    batch = collate(ENCODED, pad=0)
-    with Lesson(model, gates, recipe, torch.Generator().manual_seed(0)) as lesson:
-        got = lesson.loss(batch)
-        tokens, rows = lesson._tokens.tolist(), lesson._rows.tolist()
-    for (prompt, answer), drawn in zip(ENCODED, tokens, strict=True):
-        length = len(prompt) + len(answer)
+    batch = drawn(config(block_size=block_size, decode_queries=5, prefill_rows=4, answer_share=0.3))
+    with Lesson(model, gates) as lesson:
+        got = lesson.loss(batch, batch)
+        parts = [{name: x[[i]] for name, x in batch.items()} for i in range(2)]
+        apart = [lesson.loss(part, batch).item() for part in parts]
+    tokens, rows = batch["tokens"].tolist(), batch["blocks"][0].tolist()
+    texts = [ENCODED[i][0] + ENCODED[i][1] for i in batch["row"].tolist()]
+    for text, taught in zip(texts, tokens, strict=True):
+        length = len(text)
         # One of each fifth of the last three quarters, then tokens of the answer.
         edges = [length // 4 + (length - length // 4) * i / 5 for i in range(6)]
-        for i, token in enumerate(drawn[:5]):
+        for i, token in enumerate(taught[:5]):
             assert math.floor(edges[i]) <= token < edges[i + 1]
-        assert drawn[5:] == [length - 2, length - 1]
-    texts = [prompt + answer for prompt, answer in ENCODED]
+        assert taught[5:] == [length - 2, length - 1]
     expected = slow_loss(model, gates, texts, tokens, rows, 2, 0.3)
     assert got.item() == pytest.approx(expected, rel=1e-4)
+    assert sum(apart) == pytest.approx(expected, rel=1e-4)
 
 
 def test_gradients_are_those_of_the_loss():
     model = grouped()
     torch.manual_seed(1)
     gates = Gates.new(model, block_size=3, gate_dim=4)
-    batch = collate(ENCODED, pad=0)
+    batch = drawn(config(decode_queries=5))
 
     def loss():
-        recipe = config(decode_queries=5).distill
-        with Lesson(model, gates, recipe, torch.Generator().manual_seed(0)) as lesson:
-            return lesson.loss(batch)
+        with Lesson(model, gates) as lesson:
+            return lesson.loss(batch, batch)
 
     loss().backward()
     for name, parameter in gates.named_parameters():
@@ -215,6 +221,16 @@ def test_gates_learn_and_the_model_stays_as_it_was(tokenizer, tmp_path):
         assert handle.density().prefill < 0.8
 
 
+def test_parts_of_a_batch_add_up_to_it(tokenizer):
+    def found(parts):
+        wanted = config(steps=6, batch_size=4, gradient_accumulation_steps=parts)
+        return distill(llama(), tokenizer, ROWS, wanted, seed=0)[1]
+
+    together, apart = found(1), found(4)
+    for name in ("loss", "gradient_norm"):
+        assert apart[name].to_list() == pytest.approx(together[name].to_list(), rel=1e-4)
+
+
 def test_one_stage_alone(tokenizer):
     gates, *_ = distill(llama(), tokenizer, ROWS, config(stages=["decode"]), seed=0)
     assert not gates.prefill
@@ -223,7 +239,9 @@ def test_one_stage_alone(tokenizer):
 
 def test_the_seed_decides_everything_drawn(tokenizer):
     def losses(seed):
-        return distill(llama(), tokenizer, ROWS, config(), seed)[1]["loss"].to_list()
+        # Fewer than there are, so that which ones is drawn.
+        wanted = config(prefill_rows=2, decode_queries=2)
+        return distill(llama(), tokenizer, ROWS, wanted, seed)[1]["loss"].to_list()
 
     torch.manual_seed(5)
     one = losses(1)

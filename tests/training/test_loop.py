@@ -5,7 +5,7 @@ import polars as pl
 import pytest
 import torch
 
-from needlework.config.training import Loop
+from needlework.config.training import WholeModel
 from needlework.training.loop import train, warmup_cosine
 from needlework.training.signs import warn
 
@@ -26,7 +26,7 @@ def _train(model, *, steps=50, options=None, **changes):
     return train(
         model,
         changes.pop("batches", _regression(0)),
-        Loop(**{"log_every": 20, **(options or {})}),
+        WholeModel(**{"log_every": 20, **(options or {})}),
         steps=steps,
         groups=[
             {"params": [weight], "lr": 0.05, "weight_decay": 0.1},
@@ -85,9 +85,29 @@ def test_train_counts_tokens_and_watches():
     metrics, measurements = _train(model, steps=25, watch=lambda: {"gate": model.bias.item()})
     assert metrics["tokens"].to_list() == [24, 24 * 20, 24 * 25]
     assert metrics["gate"][-1] == pytest.approx(model.bias.item())
-    assert measurements.columns == ["step", "seconds", "tokens_per_second"]
+    assert measurements.columns == ["step", "seconds", "tokens_per_second", "peak_memory_bytes"]
+    assert measurements["peak_memory_bytes"].min() > 2**20
     assert measurements["seconds"].is_sorted()
     assert not model.training
+
+
+def test_validation_has_rows_of_its_own_and_null_between():
+    model, seen = _linear(), []
+
+    def validate(found):
+        assert found is model
+        seen.append(found.bias.item())
+        return seen[-1]
+
+    options = {"log_every": 1, "validate_every": 120}
+    metrics, _ = _train(model, steps=125, options=options, validate=validate)
+    assert metrics["step"].to_list() == list(range(1, 126))
+    given = metrics.drop_nulls("validation_loss")
+    assert given["step"].to_list() == [120, 125]
+    # The first was before the first step.
+    assert given["validation_loss"].to_list() == seen[1:]
+    metrics, _ = _train(_linear(), steps=45, options={"validate_every": 30}, validate=lambda _: 1.0)
+    assert metrics["step"].to_list() == [1, 20, 30, 40, 45]
 
 
 def test_same_batches_give_the_same_metrics():

@@ -9,10 +9,11 @@ from pathlib import Path
 import polars as pl
 import pytest
 from elsewhere import Pool, Process
-from toy import finetuned, product
+from toy import finetuned, mixed, product, write
 
-from needlework.config.training import Pretrain, Stage
+from needlework.config.training import Distill, Pretrain, Stage
 from needlework.training.checkpoints import Checkpoints
+from needlework.training.distill import distill_checkpoint
 from needlework.training.pretrain import pretrain_model
 from needlework.training.run import run
 
@@ -27,6 +28,31 @@ def pretrained(folder: Path) -> Checkpoints:
     )
     path = folder / "checkpoints"
     return run(pretrain_model, config, path, threads=1, decisive={}, seed=3)
+
+
+def distilled(folder: Path, **changes) -> Checkpoints:
+    config = Distill(
+        data=["toy"],
+        **{"steps": 40, "sequence_length": 32, "batch_size": 2, "log_every": 3, **changes},
+        prefill_rows=2,
+        decode_queries=2,
+        checkpoint_every=7,
+    )
+    made = write(folder)
+    return run(
+        distill_checkpoint,
+        config,
+        folder / "checkpoints",
+        threads=1,
+        decisive={},
+        model=made["base"],
+        revision=None,
+        dtype="float32",
+        allow_pickle=False,
+        gates={"model": "toy", "block_size": 3},
+        rows=[made["rows"]["toy"]],
+        seed=3,
+    )
 
 
 def kill_when(training, folder: Path, there: str) -> None:
@@ -44,8 +70,13 @@ def kill_when(training, folder: Path, there: str) -> None:
 # Steps that checkpoints are whole or half written at.
 @pytest.mark.parametrize(
     ("training", "steps"),
-    [(finetuned, ["*7", "*14", "*28"]), (pretrained, ["*6", "*12", "*18"])],
-    ids=["finetuned", "pretrained"],
+    [
+        (finetuned, ["*7", "*14", "*28"]),
+        (mixed, ["*7", "*14", "*28"]),
+        (pretrained, ["*6", "*12", "*18"]),
+        (distilled, ["*7", "*14", "*28"]),
+    ],
+    ids=["finetuned", "mixed", "pretrained", "distilled"],
 )
 def test_kill_9_changes_nothing(tmp_path, caplog, training, steps):
     weights, metrics = product(training(tmp_path / "undisturbed"))

@@ -2,6 +2,7 @@
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import torch
@@ -22,6 +23,12 @@ ROWS = pl.DataFrame(
         "answer": [" 1", " 4", " 66", " 8"],
     }
 )
+
+PROSE = pl.DataFrame(
+    {"input_ids": [[1, *range(3, 12)], [*range(5, 21)], [1, *range(9, 18)], [*range(8, 24)]]},
+    {"input_ids": pl.List(pl.Int32)},
+)
+TABLES = {"toy": ROWS, "prose": PROSE}
 
 
 def characters() -> PreTrainedTokenizerFast:
@@ -68,12 +75,14 @@ def recipe(**changes) -> Finetune:
     )
 
 
-def write(folder: Path, **changes) -> dict[str, str]:
+def write(folder: Path, **changes) -> dict[str, Any]:
     """A checkpoint and a table of rows in `folder`, as `finetune_checkpoint` names them."""
     llama(**changes).save_pretrained(folder / "base")
     characters().save_pretrained(folder / "base")
-    ROWS.write_parquet(folder / "rows.parquet")
-    return {"base": str(folder / "base"), "rows": str(folder / "rows.parquet")}
+    rows = {name: str(folder / f"{name}.parquet") for name in TABLES}
+    for name, table in TABLES.items():
+        table.write_parquet(rows[name])
+    return {"base": str(folder / "base"), "rows": rows}
 
 
 INFINI = {"type": "infini", "segment_length": 6, "segment_alignment": "end"}
@@ -87,25 +96,36 @@ RECIPE = recipe(
 )
 
 
-def finetuned(folder: Path, dropout: float = 0.2, **changes) -> Checkpoints:
+def finetuned(
+    folder: Path, dropout: float = 0.2, attention: Any = INFINI, validation: Any = None, **changes
+) -> Checkpoints:
     """Dropout makes torch's own generator matter as well."""
+    config = RECIPE.model_copy(update=changes)
+    written = write(folder, attention_dropout=dropout)
     return run(
         finetune_checkpoint,
-        RECIPE.model_copy(update=changes),
+        config,
         folder / "checkpoints",
         threads=1,
         decisive={},
-        **write(folder, attention_dropout=dropout),
+        base=written["base"],
+        rows={name: written["rows"][name] for name in config.weights},
+        validation=validation,
         revision=None,
         dtype="float32",
         allow_pickle=False,
-        attention=INFINI,
+        attention=attention,
         seed=3,
     )
 
 
+def mixed(folder: Path) -> Checkpoints:
+    """Rows and text, drawn by weights."""
+    return finetuned(folder, data={"toy": 3.0, "prose": 1.0})
+
+
 def product(found: Checkpoints) -> tuple[str, pl.DataFrame]:
-    weights = (found.product / "model.safetensors").read_bytes()
+    (weights,) = (path.read_bytes() for path in found.product.glob("*.safetensors"))
     metrics = pl.read_parquet(found.product / "metrics.parquet")
     measured = pl.read_parquet(found.product / "measurements.parquet")
     assert measured["step"].to_list() == metrics["step"].to_list()

@@ -13,6 +13,7 @@ RESULTS = "results/small"
 MEASURED = (
     *("measurements/", "benchmarks/", "logs/"),
     *("comparison_speed.csv", "comparison_speed.md", "figures/cost.", "figures/stream_cost."),
+    "figures/training_cost.",
 )
 # Of each kind at least one, so that nothing is equal because it is not there.
 KINDS = (
@@ -34,9 +35,10 @@ KINDS = (
     *("experiment.yaml", "software.csv"),
     *(
         f"figures/{name}.{kind}"
-        for name in ("heatmap/passkey", "heatmap/niah", "accuracy", "pareto", "density", "training")
+        for name in ("heatmap/passkey", "heatmap/niah", "accuracy", "pareto", "density")
         for kind in ("html", "svg", "png")
     ),
+    *("figures/training.svg", "figures/finetuning.svg"),
 )
 
 

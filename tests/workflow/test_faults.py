@@ -25,7 +25,7 @@ def figures(*names: str) -> set[str]:
     return {f"results/small/figures/{name}.{kind}" for name in names for kind in EVERY_FORMAT}
 
 
-SCORED = figures("accuracy", "pareto", "heatmap/passkey", "heatmap/niah")
+SCORED = figures("accuracy", "pareto", "heatmap/passkey", "heatmap/niah", "finetuning")
 
 
 def said(done: subprocess.CompletedProcess[str]) -> list[str]:
@@ -139,7 +139,7 @@ def test_a_finished_run_verifies(finished: Project):
         ("results/small/gates/own/gates.safetensors", SCORED | figures("cost", "density")),
         (
             "resources/needlework-tiny/tokenizer.json",
-            SCORED | figures("cost", "density", "training"),
+            SCORED | figures("cost", "density", "training", "training_cost"),
         ),
     ],
 )

@@ -24,6 +24,8 @@ FIGURES = {
     "Density by layer",
     "Accuracy by measured density",
     "Training curves",
+    "Training speed and memory",
+    "Accuracy by depth before and after fine-tuning",
 }
 FORMATS = {"interactive", "PNG", "SVG"}
 HELD = [

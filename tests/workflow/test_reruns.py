@@ -17,13 +17,17 @@ TASKS = ["passkey", "niah"]
 LENGTHS = [128, 256]
 
 # Jobs are named by rule and wildcards: "evaluate_system dense passkey 128".
-COMPARED = {"summarize_scores", "compare_systems", "plot_accuracy", "plot_pareto"}
+COMPARED = {"summarize_scores", "compare_systems"}
+COMPARED |= {f"plot_{name}" for name in ("accuracy", "pareto", "finetuning")}
 COMPARED |= {f"plot_heatmap {task}" for task in TASKS}
 TIMED = {"compare_speed", "plot_cost"}
 
 
+CHECKED = {"check_training_rows base rows", "check_training_rows base of_task"}
+
+
 def sampled(tasks: list[str], lengths: list[int]) -> set[str]:
-    return {f"generate_samples base {task} {length}" for task in tasks for length in lengths}
+    return CHECKED | {f"generate_samples base {task} {n}" for task in tasks for n in lengths}
 
 
 def answered(
@@ -71,9 +75,11 @@ def nothing(project: Project) -> None:
 
 
 WALK = {"type": "sketchwalk", "block_size": 32, "density": 0.25, "dense_layers": 1}
-TUNED = {"generate_finetune_data base rows", "finetune_model infini", "plot_training"}
-DISTILLED = {"generate_finetune_data base of_task", "distill_gates own", "plot_training"}
-FIGURES = {f"plot_{name}" for name in ("accuracy", "cost", "training", "density", "pareto")}
+TRAINED = {"plot_training", "plot_training_cost"}
+TUNED = {"generate_finetune_data base rows", "finetune_model infini"} | TRAINED
+DISTILLED = {"generate_finetune_data base of_task", "distill_gates own"} | TRAINED
+FIGURES = {f"plot_{name}" for name in ("accuracy", "cost", "density", "pareto", "finetuning")}
+FIGURES |= TRAINED
 FIGURES |= {f"plot_heatmap {task}" for task in TASKS}
 
 CASES = {
@@ -95,15 +101,15 @@ CASES = {
     "attention/seer.py": (write_more("needlework/attention/seer.py"), answered(["seer"])),
     "attention/seer_gates.py": (
         write_more("needlework/attention/seer_gates.py"),
-        answered(["seer"]) | {"distill_gates own", "plot_training"},
+        answered(["seer"]) | {"distill_gates own"} | TRAINED,
     ),
     "distillation": (
         write_more("needlework/training/distill.py"),
-        answered(["seer"]) | {"distill_gates own", "plot_training"},
+        answered(["seer"]) | {"distill_gates own"} | TRAINED,
     ),
     "attention/infini.py": (
         write_more("needlework/attention/infini.py"),
-        answered(["infini"]) | {"finetune_model infini", "plot_training"},
+        answered(["infini"]) | {"finetune_model infini"} | TRAINED,
     ),
     "a task": (
         write_more("needlework/tasks/niah.py"),
@@ -134,11 +140,11 @@ CASES = {
     ),
     "an option of training": (
         reconfigure("models", "infini", "finetune", "steps", to=3),
-        answered(["infini"]) | {"finetune_model infini", "plot_training", "record_experiment"},
+        answered(["infini"]) | {"finetune_model infini", "record_experiment"} | TRAINED,
     ),
     "an option of gates": (
         reconfigure("gates", "own", "distill", "learning_rate", to=0.5),
-        answered(["seer"]) | {"distill_gates own", "plot_training", "record_experiment"},
+        answered(["seer"]) | {"distill_gates own", "record_experiment"} | TRAINED,
     ),
     "an option of a task": (
         reconfigure("tasks", "passkey", "digits", to=4),

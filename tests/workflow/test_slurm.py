@@ -22,6 +22,7 @@ JOBS = {
     "record_experiment": 1,
     "generate_samples": 2,
     "generate_finetune_data": 1,
+    "check_training_rows": 1,
     "finetune_model": 1,
     "evaluate_system": 4,
     "score_predictions": 4,
@@ -32,6 +33,8 @@ JOBS = {
     "plot_accuracy": 1,
     "plot_cost": 1,
     "plot_training": 1,
+    "plot_training_cost": 1,
+    "plot_finetuning": 1,
 }
 EQUAL = ["samples", "finetune_data", "models", "training", "predictions", "scores"]
 """Folders that equal inputs, config and code make equal to the byte."""

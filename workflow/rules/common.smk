@@ -49,12 +49,16 @@ def model_files(name):
     return sorted(str(file) for file in found)
 
 
-def tokenizer_files(name):
-    """The files that make prompts of model `name`: its tokenizer, and its chat template if asked."""
-    chat = chat_of(name) is not None
-    wanted = {"tokenizer.json"} | (
-        {"tokenizer_config.json", "chat_template.jinja"} if chat else set()
-    )
+def tokenizer_files(name, with_end=False):
+    """The files that make prompts of model `name`: its tokenizer, and its chat template if asked.
+
+    `with_end`: and the file that says which token ends a text.
+    """
+    wanted = {"tokenizer.json"}
+    if chat_of(name) is not None:
+        wanted |= {"tokenizer_config.json", "chat_template.jinja"}
+    if with_end:
+        wanted |= {"tokenizer_config.json"}
     return [file for file in model_files(name) if Path(file).name in wanted]
 
 
@@ -155,6 +159,12 @@ def allows_pickle(model):
 def task_modules(name):
     """Modules that make the samples of task `name`."""
     return [f"needlework.tasks.{experiment.tasks[name].module}"]
+
+
+def data_files(name):
+    """The user's files of finetune_data `name`; none where rows are generated, or a hub's."""
+    path = getattr(experiment.finetune_data[name], "path", None)
+    return [] if path is None else files_below(path)
 
 
 def data_modules(name):
@@ -270,6 +280,65 @@ def finetuned_models():
     return [name for name, m in experiment.models.items() if isinstance(m, Derived)]
 
 
+def before_finetuning():
+    """Systems of fine-tuned models, each with that of the nearest model that it came from; both
+    under the models' own attention."""
+    plain = {}
+    for name, system in experiment.systems.items():
+        if system.attention is None:
+            plain.setdefault(system.model, name)
+    found = {}
+    for model, name in plain.items():
+        at = model
+        while isinstance(experiment.models[at], Derived) and name not in found:
+            at = experiment.models[at].base
+            if at in plain:
+                found[name] = plain[at]
+    return found
+
+
+def recipe_of(model):
+    """How `model`, which this experiment trains, is trained."""
+    found = experiment.models[model]
+    return found.pretrain if isinstance(found, Pretrained) else found.finetune
+
+
+def training_modules(model):
+    """Modules that training `model` runs through, beside its script's own."""
+    validation = (
+        ["needlework.evaluation.held_out"] if recipe_of(model).validate_every else []
+    )
+    return [*model_modules(model), *validation]
+
+
+def held_out_files(model):
+    """The token ids that `model` is validated on, and where their documents begin."""
+    stream, folder = recipe_of(model).validation, f"{RESULTS}/tokens"
+    files = [] if stream is None else ["0.npy", "0.starts.npy"]
+    return [
+        f"{folder}/{experiment.root_model(model)}/{stream}/{file}" for file in files
+    ]
+
+
+def validation_of(model):
+    """What validates `model` while it is trained, and what that is made with; None: nothing."""
+    recipe = recipe_of(model)
+    if not recipe.validate_every:
+        return None
+    stream, (tokens, starts) = (
+        experiment.streams[recipe.validation],
+        held_out_files(model),
+    )
+    keys = ("chunk_size", "overlap", "separate_documents", "adaptive")
+    arguments = {
+        "tokens": tokens,
+        "starts": starts,
+        "most_tokens": recipe.validation_tokens,
+        "reading": {key: getattr(stream, key) for key in keys},
+    }
+    return ["needlework.evaluation.held_out:HeldOut", arguments]
+
+
 def rows_of(model, *data):
     """The rows of finetune_data that `model` is trained on, in its tokenizer's lengths."""
     folder = f"{RESULTS}/finetune_data/{experiment.root_model(model)}"
@@ -281,17 +350,43 @@ def seed_of(recipe):
     return experiment.seed if recipe.seed is None else recipe.seed
 
 
+def training_rows():
+    """tokenizer/data of everything that this experiment fine-tunes or distils on."""
+    models = experiment.models
+    trained = [(name, models[name].finetune.weights) for name in finetuned_models()]
+    trained += [
+        (gates.model, gates.distill.data) for gates in experiment.gates.values()
+    ]
+    found = [
+        f"{experiment.root_model(model)}/{name}"
+        for model, data in trained
+        for name in data
+    ]
+    return list(dict.fromkeys(found))
+
+
+def checked_rows():
+    """Those of them with questions and answers, in a tokenizer that samples are made in."""
+    sampled = {experiment.root_model(s.model) for s in experiment.systems.values()}
+    return [
+        rows
+        for rows in training_rows()
+        if rows.split("/")[0] in sampled
+        and experiment.finetune_data[rows.split("/")[1]].type != "text"
+    ]
+
+
 def task_of(data):
     """The task whose rows finetune_data `data` has; None: it is none of the file's."""
     return getattr(experiment.finetune_data[data], "task", None)
 
 
-def training_metrics():
-    """The metrics table of everything that this experiment trains, by name in the figure."""
+def training_tables(stage="training"):
+    """One stage's table of everything that this experiment trains, by name in the figure."""
     models = {name: name for name in (*pretrained_models(), *finetuned_models())}
     gates = {f"gates {name}": f"gates/{name}" for name in experiment.gates}
     paths = {**models, **gates}.items()
-    return {name: f"{RESULTS}/training/{path}.parquet" for name, path in paths}
+    return {name: f"{RESULTS}/{stage}/{path}.parquet" for name, path in paths}
 
 
 def training_steps():
@@ -314,7 +409,8 @@ def targets():
     """Everything that `rule all` wants."""
     mapped = [name for name, task in experiment.tasks.items() if task.has_depths]
     figures = [*(f"heatmap/{task}" for task in mapped), "accuracy", "cost"]
-    figures += ["training"] if training_metrics() else []
+    figures += ["training", "training_cost"] if training_tables() else []
+    figures += ["finetuning"] if mapped and before_finetuning() else []
     figures += ["density"] if sparse_systems() else []
     figures += ["pareto"] if len(sparse_systems()) > 1 else []
     figures += ["stream_perplexity", "stream_cost"] if experiment.streams else []
@@ -328,6 +424,7 @@ def targets():
     if experiment.baseline is not None and len(experiment.systems) > 1:
         wanted += [f"{RESULTS}/{name}" for name in ("comparison.json", "comparison.md")]
         wanted += [f"{RESULTS}/comparison_speed.csv"]
+    wanted += [f"{RESULTS}/training_rows/{rows}.csv" for rows in checked_rows()]
     if experiment.streams:
         wanted += [f"{RESULTS}/streams.csv"]
     if experiment.package is not None:

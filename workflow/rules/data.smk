@@ -65,7 +65,10 @@ rule generate_samples:
 
 rule generate_finetune_data:
     input:
-        tokenizer=lambda w: tokenizer_files(w.tokenizer),
+        tokenizer=lambda w: tokenizer_files(
+            w.tokenizer, with_end=experiment.finetune_data[w.data].type == "text"
+        ),
+        text=lambda w: data_files(w.data),
         haystacks=lambda w: [
             file
             for length in experiment.finetune_data[w.data].lengths
@@ -77,6 +80,7 @@ rule generate_finetune_data:
         f"{RESULTS}/logs/generate_finetune_data/{{tokenizer}}/{{data}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/generate_finetune_data/{{tokenizer}}/{{data}}.tsv"
+    priority: 100
     conda:
         "../../envs/data.yaml"
     threads: 1
@@ -94,3 +98,32 @@ rule generate_finetune_data:
         seed=experiment.seed,
     script:
         "../scripts/generate_finetune_data.py"
+
+
+# Before training, which would be in vain.
+rule check_training_rows:
+    input:
+        rows=f"{RESULTS}/finetune_data/{{tokenizer}}/{{data}}.parquet",
+        samples=expand(
+            f"{RESULTS}/samples/{{{{tokenizer}}}}/{{task}}/{{length}}.parquet",
+            task=experiment.tasks,
+            length=experiment.lengths,
+        ),
+    output:
+        table=f"{RESULTS}/training_rows/{{tokenizer}}/{{data}}.csv",
+    log:
+        f"{RESULTS}/logs/check_training_rows/{{tokenizer}}/{{data}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/check_training_rows/{{tokenizer}}/{{data}}.tsv"
+    priority: 100
+    conda:
+        "../../envs/data.yaml"
+    threads: 1
+    resources:
+        mem_mb=lambda w, attempt: 1500 * attempt,
+        runtime=30,
+    params:
+        code=code_version("check_training_rows.py"),
+        cells=[(t, length) for t in experiment.tasks for length in experiment.lengths],
+    script:
+        "../scripts/check_training_rows.py"

@@ -42,6 +42,29 @@ rule export_kvpress:
         "../scripts/export_kvpress.py"
 
 
+rule export_dataset:
+    input:
+        rows=f"{RESULTS}/finetune_data/{{tokenizer}}/{{data}}.parquet",
+    output:
+        rows=f"{RESULTS}/export/datasets/{{tokenizer}}/{{data}}/data-00000-of-00001.arrow",
+        info=f"{RESULTS}/export/datasets/{{tokenizer}}/{{data}}/dataset_info.json",
+        state=f"{RESULTS}/export/datasets/{{tokenizer}}/{{data}}/state.json",
+    log:
+        f"{RESULTS}/logs/export_dataset/{{tokenizer}}/{{data}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/export_dataset/{{tokenizer}}/{{data}}.tsv"
+    conda:
+        "../../envs/data.yaml"
+    threads: 1
+    resources:
+        mem_mb=lambda w, attempt: 1500 * attempt,
+        runtime=30,
+    params:
+        code=code_version("export_dataset.py"),
+    script:
+        "../scripts/export_dataset.py"
+
+
 # In other projects' formats: `snakemake export`. Nothing else needs them.
 rule export:
     input:
@@ -60,4 +83,5 @@ rule export:
             length=experiment.lengths,
             task=experiment.tasks,
         ),
+        [f"{RESULTS}/export/datasets/{rows}/state.json" for rows in training_rows()],
     localrule: True

@@ -124,7 +124,7 @@ rule plot_cost:
 
 rule plot_training:
     input:
-        metrics=list(training_metrics().values()),
+        metrics=list(training_tables().values()),
     output:
         html=report(
             f"{RESULTS}/figures/training.html",
@@ -156,10 +156,98 @@ rule plot_training:
         runtime=10,
     params:
         code=code_version("plot_training.py"),
-        models=list(training_metrics()),
+        models=list(training_tables()),
         steps=training_steps(),
     script:
         "../scripts/plot_training.py"
+
+
+rule plot_training_cost:
+    input:
+        measurements=list(training_tables("measurements/training").values()),
+    output:
+        html=report(
+            f"{RESULTS}/figures/training_cost.html",
+            caption="../report/training_cost.rst",
+            category="Figures",
+            labels={"figure": "Training speed and memory", "format": "interactive"},
+        ),
+        svg=report(
+            f"{RESULTS}/figures/training_cost.svg",
+            caption="../report/training_cost.rst",
+            category="Figures",
+            labels={"figure": "Training speed and memory", "format": "SVG"},
+        ),
+        png=report(
+            f"{RESULTS}/figures/training_cost.png",
+            caption="../report/training_cost.rst",
+            category="Figures",
+            labels={"figure": "Training speed and memory", "format": "PNG"},
+        ),
+    log:
+        f"{RESULTS}/logs/plot_training_cost.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/plot_training_cost.tsv"
+    conda:
+        "../../envs/report.yaml"
+    threads: 1
+    resources:
+        mem_mb=lambda w, attempt: 2000 * attempt,
+        runtime=10,
+    params:
+        code=code_version("plot_training_cost.py"),
+        models=list(training_tables()),
+    script:
+        "../scripts/plot_training_cost.py"
+
+
+rule plot_finetuning:
+    input:
+        summary=f"{RESULTS}/summary.parquet",
+    output:
+        html=report(
+            f"{RESULTS}/figures/finetuning.html",
+            caption="../report/finetuning.rst",
+            category="Figures",
+            labels={
+                "figure": "Accuracy by depth before and after fine-tuning",
+                "format": "interactive",
+            },
+        ),
+        svg=report(
+            f"{RESULTS}/figures/finetuning.svg",
+            caption="../report/finetuning.rst",
+            category="Figures",
+            labels={
+                "figure": "Accuracy by depth before and after fine-tuning",
+                "format": "SVG",
+            },
+        ),
+        png=report(
+            f"{RESULTS}/figures/finetuning.png",
+            caption="../report/finetuning.rst",
+            category="Figures",
+            labels={
+                "figure": "Accuracy by depth before and after fine-tuning",
+                "format": "PNG",
+            },
+        ),
+    log:
+        f"{RESULTS}/logs/plot_finetuning.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/plot_finetuning.tsv"
+    conda:
+        "../../envs/report.yaml"
+    threads: 1
+    resources:
+        mem_mb=lambda w, attempt: 2000 * attempt,
+        runtime=10,
+    params:
+        code=code_version("plot_finetuning.py"),
+        before=before_finetuning(),
+        metrics={name: task.metric for name, task in experiment.tasks.items()},
+    script:
+        "../scripts/plot_finetuning.py"
 
 
 rule plot_density:

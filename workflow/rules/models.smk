@@ -1,10 +1,34 @@
+# Apart from its model: a text that the model is validated on needs it first.
+rule make_tokenizer:
+    output:
+        tokenizer=f"{RESULTS}/models/{{model}}/tokenizer.json",
+        tokenizer_config=f"{RESULTS}/models/{{model}}/tokenizer_config.json",
+    log:
+        f"{RESULTS}/logs/make_tokenizer/{{model}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/make_tokenizer/{{model}}.tsv"
+    wildcard_constraints:
+        model="|".join(map(re.escape, pretrained_models())) or "none",
+    conda:
+        "../../envs/torch.yaml"
+    threads: 1
+    resources:
+        mem_mb=lambda w, attempt: 2000 * attempt,
+        runtime=10,
+    params:
+        code=code_version("make_tokenizer.py"),
+        max_positions=lambda w: experiment.models[w.model].pretrain.max_positions,
+    script:
+        "../scripts/make_tokenizer.py"
+
+
 rule pretrain_model:
+    input:
+        held_out=lambda w: held_out_files(w.model),
     output:
         config=f"{RESULTS}/models/{{model}}/config.json",
         generation_config=f"{RESULTS}/models/{{model}}/generation_config.json",
         weights=f"{RESULTS}/models/{{model}}/model.safetensors",
-        tokenizer=f"{RESULTS}/models/{{model}}/tokenizer.json",
-        tokenizer_config=f"{RESULTS}/models/{{model}}/tokenizer_config.json",
         metrics=f"{RESULTS}/training/{{model}}.parquet",
         measurements=f"{RESULTS}/measurements/training/{{model}}.parquet",
     log:
@@ -20,7 +44,9 @@ rule pretrain_model:
         mem_mb=lambda w, attempt, threads: 6000 * threads * attempt,
         runtime=120,
     params:
-        code=code_version("pretrain_model.py"),
+        code=lambda w: code_version("pretrain_model.py", *training_modules(w.model)),
+        modules=lambda w: training_modules(w.model),
+        validation=lambda w: validation_of(w.model),
         pretrain=lambda w: dump(experiment.models[w.model].pretrain),
         checkpoints=lambda w: f"{RESULTS}/checkpoints/{w.model}",
         seed=experiment.seed,
@@ -31,7 +57,8 @@ rule pretrain_model:
 rule finetune_model:
     input:
         model=lambda w: model_files(experiment.models[w.model].base),
-        rows=lambda w: rows_of(w.model, experiment.models[w.model].finetune.data)[0],
+        rows=lambda w: rows_of(w.model, *experiment.models[w.model].finetune.weights),
+        held_out=lambda w: held_out_files(w.model),
     output:
         config=f"{RESULTS}/models/{{model}}/config.json",
         generation_config=f"{RESULTS}/models/{{model}}/generation_config.json",
@@ -54,8 +81,9 @@ rule finetune_model:
         mem_mb=lambda w, attempt, threads: 6000 * threads * attempt,
         runtime=120,
     params:
-        code=lambda w: code_version("finetune_model.py", *model_modules(w.model)),
-        modules=lambda w: model_modules(w.model),
+        code=lambda w: code_version("finetune_model.py", *training_modules(w.model)),
+        modules=lambda w: training_modules(w.model),
+        validation=lambda w: validation_of(w.model),
         base=lambda w: model_path(experiment.models[w.model].base),
         revision=lambda w: getattr(
             experiment.models[experiment.models[w.model].base], "revision", None
@@ -88,9 +116,9 @@ rule distill_gates:
     priority: 50
     conda:
         "../../envs/torch.yaml"
-    threads: 1
+    threads: lambda w: experiment.gates[w.gates].distill.processes
     resources:
-        mem_mb=lambda w, attempt: 6000 * attempt,
+        mem_mb=lambda w, attempt, threads: 6000 * threads * attempt,
         runtime=120,
     params:
         code=lambda w: code_version(
@@ -104,6 +132,7 @@ rule distill_gates:
         ),
         allow_pickle=lambda w: allows_pickle(experiment.gates[w.gates].model),
         gates=lambda w: dump(experiment.gates[w.gates]),
+        checkpoints=lambda w: f"{RESULTS}/checkpoints/_gates/{w.gates}",
         seed=experiment.seed,
     script:
         "../scripts/distill_gates.py"

@@ -1,33 +1,30 @@
 """Gates of a frozen model, trained to tell which blocks its own attention looks at."""
 
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-import polars as pl
-import torch
-
-from needlework.config.gates import SeerGates
-from needlework.models.checkpoint import open_model
+from needlework.config.training import Distill
 from needlework.stage import stage
-from needlework.training.distill import distill
+from needlework.training.distill import distill_checkpoint
+from needlework.training.run import run
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
 with stage(snakemake) as s:
-    torch.set_num_threads(s.threads)
-    torch.manual_seed(s.params.seed)
-    model, tokenizer = open_model(
-        s.params.model,
-        dtype=s.params.dtype,
+    shape = dict(s.params.gates)
+    checkpoints = run(
+        distill_checkpoint,
+        Distill.model_validate(shape.pop("distill")),
+        s.params.checkpoints,
+        threads=s.threads,
+        decisive={"code": s.params.code, "inputs": s.hashes},
+        model=s.params.model,
         revision=s.params.revision,
+        dtype=s.params.dtype,
         allow_pickle=s.params.allow_pickle,
+        gates=shape,
+        rows=list(s.input.rows),
+        seed=s.params.seed,
     )
-    config = SeerGates.model_validate(s.params.gates)
-    rows = pl.concat([pl.read_parquet(file, columns=["prompt", "answer"]) for file in s.input.rows])
-    gates, metrics, measurements = distill(model, tokenizer, rows, config, s.params.seed)
-    with TemporaryDirectory() as folder:
-        gates.save(folder)
-        s.adopt(folder)
-    metrics.write_parquet(s.output.metrics)
-    measurements.write_parquet(s.output.measurements)
+    s.adopt(checkpoints.product)
+checkpoints.remove()

@@ -11,9 +11,10 @@ if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
 with stage(snakemake) as s:
+    recipe = Finetune.model_validate(s.params.finetune)
     checkpoints = run(
         finetune_checkpoint,
-        Finetune.model_validate(s.params.finetune),
+        recipe,
         s.params.checkpoints,
         threads=s.threads,
         decisive={"code": s.params.code, "inputs": s.hashes},
@@ -22,8 +23,9 @@ with stage(snakemake) as s:
         dtype=s.params.dtype,
         allow_pickle=s.params.allow_pickle,
         attention=s.params.attention,
-        rows=s.input.rows,
+        rows=dict(zip(recipe.weights, s.input.rows, strict=True)),
         seed=s.params.seed,
+        validation=s.params.validation,
     )
     s.adopt(checkpoints.product)
 checkpoints.remove()

@@ -8,7 +8,7 @@ from pydantic import TypeAdapter
 
 from needlework.config.tasks import AnyExamples, AnyTask
 from needlework.stage import stage
-from needlework.tasks.tokenizer import open_tokenizer
+from needlework.tasks.tokenizer import end_token, open_tokenizer
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
@@ -23,6 +23,8 @@ with stage(snakemake) as s:
             "depths": s.params.depths,
             "haystacks": dict(zip(config.lengths, tables, strict=False)),
         }
+    if config.type == "text":
+        more = {"end": end_token(s.params.tokenizer, s.params.revision)}
     tokenizer = open_tokenizer(s.params.tokenizer, s.params.revision)
     make = import_module(f"needlework.tasks.{config.module}").examples
     table = make(config, tokenizer, s.params.seed, **more)

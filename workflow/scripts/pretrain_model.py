@@ -18,6 +18,7 @@ with stage(snakemake) as s:
         threads=s.threads,
         decisive={"code": s.params.code},
         seed=s.params.seed,
+        validation=s.params.validation,
     )
     s.adopt(checkpoints.product)
 checkpoints.remove()

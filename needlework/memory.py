@@ -1,11 +1,15 @@
 """Memory of the device that a model runs on, and what running out of it looks like."""
 
 import gc
+import resource
+import sys
+from collections.abc import Callable
+from typing import TypeVar
 
 import psutil
 import torch
 
-from needlework.evaluation.meter import peak_memory_bytes
+Found = TypeVar("Found")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -14,8 +18,31 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     told = str(error).lower()
     return isinstance(error, RuntimeError) and (
-        "out of memory" in told or "can't allocate memory" in told or "not enough memory" in told
+        "out of memory" in told
+        or "can't allocate memory" in told
+        or "not enough memory" in told
+        or "alloc_failed" in told  # cuBLAS and cuDNN
     )
+
+
+def patiently(
+    do: Callable[[int], Found], tries: int, undo: Callable[[], object] = lambda: None
+) -> Found:
+    """`do(0)`; where memory runs out `undo()` and `do(1)`, and so on: `tries` times in all.
+
+    Raises:
+        MemoryError: it ran out each time.
+    """
+    for attempt in range(tries):
+        try:
+            return do(attempt)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        # Outside of `except`, where the failed attempt's tensors are no longer held.
+        undo()
+        give_back()
+    raise MemoryError("out of memory")
 
 
 def give_back() -> None:
@@ -29,6 +56,14 @@ def begin_peak() -> None:
     """Forget the GPU's peak."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
+
+
+def peak_memory_bytes() -> int:
+    """Peak bytes since the process began: allocated on the GPU if there is one, else resident."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def used_bytes() -> int:

@@ -1,0 +1,134 @@
+"""Training: a step of ours beside one of transformers' Trainer.
+
+The embedded model and passkey rows, one thread, one process, float32. All take the same rows in the
+same order with the same AdamW, clipping and cosine schedule; their losses show it. The Trainer runs
+as it comes, and once more with our loss, which makes logits where answers stand only. They run by
+turns, and the first turn does not count.
+"""
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+
+import polars as pl
+import torch
+from torch.utils.data import DataLoader
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from benchmarks.timing import verdict
+from needlework.config.tasks import PasskeyExamples
+from needlework.config.training import Finetune
+from needlework.models.checkpoint import open_model
+from needlework.tasks.passkey import examples
+from needlework.tasks.tokenizer import open_tokenizer
+from needlework.training.finetune import answer_loss, collate, encode, finetune, shuffled
+
+MODEL = Path(__file__).resolve().parent.parent / "resources" / "needlework-tiny"
+LENGTHS, TURNS, STEPS = (256, 1024), 5, 8
+BATCH, SEED, BAR = 4, 1, 1.05
+RECIPE = Finetune(
+    data="rows",
+    steps=STEPS,
+    batch_size=BATCH,
+    sequence_length=2 * max(LENGTHS),
+    warmup_steps=0,
+    final_learning_rate_ratio=0.0,
+)
+Run = Callable[[pl.DataFrame], tuple[float, float]]
+"""Rows -> seconds a step, and the mean loss of all steps."""
+
+
+def training_table(lengths: tuple[int, ...] = LENGTHS, turns: int = TURNS) -> str:
+    """The table, in Markdown."""
+    runs: dict[str, Run] = {
+        "Trainer": lambda rows: _trainer(rows, Trainer),
+        "Trainer, our loss": lambda rows: _trainer(rows, _WithOurLoss),
+        "ours": _ours,
+    }
+    lines = [
+        "# Training",
+        "",
+        f"A step of {BATCH} rows through the embedded model, float32, one thread; medians of "
+        f"{turns} turns of {STEPS} steps. Our loss makes logits where answers stand only.",
+        "",
+        "| tokens a row | loop | seconds a step | ours / it | mean loss |",
+        "|---|---|---|---|---|",
+    ]
+    for length in lengths:
+        rows = _rows(length)
+        seconds: dict[str, list[float]] = {name: [] for name in runs}
+        losses = {}
+        for _ in range(turns + 1):
+            for name, run in runs.items():
+                taken, losses[name] = run(rows)
+                seconds[name].append(taken)
+        middle = {name: statistics.median(taken[1:]) for name, taken in seconds.items()}
+        for name, taken in middle.items():
+            ratio = middle["ours"] / taken
+            told = "" if name == "ours" else f"{ratio:.3f}, {verdict(f'<= {BAR}', ratio <= BAR)}"
+            lines.append(f"| {length:,} | {name} | {taken:.4f} | {told} | {losses[name]:.6f} |")
+    return "\n".join(lines) + "\n"
+
+
+def _rows(length: int) -> pl.DataFrame:
+    config = PasskeyExamples(examples=BATCH * STEPS, length=length)
+    return examples(config, open_tokenizer(MODEL), SEED)
+
+
+def _ours(rows: pl.DataFrame) -> tuple[float, float]:
+    model, tokenizer = open_model(MODEL, device="cpu")
+    metrics, measurements = finetune(model, tokenizer, rows, RECIPE, SEED)
+    first, last = measurements["seconds"]
+    # The second row is the mean of the steps after the first.
+    loss = (metrics["loss"][0] + (STEPS - 1) * metrics["loss"][1]) / STEPS
+    return (last - first) / (STEPS - 1), loss
+
+
+class _WithOurLoss(Trainer):
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        return answer_loss(model, inputs, inputs)
+
+
+class _Clock(TrainerCallback):
+    """When each step ended."""
+
+    def __init__(self):
+        self.ends: list[float] = []
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.ends.append(time.perf_counter())
+
+
+def _trainer(rows: pl.DataFrame, kind: type[Trainer]) -> tuple[float, float]:
+    model, tokenizer = open_model(MODEL, device="cpu")
+    encoded = encode(tokenizer, rows, RECIPE.sequence_length)
+    order = shuffled(range(len(encoded)), torch.Generator().manual_seed(SEED))
+    batches = [
+        collate([encoded[number] for number in islice(order, BATCH)], tokenizer.eos_token_id)
+        for _ in range(STEPS)
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            output_dir=folder,
+            max_steps=STEPS,
+            learning_rate=RECIPE.learning_rate,
+            lr_scheduler_type="cosine",
+            weight_decay=RECIPE.weight_decay,
+            adam_beta2=RECIPE.adam_betas[1],
+            max_grad_norm=RECIPE.clip,
+            save_strategy="no",
+            logging_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+            use_cpu=True,
+            remove_unused_columns=False,
+        )
+        clock = _Clock()
+        trainer = kind(model=model, args=arguments, train_dataset=batches, callbacks=[clock])
+        trainer.remove_callback(PrinterCallback)
+        trainer.get_train_dataloader = lambda: DataLoader(batches, batch_size=None)
+        loss = trainer.train().training_loss
+    return (clock.ends[-1] - clock.ends[0]) / (STEPS - 1), loss

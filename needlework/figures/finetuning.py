@@ -1,0 +1,97 @@
+"""Accuracy by needle depth before and after fine-tuning."""
+
+from collections.abc import Mapping
+
+import altair as alt
+import polars as pl
+
+from needlework.figures.theme import METRICS, counted, inline, names, require, styled, told_apart
+
+
+def finetuning(
+    depths: pl.DataFrame,
+    before: Mapping[str, str],
+    metrics: Mapping[str, str] | None = None,
+) -> alt.Chart:
+    """Accuracy (%) with its 95 % interval against needle depth, one panel a task.
+
+    Args:
+        depths: system, task, depth_percent (0-100), metric, n, accuracy, low, high (0-1), all
+            lengths together, as `scoring.summarize.over_lengths` makes them.
+        before: a system of a fine-tuned model -> the system of what it was fine-tuned from.
+        metrics: the metric of each task; `all` for a task not named.
+
+    Raises:
+        ValueError: if there is nothing to draw.
+    """
+    columns = ["system", "task", "depth_percent", "metric", "n", "accuracy", "low", "high"]
+    require(depths, columns, "depths")
+    tuned = {system: f"{system} (after, from {base})" for system, base in before.items()}
+    told = {**{base: f"{base} (before)" for base in before.values()}, **tuned}
+    chosen = {task: (metrics or {}).get(task, "all") for task in names(depths, "task")}
+    own = pl.col("task").replace_strict(chosen, return_dtype=pl.String)
+    cells = depths.filter(pl.col("metric") == own, pl.col("system").is_in(list(told)))
+    require(cells, columns, f"depths of {', '.join(told)}")
+    tasks = names(cells, "task")
+    data = cells.select(
+        "task",
+        "depth_percent",
+        "metric",
+        "n",
+        system=pl.col("system").replace_strict(told, return_dtype=pl.String),
+        percent=100 * pl.col("accuracy"),
+        low=100 * pl.col("low"),
+        high=100 * pl.col("high"),
+    )
+    look = told_apart("system", list(told.values()), "System")
+    y = {
+        "title": "Accuracy (%)",
+        "scale": alt.Scale(domain=[0, 100]),
+        "axis": alt.Axis(values=list(range(0, 101, 20))),
+    }
+    base = alt.Chart().encode(
+        x=alt.X("depth_percent:Q", title="Needle depth (%)")
+        .scale(domain=[0, 100], nice=False, padding=8)
+        .axis(values=list(range(0, 101, 25)))
+    )
+    colored = base.encode(color=look["color"])
+    interval = alt.Y("low:Q", **y)
+    percent = alt.Y("percent:Q", **y)
+    layers = [
+        base.mark_area(opacity=0.12).encode(y=interval, y2="high:Q", fill=look["fill"]),
+        colored.mark_line(strokeWidth=2).encode(y=percent, strokeDash=look["strokeDash"]),
+        colored.mark_point(filled=False, size=60, strokeWidth=1.8, opacity=1).encode(
+            y=percent,
+            shape=look["shape"],
+            tooltip=[
+                alt.Tooltip("system:N", title="System"),
+                alt.Tooltip("task:N", title="Task"),
+                alt.Tooltip("metric:N", title="Metric"),
+                alt.Tooltip("depth_percent:Q", title="Depth (%)", format=".3~g"),
+                alt.Tooltip("percent:Q", title="Accuracy (%)", format=".1f"),
+                alt.Tooltip("low:Q", title="Low (%)", format=".1f"),
+                alt.Tooltip("high:Q", title="High (%)", format=".1f"),
+                alt.Tooltip("n:Q", title="Needles"),
+            ],
+        ),
+    ]
+    chart = (
+        alt.layer(*layers)
+        .properties(width=360, height=260)
+        .facet(
+            data=inline(data),
+            facet=alt.Facet("task:N", title=None, sort=tasks),
+            columns=min(len(tasks), 3),
+        )
+        .resolve_axis(x="independent", y="independent")
+    )
+    shown = [metric for metric in METRICS if metric in {chosen[task] for task in tasks}]
+    return styled(
+        chart,
+        "Accuracy by needle depth before and after fine-tuning",
+        [
+            f"Metric {'; '.join(f'{metric}: {METRICS[metric]}' for metric in shown)}",
+            "Bands: 95 % intervals (Wilson)",
+            counted(cells["n"], "needles a point, all lengths together"),
+        ],
+    )

@@ -1,0 +1,16 @@
+"""How many samples of each evaluation are trained on: none, or the job fails."""
+
+from typing import TYPE_CHECKING
+
+import polars as pl
+
+from needlework.stage import stage
+from needlework.tasks.apart import check
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+with stage(snakemake) as s:
+    samples = dict(zip(s.params.cells, s.input.samples, strict=True))
+    rows = pl.read_parquet(s.input.rows, columns=["prompt", "answer"])
+    check(s.wildcards.data, rows, samples).write_csv(s.output.table)

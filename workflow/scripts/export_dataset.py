@@ -1,0 +1,14 @@
+"""Rows to train on, as a folder that `datasets.load_from_disk` opens."""
+
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+from needlework.stage import stage
+from needlework.tasks.export import export_dataset
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+with stage(snakemake) as s, TemporaryDirectory() as folder:
+    export_dataset(s.input.rows, folder)
+    s.adopt(folder)

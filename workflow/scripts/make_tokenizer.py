@@ -1,0 +1,15 @@
+"""The tokenizer of a model that is pretrained."""
+
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+from needlework.models.tiny import word_tokenizer
+from needlework.stage import stage
+from needlework.training.curriculum import vocabulary
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+with stage(snakemake) as s, TemporaryDirectory() as folder:
+    word_tokenizer(vocabulary(), s.params.max_positions).save_pretrained(folder)
+    s.adopt(folder)
