@@ -369,10 +369,10 @@ def checked_rows():
     """Those of them with questions and answers, in a tokenizer that samples are made in."""
     sampled = {experiment.root_model(s.model) for s in experiment.systems.values()}
     return [
-        rows
-        for rows in training_rows()
-        if rows.split("/")[0] in sampled
-        and experiment.finetune_data[rows.split("/")[1]].type != "text"
+        str(rows)
+        for rows in map(Path, training_rows())
+        if rows.parent.name in sampled
+        and experiment.finetune_data[rows.name].type != "text"
     ]
 
 
