@@ -9,7 +9,6 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from needlework.provenance import sha256_file
 from needlework.thought import without_thought
 
 KVPRESS = pa.schema(
@@ -109,10 +108,7 @@ def export_dataset(rows: str | Path, folder: str | Path) -> None:
     # It takes a second to import.
     from datasets import Dataset
 
-    # Else the folder holds a random number.
-    fingerprint = sha256_file(rows)[:16]
-    dataset = Dataset(pq.read_table(rows), fingerprint=fingerprint)
-    dataset.save_to_disk(folder, num_shards=1)
+    Dataset(pq.read_table(rows)).save_to_disk(folder, num_shards=1)
 
 
 def _rows(samples: str | Path) -> Iterator[dict[str, Any]]:

@@ -16,9 +16,10 @@ from needlework.config.gates import SeerGates
 from needlework.config.training import Distill
 from needlework.models.checkpoint import open_model
 from needlework.training.checkpoints import Checkpoints
-from needlework.training.finetune import Row, collate, encode, shuffled
+from needlework.training.finetune import Row, collate, encode
 from needlework.training.lesson import Lesson
 from needlework.training.loop import IGNORED, Batch, train, warmup_cosine
+from needlework.training.order import shuffled
 from needlework.training.run import write_tables
 
 

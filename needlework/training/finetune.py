@@ -19,6 +19,7 @@ from needlework.models.convert import convert
 from needlework.tasks.seeds import stream_seed
 from needlework.training.checkpoints import Checkpoints
 from needlework.training.loop import IGNORED, Batch, Validate, train, warmup_cosine
+from needlework.training.order import mix, shuffled
 from needlework.training.run import write_product
 from needlework.training.sliced_loss import summed_loss
 from needlework.training.state import whole
@@ -283,26 +284,6 @@ def _numbers_of(
             f"{stages[i].steps} steps are set; add such rows or leave the stage out"
         )
     return found
-
-
-def shuffled(numbers: Sequence[int], generator: torch.Generator) -> Iterator[int]:
-    """The numbers without end; the order is drawn anew whenever all have been seen."""
-    while True:
-        for place in torch.randperm(len(numbers), generator=generator).tolist():
-            yield numbers[place]
-
-
-def mix(
-    orders: Sequence[Iterator[int]],
-    weights: Sequence[float],
-    batch_size: int,
-    choices: torch.Generator,
-) -> Iterator[list[int]]:
-    """Numbers of rows, `batch_size` a time, each from an order drawn by the weights."""
-    chances = torch.tensor(weights, dtype=torch.float64)
-    while True:
-        drawn = torch.multinomial(chances, batch_size, replacement=True, generator=choices)
-        yield [next(orders[i]) for i in drawn.tolist()]
 
 
 def _gates(model: PreTrainedModel) -> list[nn.Module]:

@@ -14,7 +14,8 @@ from needlework.config.systems import Infini
 from needlework.config.training import FinetuneStage
 from needlework.training import finetune as finetuning
 from needlework.training import sliced_loss
-from needlework.training.finetune import answer_loss, collate, encode, finetune, mix, shuffled
+from needlework.training.finetune import answer_loss, collate, encode, finetune
+from needlework.training.order import mix, shuffled
 
 MIXED = {"toy": 3.0, "prose": 1.0}
 
