@@ -14,7 +14,6 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from needlework.attention.blocks import Blocks, choose
 from needlework.attention.density import Density, DensityMeter
-from needlework.attention.infini_alignment import realigned
 from needlework.attention.kernels import attend
 from needlework.attention.masks import LazyMask
 from needlework.attention.state import State
@@ -159,7 +158,8 @@ def apply(model: PreTrainedModel, system: Attention) -> Handle | AbstractContext
             be put on or has another already, or no layer is left to replace.
     """
     if isinstance(system, InfiniAlignment):
-        return realigned(model, system)
+        module = importlib.import_module(f"needlework.attention.{system.type}")
+        return module.realigned(model, system)
     if not isinstance(system, BlockSparse):
         raise ValueError(
             f"{system.type}: is part of a model; name it as `attention` of a model, not of a system"
