@@ -16,6 +16,7 @@ from needlework.figures.theme import counted, inline, styled
 
 RESULTS = ROOT / "results" / "infini-recipes"
 BASE = "recipe"
+LEARNT = 0.1
 FACTORS = {
     "update": {BASE: "linear", "update-delta": "delta"},
     "learning rate of gates": {
@@ -47,7 +48,8 @@ def main() -> None:
 
 
 def by_seed() -> pl.DataFrame:
-    """factor, value, seed, length, n, correct, loss (the last of training), gate (mean of all)."""
+    """factor, value, seed, length, n, correct, gate (the mean of all in the end), and learnt_steps,
+    steps until the training loss was first below LEARNT."""
     summary = pl.read_parquet(RESULTS / "summary.parquet")
     summary = summary.filter(pl.col("depth_percent").is_null(), pl.col("metric") == "all")
     rows = []
@@ -58,8 +60,7 @@ def by_seed() -> pl.DataFrame:
                 if name != system:
                     continue
                 model = f"{system.removesuffix('-start')}_{seed}"
-                last = pl.read_parquet(RESULTS / "training" / f"{model}.parquet")[-1]
-                gates = last.select(pl.mean_horizontal("^gate_layer.*$")).item()
+                steps = pl.read_parquet(RESULTS / "training" / f"{model}.parquet")
                 rows.append(
                     {
                         "factor": factor,
@@ -68,8 +69,8 @@ def by_seed() -> pl.DataFrame:
                         "length": row["length"],
                         "n": row["n"],
                         "correct": round(row["n"] * row["accuracy"]),
-                        "loss": last["loss"].item(),
-                        "gate": gates,
+                        "learnt_steps": steps.filter(pl.col("loss") < LEARNT)["step"].min(),
+                        "gate": steps[-1].select(pl.mean_horizontal("^gate_layer.*$")).item(),
                     }
                 )
     return pl.DataFrame(rows)
@@ -83,7 +84,7 @@ def pooled(seeds: pl.DataFrame) -> pl.DataFrame:
         seeds=pl.len(),
         lowest_seed=accuracy.min(),
         highest_seed=accuracy.max(),
-        loss=pl.col("loss").mean(),
+        learnt_steps=pl.col("learnt_steps").mean(),
         gate=pl.col("gate").mean(),
         n=pl.col("n").sum(),
         correct=pl.col("correct").sum(),
@@ -118,7 +119,7 @@ def chart(points: pl.DataFrame, seeds: pl.DataFrame) -> alt.TopLevelMixin:
                 base.mark_tick(thickness=2.5, width=18).encode(y=y),
                 alt.Chart(inline(dots.filter(at)))
                 .mark_point(size=45, filled=False, opacity=1)
-                .encode(x=x, y=alt.Y("percent:Q"), xOffset="seed:N"),
+                .encode(x=x, y=alt.Y("percent:Q")),
             ]
             panels.append(
                 alt.layer(*layers).properties(width=190, height=130, title=f"{length:,} tokens")
