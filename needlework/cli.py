@@ -60,8 +60,10 @@ def verify(
             console.print(f"       on it stands {figure}")
     if found.broken:
         first = next(iter(found.broken))
-        console.print(f"{len(found.broken)} of {found.checked} files do not hold; delete {first}")
-        console.print("and run again to make it, and what stands on it, anew")
+        console.print(
+            f"{len(found.broken)} of {found.checked} files do not hold; to make the first anew, "
+            f"and what stands on it, add to the run:\n--forcerun {first}"
+        )
         raise typer.Exit(1)
     console.print(f"{found.checked} files verified: every hash under {folder} holds")
 

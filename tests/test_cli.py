@@ -88,8 +88,8 @@ def test_verify_names_the_file_and_the_figures_on_it(run):
     assert result.stdout.splitlines() == [
         f"broken {SAMPLES} is not as rule generate_samples wrote it",
         f"       on it stands {FIGURE}",
-        f"1 of 4 files do not hold; delete {SAMPLES}",
-        "and run again to make it, and what stands on it, anew",
+        "1 of 4 files do not hold; to make the first anew, and what stands on it, add to the run:",
+        f"--forcerun {SAMPLES}",
     ]
 
 

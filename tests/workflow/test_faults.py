@@ -182,6 +182,21 @@ def test_a_cut_table_is_one_line_and_its_remedy_works(finished: Project, tmp_pat
     assert project.needlework("verify", "results/small").returncode == 0
 
 
+@pytest.mark.parametrize("fault", [flip_a_byte, Path.unlink])
+def test_what_verify_advises_makes_all_hold_again(finished: Project, tmp_path: Path, fault):
+    project = finished.copy(tmp_path / "copy")
+    path = "results/small/scores/dense/passkey/128.parquet"
+    content = (project.root / path).read_bytes()
+    fault(project.root / path)
+    done = project.needlework("verify", "results/small")
+    assert done.returncode == 1
+    advice = done.stdout.splitlines()[-1].split()
+    again = project.snakemake("--configfile", "small.yaml", "--cores", "2", *advice)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert (project.root / path).read_bytes() == content
+    assert project.needlework("verify", "results/small").returncode == 0
+
+
 # A superuser writes where nobody may; without this right (CAP_DAC_OVERRIDE) it is as any user.
 _AS_A_USER = """
 import ctypes, os, sys
