@@ -93,6 +93,9 @@ def heatmap(
         chart = panel.facet(
             data=inline(data), facet=alt.Facet("system:N", **system), columns=across
         )
+        if len(systems) % across:
+            # A shared axis would stand at the very bottom, below the empty places of the last row.
+            chart = chart.resolve_axis(x="independent")
     return styled(
         chart,
         "Accuracy by needle depth and context length" + (f": {task}" if task else ""),

@@ -60,6 +60,13 @@ def test_heatmap_of_all_tasks_has_a_row_a_task(drawn, make_summary):
     assert sum(mark["kind"] == "rect mark" for mark in marks) == 8 * 8 * 8 * 11
 
 
+def test_heatmap_has_no_axis_below_an_empty_place(drawn, make_summary):
+    title = "Context length (tokens)"
+    across = drawn(heatmap(make_summary(4, 1, 2), "task_a"))[0].count(title)
+    assert drawn(heatmap(make_summary(8, 1, 2), "task_a"))[0].count(title) == across
+    assert drawn(heatmap(make_summary(5, 1, 2), "task_a"))[0].count(title) == 5
+
+
 def test_heatmap_has_room_for_25_depths(drawn, make_summary):
     depths = [100 * depth / 24 for depth in range(25)]
     texts, marks = drawn(heatmap(make_summary(2, 1, 3, depths), task="task_a"))
