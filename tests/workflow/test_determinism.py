@@ -12,7 +12,13 @@ RESULTS = "results/small"
 # Seconds and bytes of memory, what is drawn from them, and records of when and where.
 MEASURED = (
     *("measurements/", "benchmarks/", "logs/"),
-    *("comparison_speed.csv", "comparison_speed.md", "figures/cost.", "figures/stream_cost."),
+    *(
+        "comparison_speed.csv",
+        "comparison_speed.md",
+        "tables.html",
+        "figures/cost.",
+        "figures/stream_cost.",
+    ),
     "figures/training_cost.",
 )
 # Of each kind at least one, so that nothing is equal because it is not there.

@@ -30,7 +30,7 @@ FIGURES = {
 FORMATS = {"interactive", "PNG", "SVG"}
 HELD = [
     *("summary.csv", "needles.csv", "comparison.csv", "comparison_speed.csv"),
-    *("experiment.yaml", "software.csv"),
+    *("experiment.yaml", "software.csv", "tables.html"),
 ]
 
 # Colours of an image, each channel in eight steps, that at least ten of its pixels have.
@@ -140,6 +140,16 @@ def test_results_configuration_and_versions_are_inside(page: Page, finished: Pro
         result = held[str(file.relative_to(finished.root))]
         content = base64.b64decode(result["data_uri"].split(";base64,", 1)[1])
         assert content == file.read_bytes(), file
+
+
+def test_tables_are_read_in_the_report(page: Page):
+    rows = open_category(page, "Tables")
+    rows.filter(has_text="All tables").locator("a[iconname=eye]").click()
+    shown = page.frame_locator("iframe")
+    shown.locator("input").fill("sketchwalk niah 256")
+    first = shown.locator("table").first.locator("tbody tr:visible")
+    assert first.count() == 1
+    assert first.inner_text().split("\t")[:4] == ["dense", "sketchwalk", "niah", "256"]
 
 
 def test_captions_are_filled_in(page: Page):

@@ -17,7 +17,7 @@ TASKS = ["passkey", "niah"]
 LENGTHS = [128, 256]
 
 # Jobs are named by rule and wildcards: "evaluate_system dense passkey 128".
-COMPARED = {"summarize_scores", "compare_systems"}
+COMPARED = {"summarize_scores", "compare_systems", "show_tables"}
 COMPARED |= {f"plot_{name}" for name in ("accuracy", "pareto", "finetuning")}
 COMPARED |= {f"plot_heatmap {task}" for task in TASKS}
 TIMED = {"compare_speed", "plot_cost"}
@@ -131,7 +131,7 @@ CASES = {
     ),
     "comparing": (
         write_more("needlework/scoring/compare.py"),
-        {"compare_systems", "compare_speed"},
+        {"compare_systems", "compare_speed", "show_tables"},
     ),
     "a script": (write_more("workflow/scripts/plot_cost.py"), {"plot_cost"}),
     "an option of a system": (
@@ -164,7 +164,7 @@ CASES = {
     ),
     "another baseline": (
         reconfigure("baseline", to="random"),
-        {"compare_systems", "compare_speed", "record_experiment"},
+        {"compare_systems", "compare_speed", "show_tables", "record_experiment"},
     ),
 }
 

@@ -29,6 +29,7 @@ JOBS = {
     "summarize_scores": 1,
     "compare_systems": 1,
     "compare_speed": 1,
+    "show_tables": 1,
     "plot_heatmap": 1,
     "plot_accuracy": 1,
     "plot_cost": 1,

@@ -405,6 +405,14 @@ def training_steps():
     return {**steps, **distilled}
 
 
+def tables():
+    """The tables that the report shows, the most telling first."""
+    paired = experiment.baseline is not None and len(experiment.systems) > 1
+    names = ["comparison", "comparison_speed"] if paired else []
+    names += ["streams"] if experiment.streams else []
+    return [f"{RESULTS}/{name}.csv" for name in (*names, "needles", "summary")]
+
+
 def targets():
     """Everything that `rule all` wants."""
     mapped = [name for name, task in experiment.tasks.items() if task.has_depths]
@@ -421,6 +429,7 @@ def targets():
     )
     wanted += [f"{RESULTS}/{name}" for name in ("summary.parquet", "summary.csv")]
     wanted += [f"{RESULTS}/{name}" for name in ("experiment.yaml", "software.csv")]
+    wanted += [f"{RESULTS}/tables.html"]
     if experiment.baseline is not None and len(experiment.systems) > 1:
         wanted += [f"{RESULTS}/{name}" for name in ("comparison.json", "comparison.md")]
         wanted += [f"{RESULTS}/comparison_speed.csv"]

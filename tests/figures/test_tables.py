@@ -1,0 +1,61 @@
+"""The page of tables, in a real browser."""
+
+import shutil
+
+import polars as pl
+import pytest
+from playwright.sync_api import sync_playwright
+
+from needlework.figures.tables import tables
+
+TABLE = pl.DataFrame(
+    {
+        "system": ["dense", "seer", "<b>window</b>", "seer"],
+        "length": [512, 512, 4096, 1024],
+        "share": [0.123456789, 1e-9, None, 1234.5],
+    }
+)
+
+
+def test_cells_are_text_and_numbers_are_legible():
+    page = tables({"a & b.csv": TABLE, "other.csv": TABLE[:0]})
+    assert "<b>" not in page
+    assert "&lt;b&gt;window&lt;/b&gt;" in page
+    assert "a &amp; b.csv (4 rows)" in page
+    assert "other.csv (0 rows)" in page
+    assert '<td class="number" title="0.123456789">0.1235</td>' in page
+    assert '<td class="number" title="4096">4,096</td>' in page
+
+
+@pytest.mark.browser
+def test_rows_are_sorted_and_searched_for(tmp_path):
+    file = tmp_path / "tables.html"
+    file.write_text(tables({"a.csv": TABLE}), encoding="utf-8")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=shutil.which("chromium") or "/usr/bin/chromium",
+            args=["--no-sandbox", "--disable-gpu"],
+        )
+        page = browser.new_page()
+        page.goto(file.as_uri())
+
+        def shown(column: int) -> list[str]:
+            rows = page.locator("tbody tr:visible")
+            return [rows.nth(i).locator("td").nth(column).inner_text() for i in range(rows.count())]
+
+        heads = page.locator("th")
+        heads.nth(1).click()
+        assert shown(1) == ["512", "512", "1,024", "4,096"]
+        heads.nth(1).click()
+        assert shown(1) == ["4,096", "1,024", "512", "512"]
+        heads.nth(2).click()
+        assert shown(2) == ["1e-09", "0.1235", "1,234", ""]
+        heads.nth(2).click()
+        assert shown(2) == ["1,234", "0.1235", "1e-09", ""]
+        heads.nth(0).click()
+        assert shown(0) == ["<b>window</b>", "dense", "seer", "seer"]
+        page.locator("input").fill("SEER 1024")
+        assert shown(1) == ["1,024"]
+        page.locator("input").fill("")
+        assert len(shown(0)) == 4
+        browser.close()

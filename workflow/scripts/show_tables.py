@@ -1,0 +1,16 @@
+"""The experiment's tables as one page."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import polars as pl
+
+from needlework.figures.tables import tables
+from needlework.stage import stage
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+with stage(snakemake) as s:
+    named = {path: pl.read_csv(path, infer_schema_length=None) for path in s.input}
+    Path(s.output.html).write_text(tables(named), encoding="utf-8")
