@@ -147,7 +147,7 @@ def _rows(
         at = (*where, "data", i) if distils else (*where, "data")
         if data is None:
             yield at, "names no finetune_data; " + one_of(experiment.finetune_data, name)
-        elif distils and isinstance(data, TextExamples):
+        elif distils and not data.has_answers:
             yield at, "is text, without the answers that gates are taught by; name other rows"
         elif (longest := max(data.lengths)) > recipe.sequence_length:
             yield (

@@ -345,6 +345,7 @@ class Examples(Strict):
     """Rows to train on: prompt and answer, from random streams apart from every evaluation's."""
 
     module: ClassVar[str]
+    has_answers: ClassVar[bool] = True
 
     examples: int = Field(2000, ge=1, description="rows")
     length: ExampleLength | Annotated[list[ExampleLength], Field(min_length=1)] = Field(
@@ -414,6 +415,7 @@ class TextExamples(Examples):
     """
 
     module: ClassVar[str] = "text_examples"
+    has_answers: ClassVar[bool] = False
 
     type: Literal["text"] = "text"
     path: str = Field(
@@ -425,6 +427,25 @@ class TextExamples(Examples):
     split: str = Field("train", description="the split, in a dataset that has several")
     length: ExampleLength | Annotated[list[ExampleLength], Field(min_length=1)] = Field(
         1024, description="tokens of a row; several lengths take turns"
+    )
+
+
+class RecallExamples(Examples):
+    """Generated text to train on, the loss on every token: it tells numbers and asks for them.
+
+    As streams without a path have it; each row is a text of its own, from random streams apart from
+    theirs. Beside rows of a task it keeps a model able to read on.
+    """
+
+    module: ClassVar[str] = "recall_examples"
+    has_answers: ClassVar[bool] = False
+
+    type: Literal["recall"] = "recall"
+    recalls: float = Field(
+        0.5,
+        ge=0,
+        lt=1,
+        description="share of the turns that ask for a number told before in the row, and answer",
     )
 
 

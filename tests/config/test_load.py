@@ -268,6 +268,11 @@ WRONG = [
         "gates.own.distill.data.0 = 'keys': is text, without the answers that gates are taught by",
     ),
     (
+        "keys: {type: passkey, length: 256, digits: [3, 4]}",
+        "keys: {type: recall, length: 256}",
+        "gates.own.distill.data.0 = 'keys': is text, without the answers that gates are taught by",
+    ),
+    (
         "{data: keys, s",
         "{data: {keys: 3, needls: 1}, s",
         "models.long.finetune.data: names no finetune_data; did you mean `needles`?",

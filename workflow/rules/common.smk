@@ -372,7 +372,7 @@ def checked_rows():
         str(rows)
         for rows in map(Path, training_rows())
         if rows.parent.name in sampled
-        and experiment.finetune_data[rows.name].type != "text"
+        and experiment.finetune_data[rows.name].has_answers
     ]
 
 

@@ -1,0 +1,25 @@
+"""Rows of generated text: each the beginning of a text of its own, of just its length."""
+
+from itertools import islice
+
+import polars as pl
+
+from needlework.config.tasks import RecallExamples
+from needlework.tasks.recall import recall_text
+from needlework.tasks.recall_examples import examples
+from needlework.tasks.seeds import stream_seed
+
+
+def test_each_row_is_the_beginning_of_a_text_of_its_own(tokenizer):
+    config = RecallExamples(examples=9, length=[64, 300, 1024], recalls=0.7)
+    table = examples(config, tokenizer, 42)
+    assert table.schema == {"input_ids": pl.List(pl.Int32)}
+    rows = table["input_ids"].to_list()
+    assert [len(row) for row in rows] == [64, 300, 1024] * 3
+    for number, row in enumerate(rows):
+        sentences = recall_text(stream_seed(42, "recall_examples", number), 0.7)
+        whole = tokenizer.encode("".join(islice(sentences, 1024))).ids
+        assert row == whole[: len(row)]
+    assert len({tuple(row[:64]) for row in rows}) == 9
+    assert examples(config, tokenizer, 42).equals(table)
+    assert not examples(config, tokenizer, 43).equals(table)
