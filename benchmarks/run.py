@@ -16,6 +16,7 @@ import torch
 
 from benchmarks.attention import attention_table
 from benchmarks.generation import generation_table
+from benchmarks.plan import plan_table
 from benchmarks.streaming import streaming_table
 from benchmarks.training import training_table
 from needlework.stage import device_name, package_versions
@@ -28,6 +29,7 @@ def main() -> None:
     parts = {
         "attention": attention_table,
         "generation": generation_table,
+        "plan": plan_table,
         "streaming": streaming_table,
         "training": training_table,
     }

@@ -4,12 +4,14 @@ import gc
 import resource
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 import psutil
 import torch
 
 Found = TypeVar("Found")
+_SPARE_BYTES = 2**28
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -79,3 +81,28 @@ def has_room(before: int) -> bool:
     if torch.cuda.is_available():
         return True
     return 4 * (peak_memory_bytes() - before) < psutil.virtual_memory().available
+
+
+def bound_memory(processes: int = 1) -> None:
+    """Let allocations fail beyond this process's share of the memory that is free now, which can be
+    told and recorded; the system would end the process, which cannot. GPUs tell by themselves."""
+    process = psutil.Process().memory_info()
+    free = psutil.virtual_memory().available - _SPARE_BYTES
+    if (bound := _control_group_bytes()) is not None:
+        free = min(free, bound - process.rss - _SPARE_BYTES)
+    free = max(_SPARE_BYTES, free // processes)
+    wanted = process.data + free if hasattr(process, "data") else free
+    _, most = resource.getrlimit(resource.RLIMIT_DATA)
+    if most != resource.RLIM_INFINITY:
+        wanted = min(wanted, most)
+    resource.setrlimit(resource.RLIMIT_DATA, (wanted, most))
+
+
+def _control_group_bytes() -> int | None:
+    """The bound of the process's control group, as Slurm and containers set it; None: none."""
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            return int(Path(path).read_text())
+        except (OSError, ValueError):
+            continue
+    return None

@@ -133,5 +133,15 @@ def test_what_the_user_has_to_mend_is_one_line(tmp_path, args, says):
 def test_no_arguments_is_the_help():
     done = _command()
     assert "Usage" in done.stdout
-    for name in ("run", "lineage", "verify", "check", "schema"):
+    for name in ("run", "lineage", "verify", "check", "plan", "niah", "stream", "schema"):
         assert f" {name} " in done.stdout
+
+
+def test_shells_complete_the_commands():
+    environment = {"_NEEDLEWORK_COMPLETE": "complete_bash", "COMP_WORDS": "needlework ni"}
+    environment |= {"COMP_CWORD": "1", "PYTHONPATH": str(ROOT)}
+    program = "import sys; sys.argv = ['needlework']; from needlework.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["niah"]

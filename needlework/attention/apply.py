@@ -14,6 +14,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from needlework.attention.blocks import Blocks, choose
 from needlework.attention.density import Density, DensityMeter
+from needlework.attention.heads import all_heads
 from needlework.attention.kernels import attend
 from needlework.attention.masks import LazyMask
 from needlework.attention.state import State
@@ -262,7 +263,8 @@ def _attention(
         if not handle.system.skips(stage):
             with torch.no_grad():
                 seen = key[:, :, : mask.total]
-                scores = handle.selector.scores(layer, query, seen, forward)
+                heads = all_heads(handle.model, query, seen)
+                scores = handle.selector.scores(layer, *heads, forward)
     if scores is None:
         if is_replaced:
             handle.meter.add(layer, stage, mask.causal_pairs, mask.causal_pairs)

@@ -6,8 +6,10 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from needlework.config.check_opening import opening_problems
+from needlework.config.devices import devices
 from needlework.config.experiment import Experiment
-from needlework.config.models import Checkpoint, Derived, Pretrained
+from needlework.config.models import Api, Checkpoint, Derived, Pretrained
 from needlework.config.systems import Attention, InfiniAlignment
 from needlework.config.tasks import BUILT_IN_HAYSTACKS, RowExamples, TaskExamples, TextExamples
 from needlework.config.training import Distill, Finetune, FinetuneStage, Loop, Stage
@@ -36,12 +38,19 @@ def problems(experiment: Experiment) -> Iterator[Problem]:
         if isinstance(data, RowExamples | TextExamples):
             yield from _source((*where, "path"), data.path)
     if not models:
+        yield from opening_problems(experiment)
         yield from _own_attention(experiment)
     yield from _gates(experiment)
     yield from _systems(experiment)
     yield from _haystacks(experiment)
     yield from _tasks(experiment)
     yield from _streams(experiment)
+    for name, system in experiment.systems.items():
+        if system.ladder and experiment.ladder is None:
+            yield (
+                ("systems", name, "ladder"),
+                "needs the experiment's; write ladder: true beside lengths",
+            )
     if not models:
         yield from _validation(experiment)
         yield from _grid(experiment)
@@ -63,11 +72,37 @@ def _models(experiment: Experiment) -> Iterator[Problem]:
             yield (*where, "path"), "no such folder; name an existing one, or a hub's owner/name"
         if isinstance(model, Checkpoint):
             yield from _chat(where, model)
+        if isinstance(model, Api):
+            yield from _api(experiment, where, model)
         if isinstance(model, Pretrained):
             yield from _processes((*where, "pretrain"), model.pretrain, model.pretrain.stages)
     made = [name for name, m in experiment.models.items() if isinstance(m, Pretrained)]
     if experiment.package is not None and experiment.package not in made:
         yield ("package",), "names no pretrained model; " + one_of(made, experiment.package)
+
+
+def _api(experiment: Experiment, where: tuple[str, ...], model: Api) -> Iterator[Problem]:
+    at, name = (*where, "tokenizer"), model.tokenizer
+    if name is None:
+        if experiment.length_unit == "tokens":
+            what = "is not there, so no tokens can be counted; name one, or write length_unit: "
+            yield at, what + "characters"
+    elif name in experiment.models:
+        if isinstance(experiment.models[name], Api):
+            yield at, "is behind an API itself; name a model whose tokenizer is here, or a folder"
+    elif Path(name).is_dir():
+        if not (Path(name) / "tokenizer.json").is_file():
+            yield at, "has no tokenizer.json; name a folder that has one"
+    elif not is_hub_name(name):
+        names = [n for n, other in experiment.models.items() if not isinstance(other, Api)]
+        yield at, f"names no model; {one_of(names, name)}, or a folder with a tokenizer.json"
+
+
+def _has_no_weights(experiment: Experiment, name: str | None) -> bool:
+    return isinstance(experiment.models.get(name), Api)
+
+
+_ELSEWHERE = "is behind an API, so its weights are not here; name another model"
 
 
 def _weights(where: tuple[str, ...], model: Checkpoint) -> Iterator[Problem]:
@@ -121,6 +156,8 @@ def _derived(experiment: Experiment, name: str, model: Derived) -> Iterator[Prob
         others = [other for other in experiment.models if other != name]
         yield (*where, "base"), "names no model; " + one_of(others, model.base)
         return
+    if _has_no_weights(experiment, model.base):
+        yield (*where, "base"), _ELSEWHERE
     seen, at = {name}, model.base
     while isinstance(above := experiment.models.get(at), Derived):
         if at in seen:
@@ -162,6 +199,8 @@ def _gates(experiment: Experiment) -> Iterator[Problem]:
         where = ("gates", name)
         if gates.model not in experiment.models:
             yield (*where, "model"), "names no model; " + one_of(experiment.models, gates.model)
+        if _has_no_weights(experiment, gates.model):
+            yield (*where, "model"), _ELSEWHERE
         for i, stage in enumerate(gates.stages):
             if stage in gates.stages[:i]:
                 yield (*where, "stages", i), "stands twice; write it once"
@@ -171,7 +210,7 @@ def _gates(experiment: Experiment) -> Iterator[Problem]:
 
 def _validation(experiment: Experiment) -> Iterator[Problem]:
     for name, model in experiment.models.items():
-        if isinstance(model, Checkpoint):
+        if isinstance(model, Checkpoint | Api):
             continue
         key = "finetune" if isinstance(model, Derived) else "pretrain"
         where, recipe = ("models", name, key), getattr(model, key)
@@ -226,7 +265,9 @@ def _systems(experiment: Experiment) -> Iterator[Problem]:
                 (*where, "attention", "type"),
                 "is part of a model's weights; write it under models, with a `base`",
             )
-        if system.attention is not None and system.attention.type == "seer":
+        if system.attention is not None and _has_no_weights(experiment, system.model):
+            yield (*where, "attention"), "is for models whose weights are here; leave it out"
+        elif system.attention is not None and system.attention.type == "seer":
             yield from _seer(experiment, where, system.model, system.attention)
     if experiment.baseline is not None and experiment.baseline not in experiment.systems:
         family = [n for n, s in experiment.systems.items() if s.family == experiment.baseline]
@@ -378,6 +419,18 @@ def _streams(experiment: Experiment) -> Iterator[Problem]:
                 if how.model is not None:
                     yield (*own, "model"), "names no model; " + one_of(experiment.models, model)
                 continue
+            if _has_no_weights(experiment, model):
+                at = (*own, "model") if how.model is not None else own
+                yield (
+                    (at, _ELSEWHERE)
+                    if stream.systems
+                    else (
+                        where,
+                        f"is read by all systems, `{system}` too, which is behind an API; "
+                        "name the others under its systems",
+                    )
+                )
+                continue
             if how.attention is not None and (how.model is None or how.attention.converts_model):
                 yield (
                     (*own, "attention"),
@@ -405,6 +458,8 @@ def _streams(experiment: Experiment) -> Iterator[Problem]:
 
 
 def _grid(experiment: Experiment) -> Iterator[Problem]:
+    if experiment.device not in devices():
+        yield ("device",), "names no device; " + one_of(devices(), experiment.device)
     for key in ("lengths", "depths"):
         values = getattr(experiment, key)
         if values == "uniform":
@@ -417,7 +472,9 @@ def _grid(experiment: Experiment) -> Iterator[Problem]:
             yield ("lengths", i), "is not a number of tokens; write a whole number above 0"
         if experiment.length_unit == "characters":
             continue
-        for name in {system.model: None for system in experiment.systems.values()}:
+        # On a ladder a length that is too long is a rung that the system does not reach.
+        free = [system for system in experiment.systems if experiment.ladder_of(system) is None]
+        for name in {experiment.systems[system].model: None for system in free}:
             if name not in experiment.models:
                 continue
             limit = max_positions(experiment, name)
@@ -432,7 +489,7 @@ def _grid(experiment: Experiment) -> Iterator[Problem]:
 def max_positions(experiment: Experiment, name: str) -> int | None:
     """Positions that model `name` is made for; None where nothing says so, or more are meant."""
     model = experiment.models[name]
-    if model.beyond_positions:
+    if isinstance(model, Api) or model.beyond_positions:
         return None
     if isinstance(model, Derived):
         # Infini-attention counts positions within a segment, so none is ever too far.
@@ -444,4 +501,6 @@ def max_positions(experiment: Experiment, name: str) -> int | None:
     if not config_json.is_file():
         return None
     found = json.loads(config_json.read_text())
+    if found.get("needlework_attention") == "infini":
+        return None
     return found.get("text_config", found).get("max_position_embeddings")

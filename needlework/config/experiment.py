@@ -2,12 +2,12 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PlainValidator
+from pydantic import BeforeValidator, Field, PlainValidator
 
 from needlework.config.base import Name, Strict
 from needlework.config.depths import Depths
 from needlework.config.gates import SeerGates
-from needlework.config.models import AnyModel, Derived
+from needlework.config.models import AnyModel, Api, Derived
 from needlework.config.streams import Stream
 from needlework.config.systems import AnyAttention
 from needlework.config.tasks import AnyExamples, AnyTask, Haystack
@@ -26,6 +26,22 @@ _Value = Annotated[
 ]
 
 
+class Ladder(Strict):
+    """How lengths are climbed: shortest first, until a system cannot or need not go on."""
+
+    floor: float = Field(
+        0.1,
+        ge=0,
+        le=1,
+        description="a system whose accuracy on a task is below, at two lengths one after the "
+        "other, is not asked it at longer ones; 0: never stopped by accuracy",
+    )
+
+
+def _as_ladder(value: Any) -> Any:
+    return {True: {}, False: None}[value] if isinstance(value, bool) else value
+
+
 class System(Strict):
     """What is compared: a model, with the attention it is evaluated under."""
 
@@ -42,6 +58,11 @@ class System(Strict):
     )
     family: Name | None = Field(
         None, description="systems that figures show as one kind; a sweep's have its name"
+    )
+    ladder: bool | None = Field(
+        None,
+        description="false: answers all lengths, whatever the experiment's ladder says; null: as "
+        "it says",
     )
 
 
@@ -68,6 +89,19 @@ class Experiment(Strict):
         "or uniform; samples are spread evenly over them",
     )
     samples: int = Field(22, ge=1, description="samples of each task at each length")
+    ladder: Annotated[
+        Ladder | None, BeforeValidator(_as_ladder, json_schema_input_type=bool | Ladder | None)
+    ] = Field(
+        None,
+        description="true, or its keys: each system answers a task at one length after the "
+        "other, and stops, with the reason on record, when memory runs out, the model refuses a "
+        "length, or accuracy stays below the floor",
+    )
+    device: str = Field(
+        "cpu",
+        description="what `needlework plan` and the jobs' resources reckon with: one of "
+        "resources/devices.yaml",
+    )
     streams: dict[Name, Stream] = Field({}, description="long texts to measure perplexity on")
     package: Name | None = Field(None, description="a model to package with a model card")
 
@@ -76,8 +110,18 @@ class Experiment(Strict):
         named = (name for stream in self.streams.values() for name in stream.systems)
         return [name for name in dict.fromkeys(named) if name not in self.systems]
 
+    def is_api(self, system: str) -> bool:
+        """Whether `system` answers through an API."""
+        return isinstance(self.models[self.systems[system].model], Api)
+
+    def ladder_of(self, system: str) -> Ladder | None:
+        """How `system` climbs the lengths; None: each on its own."""
+        return None if self.systems[system].ladder is False else self.ladder
+
     def root_model(self, name: str) -> str:
-        """The model at the end of `base`: the one whose tokenizer `name` uses."""
+        """The model at the end of `base` and of an API's `tokenizer`: whose tokenizer it uses."""
         while isinstance(model := self.models[name], Derived):
             name = model.base
+        if isinstance(model, Api) and model.tokenizer in self.models:
+            return self.root_model(model.tokenizer)
         return name

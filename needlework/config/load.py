@@ -118,6 +118,8 @@ def _properties(loc: tuple) -> dict[str, dict]:
     node = schema
     for part in loc[:-1]:
         node = _step(schema, node, part)
+    for choice in _resolve(schema, node).get("anyOf", []):
+        node = choice if "$ref" in choice else node
     return _resolve(schema, node).get("properties", {})
 
 

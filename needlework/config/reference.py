@@ -8,9 +8,9 @@ from pydantic_core import PydanticUndefined
 
 from needlework.config import training
 from needlework.config.base import Strict
-from needlework.config.experiment import Experiment, System
+from needlework.config.experiment import Experiment, Ladder, System
 from needlework.config.gates import SeerGates
-from needlework.config.models import Model
+from needlework.config.models import Model, Price
 from needlework.config.streams import Stream, StreamedSystem
 from needlework.config.systems import Attention
 from needlework.config.tasks import Examples, Task
@@ -30,8 +30,11 @@ This page is written from the code: `needlework schema --markdown`.
 def reference() -> str:
     """Markdown: every key with its type, default and meaning."""
     sections: dict[str, tuple[str, list[type[Strict]]]] = {
-        "The file": ("Keys of the whole file.", [Experiment]),
-        "Models": ("An entry of `models:` is told by the key it has.", Model.__subclasses__()),
+        "The file": ("Keys of the whole file.", [Experiment, Ladder]),
+        "Models": (
+            "An entry of `models:` is told by the key it has.",
+            [*Model.__subclasses__(), Price],
+        ),
         "Training": (
             "Recipes under `finetune:`, `pretrain:` and `distill:`.",
             _parts(training),

@@ -45,7 +45,8 @@ def cache_bytes(cache: object) -> int:
         found = pending.pop()
         if isinstance(found, torch.Tensor):
             storage = found.untyped_storage()
-            storages[storage.data_ptr()] = storage.nbytes()
+            # On the meta device all data pointers are 0.
+            storages[storage._cdata] = storage.nbytes()
         elif id(found) not in seen:
             seen.add(id(found))
             if isinstance(found, dict):

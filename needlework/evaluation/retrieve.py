@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import astuple
 
 import polars as pl
 import torch
@@ -16,7 +17,9 @@ from transformers import (
 from needlework.attention.apply import apply
 from needlework.attention.density import Density, LayerDensity
 from needlework.config.systems import Attention
+from needlework.evaluation.finished import Finished
 from needlework.evaluation.meter import FirstTokenClock, cache_bytes
+from needlework.evaluation.monitor import MemoryMonitor
 from needlework.evaluation.thinking import ThinkingBudget, opens_thought
 from needlework.memory import peak_memory_bytes
 from needlework.progress import track
@@ -39,6 +42,10 @@ _MEASUREMENTS = {
     "prefill_seconds": pl.Float64,
     "decode_seconds": pl.Float64,
     "peak_memory_bytes": pl.Int64,
+    "peak_resident_bytes": pl.Int64,
+    "memory": pl.List(
+        pl.Struct({"seconds": pl.Float64, "resident_bytes": pl.Int64, "gpu_bytes": pl.Int64})
+    ),
 }
 _DENSITIES = {
     **{name: _PREDICTIONS[name] for name in ("system", "task", "length")},
@@ -57,6 +64,8 @@ def retrieve(
     system: str,
     attention: Attention | None = None,
     thinking_tokens: int = 0,
+    cache: str = "dynamic",
+    finished: Finished | None = None,
 ) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
     """Predictions and measurements, one row a sample in the samples' order, and densities.
 
@@ -66,9 +75,17 @@ def retrieve(
     tokens; they are part of the samples' max_new_tokens. It stays in the prediction, from its
     `<think>` on, also where that stands in the prompt.
 
+    `cache` is dynamic, quantized (keys and values in 8-bit floats) or offloaded (to main memory).
+
+    Samples that `finished` has are not answered again, and each is added to it when it is answered.
+
     `attention` None is the model's own attention, its densities are 1. Densities are measured: kept
     over causal pairs of query and key in the sparse layers; decode_density is null where the first
     token ended the answer. cache_bytes is what the cache holds when the answer ends.
+
+    peak_memory_bytes is what the sample took of the GPU, weights and all; without one, the most
+    resident bytes since the process began. peak_resident_bytes are the most while the sample was
+    answered, and memory how it went in that time: see MemoryMonitor.
 
     The densities have a row a task, length, sparse layer (numbered from 0) and stage (prefill,
     decode): the density over all samples together, and the causal pairs that it is the share of. No
@@ -78,31 +95,32 @@ def retrieve(
         ValueError: the tokenizer does not count a prompt's tokens as the sample does.
     """
     predictions, measurements = [], []
+    finished = finished or Finished()
     layers: dict[tuple[str, int], list[LayerDensity]] = {}
     put_on = apply(model, attention) if attention is not None else nullcontext()
-    with put_on as handle, _greedy(model, tokenizer):
+    with put_on as handle, _greedy(model, tokenizer, cache):
         for row in track(
             samples.iter_rows(named=True),
             total=len(samples),
             description=f"{system} {samples['task'][0]} {samples['length'][0]}",
             unit="sample",
         ):
-            if handle is not None:
-                handle.reset()
+            found = finished.get(row["sample"])
+            if found is None:
+                if handle is not None:
+                    handle.reset()
+                answer, measured = _answer(model, tokenizer, row, thinking_tokens)
+                density = handle.density() if handle is not None else Density(1.0, 1.0)
+                answer["prefill_density"] = density.prefill
+                answer["decode_density"] = density.decode
+                of_layers = [astuple(one) for one in density.layers]
+                found = {"answer": answer, "measured": measured, "layers": of_layers}
+                found = finished.add(row["sample"], found)
             key = {"system": system, **{k: row[k] for k in ("task", "length", "sample")}}
-            answer, measured = _answer(model, tokenizer, row, thinking_tokens)
-            density = handle.density() if handle is not None else None
-            predictions.append(
-                {
-                    **key,
-                    **answer,
-                    "prefill_density": density.prefill if density else 1.0,
-                    "decode_density": density.decode if density else 1.0,
-                }
-            )
-            measurements.append({**key, **measured})
-            if density is not None:
-                layers.setdefault((row["task"], row["length"]), []).extend(density.layers)
+            predictions.append({**key, **found["answer"]})
+            measurements.append({**key, **found["measured"]})
+            measured_layers = (LayerDensity(*one) for one in found["layers"])
+            layers.setdefault((row["task"], row["length"]), []).extend(measured_layers)
     return (
         pl.DataFrame(predictions, schema=_PREDICTIONS),
         pl.DataFrame(measurements, schema=_MEASUREMENTS),
@@ -118,8 +136,16 @@ def retrieve(
     )
 
 
+def unanswered() -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
+    """The tables of `retrieve` without a row."""
+    schemas = (_PREDICTIONS, _MEASUREMENTS, _DENSITIES)
+    return tuple(pl.DataFrame(schema=schema) for schema in schemas)
+
+
 @contextmanager
-def _greedy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> Iterator[None]:
+def _greedy(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, cache: str
+) -> Iterator[None]:
     """The model with no generation settings but those of a plain greedy search."""
     own = model.generation_config
     eos = tokenizer.eos_token_id if own.eos_token_id in (None, []) else own.eos_token_id
@@ -130,6 +156,9 @@ def _greedy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> Itera
         do_sample=False,
         num_beams=1,
         return_dict_in_generate=True,
+        # No word of a dynamic cache, which is not every model's own.
+        cache_implementation=None if cache == "dynamic" else cache,
+        cache_config={"backend": "fp8"} if cache == "quantized" else None,
     )
     try:
         yield
@@ -142,7 +171,7 @@ def _answer(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, row: dict, thinking_tokens: int
 ) -> tuple[dict, dict]:
     prompt = row["prompt"]
-    inputs = tokenizer(prompt, return_tensors="pt").to(model.device)
+    inputs = tokenizer(prompt, return_tensors="pt").to(_input_device(model))
     prompt_tokens = inputs["input_ids"].shape[1]
     if prompt_tokens != row["tokens"]:
         raise ValueError(
@@ -153,14 +182,15 @@ def _answer(
     clock, budget = FirstTokenClock(), LogitsProcessorList()
     if thinking_tokens:
         budget.append(ThinkingBudget(tokenizer, thinking_tokens, prompt_tokens))
-    generated = model.generate(
-        input_ids=inputs["input_ids"],
-        attention_mask=inputs["attention_mask"],
-        max_new_tokens=row["max_new_tokens"],
-        logits_processor=budget,
-        stopping_criteria=StoppingCriteriaList([clock]),
-    )
-    prefill_seconds, decode_seconds = clock.seconds()
+    with MemoryMonitor() as monitor:
+        generated = model.generate(
+            input_ids=inputs["input_ids"],
+            attention_mask=inputs["attention_mask"],
+            max_new_tokens=row["max_new_tokens"],
+            logits_processor=budget,
+            stopping_criteria=StoppingCriteriaList([clock]),
+        )
+        prefill_seconds, decode_seconds = clock.seconds()
     new = generated.sequences[0, prompt_tokens:].tolist()
     eos = model.generation_config.eos_token_id
     eos = set(eos) if isinstance(eos, list) else {eos}
@@ -175,8 +205,17 @@ def _answer(
         "prefill_seconds": prefill_seconds,
         "decode_seconds": decode_seconds,
         "peak_memory_bytes": peak_memory_bytes(),
+        "peak_resident_bytes": monitor.peak_resident_bytes,
+        "memory": monitor.points,
     }
     return answer, measured
+
+
+def _input_device(model: PreTrainedModel) -> torch.device:
+    """Where ids go: a model whose first weights lie on a disk fetches them to where it computes."""
+    if model.device.type != "meta":
+        return model.device
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _text(tokenizer: PreTrainedTokenizerFast, ids: list[int]) -> str:

@@ -188,7 +188,7 @@ class StreamingEvaluator:
         max_tokens = self.max_tokens if max_tokens is None else max_tokens
         tally, journal = Tally(), None
         if resume is not None:
-            key = (_fingerprint(self.model), self.attention, self.reading, max_tokens)
+            key = (fingerprint(self.model), self.attention, self.reading, max_tokens)
             journal = Journal(resume, repr(key))
         started = time.perf_counter()
         for chunk in self.chunks(data, max_tokens, tally, journal, log_interval):
@@ -260,7 +260,7 @@ class StreamingEvaluator:
             self.model.train(trained)
 
 
-def _fingerprint(model: nn.Module) -> str:
+def fingerprint(model: nn.Module) -> str:
     """Of a model's code and the first weights of each of its tensors."""
     digest = hashlib.sha256(type(model).__name__.encode())
     for name, x in model.state_dict().items():

@@ -6,6 +6,7 @@ import altair as alt
 import polars as pl
 
 from needlework.figures.axes import length_axis, side_by_side
+from needlework.figures.gaps import MARK, gaps_of, told, tooltip
 from needlework.figures.theme import METRICS, counted, inline, names, require, styled, told_apart
 
 _MOST_BANDS = 4
@@ -21,7 +22,8 @@ def accuracy(
 
     Args:
         summary: system, task, length, depth_percent (rows with one are left out), metric,
-            n, accuracy, low, high (0-1).
+            n, accuracy, low, high (0-1); not_run, the reason, in rows of cells that were not run,
+            which are crosses at the foot of their panel.
         metrics: the metric of each task; `all` for a task not named. Where they differ, each
             panel names its own.
         unit: of the lengths.
@@ -34,7 +36,9 @@ def accuracy(
     chosen = {task: (metrics or {}).get(task, "all") for task in names(summary, "task")}
     own = pl.col("task").replace_strict(chosen, return_dtype=pl.String)
     cells = summary.filter(pl.col("metric") == own, pl.col("depth_percent").is_null())
-    systems, tasks = names(cells, "system"), names(cells, "task")
+    gaps = gaps_of(summary)
+    keys = pl.concat([cells.select("system", "task", "length"), gaps.drop("not_run")])
+    systems, tasks = names(keys, "system"), names(keys, "task")
     for task, metric in chosen.items():
         if task not in tasks:
             raise ValueError(
@@ -43,21 +47,24 @@ def accuracy(
             )
     shown = [metric for metric in METRICS if metric in chosen.values()]
     panels = {task: task if len(shown) == 1 else f"{task} ({chosen[task]})" for task in tasks}
-    lengths = sorted(cells["length"].unique())
+    lengths = sorted(keys["length"].unique())
     across = min(len(tasks), 3)
     width, height = {1: (560, 340), 2: (420, 280), 3: (320, 220)}[across]
 
+    panel_of = pl.col("task").replace_strict(panels, return_dtype=pl.String)
     data = cells.select(
         "system",
         "task",
         "length",
         "metric",
         "n",
-        panel=pl.col("task").replace_strict(panels, return_dtype=pl.String),
+        panel=panel_of,
         percent=100 * pl.col("accuracy"),
         low=100 * pl.col("low"),
         high=100 * pl.col("high"),
     )
+    if len(gaps):
+        data = pl.concat([data, gaps.with_columns(panel=panel_of)], how="diagonal")
     apart = len(systems) > _MOST_BANDS or len(lengths) == 1
     if apart:
         data = side_by_side(data, lengths, width)
@@ -68,7 +75,8 @@ def accuracy(
     scale, axis = alt.Scale(domain=[0, 100]), alt.Axis(values=list(range(0, 101, 20)))
     percent = alt.Y("percent:Q", title="Accuracy (%)", scale=scale, axis=axis)
     interval = alt.Y("low:Q", title="Accuracy (%)", scale=scale, axis=axis)
-    base = alt.Chart().encode(x=length_axis(lengths, width, "x", unit))
+    every = alt.Chart().encode(x=length_axis(lengths, width, "x", unit))
+    base = every.transform_filter("isValid(datum.percent)")
     colored = base.encode(color=look["color"])
     bands = base.mark_area(opacity=0.12).encode(y=interval, y2="high:Q", fill=look["fill"])
     bars = colored.mark_rule(opacity=0.6, strokeWidth=1.5).encode(y=interval, y2="high:Q")
@@ -87,7 +95,13 @@ def accuracy(
             alt.Tooltip("n:Q", title="Answers"),
         ],
     )
+    crosses = (
+        every.transform_filter("isValid(datum.not_run)")
+        .mark_text(text=MARK, fontSize=15)
+        .encode(y=alt.value(height - 8), color=look["color"], tooltip=tooltip(unit))
+    )
     layers = [bars, lines, points] if apart else [bands, bars, lines, points]
+    layers += [crosses] if len(gaps) else []
     chart = (
         alt.layer(*layers)
         .properties(width=width, height=height)
@@ -105,6 +119,11 @@ def accuracy(
         [
             f"Metric {'; '.join(f'{metric}: {METRICS[metric]}' for metric in shown)}",
             f"With 95 % intervals (Wilson){beside}",
-            counted(cells["n"], "answers a point, all needle depths together"),
+            *(
+                [counted(cells["n"], "answers a point, all needle depths together")]
+                if len(cells)
+                else []
+            ),
+            *told(gaps),
         ],
     )

@@ -4,17 +4,21 @@ import altair as alt
 import polars as pl
 
 from needlework.figures.axes import BYTES_LABEL, SECONDS_LABEL, length_axis, log_ticks, side_by_side
-from needlework.figures.theme import counted, inline, names, require, styled, told_apart
+from needlework.figures.theme import blank, counted, inline, names, require, styled, told_apart
 
+_TITLE = "Cost by context length"
 _WIDTH, _HEIGHT = 420, 320
 
 
-def cost(measurements: pl.DataFrame, predictions: pl.DataFrame, unit: str = "tokens") -> alt.Chart:
+def cost(
+    measurements: pl.DataFrame, predictions: pl.DataFrame, unit: str = "tokens"
+) -> alt.TopLevelMixin:
     """Median prefill seconds and median cache bytes, with quartiles, on log-log axes.
 
     Drawn from measured times, so not the same from run to run. Tasks are pooled: the cost is
     that of the length. Systems stand some pixels beside each other, so that equal costs do not
-    hide one another. A panel without a single positive value is left out.
+    hide one another. A panel without a single positive value is left out; without any, the figure
+    says so.
 
     Args:
         measurements: system, length, prefill_seconds.
@@ -22,18 +26,17 @@ def cost(measurements: pl.DataFrame, predictions: pl.DataFrame, unit: str = "tok
         unit: of the lengths.
 
     Raises:
-        ValueError: if nothing was measured.
+        ValueError: if one table is empty, or lacks a column.
     """
+    if measurements.is_empty() and predictions.is_empty():
+        return blank(_TITLE, "No prompt was answered")
     require(measurements, ["system", "length", "prefill_seconds"], "measurements")
     require(predictions, ["system", "length", "cache_bytes"], "predictions")
     seconds = _quartiles(measurements, "prefill_seconds")
     cache = _quartiles(predictions, "cache_bytes")
     both = pl.concat([seconds, cache])
     if both.is_empty():
-        raise ValueError(
-            "measurements, predictions: no prefill_seconds and no cache_bytes above zero, so there "
-            "is nothing to draw; evaluate a system that runs on this machine"
-        )
+        return blank(_TITLE, "Neither time nor cache was measured")
     systems = list(dict.fromkeys(names(measurements, "system") + names(predictions, "system")))
     lengths = sorted(both["length"].unique())
     panels = []
@@ -45,7 +48,7 @@ def cost(measurements: pl.DataFrame, predictions: pl.DataFrame, unit: str = "tok
         panels.append(_panel(cache, "Cache size", "bytes", axis, lengths, systems, unit))
     return styled(
         alt.hconcat(*panels, spacing=40),
-        "Cost by context length",
+        _TITLE,
         [
             "Medians, with quartiles as bars; systems side by side at each length",
             counted(both["n"], "prompts a point, all tasks together"),

@@ -3,6 +3,7 @@
 import altair as alt
 import polars as pl
 
+from needlework.figures.gaps import GREY, MARK, gaps_of, told, tooltip
 from needlework.figures.theme import METRICS, SEQUENTIAL, counted, inline, names, require, styled
 
 _MOST_COLUMNS = 4
@@ -18,7 +19,8 @@ def heatmap(
 
     Args:
         summary: system, task, length, depth_percent (0-100; rows without are left out),
-            metric, n, accuracy (0-1), low, high, prefill_density, decode_density.
+            metric, n, accuracy (0-1), low, high, prefill_density, decode_density; not_run, the
+            reason, in rows of cells that were not run, which are grey and crossed.
         task: one task, its systems wrapped over rows; or None: one row a task, one column a system.
         metric: all, part, exact, rouge_l or token_f1. Under `all` cells count needles.
         unit: of the lengths.
@@ -31,14 +33,16 @@ def heatmap(
     cells = summary.filter(pl.col("metric") == metric, pl.col("depth_percent").is_not_null())
     if task is not None:
         cells = cells.filter(pl.col("task") == task)
-    if cells.is_empty():
+    gaps = gaps_of(summary, task)
+    if cells.is_empty() and gaps.is_empty():
         raise ValueError(
             f"summary: no cell with a needle depth for task {task or '(any)'} and metric {metric}; "
             "draw a task with needles"
         )
-    systems, tasks = names(cells, "system"), names(cells, "task")
-    lengths = sorted(cells["length"].unique())
-    depths = sorted(cells["depth_percent"].unique())
+    keys = pl.concat([cells.select("system", "task", "length"), gaps.drop("not_run")])
+    systems, tasks = names(keys, "system"), names(keys, "task")
+    lengths = sorted(keys["length"].unique())
+    depths = sorted(cells["depth_percent"].unique()) or [0.0, 100.0]
 
     counts = "needles" if metric == "all" else "answers"
     across = len(systems) if task is None else min(len(systems), _MOST_COLUMNS)
@@ -64,7 +68,8 @@ def heatmap(
             alt.Tooltip("n:Q", title=counts.capitalize()),
         ],
     )
-    squares = base.mark_rect(stroke="white", strokeWidth=0.5).encode(
+    answered = base.transform_filter("isValid(datum.percent)")
+    squares = answered.mark_rect(stroke="white", strokeWidth=0.5).encode(
         color=alt.Color("percent:Q", title="Accuracy (%)")
         .scale(scheme=SEQUENTIAL, domain=[0, 100])
         # One panel is shorter than a full legend; the bar keeps its ends legible.
@@ -72,16 +77,25 @@ def heatmap(
             gradientLength=min(max(step_y * len(depths), 100), 260), values=list(range(0, 101, 25))
         )
     )
-    numbers = base.mark_text(fontSize=11 if step_x >= 36 else 10).encode(
+    numbers = answered.mark_text(fontSize=11 if step_x >= 36 else 10).encode(
         text=alt.Text("percent:Q", format=".0f"),
         color=alt.condition("datum.percent < 50", alt.value("white"), alt.value("black")),
     )
-    panel = alt.layer(squares, numbers).properties(
+    missing = base.transform_filter("isValid(datum.not_run)").encode(tooltip=tooltip(unit))
+    greys, crosses = (
+        missing.mark_rect(fill=GREY, stroke="white", strokeWidth=0.5),
+        missing.mark_text(text=MARK, color="#666666"),
+    )
+    layers = [squares, numbers] if gaps.is_empty() else [squares, numbers, greys, crosses]
+    panel = alt.layer(*layers).properties(
         width=alt.Step(step_x), height=alt.Step(step_y), view=alt.ViewBackground(fill="#eeeeee")
     )
     data = cells.with_columns(percent=100 * pl.col("accuracy")).select(
         "system", "task", "length", "depth_percent", "percent", "n"
     )
+    if len(gaps):
+        whole = gaps.join(pl.DataFrame({"depth_percent": depths}), how="cross")
+        data = pl.concat([data, whole], how="diagonal")
     system = {"title": None, "sort": systems}
     if task is None:
         chart = panel.facet(
@@ -99,5 +113,9 @@ def heatmap(
     return styled(
         chart,
         "Accuracy by needle depth and context length" + (f": {task}" if task else ""),
-        [f"Metric {metric}: {METRICS[metric]}", counted(cells["n"], f"{counts} a cell")],
+        [
+            f"Metric {metric}: {METRICS[metric]}",
+            *([counted(cells["n"], f"{counts} a cell")] if len(cells) else []),
+            *told(gaps),
+        ],
     )

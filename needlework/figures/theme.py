@@ -64,6 +64,12 @@ def styled(chart: alt.TopLevelMixin, title: str, subtitle: list[str]) -> alt.Top
     )
 
 
+def blank(title: str, why: str) -> alt.TopLevelMixin:
+    """A figure of nothing that says why: a run without answers still ends in its report."""
+    text = alt.Chart(inline(pl.DataFrame({"why": [why]}))).mark_text(fontSize=13, color=_INK)
+    return styled(text.encode(text="why:N").properties(width=420, height=80), title, [])
+
+
 def inline(table: pl.DataFrame) -> alt.InlineData:
     """The rows as data of a chart, however many (altair refuses tables beyond 5000 rows)."""
     return alt.InlineData(values=table.fill_nan(None).to_dicts())

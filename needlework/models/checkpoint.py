@@ -17,8 +17,13 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar
 
+from needlework.config.opening import Opening
+from needlework.models.opening import arguments, explained, no_room
+
 # The stages have a bar of their own.
 disable_progress_bar()
+PLAIN = Opening()
+"""Weights in dtype, whole, in one process."""
 
 
 def open_model(
@@ -28,8 +33,11 @@ def open_model(
     device: str | None = None,
     revision: str | None = None,
     allow_pickle: bool = False,
+    opening: Opening = PLAIN,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-    """The model in eval mode on `device` (the GPU if there is one) and its tokenizer.
+    """The model in eval mode, held as `opening` says, and its tokenizer.
+
+    Where `opening` leaves that open it lies on `device`: the GPU if there is one.
 
     A checkpoint whose config.json names a `needlework_attention` gets that module imported first,
     which registers its classes with transformers. Pickled weights are read only where
@@ -39,31 +47,52 @@ def open_model(
         ValueError: the folder lacks config.json, or weights and config do not fit together.
     """
     kwargs = {"revision": revision} if revision else {}
+    kwargs["trust_remote_code"] = opening.trust_remote_code
     try:
-        _register_attention(path, kwargs)
-        config = AutoConfig.from_pretrained(path, trust_remote_code=False, **kwargs)
+        config = open_config(path, revision, opening.trust_remote_code)
+        held = arguments(path, config, getattr(torch, dtype), opening)
         model, loading = AutoModelForCausalLM.from_pretrained(
             path,
             config=config,
             dtype=getattr(torch, dtype),
             use_safetensors=None if allow_pickle else True,
-            trust_remote_code=False,
             output_loading_info=True,
+            **held,
             **kwargs,
         )
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False, **kwargs)
-    except OSError as error:
-        raise ValueError(f"{path}: not a checkpoint that can be opened ({error})") from None
+        tokenizer = AutoTokenizer.from_pretrained(path, **kwargs)
     except UnpicklingError:
         raise ValueError(
             f"{path}: its pickle files (.bin) hold more than tensors, which could run code: not "
             "opened; save the weights as safetensors"
         ) from None
+    except (OSError, ValueError, ImportError) as error:
+        if str(error).startswith(f"{path}: "):
+            raise
+        raise ValueError(explained(path, error, opening)) from None
     if loading["missing_keys"]:
         names = ", ".join(sorted(loading["missing_keys"])[:3])
         raise ValueError(f"{path}: weights missing from the checkpoint: {names}, ...")
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return model.to(device).eval(), tokenizer
+    if opening.offload_folder is None and "disk" in getattr(model, "hf_device_map", {}).values():
+        raise ValueError(no_room(path, opening))
+    if not held.keys() & {"device_map", "distributed_config", "quantization_config"}:
+        model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return model.eval(), tokenizer
+
+
+def open_config(
+    path: str | Path, revision: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedConfig:
+    """The config.json of a folder or a hub name.
+
+    Raises:
+        OSError: there is none.
+        ValueError: this version of needlework or transformers does not know what it asks for.
+    """
+    kwargs = {"revision": revision} if revision else {}
+    kwargs["trust_remote_code"] = trust_remote_code
+    _register_attention(path, kwargs)
+    return AutoConfig.from_pretrained(path, **kwargs)
 
 
 def save_model(

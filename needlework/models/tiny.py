@@ -64,26 +64,7 @@ def tiny_llama(
         raise ValueError(
             f"hidden_size {config.hidden_size} is no multiple of head_size {config.head_size}"
         )
-    heads = config.hidden_size // config.head_size
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=config.hidden_size,
-            intermediate_size=config.feed_forward_size,
-            num_hidden_layers=config.layers,
-            num_attention_heads=heads,
-            num_key_value_heads=heads,
-            head_dim=config.head_size,
-            max_position_embeddings=config.max_positions,
-            rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
-            attention_bias=True,
-            tie_word_embeddings=True,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-            dtype="float32",
-        )
-    )
+    model = LlamaForCausalLM(llama_config(config, tokenizer))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.dim() == 2:
@@ -97,6 +78,28 @@ def tiny_llama(
         if config.start == "induction":
             _set_induction_heads(model, generator)
     return model
+
+
+def llama_config(config: Pretrain, tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
+    """The shape that `config` asks for, with the tokenizer's vocabulary."""
+    heads = config.hidden_size // config.head_size
+    return LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=config.hidden_size,
+        intermediate_size=config.feed_forward_size,
+        num_hidden_layers=config.layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        head_dim=config.head_size,
+        max_position_embeddings=config.max_positions,
+        rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
+        attention_bias=True,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        dtype="float32",
+    )
 
 
 # Strengths of the start. GATHER: logit of the sought offset over the sum of the other cosines;

@@ -40,6 +40,13 @@ def pair(
     return left.join(right, on=keys, how="inner", validate="1:1", maintain_order="left")
 
 
+def answered(predictions: pl.DataFrame) -> pl.Expr:
+    """Whether each row of `predictions` is an answer: its status is ok, null, or not told."""
+    told = "status" in predictions.columns
+    status = pl.col("status").fill_null("ok") if told else pl.lit("ok")
+    return (status == "ok").alias("answered")
+
+
 def _row(table: pl.DataFrame, keys: list[str]) -> str:
     return ", ".join(
         f"{key} {value}" for key, value in table.select(keys).row(0, named=True).items()

@@ -74,6 +74,12 @@ def score(
     )
 
 
+def unscored() -> pl.DataFrame:
+    """The table of `score` without a row."""
+    keys = {"system": pl.String, "task": pl.String, "length": pl.Int64, "sample": pl.Int64}
+    return pl.DataFrame(schema=keys | _SCHEMA)
+
+
 def _by_needle(
     answer: str, outputs: list[str], needles: list[dict[str, Any]], metric: Asked
 ) -> dict[str, Any]:

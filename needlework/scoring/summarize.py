@@ -4,7 +4,7 @@ import polars as pl
 
 from needlework.scoring.intervals import wilson
 from needlework.scoring.metrics import METRICS
-from needlework.scoring.pairing import KEYS, pair, require
+from needlework.scoring.pairing import KEYS, answered, pair, require
 
 _ROW = ["system", *KEYS]
 _NEEDLES = ["needle_depths", "needle_found"]
@@ -13,21 +13,27 @@ _MEASURED = ["prefill_density", "decode_density", "cache_bytes"]
 _MOST_DEPTHS = 25
 
 
-def summarize(scores: pl.DataFrame, predictions: pl.DataFrame) -> pl.DataFrame:
+def summarize(
+    scores: pl.DataFrame, predictions: pl.DataFrame, not_run: pl.DataFrame | None = None
+) -> pl.DataFrame:
     """Accuracy and measured densities of every cell, and of all its depths together.
 
     Args:
         scores: system, task, length, sample, needle_depths, needle_found, and the metrics, as
             `score` makes them; any number of systems and tasks.
         predictions: system, task, length, sample, prefill_density, decode_density, cache_bytes
-            (null where not measured).
+            (null where not measured), status (not ok: there is no answer, which counts as wrong;
+            null, or no such column: ok).
+        not_run: system, task, length, reason, detail of cells without answers.
 
     Returns:
         system, task, length (tokens), depth_percent (0-100; null: all depths), metric (all, part,
         exact, rouge_l, token_f1; without rows where it is null), n, accuracy (0-1), low, high
-        (95 %, `intervals.wilson`), and the means prefill_density, decode_density (0-1),
-        cache_bytes. Systems and tasks stand in the order of `scores`, then length, depth (all
-        depths first) and metric.
+        (95 %, `intervals.wilson`), the means prefill_density, decode_density (0-1), cache_bytes,
+        answered, how many of the n are answers, their own accuracy_answered (null where there is
+        none), and not_run: null, but for a last row of each cell that was not run, which has the
+        reason there, n 0, and depth, metric and numbers null. Systems and tasks stand in the order
+        of `scores`, then length, depth (all depths first) and metric.
 
         n counts answers. Only at a depth of a task that asks for several needles it counts
         needles, each as if on its own: accuracy is then the share found, and `all` is the only
@@ -35,13 +41,18 @@ def summarize(scores: pl.DataFrame, predictions: pl.DataFrame) -> pl.DataFrame:
         depth_percent is the middle of one (5, 15, ... 95; 5 is 0 to below 10, 95 is 90 to 100).
 
     Raises:
-        ValueError: if the rows of the two tables do not match one to one.
+        ValueError: if the rows of the two tables do not match one to one; no cell was run.
     """
+    if scores.is_empty() and not_run is not None and len(not_run):
+        why = "{system}, {task} at {length:,}: {reason}: {detail}".format(
+            **not_run.row(0, named=True)
+        )
+        raise ValueError(f"none of {len(not_run)} cells was answered; {why}")
     require(scores, [*_ROW, *METRICS, *_NEEDLES], "scores")
     require(predictions, [*_ROW, *_MEASURED], "predictions")
     rows = pair(
         scores.select(*_ROW, *METRICS, *_NEEDLES),
-        predictions.select(*_ROW, pl.col(_MEASURED).cast(pl.Float64)),
+        predictions.select(*_ROW, pl.col(_MEASURED).cast(pl.Float64), answered(predictions)),
         ("scores", "predictions"),
         _ROW,
     )
@@ -62,8 +73,16 @@ def summarize(scores: pl.DataFrame, predictions: pl.DataFrame) -> pl.DataFrame:
         .sort(*_CELL, "sample", nulls_last=False)
         .group_by(_CELL, maintain_order=True)
         # Means of lists are summed in order: equal bytes with any number of threads.
-        .agg(n=pl.len(), accuracy=pl.col("score"), **{key: pl.col(key) for key in _MEASURED})
-        .with_columns(pl.col("accuracy", *_MEASURED).list.drop_nulls().list.mean())
+        .agg(
+            n=pl.len(),
+            accuracy=pl.col("score"),
+            answered=pl.col("answered").sum(),
+            accuracy_answered=pl.col("score").filter("answered"),
+            **{key: pl.col(key) for key in _MEASURED},
+        )
+        .with_columns(
+            pl.col("accuracy", "accuracy_answered", *_MEASURED).list.drop_nulls().list.mean()
+        )
     )
     low, high = wilson(cells["accuracy"].to_numpy(), cells["n"].to_numpy())
     return cells.select(
@@ -76,7 +95,19 @@ def summarize(scores: pl.DataFrame, predictions: pl.DataFrame) -> pl.DataFrame:
         pl.Series("low", low),
         pl.Series("high", high),
         *_MEASURED,
-    )
+        pl.col("answered").cast(pl.Int64),
+        "accuracy_answered",
+        not_run=pl.lit(None, dtype=pl.String),
+    ).pipe(_with_gaps, not_run)
+
+
+def _with_gaps(summary: pl.DataFrame, not_run: pl.DataFrame | None) -> pl.DataFrame:
+    """A row more for each cell that was not run."""
+    if not_run is None or not_run.is_empty():
+        return summary
+    why = pl.format("{}: {}", "reason", "detail")
+    gaps = not_run.select("system", "task", "length", n=pl.lit(0, dtype=pl.Int64), not_run=why)
+    return pl.concat([summary, gaps], how="diagonal")
 
 
 def over_lengths(summary: pl.DataFrame) -> pl.DataFrame:
@@ -104,7 +135,7 @@ def _long(rows: pl.DataFrame) -> pl.DataFrame:
     """A row an answer and metric."""
     return rows.unpivot(
         on=list(METRICS),
-        index=[*_ROW, "depth_percent", *_MEASURED],
+        index=[*_ROW, "depth_percent", *_MEASURED, "answered"],
         variable_name="metric",
         value_name="score",
     )
@@ -125,6 +156,7 @@ def _by_needle(rows: pl.DataFrame) -> pl.DataFrame:
             *_ROW,
             pl.col("needle_depths").alias("depth_percent"),
             *_MEASURED,
+            "answered",
             metric=pl.lit("all"),
             score=pl.col("needle_found").cast(pl.Float64),
         )

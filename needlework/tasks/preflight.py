@@ -3,11 +3,11 @@
 from pathlib import Path
 
 from needlework.config.experiment import Experiment
-from needlework.config.models import Checkpoint
+from needlework.config.models import Api, Checkpoint
 from needlework.config.tasks import RulerJsonl
 from needlework.tasks.chat import open_frame
 from needlework.tasks.generate import TRIED, Sampler
-from needlework.tasks.prompts import PLAIN
+from needlework.tasks.prompts import PLAIN, Frame
 from needlework.tasks.punkt import split
 from needlework.tasks.tokenizer import open_tokenizer
 from needlework.texts import texts
@@ -26,20 +26,32 @@ def preflight(experiment: Experiment) -> None:
     tokenizers = {experiment.root_model(system.model) for system in experiment.systems.values()}
     for name in sorted(tokenizers):
         model = experiment.models[name]
-        if isinstance(model, Checkpoint) and Path(model.path).is_dir():
-            _try(experiment, model)
+        if isinstance(model, Api | Checkpoint):
+            path = model.tokenizer if isinstance(model, Api) else model.path
+            if path is None or Path(path).is_dir():
+                _try(experiment, model, path)
 
 
-def _try(experiment: Experiment, model: Checkpoint) -> None:
-    tokenizer, frame, thinking_tokens = open_tokenizer(model.path), PLAIN, 0
-    if model.chat_template:
-        thinking_tokens = model.thinking_tokens
-        frame = open_frame(
-            model.path,
-            system_prompt=model.system_prompt,
-            thinking_tokens=thinking_tokens,
-            date=model.chat_date,
-        )
+def frame_of(model: Api | Checkpoint) -> tuple[Frame, int]:
+    """What stands around a model's prompts, and tokens for thoughts.
+
+    Raises:
+        ValueError: as `open_frame`.
+    """
+    if isinstance(model, Api) or not model.chat_template:
+        return PLAIN, 0
+    frame = open_frame(
+        model.path,
+        model.revision,
+        system_prompt=model.system_prompt,
+        thinking_tokens=model.thinking_tokens,
+        date=model.chat_date,
+    )
+    return frame, model.thinking_tokens
+
+
+def _try(experiment: Experiment, model: Api | Checkpoint, path: str | None) -> None:
+    tokenizer, (frame, thinking_tokens) = open_tokenizer(path), frame_of(model)
     shortest, longest = min(experiment.lengths), max(experiment.lengths)
     haystacks = {
         name: split(texts(found.path, found.column, found.split), tokenizer, shortest)

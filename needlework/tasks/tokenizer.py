@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
-from tokenizers import Tokenizer
+from tokenizers import Regex, Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Split
 
 
 def tokenizer_folder(path: str | Path, revision: str | None = None) -> Path:
@@ -21,16 +23,24 @@ def tokenizer_folder(path: str | Path, revision: str | None = None) -> Path:
     except Exception as error:  # the hub's failures have no common class
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(
-            f"{path}: no such folder, and not to be had from the hub: {reason}"
+            f"{path}: no such folder, and not to be had from the hub: {reason}; fetch it "
+            f"where there is a network (`hf download {path}`; a gated one asks for HF_TOKEN), "
+            "or name a folder"
         ) from None
 
 
-def open_tokenizer(path: str | Path, revision: str | None = None) -> Tokenizer:
+def open_tokenizer(path: str | Path | None, revision: str | None = None) -> Tokenizer:
     """The tokenizer of a checkpoint folder or, where there is a network, of a hub name.
+
+    None is for models whose tokenizer nobody has: each character is a token.
 
     Raises:
         ValueError: there is none, or it cannot be read.
     """
+    if path is None:
+        tokenizer = Tokenizer(WordLevel({"any": 0}, unk_token="any"))
+        tokenizer.pre_tokenizer = Split(Regex(r"[\s\S]"), "isolated")
+        return tokenizer
     file = tokenizer_folder(path, revision) / "tokenizer.json"
     if not file.is_file():
         raise ValueError(f"{path}: has no tokenizer.json; name a checkpoint that has one")

@@ -1,13 +1,8 @@
 """Run one training, in this process or in several that torchrun or accelerate start."""
 
-import ctypes
 import importlib
 import json
-import logging
-import signal
-import subprocess
 import sys
-from collections import deque
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -25,16 +20,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from needlework.config import training
 from needlework.config.training import Loop
 from needlework.models.checkpoint import save_model
+from needlework.processes import end_with_parent, error_file, log_marked, start
 from needlework.training.checkpoints import Checkpoints, fingerprint
 from needlework.training.state import whole
 
-_log = logging.getLogger(__name__)
 Training = Callable[..., None]
 """(recipe, checkpoints, **arguments) -> None; leaves what it makes in `checkpoints.product`."""
 LAYOUT = ("checkpoint_every", "keep_checkpoints")
 """Keys of a recipe that its product does not depend on."""
-MARK = "needlework| "
-"""Before each line that a process has for the log of the job."""
 
 
 def run(
@@ -162,58 +155,24 @@ def _named(name: str) -> Callable[..., Any]:
 
 
 def _start(job: dict[str, Any], recipe: Loop) -> None:
-    """Start the processes of a job, hand their lines to the log, and wait for their end."""
-    path = Path(job["folder"]) / "job.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(job))
-    error = path.with_name("error.txt")
-    error.unlink(missing_ok=True)
-    file = job["recipe"].get("accelerate_config")
-    if file is None:
-        launcher = ["torch.distributed.run", "--standalone", f"--nproc-per-node={recipe.processes}"]
-    else:
+    launcher, file = [], job["recipe"].get("accelerate_config")
+    if file is not None:
         launcher = ["accelerate.commands.launch", f"--config_file={file}"]
         launcher.append(f"--num_processes={recipe.processes}")
-    command = [sys.executable, "-m", *launcher, "-m", __name__, str(path)]
-    rest: deque[str] = deque(maxlen=200)
-    with subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        preexec_fn=_end_with_parent,
-    ) as process:
-        for line in process.stdout:
-            if line.startswith(MARK):
-                _log.info(line.removeprefix(MARK).rstrip())
-            else:
-                rest.append(line)
-    if process.returncode != 0:
-        if error.is_file():
-            raise ValueError(error.read_text())
-        _log.error("".join(rest))
-        raise RuntimeError(f"a process of {recipe.processes} ended with {process.returncode}")
-
-
-def _end_with_parent() -> None:
-    """Have Linux kill this process when the one that started it ends, killed or not."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    start(__name__, job, job["folder"], recipe.processes, launcher)
 
 
 def main() -> None:
     """One of the processes of a job."""
-    _end_with_parent()
+    end_with_parent()
     path = Path(sys.argv[1])
     # Without `cpu`, accelerate would take each process on CPUs for one alone.
     main_process = PartialState(cpu=not torch.cuda.is_available()).is_main_process
-    logging.basicConfig(
-        level=logging.INFO if main_process else logging.ERROR, format=f"{MARK}%(message)s"
-    )
+    log_marked(main_process)
     try:
         _train(json.loads(path.read_text()))
     except (ValueError, OSError) as error:
-        path.with_name("error.txt").write_text(str(error))
+        error_file(path).write_text(str(error))
         sys.exit(1)
 
 

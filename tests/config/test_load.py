@@ -616,8 +616,17 @@ def test_held_out_text_is_read_and_within_positions(folder):
     assert validated({"tokens": 2000, "chunk_size": 64, "overlap": 8}, validate_every=5)
 
 
+def _is_whole(path: Path) -> bool:
+    # What others leave to be filled in stops them with a line: tests/config/test_opening.py.
+    return "/path/to/" not in path.read_text()
+
+
 @pytest.mark.parametrize(
-    "file", ["config.yaml", *(f"config/{path.name}" for path in (ROOT / "config").glob("*.yaml"))]
+    "file",
+    [
+        "config.yaml",
+        *(f"config/{p.name}" for p in (ROOT / "config").glob("*.yaml") if _is_whole(p)),
+    ],
 )
 def test_every_shipped_experiment_loads(monkeypatch, file):
     monkeypatch.chdir(ROOT)

@@ -168,13 +168,19 @@ def test_tables_have_one_row_a_sample_in_its_order(tokenizer):
         *("prediction", "new_tokens", "stop_reason", "prefill_density", "decode_density"),
         "cache_bytes",
     ]
-    assert measurements.columns[4:] == ["prefill_seconds", "decode_seconds", "peak_memory_bytes"]
+    assert measurements.columns[4:] == [
+        *("prefill_seconds", "decode_seconds", "peak_memory_bytes", "peak_resident_bytes", "memory")
+    ]
     assert densities.columns == [
         *("system", "task", "length", "layer", "stage", "density", "pairs"),
     ]
     assert densities.is_empty()  # the model's own attention leaves nothing to measure
     assert measurements["prefill_seconds"].min() > 0
     assert measurements["peak_memory_bytes"].min() > 0
+    for row in measurements.iter_rows(named=True):
+        seconds = [point["seconds"] for point in row["memory"]]
+        assert seconds[-1] >= row["prefill_seconds"] + row["decode_seconds"]
+        assert row["peak_resident_bytes"] == max(p["resident_bytes"] for p in row["memory"]) > 0
     assert predictions["prefill_density"].to_list() == [1.0] * 3
     assert predictions["decode_density"].to_list() == [1.0] * 3
 

@@ -56,7 +56,7 @@ def test_converted_checkpoints_bring_their_classes(checkpoint, tmp_path):
 
 
 def test_no_folder_is_one_line(tmp_path):
-    with pytest.raises(ValueError, match="not a checkpoint that can be opened"):
+    with pytest.raises(ValueError, match="no such folder; name an existing one"):
         open_model(tmp_path / "nothing")
 
 

@@ -56,16 +56,39 @@ def test_compare_pairs_the_same_samples():
             "length": 1024,
             "metric": "all",
             "n": 6,
+            "accuracy": pytest.approx(1 / 6),
+            "accuracy_baseline": pytest.approx(5 / 12),
             "difference": pytest.approx(-0.25),
             "low": low,
             "high": high,
             "p_value": pytest.approx(2 * (1 + 5) / 2**5),  # 1 gain, 4 losses
             "memory_ratio": 0.25,
+            "answered": 6,
+            "answered_baseline": 6,
+            "accuracy_answered": pytest.approx(1 / 6),
+            "accuracy_answered_baseline": pytest.approx(5 / 12),
         }
     ]
     assert json.loads(json.dumps(rows)) == rows
-    assert "| sparse | qa | 1,024 | all | 6 | -25.0 |" in markdown
-    assert "| 0.375 | 0.25 x |" in markdown
+    assert "| sparse | qa | 1,024 | all | 6 | 16.7 / 41.7 | -25.0 |" in markdown
+    assert "| 0.375 | 0.25 x | 6 / 6 |" in markdown
+
+
+def test_what_is_not_answered_is_wrong_and_counted_apart():
+    """Of four samples the API answers two; the first is right in both systems."""
+    scores = table(dense=[1, 0, 1, 1], api=[1, 1, 0, 0])
+    status = [None] * 4 + ["ok", "ok", "error", "refused"]
+    predictions = scores.with_columns(status=pl.Series(status))
+    (row,), markdown = compare(scores, predictions, "dense", {"qa": "part"})
+    assert (row["accuracy"], row["accuracy_baseline"], row["n"]) == (0.5, 0.75, 4)
+    assert (row["answered"], row["answered_baseline"]) == (2, 4)
+    assert (row["accuracy_answered"], row["accuracy_answered_baseline"]) == (1.0, 0.5)
+    assert "| 2 / 4 |" in markdown
+    none = predictions.with_columns(
+        status=pl.when(pl.col("system") == "api").then(pl.lit("error")).otherwise("status")
+    )
+    (row,), _ = compare(scores, none, "dense", {"qa": "part"})
+    assert (row["answered"], row["accuracy_answered"]) == (0, None)
 
 
 def test_the_metric_is_the_tasks_own():
@@ -87,7 +110,7 @@ def test_part_counts_samples_that_were_won_and_lost():
     assert row["difference"] == (1 - 5) / 8
     assert row["p_value"] == pytest.approx(2 * (1 + 6) / 2**6)
     assert (row["low"], row["high"]) == paired_difference(sparse, dense)
-    assert "| sparse | qa | 1,024 | part | 8 | -50.0 |" in markdown
+    assert "| sparse | qa | 1,024 | part | 8 | 25.0 / 75.0 | -50.0 |" in markdown
 
 
 def test_what_cannot_be_compared():
@@ -109,23 +132,32 @@ def test_what_cannot_be_compared():
     assert "| - |" in markdown
 
 
-def test_speed_is_the_median_of_paired_ratios():
-    seconds = {"dense": [1.0, 2.0, 9.0, 4.0], "sparse": [0.5, 0.5, 4.5, 4.0]}
-    measurements = pl.concat(
-        pl.DataFrame(
-            {
-                "system": [system] * 4,
-                "task": ["vt"] * 4,
-                "length": [512] * 4,
-                "sample": [0, 1, 2, 3],
-                "prefill_seconds": values,
-                "peak_memory_bytes": [100, 200, 300, 400 if system == "dense" else 200],
-            }
-        )
-        for system, values in seconds.items()
+def measured(decode=(2.0, 4.0, 8.0, 1.0), **prefill):
+    """Measurements and predictions of one task and length, a list of prefill seconds a system."""
+    keys = {"task": ["vt"] * 4, "length": [512] * 4, "sample": [0, 1, 2, 3]}
+    return (
+        pl.concat(
+            pl.DataFrame(
+                {"system": [system] * 4, **keys}
+                | {"prefill_seconds": values, "decode_seconds": decode}
+                | {"peak_memory_bytes": [100, 200, 300, 400 if system == "dense" else 200]},
+                schema_overrides={"prefill_seconds": pl.Float64, "decode_seconds": pl.Float64},
+            )
+            for system, values in prefill.items()
+        ),
+        pl.concat(
+            pl.DataFrame({"system": [system] * 4, **keys, "new_tokens": [5, 5, 5, 1]})
+            for system in prefill
+        ),
     )
-    rows, markdown = compare_speed(measurements, "dense")
+
+
+def test_speed_is_the_median_of_paired_ratios():
+    tables = measured(dense=[1.0, 2.0, 9.0, 4.0], sparse=[0.5, 0.5, 4.5, 4.0])
+    rows, markdown = compare_speed(*tables, "dense")
     ratios = [2.0, 4.0, 2.0, 1.0]
+    # Of four tokens after the first; an answer of one token has no speed.
+    per_second = np.median([4 / 2, 4 / 4, 4 / 8])
     assert rows == [
         {
             "baseline": "dense",
@@ -137,6 +169,37 @@ def test_speed_is_the_median_of_paired_ratios():
             "speedup_low": np.quantile(ratios, 0.25),
             "speedup_high": np.quantile(ratios, 0.75),
             "peak_memory_ratio": 0.75,
+            "latency_seconds": np.median([2.5, 4.5, 12.5, 5]),
+            "latency_seconds_baseline": np.median([3, 6, 17, 5]),
+            "first_token_seconds": np.median([0.5, 0.5, 4.5, 4]),
+            "first_token_seconds_baseline": np.median([1, 2, 9, 4]),
+            "tokens_per_second": per_second,
+            "tokens_per_second_baseline": per_second,
+            "peak_memory_bytes": 300,
+            "peak_memory_bytes_baseline": 400,
+            "price_dollars": None,
+            "price_dollars_baseline": None,
         }
     ]
-    assert "| sparse | vt | 512 | 4 | 2 x | 1.75 x to 2.5 x | 0.75 x |" in markdown
+    assert "| sparse | vt | 512 | 4 | 2 x | 1.75 x to 2.5 x | 4.75 s / 5.5 s |" in markdown
+    assert "Price |" not in markdown
+
+
+def test_speed_of_an_api_that_failed_once():
+    measurements, predictions = measured(
+        dense=[1.0, 2.0, 9.0, 4.0], api=[0.5, 0.5, None, 4.0], decode=(2.0, 4.0, None, 1.0)
+    )
+    api = pl.col("system") == "api"
+    measurements = measurements.with_columns(
+        peak_memory_bytes=pl.when(~api).then("peak_memory_bytes"),
+        price_dollars=pl.when(api & pl.col("prefill_seconds").is_not_null()).then(0.25),
+    )
+    (row,), markdown = compare_speed(measurements, predictions, "dense")
+    assert row["speedup"] == np.median([2, 4, 1])
+    assert row["latency_seconds"] == np.median([2.5, 4.5, 5])
+    assert (row["peak_memory_bytes"], row["peak_memory_ratio"]) == (None, None)
+    assert (row["price_dollars"], row["price_dollars_baseline"]) == (0.75, None)
+    assert markdown.endswith("| - / 4e-07 GB | $0.75 / - |\n")
+    nothing = measurements.with_columns(prefill_seconds=pl.when(~api).then("prefill_seconds"))
+    (row,), _ = compare_speed(nothing, predictions, "dense")
+    assert (row["speedup"], row["latency_seconds"]) == (None, None)

@@ -71,7 +71,8 @@ def test_every_cell_equals_a_loop_over_its_answers():
                             | {"depth_percent": depth, "metric": metric, "n": n}
                             | {"accuracy": mean, "low": low, "high": high}
                             | {"prefill_density": density, "decode_density": None}
-                            | {"cache_bytes": cache}
+                            | {"cache_bytes": cache, "answered": n, "accuracy_answered": mean}
+                            | {"not_run": None}
                         )
     assert summary.columns == list(expected[0])
     assert len(summary) == len(expected)
@@ -87,6 +88,29 @@ def test_the_order_of_rows_in_a_cell_changes_no_bit():
     order.sort(key=lambda i: (scores["system"][i] == "ant", scores["task"][i] == "cwe", -i))
     shuffled = summarize(scores[order], predictions.reverse())
     assert shuffled.equals(summarize(scores, predictions))
+
+
+def test_answers_are_counted_apart_from_samples():
+    """Every third answer of `ant` is missing: it counts as wrong, and is left out beside that."""
+    scores, predictions = tables()
+    failed = (pl.col("system") == "ant") & (pl.col("sample") % 3 == 1)
+    metrics = [pl.when(~failed | pl.col(m).is_null()).then(m).otherwise(0.0) for m in METRICS]
+    scores = scores.with_columns(metrics)
+    status = pl.when(failed).then(pl.lit("error")).when(pl.col("system") == "ant")
+    summary = summarize(scores, predictions.with_columns(status=status.then(pl.lit("ok"))))
+    for row in summary.rows(named=True):
+        cell = scores.filter(
+            *(pl.col(key) == row[key] for key in ("system", "task", "length")),
+        )
+        if (depth := row["depth_percent"]) is not None:
+            cell = cell.filter(pl.col("needle_depths").list.first() == depth)
+        answers = cell.filter(~failed)[row["metric"]]
+        assert row["answered"] == len(answers)
+        assert row["accuracy_answered"] == (
+            pytest.approx(answers.mean()) if len(answers) else None
+        ), row
+        assert row["accuracy"] == pytest.approx(cell[row["metric"]].mean())
+    assert (summary["answered"] == 0).any()
 
 
 def with_needles(scores, needles, seed=5):

@@ -22,16 +22,23 @@ class Project:
 
     def python(self, *args: str, timeout: float = 600) -> subprocess.CompletedProcess[str]:
         """Run Python with `args`, its output as text; the status is the caller's to check."""
-        environment = {k: v for k, v in os.environ.items() if not k.startswith(_NOISE)}
-        # An editable install names the tests' own tree; PYTHONPATH goes before it.
-        environment |= {"PYTHONPATH": str(self.root), "HF_HUB_OFFLINE": "1", "NO_COLOR": "1"}
         return subprocess.run(
             [sys.executable, *args],
             cwd=self.root,
-            env=environment,
+            env=_environment(self.root),
             capture_output=True,
             text=True,
             timeout=timeout,
+        )
+
+    def start(self, *args: str) -> subprocess.Popen[bytes]:
+        """Python with `args`, left to itself."""
+        return subprocess.Popen(
+            [sys.executable, *args],
+            cwd=self.root,
+            env=_environment(self.root),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
 
     def snakemake(self, *args: str, timeout: float = 600) -> subprocess.CompletedProcess[str]:
@@ -51,6 +58,12 @@ class Project:
         """The whole project, results and .snakemake among it, with its times, in `folder`."""
         shutil.copytree(self.root, folder, symlinks=True)
         return Project(folder)
+
+
+def _environment(root: Path) -> dict[str, str]:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(_NOISE)}
+    # An editable install names the tests' own tree; PYTHONPATH goes before it.
+    return {**environment, "PYTHONPATH": str(root), "HF_HUB_OFFLINE": "1", "NO_COLOR": "1"}
 
 
 def copy_project(folder: Path) -> Project:

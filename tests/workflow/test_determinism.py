@@ -12,14 +12,8 @@ RESULTS = "results/small"
 # Seconds and bytes of memory, what is drawn from them, and records of when and where.
 MEASURED = (
     *("measurements/", "benchmarks/", "logs/"),
-    *(
-        "comparison_speed.csv",
-        "comparison_speed.md",
-        "tables.html",
-        "figures/cost.",
-        "figures/stream_cost.",
-    ),
-    "figures/training_cost.",
+    *("comparison_speed.", "tables.html", "figures/cost.", "figures/memory."),
+    *("figures/stream_cost.", "figures/training_cost."),
 )
 # Of each kind at least one, so that nothing is equal because it is not there.
 KINDS = (
@@ -38,7 +32,7 @@ KINDS = (
     "scores/dense/passkey/128.parquet",
     *("summary.parquet", "summary.csv", "needles.parquet", "needles.csv"),
     *("comparison.json", "comparison.md", "comparison.csv"),
-    *("experiment.yaml", "software.csv"),
+    *("experiment.yaml", "software.csv", "plan.csv"),
     *(
         f"figures/{name}.{kind}"
         for name in ("heatmap/passkey", "heatmap/niah", "accuracy", "pareto", "density")

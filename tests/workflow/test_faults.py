@@ -128,18 +128,24 @@ def test_a_finished_run_verifies(finished: Project):
 @pytest.mark.parametrize(
     ("path", "standing"),
     [
-        ("results/small/samples/base/passkey/128.parquet", SCORED | figures("cost", "density")),
+        (
+            "results/small/samples/base/passkey/128.parquet",
+            SCORED | figures("cost", "memory", "density"),
+        ),
         ("results/small/predictions/sketchwalk/niah/256.parquet", SCORED | figures("cost")),
         ("results/small/scores/dense/passkey/256.parquet", SCORED),
         ("results/small/training/infini.parquet", figures("training")),
         (
             "results/small/models/infini/model.safetensors",
-            SCORED | figures("cost"),
+            SCORED | figures("cost", "memory"),
         ),
-        ("results/small/gates/own/gates.safetensors", SCORED | figures("cost", "density")),
+        (
+            "results/small/gates/own/gates.safetensors",
+            SCORED | figures("cost", "memory", "density"),
+        ),
         (
             "resources/needlework-tiny/tokenizer.json",
-            SCORED | figures("cost", "density", "training", "training_cost"),
+            SCORED | figures("cost", "memory", "density", "training", "training_cost"),
         ),
     ],
 )

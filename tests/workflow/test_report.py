@@ -21,6 +21,7 @@ FIGURES = {
     "Depth by length: passkey",
     "Depth by length: niah",
     "Prefill time and cache by length",
+    "Memory over time",
     "Density by layer",
     "Accuracy by measured density",
     "Training curves",
@@ -30,7 +31,7 @@ FIGURES = {
 FORMATS = {"interactive", "PNG", "SVG"}
 HELD = [
     *("summary.csv", "needles.csv", "comparison.csv", "comparison_speed.csv"),
-    *("experiment.yaml", "software.csv", "tables.html"),
+    *("experiment.yaml", "software.csv", "plan.csv", "tables.html"),
 ]
 
 # Colours of an image, each channel in eight steps, that at least ten of its pixels have.

@@ -20,14 +20,20 @@ LENGTHS = [128, 256]
 COMPARED = {"summarize_scores", "compare_systems", "show_tables"}
 COMPARED |= {f"plot_{name}" for name in ("accuracy", "pareto", "finetuning")}
 COMPARED |= {f"plot_heatmap {task}" for task in TASKS}
-TIMED = {"compare_speed", "plot_cost"}
+TIMED = {"compare_speed", "plot_cost", "plot_memory"}
 
 
+RECORDED = {"record_experiment", "plan_experiment"}
 CHECKED = {"check_training_rows base rows", "check_training_rows base of_task"}
 
 
 def sampled(tasks: list[str], lengths: list[int]) -> set[str]:
-    return CHECKED | {f"generate_samples base {task} {n}" for task in tasks for n in lengths}
+    # Prompts are measured to plan.
+    return (
+        CHECKED
+        | {"plan_experiment"}
+        | {f"generate_samples base {task} {n}" for task in tasks for n in lengths}
+    )
 
 
 def answered(
@@ -78,8 +84,8 @@ WALK = {"type": "sketchwalk", "block_size": 32, "density": 0.25, "dense_layers":
 TRAINED = {"plot_training", "plot_training_cost"}
 TUNED = {"generate_finetune_data base rows", "finetune_model infini"} | TRAINED
 DISTILLED = {"generate_finetune_data base of_task", "distill_gates own"} | TRAINED
-FIGURES = {f"plot_{name}" for name in ("accuracy", "cost", "density", "pareto", "finetuning")}
-FIGURES |= TRAINED
+FIGURES = {f"plot_{name}" for name in ("accuracy", "density", "pareto", "finetuning")}
+FIGURES |= TRAINED | {"plot_cost", "plot_memory"}
 FIGURES |= {f"plot_heatmap {task}" for task in TASKS}
 
 CASES = {
@@ -136,15 +142,15 @@ CASES = {
     "a script": (write_more("workflow/scripts/plot_cost.py"), {"plot_cost"}),
     "an option of a system": (
         reconfigure("systems", "sketchwalk", "attention", "block_size", to=8),
-        answered(["sketchwalk"]) | {"record_experiment"},
+        answered(["sketchwalk"]) | RECORDED,
     ),
     "an option of training": (
         reconfigure("models", "infini", "finetune", "steps", to=3),
-        answered(["infini"]) | {"finetune_model infini", "record_experiment"} | TRAINED,
+        answered(["infini"]) | {"finetune_model infini"} | RECORDED | TRAINED,
     ),
     "an option of gates": (
         reconfigure("gates", "own", "distill", "learning_rate", to=0.5),
-        answered(["seer"]) | {"distill_gates own", "record_experiment"} | TRAINED,
+        answered(["seer"]) | {"distill_gates own", *RECORDED} | TRAINED,
     ),
     "an option of a task": (
         reconfigure("tasks", "passkey", "digits", to=4),
@@ -152,19 +158,19 @@ CASES = {
         | DISTILLED
         | answered(SYSTEMS, ["passkey"])
         | answered(["seer"])
-        | {"record_experiment"},
+        | RECORDED,
     ),
     "a new length": (
         reconfigure("lengths", to=[*LENGTHS, 192]),
-        sampled(TASKS, [192]) | answered(SYSTEMS, lengths=[192]) | {"record_experiment"},
+        sampled(TASKS, [192]) | answered(SYSTEMS, lengths=[192]) | RECORDED,
     ),
     "a new system": (
         reconfigure("systems", "walk32", to={"model": "base", "attention": WALK}),
-        answered(["walk32"]) | {"record_experiment"},
+        answered(["walk32"]) | RECORDED,
     ),
     "another baseline": (
         reconfigure("baseline", to="random"),
-        {"compare_systems", "compare_speed", "show_tables", "record_experiment"},
+        {"compare_systems", "compare_speed", "show_tables", *RECORDED},
     ),
 }
 

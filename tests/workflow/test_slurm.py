@@ -20,6 +20,7 @@ PROFILE = "profiles/slurm"
 RESULTS = "results/small"
 JOBS = {
     "record_experiment": 1,
+    "plan_experiment": 1,
     "generate_samples": 2,
     "generate_finetune_data": 1,
     "check_training_rows": 1,
@@ -33,6 +34,7 @@ JOBS = {
     "plot_heatmap": 1,
     "plot_accuracy": 1,
     "plot_cost": 1,
+    "plot_memory": 1,
     "plot_training": 1,
     "plot_training_cost": 1,
     "plot_finetuning": 1,

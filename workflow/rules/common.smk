@@ -2,9 +2,12 @@ import json
 import re
 from pathlib import Path
 
-from needlework.config.models import Checkpoint, Derived, Pretrained
+from needlework.config.models import Api, Checkpoint, Derived, Pretrained
+from needlework.config.opening import Opening
 from needlework.config.systems import BlockSparse
+from needlework.reservations import Reservations
 
+RESERVED = Reservations(experiment)
 MODEL_FILES = [
     "config.json",
     "generation_config.json",
@@ -35,16 +38,20 @@ def dump(part):
 def model_path(name):
     """The folder that model `name` is opened from, or its hub name."""
     model = experiment.models[name]
+    if isinstance(model, Api):
+        return model.tokenizer  # all that is opened of it
     return model.path if isinstance(model, Checkpoint) else f"{RESULTS}/models/{name}"
 
 
 def model_files(name):
     """The files of model `name`, as inputs: made by this workflow, or found in the user's folder."""
+    if model_path(name) is None:
+        return []
     path = Path(model_path(name))
-    if not isinstance(experiment.models[name], Checkpoint):
+    if not isinstance(experiment.models[name], Checkpoint | Api):
         return [f"{path}/{file}" for file in MODEL_FILES]
     kinds = ["json", "jinja", "safetensors"]
-    kinds += ["bin"] if experiment.models[name].allow_pickle else []
+    kinds += ["bin"] if allows_pickle(name) else []
     found = [file for kind in kinds for file in path.glob(f"*.{kind}")]
     return sorted(str(file) for file in found)
 
@@ -156,6 +163,44 @@ def allows_pickle(model):
     return getattr(experiment.models[model], "allow_pickle", False)
 
 
+def opening_of(model):
+    """How model `model` is held in memory: as a `path` model says, or plainly."""
+    return getattr(experiment.models[model], "opening", Opening())
+
+
+def dump_opening(model):
+    """The keys of it that a job which opens the model reads."""
+    return opening_of(model).model_dump(mode="json", exclude={"dp"})
+
+
+def is_beyond_positions(system):
+    """Whether lengths past the positions of a system's model, or of one it came from, are meant."""
+    model = experiment.models[experiment.systems[system].model]
+    while isinstance(model, Derived) and not model.beyond_positions:
+        model = experiment.models[model.base]
+    return model.beyond_positions
+
+
+def sharded_systems():
+    """Systems whose cells are answered by several jobs."""
+    systems = experiment.systems.items()
+    return [name for name, system in systems if opening_of(system.model).dp > 1]
+
+
+def whole_systems():
+    """Systems whose cells are answered by one job that opens a model."""
+    others = [*sharded_systems(), *api_systems()]
+    return [name for name in experiment.systems if name not in others]
+
+
+def shards_of(w, table):
+    """One table of every job that answers a share of a cell, in the samples' order."""
+    return expand(
+        f"{RESULTS}/shards/{w.system}/{w.task}/{w.length}/{{shard}}/{table}.parquet",
+        shard=range(opening_of(experiment.systems[w.system].model).dp),
+    )
+
+
 def task_modules(name):
     """Modules that make the samples of task `name`."""
     return [f"needlework.tasks.{experiment.tasks[name].module}"]
@@ -172,6 +217,16 @@ def data_modules(name):
     data = experiment.finetune_data[name]
     own = [] if data.type != "task" else task_modules(data.task)
     return [f"needlework.tasks.{data.module}", *own]
+
+
+def api_systems():
+    """Systems that answer through an API."""
+    return [name for name in experiment.systems if experiment.is_api(name)]
+
+
+def local_systems():
+    """Systems that run on this machine or its cluster."""
+    return [name for name in experiment.systems if not experiment.is_api(name)]
 
 
 def samples_of(system, task, length):
@@ -248,6 +303,28 @@ def stream_tables(stage):
     ]
 
 
+def rungs_before(stage, w, count):
+    """Tables of the same system and task at the `count` next shorter lengths, shortest first; none
+    where the system climbs no ladder."""
+    lengths = [
+        length for length in sorted(experiment.lengths) if length < int(w.length)
+    ]
+    if experiment.ladder_of(w.system) is None:
+        return []
+    return [
+        f"{RESULTS}/{stage}/{w.system}/{w.task}/{length}.parquet"
+        for length in lengths[-count:]
+    ]
+
+
+def ladder_of(w):
+    """What decides whether a system may be asked at the next length; None: it always may."""
+    ladder = experiment.ladder_of(w.system)
+    if ladder is None:
+        return None
+    return {"floor": ladder.floor, "metric": experiment.tasks[w.task].metric}
+
+
 def sparse_systems():
     """Systems that leave pairs of query and key out: those whose density is measured below 1."""
     return [
@@ -263,7 +340,9 @@ def dense_system():
     dense = [
         name
         for name, system in experiment.systems.items()
-        if system.attention is None and not model_modules(system.model)
+        if system.attention is None
+        and not model_modules(system.model)
+        and not experiment.is_api(name)
     ]
     return (
         experiment.baseline if experiment.baseline in dense else next(iter(dense), None)
@@ -410,13 +489,15 @@ def tables():
     paired = experiment.baseline is not None and len(experiment.systems) > 1
     names = ["comparison", "comparison_speed"] if paired else []
     names += ["streams"] if experiment.streams else []
-    return [f"{RESULTS}/{name}.csv" for name in (*names, "needles", "summary")]
+    names += ["failures"] if api_systems() else []
+    return [f"{RESULTS}/{name}.csv" for name in (*names, "plan", "needles", "summary")]
 
 
 def targets():
     """Everything that `rule all` wants."""
     mapped = [name for name, task in experiment.tasks.items() if task.has_depths]
     figures = [*(f"heatmap/{task}" for task in mapped), "accuracy", "cost"]
+    figures += ["memory"] if local_systems() else []
     figures += ["training", "training_cost"] if training_tables() else []
     figures += ["finetuning"] if mapped and before_finetuning() else []
     figures += ["density"] if sparse_systems() else []
@@ -429,11 +510,14 @@ def targets():
     )
     wanted += [f"{RESULTS}/{name}" for name in ("summary.parquet", "summary.csv")]
     wanted += [f"{RESULTS}/{name}" for name in ("experiment.yaml", "software.csv")]
+    wanted += [f"{RESULTS}/plan.csv"]
     wanted += [f"{RESULTS}/tables.html"]
     if experiment.baseline is not None and len(experiment.systems) > 1:
         wanted += [f"{RESULTS}/{name}" for name in ("comparison.json", "comparison.md")]
         wanted += [f"{RESULTS}/comparison_speed.csv"]
     wanted += [f"{RESULTS}/training_rows/{rows}.csv" for rows in checked_rows()]
+    if api_systems():
+        wanted += [f"{RESULTS}/failures.csv"]
     if experiment.streams:
         wanted += [f"{RESULTS}/streams.csv"]
     if experiment.package is not None:

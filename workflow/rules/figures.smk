@@ -122,6 +122,48 @@ rule plot_cost:
         "../scripts/plot_cost.py"
 
 
+rule plot_memory:
+    input:
+        measurements=cells("measurements", local_systems()),
+    output:
+        html=report(
+            f"{RESULTS}/figures/memory.html",
+            caption="../report/memory.rst",
+            category="Figures",
+            labels={
+                "figure": "Memory over time",
+                "format": "interactive",
+            },
+        ),
+        svg=report(
+            f"{RESULTS}/figures/memory.svg",
+            caption="../report/memory.rst",
+            category="Figures",
+            labels={"figure": "Memory over time", "format": "SVG"},
+        ),
+        png=report(
+            f"{RESULTS}/figures/memory.png",
+            caption="../report/memory.rst",
+            category="Figures",
+            labels={"figure": "Memory over time", "format": "PNG"},
+        ),
+    log:
+        f"{RESULTS}/logs/plot_memory.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/plot_memory.tsv"
+    conda:
+        "../../envs/report.yaml"
+    threads: 1
+    resources:
+        mem_mb=lambda w, attempt: 2000 * attempt,
+        runtime=10,
+    params:
+        code=code_version("plot_memory.py"),
+        length_unit=experiment.length_unit,
+    script:
+        "../scripts/plot_memory.py"
+
+
 rule plot_training:
     input:
         metrics=list(training_tables().values()),

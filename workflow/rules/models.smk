@@ -78,8 +78,11 @@ rule finetune_model:
         "../../envs/torch.yaml"
     threads: lambda w: experiment.models[w.model].finetune.processes
     resources:
-        mem_mb=lambda w, attempt, threads: 6000 * threads * attempt,
-        runtime=120,
+        mem_mb=lambda w, attempt, threads: RESERVED.mem_mb(6000, "finetune", w.model)
+        * threads
+        * attempt,
+        runtime=lambda w: RESERVED.minutes(120, "finetune", w.model),
+        gpu=lambda w: RESERVED.gpus("finetune", w.model),
     params:
         code=lambda w: code_version("finetune_model.py", *training_modules(w.model)),
         modules=lambda w: training_modules(w.model),

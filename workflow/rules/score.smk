@@ -57,6 +57,32 @@ rule summarize_scores:
         "../scripts/summarize_scores.py"
 
 
+rule list_failures:
+    input:
+        predictions=cells("predictions", api_systems()),
+    output:
+        csv=report(
+            f"{RESULTS}/failures.csv",
+            caption="../report/failures.rst",
+            category="Tables",
+            labels={"table": "Failures: samples that an API did not answer"},
+        ),
+    log:
+        f"{RESULTS}/logs/list_failures.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/list_failures.tsv"
+    conda:
+        "../../envs/report.yaml"
+    threads: 1
+    resources:
+        mem_mb=lambda w, attempt: 1500 * attempt,
+        runtime=10,
+    params:
+        code=code_version("list_failures.py"),
+    script:
+        "../scripts/list_failures.py"
+
+
 rule compare_systems:
     input:
         scores=cells("scores"),
@@ -91,13 +117,15 @@ rule compare_systems:
 rule compare_speed:
     input:
         measurements=cells("measurements"),
+        predictions=cells("predictions"),
     output:
+        json=f"{RESULTS}/comparison_speed.json",
         markdown=f"{RESULTS}/comparison_speed.md",
         csv=report(
             f"{RESULTS}/comparison_speed.csv",
             caption="../report/comparison_speed.rst",
             category="Tables",
-            labels={"table": "Speed against the baseline (measured)"},
+            labels={"table": "Speed, memory, price against the baseline (measured)"},
         ),
     log:
         f"{RESULTS}/logs/compare_speed.log",

@@ -43,8 +43,10 @@ rule stream_perplexity:
         "../../envs/torch.yaml"
     threads: 1
     resources:
-        mem_mb=lambda w, attempt: 4000 * attempt,
-        runtime=24 * 60,
+        mem_mb=lambda w, attempt: RESERVED.mem_mb(4000, "streams", w.stream, w.system)
+        * attempt,
+        runtime=lambda w: RESERVED.minutes(24 * 60, "streams", w.stream, w.system),
+        gpu=lambda w: RESERVED.gpus("streams", w.stream, w.system),
     params:
         code=lambda w: code_version("stream_perplexity.py", *modules_of(streamed(w))),
         modules=lambda w: modules_of(streamed(w)),
@@ -54,6 +56,7 @@ rule stream_perplexity:
             experiment.models[streamed(w).model], "revision", None
         ),
         allow_pickle=lambda w: allows_pickle(streamed(w).model),
+        opening=lambda w: dump_opening(streamed(w).model),
         attention=lambda w: attention_of(streamed(w)),
         reading=lambda w: reading_of(w),
     script:

@@ -1,10 +1,12 @@
-"""Prefill speed and peak memory of every system against the baseline."""
+"""Speed, memory and price of every system against the baseline."""
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import polars as pl
 
+from needlework import not_run
 from needlework.scoring.compare import compare_speed
 from needlework.stage import stage
 
@@ -12,6 +14,11 @@ if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
 with stage(snakemake) as s:
-    rows, markdown = compare_speed(pl.read_parquet(s.input.measurements), s.params.baseline)
+    # Tables of an API have columns that others lack.
+    measurements = pl.concat(map(pl.read_parquet, s.input.measurements), how="diagonal")
+    predictions = pl.concat(map(pl.read_parquet, s.input.predictions), how="diagonal")
+    missing = not_run.read(s.input.predictions)
+    rows, markdown = compare_speed(measurements, predictions, s.params.baseline, missing)
+    Path(s.output.json).write_text(json.dumps(rows, indent=1) + "\n")
     Path(s.output.markdown).write_text(markdown)
     pl.DataFrame(rows).write_csv(s.output.csv, float_precision=4)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
+from needlework import not_run
 from needlework.scoring.compare import compare
 from needlework.stage import stage
 
@@ -13,8 +14,11 @@ if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
 with stage(snakemake) as s:
-    scores, predictions = pl.read_parquet(s.input.scores), pl.read_parquet(s.input.predictions)
-    rows, markdown = compare(scores, predictions, s.params.baseline, s.params.metrics)
+    scores = pl.read_parquet(s.input.scores)
+    # Tables of an API have columns that others lack.
+    predictions = pl.concat(map(pl.read_parquet, s.input.predictions), how="diagonal")
+    missing = not_run.read(s.input.predictions)
+    rows, markdown = compare(scores, predictions, s.params.baseline, s.params.metrics, missing)
     Path(s.output.json).write_text(json.dumps(rows, indent=1) + "\n")
     Path(s.output.markdown).write_text(markdown)
     pl.DataFrame(rows).write_csv(s.output.csv, float_precision=6)

@@ -1,36 +1,35 @@
 """Answers of one system to one task at one length, by real generation."""
 
+from functools import partial
 from typing import TYPE_CHECKING
 
-import polars as pl
-import torch
-from pydantic import TypeAdapter
-
-from needlework.config.systems import AnyAttention
-from needlework.evaluation.retrieve import retrieve
-from needlework.models.checkpoint import open_model
+from needlework.evaluation.answers import Asked, answers
+from needlework.evaluation.ladder import climb
+from needlework.evaluation.retrieve import unanswered
 from needlework.stage import stage
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
 with stage(snakemake) as s:
-    torch.set_num_threads(s.threads)
-    model, tokenizer = open_model(
-        s.params.model,
-        dtype=s.params.dtype,
-        revision=s.params.revision,
-        allow_pickle=s.params.allow_pickle,
+    asked, ladder = Asked.of(s.wildcards.system, s.params), s.params.ladder
+    journal = s.kept("journal").with_suffix(".jsonl")
+    climb(
+        partial(
+            answers,
+            asked,
+            s.input.samples,
+            slice(None),
+            s.threads,
+            is_rung=ladder is not None,
+            journal=(journal, s.key),
+        ),
+        [s.output.predictions, s.output.measurements, s.output.densities],
+        unanswered(),
+        cell=(s.wildcards.system, s.wildcards.task, int(s.wildcards.length)),
+        ladder=ladder,
+        before=s.input.before,
+        scores_before=s.input.scores_before,
     )
-    attention = TypeAdapter(AnyAttention | None).validate_python(s.params.attention)
-    predictions, measurements, densities = retrieve(
-        model,
-        tokenizer,
-        pl.read_parquet(s.input.samples),
-        system=s.wildcards.system,
-        attention=attention,
-        thinking_tokens=s.params.thinking_tokens,
-    )
-    predictions.write_parquet(s.output.predictions)
-    measurements.write_parquet(s.output.measurements)
-    densities.write_parquet(s.output.densities)
+# The tables hold it all, and a cell that is asked for anew is to be measured anew.
+journal.unlink(missing_ok=True)

@@ -4,7 +4,8 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from needlework.scoring.score import score
+from needlework import not_run
+from needlework.scoring.score import score, unscored
 from needlework.stage import stage
 
 if TYPE_CHECKING:
@@ -12,5 +13,9 @@ if TYPE_CHECKING:
 
 with stage(snakemake) as s:
     samples, predictions = pl.read_parquet(s.input.samples), pl.read_parquet(s.input.predictions)
-    scores = score(samples, predictions, s.params.metric, s.params.has_depths)
+    # A cell that was not run has no answers to score.
+    is_run = not_run.read([s.input.predictions]).is_empty()
+    scores = (
+        score(samples, predictions, s.params.metric, s.params.has_depths) if is_run else unscored()
+    )
     scores.write_parquet(s.output.scores)

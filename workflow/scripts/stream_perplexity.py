@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from pydantic import TypeAdapter
 
+from needlework.config.opening import Opening
 from needlework.config.systems import AnyAttention
 from needlework.evaluation.journal import Journal
 from needlework.evaluation.stream_tables import stream_tables
@@ -24,6 +25,7 @@ with stage(snakemake) as s:
         dtype=s.params.dtype,
         revision=s.params.revision,
         allow_pickle=s.params.allow_pickle,
+        opening=Opening(**s.params.opening),
     )
     evaluator = StreamingEvaluator(
         model,

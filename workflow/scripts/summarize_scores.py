@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
+from needlework import not_run
 from needlework.scoring.by_needle import by_needle
 from needlework.scoring.summarize import summarize
 from needlework.stage import stage
@@ -13,7 +14,10 @@ if TYPE_CHECKING:
 
 with stage(snakemake) as s:
     scores = pl.read_parquet(s.input.scores)
-    summary, needles = summarize(scores, pl.read_parquet(s.input.predictions)), by_needle(scores)
+    # Tables of an API have columns that others lack.
+    predictions = pl.concat(map(pl.read_parquet, s.input.predictions), how="diagonal")
+    missing = not_run.read(s.input.predictions)
+    summary, needles = summarize(scores, predictions, missing), by_needle(scores)
     summary.write_parquet(s.output.summary)
     summary.write_csv(s.output.csv, float_precision=6)
     needles.write_parquet(s.output.needles)

@@ -1,0 +1,144 @@
+"""What one prompt costs a model under a system: bytes, operations, seconds."""
+
+from dataclasses import dataclass
+
+from needlework.config.devices import Device
+from needlework.config.opening import Opening
+from needlework.config.systems import Attention, BlockSparse, Infini
+from needlework.planning.shape import Shape
+from needlework.planning.state import (
+    infini_cache_bytes,
+    sparse_layers,
+    state_bytes,
+    workspace_bytes,
+)
+from needlework.planning.trace import Trace, trace
+from needlework.planning.work import attention_flops, decode_density, pair_flops
+
+PROCESS_BYTES = 480 * 2**20
+"""Resident in a process with torch and transformers before it opens a model."""
+CONTEXT_BYTES = 600 * 2**20
+"""Of a GPU, beside what torch allocates there."""
+
+
+def beside_bytes(device: Device) -> int:
+    """Memory of a device that no model gets."""
+    return CONTEXT_BYTES if device.gpu else PROCESS_BYTES
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one prompt and its answer, batch 1."""
+
+    weight_bytes: int
+    cache_bytes: int
+    """When the answer ends, a system's own state included, as predictions record it."""
+    activation_bytes: int
+    """The rest of what a forward has at once."""
+    process_bytes: int
+    """Of the process itself, where the device is main memory."""
+    attention_flops: int
+    """Of the prefill."""
+    flops: int
+    """Of the prefill: its products as the family computes them, and attention."""
+    prefill_seconds: float
+    token_seconds: float
+    """Of one token that decodes, at the end."""
+
+    @property
+    def peak_bytes(self) -> int:
+        """Most that is in memory at once, as it is measured: what torch allocates on a GPU, or what
+        is resident of the process."""
+        return self.weight_bytes + self.cache_bytes + self.activation_bytes + self.process_bytes
+
+
+class Model:
+    """A model's shape, with its own attention if that was made part of it, traced once a length.
+
+    Args:
+        shape: of the model, or for an Infini model of the one that it was made from.
+        own: the Infini-attention that is part of it.
+        opening: how it is held in memory.
+    """
+
+    def __init__(self, shape: Shape, own: Infini | None = None, opening: Opening | None = None):
+        self.shape, self.own, self.opening = shape, own, opening or Opening()
+        self._traces: dict[tuple[int, bool], Trace] = {}
+
+    def trace(self, tokens: int, gpu: bool) -> Trace:
+        """As `trace.trace`, remembered.
+
+        Raises:
+            ValueError: as there.
+        """
+        key, opening = (tokens, gpu), self.opening
+        if key not in self._traces:
+            kernel = opening.attn_implementation
+            self._traces[key] = trace(self.shape.model, tokens, opening.cache, kernel, gpu)
+        return self._traces[key]
+
+    def cost(
+        self, system: Attention | None, tokens: int, device: Device, gate_dim: int = 0
+    ) -> Cost:
+        """What `tokens` tokens of prompt and answer cost.
+
+        Args:
+            system: put on the model at evaluation; None: its own attention.
+            gate_dim: of SeerAttention's gates, for that system.
+
+        Raises:
+            ValueError: the model cannot be traced.
+        """
+        system, shape, found = system or self.own, self.shape, self.trace(tokens, device.gpu)
+        if isinstance(system, Infini):
+            cache = infini_cache_bytes(shape, system, tokens)
+            rest = found.peak_bytes - found.cache_bytes
+            rest += workspace_bytes(shape, system, tokens)
+        else:
+            state = state_bytes(shape, system, tokens, gate_dim)
+            working = found.attention_bytes + workspace_bytes(shape, system, tokens)
+            cache = found.cache_bytes + state
+            rest = max(found.peak_bytes, working) - found.cache_bytes
+        weights = shape.weight_bytes(self.opening.quantization)
+        attention, decoding = attention_flops(shape, system, tokens)
+        flops, token_flops = found.prefill_flops, found.token_flops
+        if found.is_fused or system is not None:
+            # What the model's own scores take is in them where it computes these one by one.
+            pairs = 0 if found.is_fused else pair_flops(shape)
+            flops += attention - pairs * max(1, tokens - 2) ** 2
+            token_flops += decoding - pairs * tokens
+        speed, bandwidth = device.flops_per_second(shape.dtype), device.bytes_per_second
+        bandwidth *= device.efficiency
+        # Some families multiply a token with all of their experts.
+        met = max(shape.active_parameters, (token_flops - decoding) // 2)
+        read = weights * min(1, met / shape.parameters)
+        held = cache * self._read_share(system, tokens)
+        fetching = self._fetched_bytes(weights, cache + rest, device) / device.host_bytes_per_second
+        prefill = max(flops / speed, read / bandwidth)
+        token = max(token_flops / speed, (read + held) / bandwidth)
+        shares = self.opening.processes
+        return Cost(
+            weights,
+            cache,
+            rest,
+            0 if device.gpu else PROCESS_BYTES,
+            attention,
+            flops,
+            prefill / shares + fetching,
+            token / shares + fetching,
+        )
+
+    def _fetched_bytes(self, weights: int, working: int, device: Device) -> int:
+        """Weights that the device has no room for, and that each forward fetches."""
+        if not (self.opening.cpu_offload and device.gpu):
+            return 0
+        room = max(0, device.memory_bytes - beside_bytes(device) - working)
+        return max(0, weights - room)
+
+    def _read_share(self, system: Attention | None, tokens: int) -> float:
+        """Share of the cache that a token reads which decodes."""
+        if not isinstance(system, BlockSparse):
+            return 1.0
+        held = [layer for layer in self.shape.layers if layer.kv_heads]
+        sparse = len(sparse_layers(self.shape, system)) / max(1, len(held))
+        return 1 - sparse * (1 - decode_density(system, tokens))

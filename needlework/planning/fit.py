@@ -1,0 +1,89 @@
+"""Whether a prompt fits on a device, and what would make it fit."""
+
+import math
+from collections.abc import Callable, Iterator
+
+from needlework.config.devices import Device
+from needlework.config.systems import Attention
+from needlework.models.opening import quantizes_cache
+from needlework.planning.cost import Cost, Model, beside_bytes
+
+MOST_DEVICES = 64
+_SHORTEST = 512
+
+
+def fits(model: Model, cost: Cost, device: Device) -> bool:
+    """Whether it does on the devices that share the model out, or with what is offloaded."""
+    if model.opening.cpu_offload and device.gpu:
+        # At least two layers of the weights at a time.
+        least = 2 * cost.weight_bytes // max(1, len(model.shape.layers))
+        held = min(least, cost.weight_bytes) + cost.cache_bytes + cost.activation_bytes
+        if held + beside_bytes(device) <= device.memory_bytes:
+            return True
+    number = devices_needed(cost, device)
+    return number is not None and number <= model.opening.devices
+
+
+def devices_needed(cost: Cost, device: Device) -> int | None:
+    """Fewest devices that weights and cache, shared evenly by layers, fit on; None: too many.
+
+    Each holds the activations of the layer that runs on it: ceil((weights + cache) / (memory -
+    activations - context)).
+    """
+    room = device.memory_bytes - beside_bytes(device) - cost.activation_bytes
+    if room <= 0:
+        return None
+    number = math.ceil((cost.weight_bytes + cost.cache_bytes) / room)
+    return number if number <= MOST_DEVICES else None
+
+
+def remedies(
+    open_as: Callable[..., Model],
+    system: Attention | None,
+    tokens: int,
+    device: Device,
+    gate_dim: int = 0,
+) -> Iterator[str]:
+    """What would make it fit, each by itself and mildest first; none where nothing would.
+
+    Args:
+        open_as: the model in a dtype, "" for its own, and with some keys of its Opening changed.
+    """
+    own = open_as("")
+    opening, shape = own.opening, own.shape
+
+    def cost_as(dtype: str = "", **changed) -> tuple[Model, Cost]:
+        model = open_as(dtype, **changed)
+        return model, model.cost(system, tokens, device, gate_dim)
+
+    def helps(dtype: str = "", **changed) -> bool:
+        return fits(*cost_as(dtype, **changed), device)
+
+    if shape.dtype == "float32" and helps("bfloat16"):
+        yield "dtype: bfloat16"
+    kernels = shape.linear_kernels if device.gpu and own.own is None else ()
+    for kernel in kernels:
+        if opening.attn_implementation != kernel and helps(attn_implementation=kernel):
+            yield f"attn_implementation: {kernel}"
+    for quantization in ("int8", "nf4"):
+        if opening.quantization is None and helps("bfloat16", quantization=quantization):
+            yield f"quantization: {quantization}"
+    few_bits = own.own is None and opening.cache == "dynamic" and quantizes_cache(shape.text)
+    if few_bits and helps(cache="quantized"):
+        yield "cache: quantized"
+    if device.gpu and not opening.cpu_offload and helps(cpu_offload=True):
+        size = own.cost(system, tokens, device, gate_dim).weight_bytes / 2**30
+        yield f"device_map: auto and cpu_offload: true ({size:.0f} GiB of main memory)"
+    fewer = tokens // 2
+    while fewer >= _SHORTEST:
+        if fits(own, own.cost(system, fewer, device, gate_dim), device):
+            yield f"at most {fewer:,} tokens"
+            break
+        fewer //= 2
+    if device.gpu:
+        for kernel in (opening.attn_implementation, *kernels):
+            number = devices_needed(cost_as(attn_implementation=kernel)[1], device)
+            if number is not None and number > opening.devices:
+                with_kernel = f" and attn_implementation: {kernel}" if kernel in kernels else ""
+                yield f"{number} devices (pp: {number}{with_kernel})"
+                break

@@ -1,0 +1,215 @@
+"""The plan of an experiment: every system at every length, before any weight is loaded."""
+
+import math
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import polars as pl
+from transformers import CONFIG_MAPPING
+from transformers.utils.logging import set_verbosity_error
+
+from needlework.attention.infini_families import PREFIX
+from needlework.config.check import max_positions
+from needlework.config.devices import Device
+from needlework.config.experiment import Experiment, System
+from needlework.config.models import Api, Derived, Pretrained
+from needlework.config.opening import Opening
+from needlework.config.systems import AnyAttention, Infini, Seer
+from needlework.models.checkpoint import open_config
+from needlework.models.tiny import llama_config, word_tokenizer
+from needlework.planning.cost import Cost, Model
+from needlework.planning.fit import devices_needed, fits, remedies
+from needlework.planning.shape import Shape
+from needlework.planning.state import gate_dim_of
+from needlework.training.curriculum import vocabulary
+
+# A family's advice on its own settings helps no one who plans.
+set_verbosity_error()
+
+BEHIND_AN_API = "behind an API"
+CHARACTERS_PER_TOKEN = 4
+"""Of English text, where lengths are characters."""
+SCHEMA = {
+    "system": pl.String,
+    "model": pl.String,
+    "length": pl.Int64,
+    "tokens": pl.Int64,
+    "parameters": pl.Int64,
+    "active_parameters": pl.Int64,
+    "weight_bytes": pl.Int64,
+    "cache_bytes": pl.Int64,
+    "activation_bytes": pl.Int64,
+    "peak_bytes": pl.Int64,
+    "attention_flops": pl.Float64,
+    "flops": pl.Float64,
+    "prefill_seconds": pl.Float64,
+    "token_seconds": pl.Float64,
+    "prompts": pl.Int64,
+    "prompt_tokens": pl.Int64,
+    "completion_tokens": pl.Int64,
+    "seconds": pl.Float64,
+    "price_dollars": pl.Float64,
+    "fits": pl.Boolean,
+    "devices": pl.Int64,
+    "note": pl.String,
+}
+
+
+def plan(experiment: Experiment, device: Device, advise: bool = True) -> pl.DataFrame:
+    """A row a system and length, in the experiment's order.
+
+    Args:
+        device: that everything runs on, one prompt at a time.
+        advise: find out what would make fit what does not.
+
+    Returns:
+        system, model, length (in the experiment's unit), tokens (of prompt and answer), parameters,
+        active_parameters (that a token is multiplied with), weight_bytes, cache_bytes,
+        activation_bytes, peak_bytes (their sum, on a CPU with the process itself), attention_flops
+        and flops (of one prefill), prefill_seconds, token_seconds (of one token that decodes),
+        prompts (of all tasks),
+        prompt_tokens and completion_tokens (at most) of them all, seconds (of them all, at most),
+        price_dollars (of them all, at most, behind an API; null where no price is known), fits
+        (opened as the experiment says, and within the model's positions), devices (fewest that it
+        fits on by layers; null: more than 64) and note (what would make it fit, or why nothing
+        could be reckoned, then with nulls before it).
+    """
+    models = Models(experiment)
+    rows = []
+    for name, system in experiment.systems.items():
+        for length in experiment.lengths:
+            rows.append(_row(models, name, system, length, device, advise))
+    return pl.DataFrame(rows, schema=SCHEMA)
+
+
+class Models:
+    """The models of an experiment, each opened once in each dtype."""
+
+    def __init__(self, experiment: Experiment):
+        self.experiment = experiment
+        self._shapes: dict[tuple[str, str], tuple[Shape, Infini | None]] = {}
+        self._models: dict[tuple[str, str, str], Model] = {}
+
+    def opening(self, name: str) -> Opening:
+        """How model `name` is held in memory."""
+        return getattr(self.experiment.models[name], "opening", Opening())
+
+    def open(self, name: str, dtype: str = "", **changed: Any) -> Model:
+        """Model `name` of the experiment, by default in its own dtype and opened as it says.
+
+        Args:
+            changed: keys of its Opening.
+
+        Raises:
+            ValueError: it cannot be opened, or is none that is opened at all.
+        """
+        opening = self.opening(name).model_copy(update=changed)
+        key = name, dtype or self.experiment.models[name].dtype, repr(opening)
+        if key not in self._models:
+            self._models[key] = Model(*self._shape(name, key[1]), opening)
+        return self._models[key]
+
+    def gate_dim(self, model: Model, system: AnyAttention | None) -> int:
+        """Width of the gates of a `seer` system; 0 for others."""
+        if not isinstance(system, Seer):
+            return 0
+        gates = self.experiment.gates.get(system.gates)
+        if gates is None:
+            return gate_dim_of(system.gates)
+        return gates.gate_dim or model.shape.layers[0].key_dim
+
+    def _shape(self, name: str, dtype: str) -> tuple[Shape, Infini | None]:
+        root = self.experiment.root_model(name)
+        own = None
+        while isinstance(entry := self.experiment.models[name], Derived):
+            own, name = own or entry.attention, entry.base
+        if (root, dtype) not in self._shapes:
+            self._shapes[root, dtype] = self._open_root(root, dtype)
+        shape, given = self._shapes[root, dtype]
+        return shape, own or given
+
+    def _open_root(self, root: str, dtype: str) -> tuple[Shape, Infini | None]:
+        entry = self.experiment.models[root]
+        if isinstance(entry, Pretrained):
+            tokenizer = word_tokenizer(vocabulary(), entry.pretrain.max_positions)
+            return Shape(llama_config(entry.pretrain, tokenizer), dtype), None
+        try:
+            config = open_config(entry.path, entry.revision, entry.trust_remote_code)
+        except OSError as error:
+            first = str(error).partition("\n")[0]
+            raise ValueError(f"models.{root}: no config.json to be had ({first})") from None
+        given = getattr(config, "infini", None)
+        if given is None:
+            return Shape(config, dtype), None
+        # Its own classes are those of the family, with a gate a head more.
+        family = CONFIG_MAPPING[config.model_type.removeprefix(PREFIX)]
+        return Shape(family.from_dict(config.to_dict()), dtype), Infini.model_validate(given)
+
+
+def tokens_of(experiment: Experiment, length: int) -> int:
+    """Tokens of prompt and answer at one of the experiment's lengths."""
+    if experiment.length_unit == "tokens":
+        return length
+    return math.ceil(length / CHARACTERS_PER_TOKEN)
+
+
+def _row(
+    models: Models, name: str, system: System, length: int, device: Device, advise: bool
+) -> dict[str, Any]:
+    experiment = models.experiment
+    tokens = tokens_of(experiment, length)
+    answers = [task.max_new_tokens for task in experiment.tasks.values()]
+    prompts = len(answers) * experiment.samples
+    row = {
+        "system": name,
+        "model": system.model,
+        "length": length,
+        "tokens": tokens,
+        "prompts": prompts,
+        "prompt_tokens": experiment.samples * sum(max(0, tokens - new) for new in answers),
+        "completion_tokens": experiment.samples * sum(answers),
+    }
+    entry = experiment.models[system.model]
+    if isinstance(entry, Api):
+        return _asked(entry, row)
+    try:
+        model = models.open(system.model)
+        gate_dim = models.gate_dim(model, system.attention)
+        cost = model.cost(system.attention, tokens, device, gate_dim)
+        notes: Iterator[str] = iter(())
+        row["fits"] = fits(model, cost, device)
+        limit = max_positions(experiment, system.model)
+        if limit is not None and tokens > limit:
+            row["fits"], notes = False, iter([f"beyond_positions: true (it has {limit:,})"])
+        elif advise and not row["fits"]:
+            opened = partial(models.open, system.model)
+            notes = remedies(opened, system.attention, tokens, device, gate_dim)
+        return row | _reckoned(model, cost, row, device) | {"note": "; ".join(notes) or None}
+    except ValueError as error:
+        return row | {"note": str(error)}
+
+
+def _asked(entry: Api, row: dict[str, Any]) -> dict[str, Any]:
+    """The row of a model behind an API: tokens and their price."""
+    new = row["completion_tokens"] + row["prompts"] * entry.thinking_tokens
+    price = entry.price and entry.price.dollars(row["prompt_tokens"], new)
+    return row | {"completion_tokens": new, "price_dollars": price, "note": BEHIND_AN_API}
+
+
+def _reckoned(model: Model, cost: Cost, row: dict[str, Any], device: Device) -> dict[str, Any]:
+    seconds = row["prompts"] * cost.prefill_seconds
+    return {
+        "parameters": model.shape.parameters,
+        "active_parameters": model.shape.active_parameters,
+        "weight_bytes": cost.weight_bytes,
+        "cache_bytes": cost.cache_bytes,
+        "activation_bytes": cost.activation_bytes,
+        "peak_bytes": cost.peak_bytes,
+        "attention_flops": float(cost.attention_flops),
+        "flops": float(cost.flops),
+        "prefill_seconds": cost.prefill_seconds,
+        "token_seconds": cost.token_seconds,
+        "seconds": seconds + row["completion_tokens"] * cost.token_seconds,
+        "devices": devices_needed(cost, device),
+    }

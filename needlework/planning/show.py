@@ -1,0 +1,129 @@
+"""A plan for people: a table, a line for each verdict, and what it all comes to."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import polars as pl
+from rich.table import Table
+
+from needlework.config.devices import Device
+from needlework.planning.plan import BEHIND_AN_API
+
+_COLUMNS = (
+    "System", "Length", "Weights", "Cache", "Activations", "Peak", "Attention", "FLOPs",
+    "Prefill", "A token", "All prompts", "Fits",
+)  # fmt: skip
+
+
+def table(plan: pl.DataFrame, name: str, device: Device) -> Table:
+    """A row a system and length; see `plan.plan` for the columns."""
+    reached = operations(device.flops_per_second("bfloat16"))
+    bandwidth = size(device.efficiency * device.bytes_per_second)
+    title = f"Planned for {name}: {size(device.memory_bytes)}"
+    title += f", reaching {reached}FLOP/s in bfloat16 and {bandwidth}/s"
+    shown = Table(title=title, title_justify="left")
+    for column in _COLUMNS:
+        shown.add_column(column, justify="left" if column == "System" else "right")
+    for row in plan.iter_rows(named=True):
+        length = f"{row['length']:,}"
+        if row["tokens"] != row["length"]:
+            length += f" ({row['tokens']:,} tokens)"
+        if row["peak_bytes"] is None:
+            shown.add_row(row["system"], length, *["-"] * (len(_COLUMNS) - 2))
+            continue
+        shown.add_row(
+            row["system"],
+            length,
+            *(size(row[f"{part}_bytes"]) for part in ("weight", "cache", "activation", "peak")),
+            operations(row["attention_flops"]),
+            operations(row["flops"]),
+            duration(row["prefill_seconds"]),
+            duration(row["token_seconds"]),
+            duration(row["seconds"]),
+            "yes" if row["fits"] else "no",
+        )
+    return shown
+
+
+def verdicts(plan: pl.DataFrame, device: str) -> Iterator[str]:
+    """A line a model, then a line a system: how far it goes on the device, and what would help."""
+    for row in plan.drop_nulls("parameters").unique("model", maintain_order=True).to_dicts():
+        active = f", {number(row['active_parameters'])} of them active for a token"
+        routed = row["active_parameters"] < 0.9 * row["parameters"]
+        yield f"{row['model']}: {number(row['parameters'])} parameters{active if routed else ''}"
+    for (name,), rows in plan.group_by("system", maintain_order=True):
+        if rows["note"][0] == BEHIND_AN_API:
+            yield f"{name}: {_price(rows)}"
+        else:
+            yield f"{name}: {_verdict(rows.sort('tokens').to_dicts(), device)}"
+
+
+def _price(rows: pl.DataFrame) -> str:
+    tokens = f"{rows['prompt_tokens'].sum():,} and at most {rows['completion_tokens'].sum():,}"
+    if rows["price_dollars"].has_nulls():
+        return f"{BEHIND_AN_API}, {tokens} tokens; its price is not known: write price in its model"
+    return f"{BEHIND_AN_API}, {tokens} tokens: at most ${rows['price_dollars'].sum():,.2f}"
+
+
+def _verdict(rows: list[dict[str, Any]], device: str) -> str:
+    unknown = next((row for row in rows if row["peak_bytes"] is None), None)
+    if unknown is not None:
+        return f"not reckoned: {unknown['note']}"
+    short = next((row for row in rows if not row["fits"]), None)
+    if short is None:
+        return f"fits on {device} at every length"
+    if short["note"]:
+        help = f"{short['length']:,} would with: {short['note'].replace('; ', ', or ')}"
+    else:
+        help = f"no single change that is known here makes {short['length']:,} fit"
+    fitting = [row["length"] for row in rows if row["fits"]]
+    most = f"fits on {device} up to {max(fitting):,}" if fitting else f"does not fit on {device}"
+    return f"{most}; {help}"
+
+
+def totals(plan: pl.DataFrame) -> str:
+    """Tokens, hours, price and largest bytes of the whole plan, in a line."""
+    peak, price = plan["peak_bytes"].max(), plan["price_dollars"].sum()
+    priced = f"at most ${price:,.2f} to APIs; " if plan["price_dollars"].count() else ""
+    return (
+        f"In all: {plan['prompts'].sum():,} prompts, "
+        f"{plan['prompt_tokens'].sum():,} prompt tokens, "
+        f"at most {plan['completion_tokens'].sum():,} new ones; "
+        f"{duration(plan['seconds'].sum())} on one device; {priced}largest peak "
+        + ("unknown" if peak is None else size(peak))
+    )
+
+
+def size(count: float) -> str:
+    """Bytes, such as 1.5 GiB."""
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if count < 1000 or unit == "TiB":
+            break
+        count /= 1024
+    return f"{count:.3g} {unit}"
+
+
+def number(count: float) -> str:
+    """Such as 8.03 B, for billions."""
+    for unit in ("", "K", "M", "B", "T"):
+        if count < 1000 or unit == "T":
+            break
+        count /= 1000
+    return f"{count:.3g} {unit}".rstrip()
+
+
+def operations(count: float) -> str:
+    """Such as 1.2 P, for 1.2e15."""
+    for unit in ("", "K", "M", "G", "T", "P", "E"):
+        if count < 1000 or unit == "E":
+            break
+        count /= 1000
+    return f"{count:.3g} {unit}".rstrip()
+
+
+def duration(seconds: float) -> str:
+    """Seconds, such as 3.2 min."""
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1), ("ms", 1e-3)):
+        if seconds >= length:
+            return f"{seconds / length:.3g} {unit}"
+    return f"{seconds * 1e6:.3g} us"

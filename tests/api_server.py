@@ -1,0 +1,180 @@
+"""A real HTTP server that speaks OpenAI's protocol, right or wrong as the test says."""
+
+import json
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+FAULTS = (
+    *("429", "500", "reset", "cut off", "stall", "truncated"),
+    *("nonsense", "empty", "html", "no text"),
+)
+STALL_SECONDS = 30
+
+
+class ApiServer:
+    """What it was asked, and how it answers.
+
+    Args:
+        answer: text of the answer to a request's body.
+        fault: what goes wrong with the n-th request (from 1): one of FAULTS, a (status, body) pair,
+            or None.
+        seconds: how long an answer takes.
+    """
+
+    def __init__(
+        self,
+        answer: Callable[[dict], str],
+        fault: Callable[[int, dict], str | tuple[int, dict] | None] = lambda n, body: None,
+        seconds: float = 0.0,
+        retry_after: str = "0",
+    ):
+        self.answer, self.fault, self.seconds = answer, fault, seconds
+        self.retry_after = retry_after
+        self.asked: list[dict] = []
+        self.headers: list[dict[str, str]] = []
+        self.times: list[float] = []
+        self.answered: list[dict] = []
+        self.at_once = self.most_at_once = 0
+        self.lock = threading.Lock()
+        self.over = threading.Event()
+        self._http = _Server(("127.0.0.1", 0), _Handler)
+        self._http.api = self
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._http.server_port}/v1"
+
+
+@contextmanager
+def serving(server: ApiServer) -> Iterator[ApiServer]:
+    thread = threading.Thread(target=server._http.serve_forever, args=(0.02,), daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.over.set()
+        server._http.shutdown()
+        server._http.server_close()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    block_on_close = False
+    request_queue_size = 128
+
+    def handle_error(self, request, client_address):
+        pass  # clients that went away
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+
+    def log_message(self, *args):
+        pass
+
+    def do_POST(self):
+        api: ApiServer = self.server.api
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        with api.lock:
+            api.asked.append(body)
+            api.headers.append({k.lower(): v for k, v in self.headers.items()})
+            api.times.append(time.monotonic())
+            number = len(api.asked)
+            api.at_once += 1
+            api.most_at_once = max(api.most_at_once, api.at_once)
+        try:
+            self._respond(api, body, api.fault(number, body))
+        finally:
+            with api.lock:
+                api.at_once -= 1
+
+    def _respond(self, api: ApiServer, body: dict, fault):
+        api.over.wait(api.seconds)
+        if isinstance(fault, tuple):
+            return self._json(*fault)
+        if fault == "429":
+            message = {"error": {"message": "Slow down", "code": "rate_limit_exceeded"}}
+            return self._json(429, message, {"Retry-After": api.retry_after})
+        if fault == "500":
+            return self._json(500, {"error": {"message": "The server is <b>out</b> of order"}})
+        if fault == "reset":
+            return self._reset()
+        if fault == "stall":
+            api.over.wait(STALL_SECONDS)
+            return self._reset()
+        if fault == "html":
+            return self._send(200, "text/html", b"<html><script>alert(1)</script></html>")
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        if fault == "nonsense":
+            return self._end("data: {not json at all\n\n")
+        if fault == "empty":
+            self._event({"choices": []})
+            return self._end("data: [DONE]\n\n")
+        if fault == "no text":
+            said = {"delta": {}, "text": "", "finish_reason": "stop"}
+            self._event({"choices": [{"index": 0, **said}]})
+            return self._end("data: [DONE]\n\n")
+        self._stream(api, body, fault)
+
+    def _stream(self, api: ApiServer, body: dict, fault):
+        chat, text = self.path.endswith("/chat/completions"), api.answer(body)
+        half = len(text) // 2
+        for part in (text[:half], text[half:]):
+            piece = {"delta": {"content": part}} if chat else {"text": part}
+            self._event({"choices": [{"index": 0, **piece, "finish_reason": None}]})
+            if fault == "cut off":
+                return self._reset()
+            if fault == "truncated":
+                return self._end("")
+        with api.lock:
+            api.answered.append(body)
+        last = {"delta": {}} if chat else {"text": ""}
+        self._event({"choices": [{"index": 0, **last, "finish_reason": "stop"}]})
+        prompt = json.dumps(body.get("messages") or body["prompt"])
+        usage = {"prompt_tokens": len(prompt), "completion_tokens": 3, "total_tokens": 3}
+        usage["prompt_tokens_details"] = {"cached_tokens": 2}
+        self._event({"choices": [], "usage": usage})
+        self._end("data: [DONE]\n\n")
+
+    def _event(self, data: dict):
+        chunk = {"id": "x", "object": "chunk", "created": 0, "model": "m", **data}
+        self._chunk(f"data: {json.dumps(chunk)}\n\n")
+
+    def _chunk(self, text: str):
+        data = text.encode()
+        self.wfile.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
+        self.wfile.flush()
+
+    def _end(self, text: str):
+        if text:
+            self._chunk(text)
+        self.wfile.write(b"0\r\n\r\n")
+
+    def _json(self, status: int, body: dict, headers: dict[str, str] | None = None):
+        self._send(status, "application/json", json.dumps(body).encode(), headers)
+
+    def _send(self, status: int, kind: str, data: bytes, headers: dict | None = None):
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(data)))
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(data)
+
+    def _reset(self):
+        self.close_connection = True
+        linger = struct.pack("ii", 1, 0)
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        # Closed now, not when the handler ends: the client is to see a reset.
+        self.wfile.flush()
+        socket.socket(fileno=self.connection.detach()).close()

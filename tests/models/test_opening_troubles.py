@@ -1,0 +1,107 @@
+"""Checkpoints that cannot be opened: the one line that says why, and what to do."""
+
+import json
+import shutil
+import sys
+
+import pytest
+import torch
+from random_checkpoints import save_checkpoint
+
+from needlework.config.opening import Opening
+from needlework.models.checkpoint import open_model
+from needlework.models.opening import explained, out_of_memory
+
+CODE = """
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+class Config(Qwen3Config):
+    model_type = "mine"
+
+class Model(Qwen3ForCausalLM):
+    config_class = Config
+"""
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return save_checkpoint(tmp_path_factory.mktemp("whole"), "qwen3")
+
+
+@pytest.fixture
+def checkpoint(whole, tmp_path):
+    """A folder to be spoilt."""
+    return shutil.copytree(whole, tmp_path / "checkpoint")
+
+
+def line(path, **keys) -> str:
+    with pytest.raises(ValueError, match=r".") as raised:
+        open_model(path, opening=Opening(**keys))
+    assert "\n" not in str(raised.value)
+    assert str(raised.value).startswith(f"{path}: ")
+    return str(raised.value).removeprefix(f"{path}: ")
+
+
+def test_a_folder_without_config(checkpoint):
+    (checkpoint / "config.json").unlink()
+    assert line(checkpoint).startswith("has no config.json; name a folder")
+
+
+def test_a_hub_name_without_a_network(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert line("nobody/nothing").startswith("no such folder, and the hub cannot be reached; fetch")
+
+
+def test_a_gated_hub_name():
+    error = OSError("You are trying to access a gated repo.")
+    assert "accept its licence there and set HF_TOKEN" in explained("a/b", error, Opening())
+
+
+def test_code_of_its_own_is_run_only_where_that_is_allowed(checkpoint):
+    config = json.loads((checkpoint / "config.json").read_text())
+    config |= {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Config"}}
+    config["auto_map"]["AutoModelForCausalLM"] = "mine.Model"
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    (checkpoint / "mine.py").write_text(CODE)
+    assert "write trust_remote_code: true if you have read it" in line(checkpoint)
+    model, _ = open_model(checkpoint, opening=Opening(trust_remote_code=True))
+    assert type(model).__name__ == "Model"
+
+
+def test_bitsandbytes_that_is_not_installed(whole, monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    told = line(whole, quantization="nf4")
+    assert "needs bitsandbytes, which is not installed; run pip install 'needlework[quant" in told
+
+
+def test_weights_in_few_bits_that_do_not_fit(whole):
+    told = line(whole, quantization="nf4", device_map="auto", max_memory={"cpu": "1MB"})
+    assert told.startswith("its weights do not fit; write more max_memory, or offload_folder")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="what is said where there is no GPU")
+def test_memory_of_a_gpu_that_is_not_there(whole):
+    told = line(whole, device_map="auto", max_memory={"0": "2GB", "cpu": "20GB"})
+    assert told.startswith("max_memory: names GPU 0, counted from 0, and torch sees 0 here")
+
+
+def test_attention_that_is_not_installed(whole):
+    told = line(whole, attn_implementation="flash_attention_3")
+    assert told.startswith("attn_implementation = 'flash_attention_3': cannot be used here (")
+    assert told.endswith("; leave it out")
+
+
+@pytest.mark.parametrize(
+    ("keys", "prompt", "ways"),
+    [
+        ({}, 1000, ["lengths below 1000", "cache: quantized", "quantization: nf4", "tp: 2"]),
+        ({"tp": 2}, None, ["tp: 4"]),
+        ({"quantization": "nf4", "device_map": "auto"}, None, ["a smaller model"]),
+    ],
+    ids=str,
+)
+def test_memory_that_runs_out_names_what_is_not_done_yet(keys, prompt, ways):
+    told = out_of_memory(Opening(**keys), prompt)
+    assert all(way in told for way in ways)
+    for key in keys:
+        assert f"{key}: {keys[key]}" not in told

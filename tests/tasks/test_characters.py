@@ -1,0 +1,32 @@
+"""Samples for models whose tokenizer nobody has: each character is a token."""
+
+import pytest
+
+from needlework.config.tasks import Passkey
+from needlework.tasks.generate import Sampler
+from needlework.tasks.tokenizer import open_tokenizer
+
+
+@pytest.mark.parametrize("length", [400, 3000])
+def test_characters_are_counted(length: int):
+    task = Passkey(type="passkey")
+    sampler = Sampler(
+        task,
+        open_tokenizer(None),
+        task_name="passkey",
+        length=length,
+        depths=[0, 50],
+        seed=1,
+        length_unit="characters",
+    )
+    for index in range(3):
+        row = sampler.sample(index)
+        assert row["tokens"] == len(row["prompt"]) <= length
+        (needle,) = row["needles"]
+        assert needle["value"] in row["prompt"][needle["token_position"] :][:80]
+
+
+def test_any_character_is_one_token():
+    text = "a\nb  c\tünï 日本 🙂.\r\n"
+    encoding = open_tokenizer(None).encode(text)
+    assert [text[slice(*offsets)] for offsets in encoding.offsets] == list(text)

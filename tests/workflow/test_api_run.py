@@ -1,0 +1,239 @@
+"""Whole runs with models behind an API: a faulty one, and `transformers serve`."""
+
+import base64
+import json
+import os
+import random
+import re
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import polars as pl
+import psutil
+import pytest
+from api_server import ApiServer, serving
+from project_copy import ROOT, Project
+
+pytestmark = [pytest.mark.workflow, pytest.mark.timeout(900)]
+
+# In parts: the project that is searched for it holds this file too.
+KEY = "-".join(["sk", "not", "to", "be", "found", "5d1c"])
+TABLES = ("summary.csv", "failures.csv", "comparison.md", "comparison_speed.json")
+
+
+def experiment(url: str) -> dict:
+    """Two systems on one API, the second's prompts a message longer."""
+    remote = {"api": url, "model": "m", "key_variable": "THE_KEY", "retries": 1, "concurrency": 2}
+    remote |= {"tokenizer": "base", "price": {"prompt": 1.0, "completion": 2.0}}
+    return {
+        "experiment": "small",
+        "models": {
+            "base": {"path": "resources/needlework-tiny"},
+            "right": remote,
+            "faulty": {**remote, "system_prompt": "Fail now and then."},
+        },
+        "systems": {"right": {"model": "right"}, "faulty": {"model": "faulty"}},
+        "baseline": "right",
+        "tasks": {"passkey": {"type": "passkey"}},
+        "lengths": [128],
+        "depths": [0, 50],
+        "samples": 12,
+    }
+
+
+def key_in(body: dict) -> str:
+    """The needle, with markup around it and the API's key behind it."""
+    found = re.search(r"\d{5}", body["messages"][-1]["content"]).group()
+    return f"<script>alert('{found}')</script> {KEY}"
+
+
+def everything_in(folder: Path) -> Iterator[tuple[Path, str]]:
+    """Every file below as text: tables unpacked, what a report embeds decoded."""
+    for path in sorted(folder.rglob("*")):
+        if path.suffix == ".parquet":
+            yield path, json.dumps(pl.read_parquet(path).to_dicts())
+        elif path.is_file():
+            text = path.read_bytes().decode(errors="replace")
+            yield path, text
+            for part in re.findall(r"base64,([A-Za-z0-9+/=]+)", text):
+                yield path, base64.b64decode(part).decode(errors="replace")
+
+
+def test_a_run_with_a_faulty_api(project: Project, monkeypatch: pytest.MonkeyPatch):
+    draw, commands = random.Random(5), set()
+
+    def fault(number: int, body: dict):
+        commands.update(" ".join(_command(p)) for p in psutil.process_iter())
+        if len(body["messages"]) == 1:
+            return None
+        refusal = f"too long: maximum context length <img src=x onerror=alert(1)> {KEY}"
+        return draw.choice(["500", None, (400, {"error": {"message": refusal}})])
+
+    monkeypatch.setenv("THE_KEY", KEY)
+    server = ApiServer(key_in, fault)
+    with serving(server):
+        name = project.write(experiment(server.url))
+        tables = [f"results/small/{table}" for table in TABLES]
+        done = project.snakemake("--configfile", name, "--cores", "2", "--", *tables)
+        assert done.returncode == 0, done.stdout + done.stderr
+        asked = len(server.asked)
+        # An edit that no answer follows from asks nothing again.
+        dearer = experiment(server.url)
+        dearer["models"]["right"]["price"] = {"prompt": 1000.0, "completion": 2.0}
+        project.write(dearer)
+        again = project.snakemake("--configfile", name, "--cores", "2", "--", *tables)
+        assert again.returncode == 0, again.stdout + again.stderr
+        assert len(server.asked) == asked
+    report = project.snakemake("--configfile", name, "--report", "report.html", "--", *tables)
+    assert report.returncode == 0, report.stdout + report.stderr
+
+    assert {header["authorization"] for header in server.headers} == {f"Bearer {KEY}"}
+    results = project.root / "results/small"
+    predictions = pl.read_parquet(results / "predictions/faulty/passkey/128.parquet")
+    failed = predictions.filter(pl.col("status") != "ok")
+    assert predictions["sample"].to_list() == list(range(12))
+    assert 0 < len(failed) < 12
+    listed = pl.read_csv(results / "failures.csv")
+    assert listed.rows() == failed.select(listed.columns).rows()
+    assert all(reason for reason in listed["reason"])
+    summary = pl.read_csv(results / "summary.csv").filter(pl.col("depth_percent").is_null())
+    (row,) = summary.filter(system="faulty", metric="all").rows(named=True)
+    assert (row["n"], row["answered"]) == (12, 12 - len(failed))
+    assert row["accuracy"] == pytest.approx(1 - len(failed) / 12, abs=1e-6)
+    assert row["accuracy_answered"] == 1
+    (speed,) = json.loads((results / "comparison_speed.json").read_text())
+    assert speed["price_dollars_baseline"] > 100 * speed["price_dollars"] > 0
+
+    # A server may repeat the key, in answers and in errors: it is nowhere all the same.
+    assert any("evaluate_api" in command for command in commands)
+    assert not [command for command in commands if KEY in command]
+    (project.root / "said.txt").write_text(done.stdout + done.stderr + report.stderr)
+    seen = list(everything_in(project.root))
+    assert not [path for path, text in seen if KEY in text]
+    assert any("[key]" in text for path, text in seen if path.suffix == ".parquet")
+    # Nor does what it says become a part of the report.
+    html = (project.root / "report.html").read_text()
+    assert "<img src=x" not in html
+    assert "<script>alert" not in html
+
+
+def _command(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
+def test_a_wrong_key_is_one_line(project: Project, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("THE_KEY", KEY)
+    server = ApiServer(key_in, lambda n, body: (401, {"error": {"message": "Wrong key"}}))
+    with serving(server):
+        name = project.write(experiment(server.url))
+        table = "results/small/predictions/right/passkey/128.parquet"
+        done = project.snakemake("--configfile", name, "--cores", "1", "--", table)
+    assert done.returncode != 0
+    log = project.root / "results/small/logs/evaluate_api/right/passkey/128.log"
+    (line,) = [line for line in log.read_text().splitlines() if "needlework:" in line]
+    assert "refuses the key in THE_KEY (401: Wrong key)" in line
+    assert len(server.asked) <= 2
+
+
+def test_a_missing_key_is_one_line_before_any_work(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.delenv("THE_KEY", raising=False)
+    name = project.write(experiment("http://127.0.0.1:9/v1"))
+    done = project.needlework("run", "--configfile", name)
+    assert done.returncode != 0
+    assert done.stderr.splitlines() == [
+        "needlework: models.right.key_variable THE_KEY: is not set in the environment; "
+        "export it, or write key_variable: null for an API that asks for no key"
+    ]
+    assert not (project.root / "results/small").exists()
+
+
+def test_other_experiments_have_no_job_of_an_api(project: Project):
+    done = project.snakemake("-n", "--configfile", "config.yaml")
+    assert done.returncode == 0
+    assert "evaluate_system" in done.stdout
+    assert "evaluate_api" not in done.stdout
+    assert "list_failures" not in done.stdout
+
+
+@contextmanager
+def transformers_serve(model: Path, log: Path) -> Iterator[str]:
+    """The address of a `transformers serve` of `model`."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-c", "from transformers.cli.transformers import main; main()"]
+    command += ["serve", str(model), "--port", str(port), "--device", "cpu"]
+    with log.open("w") as said:
+        server = subprocess.Popen(
+            command, stdout=said, stderr=said, env={**os.environ, "HF_HUB_OFFLINE": "1"}
+        )
+    try:
+        for _ in range(600):
+            if server.poll() is not None:
+                raise AssertionError(log.read_text())
+            try:
+                urllib.request.urlopen(f"http://localhost:{port}/health", timeout=1).close()
+                break
+            except OSError:
+                time.sleep(0.2)
+        yield f"http://localhost:{port}/v1"
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def test_transformers_serve_answers_as_the_model_does_here(project: Project, tmp_path: Path):
+    pytest.importorskip("fastapi")
+    pytest.importorskip("uvicorn")
+    tiny = ROOT / "resources/needlework-tiny"
+    with transformers_serve(tiny, tmp_path / "serve.log") as url:
+        served = {"api": url, "model": str(tiny), "tokenizer": "base", "endpoint": "completions"}
+        name = project.write(
+            {
+                "experiment": "small",
+                "models": {
+                    "base": {"path": "resources/needlework-tiny", "beyond_positions": True},
+                    "served": served,
+                },
+                "systems": {"here": {"model": "base"}, "served": {"model": "served"}},
+                "tasks": {"passkey": {"type": "passkey"}},
+                "lengths": [512, 3072, 16384],
+                "depths": [0, 50],
+                "samples": 4,
+            }
+        )
+        cells = [f"{system}/passkey/{n}" for system in ("here", "served") for n in (512, 3072)]
+        cells += ["served/passkey/16384"]
+        tables = [f"results/small/scores/{cell}.parquet" for cell in cells]
+        done = project.snakemake("--configfile", name, "--cores", "1", "--", *tables)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    def table(stage: str, cell: str) -> pl.DataFrame:
+        return pl.read_parquet(project.root / f"results/small/{stage}/{cell}.parquet")
+
+    for length in (512, 3072):
+        here, served = f"here/passkey/{length}", f"served/passkey/{length}"
+        same = ["sample", "prediction", "new_tokens", "stop_reason"]
+        assert table("predictions", here)[same].equals(table("predictions", served)[same])
+        scores = [table("scores", cell).drop("system") for cell in (here, served)]
+        assert scores[0].equals(scores[1])
+        for stage in ("predictions", "measurements"):
+            # A server's memory over time is not seen.
+            local = table(stage, here).drop("peak_resident_bytes", "memory", strict=False).schema
+            assert dict(list(table(stage, served).schema.items())[: len(local)]) == dict(local)
+    assert set(table("predictions", "served/passkey/16384")["status"]) == {"ok"}
+    asked = pl.read_parquet(project.root / "results/small/samples/base/passkey/16384.parquet")
+    counted = table("measurements", "served/passkey/16384")["prompt_tokens"]
+    assert counted.to_list() == asked["tokens"].to_list()
+    assert counted.min() > 16_000

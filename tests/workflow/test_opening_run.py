@@ -1,0 +1,73 @@
+"""A model shared out over processes, in a whole run that is killed and run again."""
+
+import json
+import subprocess
+import time
+
+import polars as pl
+import psutil
+import pytest
+from random_checkpoints import save_checkpoint
+
+pytestmark = [pytest.mark.workflow, pytest.mark.timeout(600)]
+
+PREDICTIONS = "results/small/predictions/{}/passkey/256.parquet"
+SAMPLES = 6
+
+
+def ranks(run: subprocess.Popen) -> list[psutil.Process]:
+    """The processes of a model, those that started them left out."""
+    found = []
+    for process in psutil.Process(run.pid).children(recursive=True):
+        try:
+            if "needlework.evaluation.answers" in process.cmdline() and process.environ().get(
+                "RANK"
+            ):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def test_a_killed_process_ends_the_job_and_what_it_answered_stays(project, small_experiment):
+    save_checkpoint(project.root / "mixtral", "mixtral")
+    walk = {"type": "sketchwalk", "block_size": 16, "density": 0.4, "dense_layers": 0}
+    small_experiment["models"] = {
+        "whole": {"path": "mixtral", "dp": 2},
+        "shared": {"path": "mixtral", "tp": 2, "ep": 2},
+    }
+    small_experiment["systems"] = {
+        name: {"model": name, "attention": walk} for name in small_experiment["models"]
+    }
+    small_experiment["tasks"]["passkey"]["max_new_tokens"] = 24
+    small_experiment |= {"baseline": "whole", "lengths": [256], "samples": SAMPLES}
+    asked = ["--configfile", project.write(small_experiment), "--cores", "2", "--"]
+    asked.append(PREDICTIONS.format("shared"))
+    journal = project.root / "results/small/predictions/shared/passkey/.journal-256.jsonl"
+
+    run = project.start("-m", "snakemake", *asked)
+    while not (journal.is_file() and journal.read_text().count("\n") >= 1):
+        assert run.poll() is None
+        time.sleep(0.02)
+    processes = ranks(run)
+    assert len(processes) == 2
+    processes[1].kill()
+    assert run.wait(120) != 0
+    assert not psutil.wait_procs(processes, timeout=10)[1]
+    told = (project.root / "results/small/logs/evaluate_system/shared/passkey/256.log").read_text()
+    assert "evaluate_system: one of 2 processes was killed" in told
+    assert "Traceback" not in told
+    kept = [json.loads(line) for line in journal.read_text().splitlines()]
+    assert 1 <= len(kept) < SAMPLES
+
+    again = project.snakemake(*asked, PREDICTIONS.format("whole"))
+    assert again.returncode == 0, again.stdout + again.stderr
+    measured = project.root / PREDICTIONS.format("shared").replace("predictions", "measurements")
+    seconds = pl.read_parquet(measured)["prefill_seconds"].to_list()
+    assert seconds[: len(kept)] == [entry["measured"]["prefill_seconds"] for entry in kept]
+    assert not journal.exists()
+    shared, whole = (
+        pl.read_parquet(project.root / PREDICTIONS.format(name)).drop("system", "cache_bytes")
+        for name in ("shared", "whole")
+    )
+    assert shared.equals(whole)

@@ -1,0 +1,34 @@
+rule plan_experiment:
+    input:
+        configs=[
+            file
+            for name in experiment.models
+            for file in (
+                model_files(name)
+                if isinstance(experiment.models[name], Checkpoint)
+                else []
+            )
+            if Path(file).name == "config.json"
+        ],
+    output:
+        csv=report(
+            f"{RESULTS}/plan.csv",
+            caption="../report/plan.rst",
+            category="Experiment",
+            labels={"table": "Plan: bytes, operations, seconds"},
+        ),
+    log:
+        f"{RESULTS}/logs/plan_experiment.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/plan_experiment.tsv"
+    conda:
+        "../../envs/torch.yaml"
+    threads: 1
+    resources:
+        mem_mb=lambda w, attempt: 2000 * attempt,
+        runtime=30,
+    params:
+        code=code_version("plan_experiment.py"),
+        experiment=dump(experiment),
+    script:
+        "../scripts/plan_experiment.py"

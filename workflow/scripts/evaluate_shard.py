@@ -1,0 +1,40 @@
+"""Answers to a share of one cell's samples: shard 0 has the first, each the same number or so."""
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+import polars as pl
+
+from needlework.evaluation.answers import Asked, answers
+from needlework.evaluation.ladder import climb
+from needlework.evaluation.retrieve import unanswered
+from needlework.stage import stage
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+with stage(snakemake) as s:
+    count = pl.scan_parquet(s.input.samples).select(pl.len()).collect().item()
+    shard, shards = int(s.wildcards.shard), s.params.shards
+    rows = slice(shard * count // shards, (shard + 1) * count // shards)
+    asked, ladder = Asked.of(s.wildcards.system, s.params), s.params.ladder
+    journal = s.kept("journal").with_suffix(".jsonl")
+    climb(
+        partial(
+            answers,
+            asked,
+            s.input.samples,
+            rows,
+            s.threads,
+            is_rung=ladder is not None,
+            journal=(journal, s.key),
+        ),
+        [s.output.predictions, s.output.measurements, s.output.densities],
+        unanswered(),
+        cell=(s.wildcards.system, s.wildcards.task, int(s.wildcards.length)),
+        ladder=ladder,
+        before=s.input.before,
+        scores_before=s.input.scores_before,
+    )
+# The tables hold it all, and a cell that is asked for anew is to be measured anew.
+journal.unlink(missing_ok=True)

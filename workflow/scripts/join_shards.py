@@ -1,0 +1,31 @@
+"""One cell of the shares that several jobs answered, as if one had answered all; not run where one
+of them stopped."""
+
+from typing import TYPE_CHECKING
+
+import polars as pl
+
+from needlework import not_run
+from needlework.not_run import NotRun
+from needlework.stage import stage
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+with stage(snakemake) as s:
+    tables = {
+        name: pl.concat(map(pl.read_parquet, s.input[name]), rechunk=True)
+        for name in ("predictions", "measurements", "densities")
+    }
+    densities = tables["densities"]
+    cell = [name for name in densities.columns if name not in ("density", "pairs")]
+    kept = (pl.col("density") * pl.col("pairs")).sum()
+    tables["densities"] = densities.group_by(cell, maintain_order=True).agg(
+        density=kept / pl.col("pairs").sum(), pairs=pl.col("pairs").sum()
+    )
+    stopped = not_run.read(s.input.predictions).rows(named=True)
+    for name, table in tables.items():
+        if stopped:
+            NotRun(**stopped[0]).write(table, getattr(s.output, name))
+        else:
+            table.write_parquet(getattr(s.output, name))
