@@ -8,11 +8,12 @@ from typing import Any
 from needlework.config.experiment import Experiment
 from needlework.config.models import Checkpoint, Derived
 from needlework.config.opening import SPREAD, Opening
+from needlework.config.systems import Ranked
 
 Problem = tuple[tuple[str | int, ...], str]
 """Where in the file, and what is wrong with the remedy."""
 
-DECIDES_ANSWERS_ONLY = ("dp", "cache")
+DECIDES_ANSWERS_ONLY = ("dp", "cache", "prefill_chunk_tokens")
 """Keys that training a model, or gates of it, has no use for."""
 
 
@@ -91,6 +92,10 @@ def _uses(experiment: Experiment, name: str, opening: Opening) -> Iterator[tuple
         on_it = system.model == name and system.attention is not None
         if on_it and (wrong := beside_attention(opening, system.attention.type)):
             yield wrong
+        size = system.attention.block_size if isinstance(system.attention, Ranked) else 1
+        if system.model == name and (opening.prefill_chunk_tokens or 0) % size:
+            # A row of blocks that a chunk cuts would choose twice, by some of its queries.
+            yield "prefill_chunk_tokens", f"cuts blocks of {size}; write a multiple of {size}"
     trained = [m.base for m in experiment.models.values() if isinstance(m, Derived)]
     trained += [gates.model for gates in experiment.gates.values()]
     plain = Opening()

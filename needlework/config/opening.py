@@ -69,6 +69,12 @@ class Opening(Strict):
         description="keys and values: dynamic in dtype; quantized in 8-bit floats; offloaded to "
         "main memory but for the layer at work (needs a GPU)",
     )
+    prefill_chunk_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="tokens of a prompt in one forward, so that what a forward makes (activations) "
+        "is bounded; answers are the same up to rounding. null: the whole prompt at once",
+    )
     attn_implementation: (
         Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"] | None
     ) = Field(

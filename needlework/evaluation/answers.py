@@ -138,6 +138,7 @@ def _answers(
             attention=attention,
             thinking_tokens=asked.thinking_tokens,
             cache=opening.cache,
+            prefill_chunk_tokens=opening.prefill_chunk_tokens,
             finished=finished,
         )
     except (RuntimeError, MemoryError) as error:

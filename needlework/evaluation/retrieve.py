@@ -65,6 +65,7 @@ def retrieve(
     attention: Attention | None = None,
     thinking_tokens: int = 0,
     cache: str = "dynamic",
+    prefill_chunk_tokens: int | None = None,
     finished: Finished | None = None,
 ) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
     """Predictions and measurements, one row a sample in the samples' order, and densities.
@@ -76,6 +77,7 @@ def retrieve(
     `<think>` on, also where that stands in the prompt.
 
     `cache` is dynamic, quantized (keys and values in 8-bit floats) or offloaded (to main memory).
+    `prefill_chunk_tokens` of a prompt go through the model at a time; None: all of it.
 
     Samples that `finished` has are not answered again, and each is added to it when it is answered.
 
@@ -98,7 +100,7 @@ def retrieve(
     finished = finished or Finished()
     layers: dict[tuple[str, int], list[LayerDensity]] = {}
     put_on = apply(model, attention) if attention is not None else nullcontext()
-    with put_on as handle, _greedy(model, tokenizer, cache):
+    with put_on as handle, _greedy(model, tokenizer, cache, prefill_chunk_tokens):
         for row in track(
             samples.iter_rows(named=True),
             total=len(samples),
@@ -109,6 +111,7 @@ def retrieve(
             if found is None:
                 if handle is not None:
                     handle.reset()
+                    handle.prompt_tokens = row["tokens"]
                 answer, measured = _answer(model, tokenizer, row, thinking_tokens)
                 density = handle.density() if handle is not None else Density(1.0, 1.0)
                 answer["prefill_density"] = density.prefill
@@ -144,7 +147,10 @@ def unanswered() -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
 
 @contextmanager
 def _greedy(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, cache: str
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    cache: str,
+    prefill_chunk_tokens: int | None,
 ) -> Iterator[None]:
     """The model with no generation settings but those of a plain greedy search."""
     own = model.generation_config
@@ -159,6 +165,7 @@ def _greedy(
         # No word of a dynamic cache, which is not every model's own.
         cache_implementation=None if cache == "dynamic" else cache,
         cache_config={"backend": "fp8"} if cache == "quantized" else None,
+        prefill_chunk_size=prefill_chunk_tokens,
     )
     try:
         yield

@@ -15,12 +15,19 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
 )
-from transformers import BitsAndBytesConfig, PreTrainedConfig
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    BitsAndBytesConfig,
+    PreTrainedConfig,
+)
 from transformers.cache_utils import get_layer_types_and_kwargs
 from transformers.distributed import DistributedConfig
 
 from needlework.config.check_opening import beside_attention, undivided
 from needlework.config.opening import SPREAD, Opening
+
+PREFILL_CHUNKS = (8192, 1024)
+"""Of how many tokens they are advised, where a whole prompt's activations do not fit."""
 
 
 def arguments(
@@ -66,6 +73,22 @@ def quantizes_cache(config: PreTrainedConfig) -> bool:
     return set(kinds) <= {"full_attention"}
 
 
+def prefills_in_chunks(config: PreTrainedConfig) -> bool:
+    """Whether a prompt in several forwards is, to the model, the same as in one.
+
+    Not where layers carry a state, which some families drop at a chunk's edge, nor where rotary
+    angles depend on how long the text is so far.
+    """
+    text = config.get_text_config(decoder=True)
+    rope = getattr(text, "rope_parameters", None) or {}
+    ropes = [one for one in rope.values() if isinstance(one, dict)] or [rope]
+    if any(one.get("rope_type") in ("dynamic", "longrope") for one in ropes):
+        return False
+    # Of code that comes with a checkpoint nothing is known before it runs.
+    family = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(text), None)
+    return family is None or (family._supports_default_dynamic_cache() and not family._is_stateful)
+
+
 def _require(path: str | Path, config: PreTrainedConfig, opening: Opening) -> None:
     wrong = undivided(config.to_dict(), opening)
     own = getattr(config, "needlework_attention", None)
@@ -75,6 +98,12 @@ def _require(path: str | Path, config: PreTrainedConfig, opening: Opening) -> No
             "cache",
             "is for models whose layers all attend to the whole text, and some of these do "
             "otherwise; write dynamic",
+        )
+    if not wrong and opening.prefill_chunk_tokens is not None and not prefills_in_chunks(config):
+        wrong = (
+            "prefill_chunk_tokens",
+            "is for models with nothing but keys and values in their cache, at rotary angles that "
+            "do not depend on the text's length, and this is none; leave it out",
         )
     wrong = wrong or _unplanned(config, opening)
     if wrong:
@@ -217,6 +246,8 @@ def out_of_memory(opening: Opening, prompt_tokens: int | None = None) -> str:
     ways = []
     if prompt_tokens is not None:
         ways.append(f"lengths below {prompt_tokens}")
+        if opening.prefill_chunk_tokens is None and prompt_tokens > PREFILL_CHUNKS[0]:
+            ways.append(f"prefill_chunk_tokens: {PREFILL_CHUNKS[0]}")
         if opening.cache == "dynamic":
             ways.append("cache: quantized")
     if opening.quantization is None and opening.processes == 1:

@@ -1,5 +1,6 @@
 """What one prompt costs a model under a system: bytes, operations, seconds."""
 
+import math
 from dataclasses import dataclass
 
 from needlework.config.devices import Device
@@ -73,8 +74,14 @@ class Model:
         """
         key, opening = (tokens, gpu), self.opening
         if key not in self._traces:
-            kernel = opening.attn_implementation
-            self._traces[key] = trace(self.shape.model, tokens, opening.cache, kernel, gpu)
+            self._traces[key] = trace(
+                self.shape.model,
+                tokens,
+                opening.cache,
+                opening.attn_implementation,
+                gpu,
+                opening.prefill_chunk_tokens,
+            )
         return self._traces[key]
 
     def cost(
@@ -90,13 +97,16 @@ class Model:
             ValueError: the model cannot be traced.
         """
         system, shape, found = system or self.own, self.shape, self.trace(tokens, device.gpu)
+        prompt, chunk = max(1, tokens - 2), self.opening.prefill_chunk_tokens
         if isinstance(system, Infini):
             cache = infini_cache_bytes(shape, system, tokens)
-            rest = found.peak_bytes - found.cache_bytes
-            rest += workspace_bytes(shape, system, tokens)
+            # A chunk has no more before it than a memory, and so is the same as a prompt.
+            once = self.trace(min(tokens, chunk + 2), device.gpu) if chunk else found
+            rest = once.peak_bytes - once.cache_bytes
+            rest += workspace_bytes(shape, system, tokens, chunk)
         else:
             state = state_bytes(shape, system, tokens, gate_dim)
-            working = found.attention_bytes + workspace_bytes(shape, system, tokens)
+            working = found.attention_bytes + workspace_bytes(shape, system, tokens, chunk)
             cache = found.cache_bytes + state
             rest = max(found.peak_bytes, working) - found.cache_bytes
         weights = shape.weight_bytes(self.opening.quantization)
@@ -105,7 +115,7 @@ class Model:
         if found.is_fused or system is not None:
             # What the model's own scores take is in them where it computes these one by one.
             pairs = 0 if found.is_fused else pair_flops(shape)
-            flops += attention - pairs * max(1, tokens - 2) ** 2
+            flops += attention - pairs * prompt**2
             token_flops += decoding - pairs * tokens
         speed, bandwidth = device.flops_per_second(shape.dtype), device.bytes_per_second
         bandwidth *= device.efficiency
@@ -114,7 +124,8 @@ class Model:
         read = weights * min(1, met / shape.parameters)
         held = cache * self._read_share(system, tokens)
         fetching = self._fetched_bytes(weights, cache + rest, device) / device.host_bytes_per_second
-        prefill = max(flops / speed, read / bandwidth)
+        forwards = math.ceil(prompt / (chunk or prompt))
+        prefill = max(flops / speed, forwards * read / bandwidth)
         token = max(token_flops / speed, (read + held) / bandwidth)
         shares = self.opening.processes
         return Cost(
@@ -124,7 +135,7 @@ class Model:
             0 if device.gpu else PROCESS_BYTES,
             attention,
             flops,
-            prefill / shares + fetching,
+            prefill / shares + forwards * fetching,
             token / shares + fetching,
         )
 

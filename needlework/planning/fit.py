@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 
 from needlework.config.devices import Device
 from needlework.config.systems import Attention
-from needlework.models.opening import quantizes_cache
+from needlework.models.opening import PREFILL_CHUNKS, prefills_in_chunks, quantizes_cache
 from needlework.planning.cost import Cost, Model, beside_bytes
 
 MOST_DEVICES = 64
@@ -65,6 +65,14 @@ def remedies(
     for kernel in kernels:
         if opening.attn_implementation != kernel and helps(attn_implementation=kernel):
             yield f"attn_implementation: {kernel}"
+    most = min(tokens, opening.prefill_chunk_tokens or tokens)
+    rows = getattr(system, "block_size", 1)
+    chunks = [size for size in PREFILL_CHUNKS if size < most and size % rows == 0]
+    chunks = chunks if prefills_in_chunks(shape.model.config) else []
+    for size in chunks:
+        if helps(prefill_chunk_tokens=size):
+            yield f"prefill_chunk_tokens: {size}"
+            break
     for quantization in ("int8", "nf4"):
         if opening.quantization is None and helps("bfloat16", quantization=quantization):
             yield f"quantization: {quantization}"
@@ -81,9 +89,11 @@ def remedies(
             break
         fewer //= 2
     if device.gpu:
-        for kernel in (opening.attn_implementation, *kernels):
-            number = devices_needed(cost_as(attn_implementation=kernel)[1], device)
+        ways = [{}, *({"attn_implementation": kernel} for kernel in kernels)]
+        ways += [{"prefill_chunk_tokens": size} for size in chunks]
+        for way in ways:
+            number = devices_needed(cost_as(**way)[1], device)
             if number is not None and number > opening.devices:
-                with_kernel = f" and attn_implementation: {kernel}" if kernel in kernels else ""
-                yield f"{number} devices (pp: {number}{with_kernel})"
+                beside = "".join(f" and {key}: {value}" for key, value in way.items())
+                yield f"{number} devices (pp: {number}{beside})"
                 break

@@ -96,7 +96,7 @@ def _read(models: Models, stream: Stream, name: str, device: Device) -> dict[str
     system = models.experiment.systems.get(name, how)
     if stream.tokens is None:
         return None
-    model = models.open(system.model)
+    model = models.open(system.model, prefill_chunk_tokens=None)
     chunk = min(how.chunk_size or 2048, stream.tokens)
     gates = models.gate_dim(model, system.attention)
     at_once = model.cost(system.attention, chunk, device, gates)

@@ -106,30 +106,37 @@ def infini_cache_bytes(shape: Shape, system: Infini, tokens: int) -> int:
     return found
 
 
-def workspace_bytes(shape: Shape, system: Attention | None, tokens: int) -> int:
+def workspace_bytes(
+    shape: Shape, system: Attention | None, tokens: int, chunk: int | None = None
+) -> int:
     """Most bytes that the prefill of one replaced layer makes beside the model's own tensors.
 
     Copies of queries, keys, values and outputs in blocks; for what ranks blocks, float32 queries
     and keys, and of each choice (a head's, where heads choose) b x b tables: scores, ranks, order.
+    In chunks the queries, and the rows of tables, are those of a `chunk`.
     """
     layers = [] if system is None else sparse_layers(shape, system)
     if not layers:
         return 0
     layer = layers[0]
-    queries, item = tokens * layer.heads * layer.key_dim, shape.item_bytes
+    new = min(tokens, chunk or tokens)
+    queries, item = new * layer.heads * layer.key_dim, shape.item_bytes
+    if isinstance(system, Infini):
+        tokens = new  # of the others the memory stands for all
     keys = tokens * layer.kv_heads * (layer.key_dim + layer.value_dim)
     if isinstance(system, Infini):
         segments = tokens // system.segment_length + 2
         memories = segments * layer.kv_heads * layer.key_dim * (layer.value_dim + 1)
         return item * (2 * queries + 2 * keys) + _F32 * (3 * queries + keys + 2 * memories)
-    blocks = -(-tokens // getattr(system, "block_size", tokens))
+    size = getattr(system, "block_size", tokens)
+    tiles = -(-tokens // size) * -(-new // size)
     found = item * (3 * queries + keys)
     if isinstance(system, Ranked):
         by_head = isinstance(system, Seer) and not system.skip_prefill
-        found += _F32 * queries + _RANKING * blocks**2 * (layer.heads if by_head else 1)
+        found += _F32 * queries + _RANKING * tiles * (layer.heads if by_head else 1)
     if isinstance(system, SketchWalk):
         heads = 1 if system.heads == "mean" else layer.heads
-        found += _F32 * tokens * heads * sketched_dim(system, layer.key_dim)
+        found += _F32 * new * heads * sketched_dim(system, layer.key_dim)
     elif isinstance(system, Oracle):
         found += _F32 * keys + 4 * _F32 * 2**24
     return found

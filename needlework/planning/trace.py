@@ -8,7 +8,7 @@ nothing else, as it does.
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -53,6 +53,7 @@ def trace(
     cache: str = "dynamic",
     kernel: str | None = None,
     gpu: bool = True,
+    chunk: int | None = None,
 ) -> Trace:
     """Prefill of all but two tokens and a decode step, batch 1: the last token of an answer never
     enters the cache.
@@ -63,10 +64,35 @@ def trace(
         cache: dynamic, or quantized (8-bit floats).
         kernel: what computes attention, as `attn_implementation`; None: as transformers chooses.
         gpu: whether it runs on one.
+        chunk: tokens of the prompt in one forward; None: all. Bytes are those of the last of these,
+            upon a cache of all before them; operations stay those of the whole.
 
     Raises:
         ValueError: the family computes with numbers that a model without weights has not.
     """
+    prompt = max(1, tokens - 2)
+    whole = _traced(model, [prompt], cache, kernel, gpu)
+    if chunk is None or chunk >= prompt:
+        return whole
+    full, rest = divmod(prompt, chunk)
+    forwards = [chunk] * min(2, full) + [rest] * (rest > 0)
+    # All before the last full chunk but one at once. That one then cuts what windows hold to what
+    # they hold after a chunk.
+    before = [(full - 2) * chunk] if full > 2 else []
+    last = _traced(model, before + forwards, cache, kernel, gpu, uncounted=2 * len(before))
+    return replace(whole, peak_bytes=last.peak_bytes, attention_bytes=last.attention_bytes)
+
+
+def _traced(
+    model: PreTrainedModel,
+    forwards: list[int],
+    cache: str,
+    kernel: str | None,
+    gpu: bool,
+    uncounted: int = 0,
+) -> Trace:
+    """Of a prompt in forwards of so many tokens, and a token: bytes but for those of the first
+    `uncounted` ones."""
     live = _Live(model)
     last = {"logits_to_keep": 1} if model._supports_logits_to_keep() else {}
     given = {}
@@ -74,13 +100,17 @@ def trace(
         if cache == "quantized":
             given = {"past_key_values": QuantizedCache("fp8", model.config)}
         with torch.no_grad(), _by(model, kernel), _Still(model), _Fused(live, gpu), live:
-            ids = torch.zeros(1, max(1, tokens - 2), dtype=torch.long, device="meta")
-            out = model(input_ids=ids, use_cache=True, **given, **last)
-            name = "cache_params" if out.get("past_key_values") is None else "past_key_values"
-            held = out[name]
-            del out
+            for number, tokens in enumerate(forwards):
+                if number == uncounted:
+                    live.peak, live.in_attention = live.now, 0
+                ids = torch.zeros(1, tokens, dtype=torch.long, device="meta")
+                out = model(input_ids=ids, use_cache=True, **given, **last)
+                name = "cache_params" if out.get("past_key_values") is None else "past_key_values"
+                held = out[name]
+                given = {name: held}
+                del out
             prefill = live.flops
-            model(input_ids=ids[:, :1], use_cache=True, **{name: held}, **last)
+            model(input_ids=ids[:, :1], use_cache=True, **given, **last)
     except FAILURES as error:
         family, what = model.config.model_type, str(error).partition("\n")[0]
         raise ValueError(f"{family}: cannot be traced without weights ({what})") from None

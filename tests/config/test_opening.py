@@ -86,6 +86,15 @@ def test_an_attention_system_is_refused_where_it_does_not_work(folder):
     loaded(folder, cache="offloaded")
 
 
+def test_chunks_of_a_prompt_do_not_cut_blocks_that_are_ranked(folder):
+    walk = {"type": "sketchwalk", "top_k_blocks": 4}
+    window = {"type": "window", "sink_tokens": 4, "recent_tokens": 64}
+    for attention, chunk in ((walk, 128), (window, 100), (None, 100), (None, 1)):
+        loaded(folder, attention, prefill_chunk_tokens=chunk)
+    with pytest.raises(ValueError, match="= 100: cuts blocks of 64; write a multiple of 64"):
+        loaded(folder, walk, prefill_chunk_tokens=100)
+
+
 def test_an_infini_model_is_not_shared_out_by_heads(folder):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"needlework_attention": "infini"}))
@@ -122,4 +131,5 @@ def test_ready_experiments_say_what_to_fill_in(file, says):
 def test_the_ladder_of_scout_is_whole():
     experiment = read_experiment("config/scout-10m.yaml")
     assert experiment.models["scout"].quantization == "nf4"
+    assert experiment.models["scout"].prefill_chunk_tokens == 8192
     assert experiment.lengths[-1] == 40_000_000

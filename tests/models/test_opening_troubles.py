@@ -6,7 +6,9 @@ import sys
 
 import pytest
 import torch
+from families import config_of
 from random_checkpoints import save_checkpoint
+from transformers import CONFIG_MAPPING
 
 from needlework.config.opening import Opening
 from needlework.models.checkpoint import open_model
@@ -85,6 +87,22 @@ def test_memory_of_a_gpu_that_is_not_there(whole):
     assert told.startswith("max_memory: names GPU 0, counted from 0, and torch sees 0 here")
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        config_of("mamba2"),  # whose cache transformers does not fill in chunks
+        CONFIG_MAPPING["jamba"](),  # forgets its state at a chunk's edge
+        config_of("llama", rope_parameters={"rope_type": "dynamic", "factor": 4.0}),
+        config_of("phi3"),  # of longrope
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_prompts_that_cannot_come_in_chunks(config, tmp_path):
+    config.save_pretrained(tmp_path)
+    told = line(tmp_path, prefill_chunk_tokens=64)
+    assert told.startswith("prefill_chunk_tokens = 64: is for models with nothing but keys and")
+
+
 def test_attention_that_is_not_installed(whole):
     told = line(whole, attn_implementation="flash_attention_3")
     assert told.startswith("attn_implementation = 'flash_attention_3': cannot be used here (")
@@ -96,6 +114,8 @@ def test_attention_that_is_not_installed(whole):
     [
         ({}, 1000, ["lengths below 1000", "cache: quantized", "quantization: nf4", "tp: 2"]),
         ({"tp": 2}, None, ["tp: 4"]),
+        ({}, 10_000, ["prefill_chunk_tokens: 8192"]),
+        ({"prefill_chunk_tokens": 64}, 10_000, ["lengths below 10000"]),
         ({"quantization": "nf4", "device_map": "auto"}, None, ["a smaller model"]),
     ],
     ids=str,

@@ -97,6 +97,26 @@ def test_a_kernel_without_masks_of_n_x_n_is_named_where_it_helps(experiment):
     assert plan(load_experiment(experiment), small).row(0, named=True)["fits"]
 
 
+def test_prefill_in_chunks_is_named_where_it_helps(experiment):
+    experiment |= {"lengths": [2**17], "systems": {"dense": {"model": "large"}}}
+    whole = plan(load_experiment(experiment), GPU).row(0, named=True)
+    held = whole["weight_bytes"] + whole["cache_bytes"] + 600 * 2**20
+    room = held + 3 * whole["activation_bytes"] // 4
+    small = GPU.model_copy(update={"memory_bytes": room})
+    advised = plan(load_experiment(experiment), small).row(0, named=True)
+    assert "prefill_chunk_tokens: 8192" in advised["note"].split("; ")
+    experiment["models"]["large"]["prefill_chunk_tokens"] = 8192
+    chunked = plan(load_experiment(experiment), small).row(0, named=True)
+    assert chunked["fits"]
+    assert chunked["flops"] == whole["flops"]
+    # Weights that stay in main memory come anew for each of 16 chunks.
+    experiment["models"]["large"] |= {"device_map": "auto", "cpu_offload": True}
+    tight = GPU.model_copy(update={"memory_bytes": held + chunked["activation_bytes"] - 10**9})
+    found = plan(load_experiment(experiment), tight).row(0, named=True)
+    more = found["prefill_seconds"] - chunked["prefill_seconds"]
+    assert more == pytest.approx(16 * 10**9 / 2.5e10)
+
+
 def test_lengths_beyond_the_positions_are_no_fit(experiment):
     experiment |= {"lengths": [4096, 200_000], "ladder": True}
     found = plan(load_experiment(experiment), GPU)

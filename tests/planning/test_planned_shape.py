@@ -5,7 +5,7 @@ from transformers import AutoModelForCausalLM
 
 from needlework.evaluation.meter import cache_bytes
 from needlework.planning.shape import Shape
-from needlework.planning.trace import trace, trace_training
+from needlework.planning.trace import _Live, trace, trace_training
 
 TOKENS = 150
 
@@ -126,6 +126,22 @@ def test_a_cpu_computes_scores_one_by_one_where_keys_and_values_differ_in_width(
     assert (cpu.cache_bytes, cpu.prefill_flops) == (gpu.cache_bytes, gpu.prefill_flops)
     plain = Shape(config_of("llama")).model
     assert trace(plain, n, gpu=False) == trace(plain, n)
+
+
+@pytest.mark.parametrize("family", ["llama", "llama4_text", "gpt_oss"])
+@pytest.mark.parametrize(("tokens", "chunk"), [(1202, 100), (703, 300), (350, 340)])
+def test_in_chunks_the_peak_is_that_of_the_model(family, tokens, chunk):
+    config = config_of(family)
+    model, shape = AutoModelForCausalLM.from_config(config).eval(), Shape(config)
+    model.generation_config.prefill_chunk_size = chunk
+    measured = _Live(model)
+    with measured:
+        held = _answer(model, tokens)
+    planned, whole = (trace(shape.model, tokens, chunk=n) for n in (chunk, None))
+    assert planned.peak_bytes == pytest.approx(measured.peak, rel=0.015)
+    assert planned.cache_bytes == whole.cache_bytes == cache_bytes(held)
+    assert planned.prefill_flops == whole.prefill_flops
+    assert trace(shape.model, tokens, chunk=tokens) == whole
 
 
 def test_training_keeps_activations_of_every_layer():

@@ -89,6 +89,12 @@ def test_blocks_are_ranked_once_or_for_each_head():
     copied = 4 * n * (3 * 4 * 16 + 2 * 2 * 16)
     assert once == copied + 4 * n * 4 * 16 + ranking
     assert workspace_bytes(shape, None, n) == 0
+    # Of a chunk of a quarter: its queries and rows of blocks, and all keys.
+    keys = 4 * n * 2 * 2 * 16
+    system = _attention({"type": "random", "block_size": 4})
+    assert workspace_bytes(shape, system, n, n // 4) == keys + (once - keys) // 4
+    infini = _attention({"type": "infini", "segment_length": 64})
+    assert workspace_bytes(shape, infini, n, 256) == workspace_bytes(shape, infini, 256)
 
 
 def test_on_a_cpu_the_process_is_part_of_the_peak():
