@@ -56,7 +56,7 @@ def _samples(tokenizer, counts) -> pl.DataFrame:
 def test_answers_densities_and_cache_are_those_of_one_forward(name, checkpoints, tmp_path):
     family, given = CASES[name]
     model, tokenizer = open_model(checkpoints(family))
-    samples = _samples(tokenizer, [57, 25])
+    samples = _samples(tokenizer, [123, 40])
     if name == "seer":
         Gates.new(model, block_size=16).save(tmp_path)
         given = given | {"gates": str(tmp_path)}
@@ -75,7 +75,7 @@ def test_answers_densities_and_cache_are_those_of_one_forward(name, checkpoints,
         )
 
     whole, _, of_layers = answered(None)
-    assert samples["tokens"].to_list() == [129, 69]
+    assert samples["tokens"].to_list() == [129, 77]
     # A last chunk of one token is none that decodes; rows of blocks are not to be cut.
     for chunk in (128, 48 if isinstance(attention, Ranked) else 37):
         predictions, _, densities = answered(chunk)
