@@ -83,6 +83,9 @@ def test_what_would_make_it_fit_is_named_and_does(experiment):
     assert list(verdicts(found, "small"))[1].startswith(told)
     *_, line = verdicts(found.filter(pl.col("length") == 131072), "small")
     assert line == f"dense: does not fit on small; 131,072 would with: {chunks}"
+    found = plan(load_experiment(experiment), GPU.model_copy(update={"memory_bytes": 2**26}))
+    *_, line = verdicts(found, "tiny")
+    assert line.endswith("no single change that is known here makes 4,096 fit")
 
 
 def test_a_kernel_without_masks_of_n_x_n_is_named_where_it_helps(experiment):
