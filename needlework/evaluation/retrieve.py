@@ -186,10 +186,11 @@ def _answer(
             f"tokenizer counts {prompt_tokens} tokens, the sample {row['tokens']}; make samples "
             "with the model's own tokenizer"
         )
-    clock, budget = FirstTokenClock(), LogitsProcessorList()
+    budget = LogitsProcessorList()
     if thinking_tokens:
         budget.append(ThinkingBudget(tokenizer, thinking_tokens, prompt_tokens))
     with MemoryMonitor() as monitor:
+        clock = FirstTokenClock()
         generated = model.generate(
             input_ids=inputs["input_ids"],
             attention_mask=inputs["attention_mask"],
