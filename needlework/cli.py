@@ -15,8 +15,7 @@ from needlework import provenance
 from needlework.config.load import read_experiment
 from needlework.config.reference import reference
 from needlework.config.schema import experiment_schema
-from needlework.models.api_key import require_keys
-from needlework.runner import run_workflow
+from needlework.runner import due, run_workflow
 from needlework.tasks.preflight import preflight
 
 
@@ -57,10 +56,14 @@ def run(
 
     Picks up after a killed run by itself. Further options go to snakemake as they are.
     """
+    # The client of APIs takes a second to import, and the other commands do not need it.
+    from needlework.evaluation.unanswered import require_keys, without_key
+
     experiment = read_experiment(configfile)
     preflight(experiment)
-    require_keys(experiment)
     results = Path("results") / experiment.experiment
+    if missing := without_key(experiment):
+        require_keys(experiment, results, missing, due(configfile, context.args))
     report = run_workflow(configfile, results, cores, context.args)
     verify(results)
     console.print(f"\nThe report: [bold]{report.resolve()}[/bold]")

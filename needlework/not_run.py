@@ -20,6 +20,7 @@ SCHEMA = {
     "detail": pl.String,
 }
 MEMORY, LENGTH, FLOOR = "out of memory", "length refused", "accuracy below the floor"
+REFUSED = "every prompt refused"
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class NotRun:
     task: str
     length: int
     reason: str
-    """MEMORY, LENGTH or FLOOR."""
+    """MEMORY, LENGTH, REFUSED or FLOOR."""
     detail: str
     """A sentence: at which length, with which numbers."""
 

@@ -1,5 +1,6 @@
 """Run the workflow from start to report, also after a run that was killed."""
 
+import csv
 import fcntl
 import subprocess
 import sys
@@ -19,7 +20,7 @@ def run_workflow(configfile: Path, results: Path, cores: str, extra: list[str]) 
         ValueError: another run is alive in this folder, or a step failed.
     """
     report = results / "report.html"
-    snakemake = [sys.executable, "-m", "snakemake", "--configfile", str(configfile)]
+    snakemake = _snakemake(configfile)
     with _only_run():
         if _stale_lock():
             _end_orphans()
@@ -29,6 +30,25 @@ def run_workflow(configfile: Path, results: Path, cores: str, extra: list[str]) 
         _call([*snakemake, "--cores", "1", "--report", str(partial), "--quiet"], "the report")
         partial.replace(report)
     return report
+
+
+def due(configfile: Path, extra: list[str]) -> list[Path]:
+    """The files that a run would make.
+
+    Raises:
+        ValueError: Snakemake finds no way to make them.
+    """
+    command = [*_snakemake(configfile), "--nolock", "--summary", *extra]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        sys.stderr.write(done.stderr)
+    _require(done.returncode, "looking for what is to be done")
+    rows = csv.DictReader(done.stdout.splitlines(), delimiter="\t")
+    return [Path(row["output_file"]) for row in rows if row["plan"] == "update pending"]
+
+
+def _snakemake(configfile: Path) -> list[str]:
+    return [sys.executable, "-m", "snakemake", "--configfile", str(configfile)]
 
 
 @contextmanager
@@ -92,6 +112,9 @@ def _is_job(command: list[str]) -> bool:
 
 
 def _call(command: list[str], what: str) -> None:
-    status = subprocess.call(command)
+    _require(subprocess.call(command), what)
+
+
+def _require(status: int, what: str) -> None:
     if status != 0:
         raise ValueError(f"{what} stopped with status {status}; what to mend stands above")

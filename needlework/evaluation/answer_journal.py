@@ -30,11 +30,16 @@ class AnswerJournal:
         """
         if not self.path.exists():
             return {}
-        content = self.path.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]
-        if len(whole) < len(content):
+        whole = self._whole_lines()
+        if len(whole) < self.path.stat().st_size:
             os.truncate(self.path, len(whole))
-        found = {}
+        return self.read()
+
+    def read(self) -> dict[str, dict[str, Any]]:
+        """As `load`, for one who adds nothing: another process may be at work on the last line."""
+        if not self.path.exists():
+            return {}
+        whole, found = self._whole_lines(), {}
         for number, line in enumerate(whole.splitlines(), start=1):
             try:
                 entry = json.loads(line)
@@ -46,6 +51,10 @@ class AnswerJournal:
                 ) from None
         return found
 
+    def _whole_lines(self) -> bytes:
+        content = self.path.read_bytes()
+        return content[: content.rfind(b"\n") + 1]
+
     def add(self, entry: dict[str, Any]) -> None:
         """Append an entry; it has a `key`."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -53,6 +62,11 @@ class AnswerJournal:
             file.write(json.dumps(entry) + "\n")
             file.flush()
             os.fsync(file.fileno())
+
+
+def journal_of(predictions: str | Path) -> Path:
+    """Where the answers lie that a table of an API's predictions is made of."""
+    return Path(predictions).with_name(f".journal-{Path(predictions).stem}.jsonl")
 
 
 @contextmanager

@@ -3,10 +3,11 @@
 import asyncio
 import hashlib
 import json
+import os
 import re
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -21,9 +22,11 @@ _REASON_CHARACTERS = 300
 _SHORTEST_SECRET_CHARACTERS = 8
 _TOO_LONG = re.compile(
     r"context.{0,3}(length|size|window)|(prompt|input|request)\b.{0,80}\btoo (long|large)"
-    r"|maximum number of tokens|exceeds? .{0,40}\btokens|longer than .{0,40}\b(context|tokens)",
+    r"|^413\b|maximum number of tokens"
+    r"|exceeds? .{0,40}\btokens|longer than .{0,40}\b(context|tokens)",
     re.IGNORECASE | re.DOTALL,
 )
+_REFUSALS = ("context_length_exceeded", "content_filter", "content_policy_violation")
 _UNKNOWN_KEY = ("unsupported_parameter", "unsupported_value", "unknown_parameter")
 
 
@@ -88,13 +91,14 @@ class Endpoint:
         self.api, self._key = api, key
 
     async def __aenter__(self) -> "Endpoint":
-        self._client = openai.AsyncOpenAI(
-            base_url=self.api.api,
-            # Never None: the client would take OPENAI_API_KEY and send it wherever `api` leads.
-            api_key=self._key or "none",
-            timeout=openai.Timeout(self.api.timeout_seconds, connect=CONNECT_SECONDS),
-            max_retries=0,
-        )
+        with _without_variables("OPENAI_"):
+            self._client = openai.AsyncOpenAI(
+                base_url=self.api.api,
+                # It takes no None.
+                api_key=self._key or "none",
+                timeout=openai.Timeout(self.api.timeout_seconds, connect=CONNECT_SECONDS),
+                max_retries=0,
+            )
         return self
 
     async def __aexit__(self, *_) -> None:
@@ -146,7 +150,7 @@ class Endpoint:
             raise TryAgain(self._line(error.__cause__ or error), reached=reached) from None
         except openai.APIError as error:
             reason = self._line(error.body if isinstance(error.body, str) else error.message)
-            raise (Refused if _is_too_long(reason) else TryAgain)(reason) from None
+            raise (Refused if is_too_long(reason) else TryAgain)(reason) from None
         except (ValueError, TypeError, AttributeError, LookupError) as error:
             # The client reads JSON without checking what is in it.
             raise TryAgain(f"no sense in the response: {self._line(error)}") from None
@@ -221,9 +225,9 @@ class Endpoint:
             )
         if status in (408, 409, 425, 429) or status >= 500:
             return TryAgain(reason, _retry_after_seconds(error.response.headers))
-        is_long = error.code == "context_length_exceeded" or _is_too_long(reason) or status == 413
-        is_filtered = error.code in ("content_filter", "content_policy_violation")
-        return (Refused if is_long or is_filtered else Failed)(reason)
+        if error.code in _REFUSALS:
+            return Refused(f"{reason} ({error.code})")
+        return (Refused if is_too_long(reason) else Failed)(reason)
 
     def _line(self, told: object) -> str:
         """What was told, in one line that says something, cut, and without the key."""
@@ -237,6 +241,17 @@ class Endpoint:
         if self._key is None or len(self._key) < _SHORTEST_SECRET_CHARACTERS:
             return text
         return text.replace(self._key, "[key]")
+
+
+@contextmanager
+def _without_variables(prefix: str) -> Iterator[None]:
+    """Hide environment variables: the client would take its organization, project, headers and keys
+    from them, and send them wherever `api` leads."""
+    hidden = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith(prefix)}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
 
 
 def _said(choice: Any) -> tuple[str | None, str | None]:
@@ -261,7 +276,8 @@ def _message(error: openai.APIStatusError) -> str:
     return body if isinstance(body, str) and body.strip() else error.message
 
 
-def _is_too_long(reason: str) -> bool:
+def is_too_long(reason: str) -> bool:
+    """Whether what was Refused is so for its length."""
     return bool(_TOO_LONG.search(reason))
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import socket
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -11,7 +12,7 @@ from api_server import FAULTS, ApiServer, serving
 
 from needlework.config.models import Api
 from needlework.models import api as api_module
-from needlework.models.api import Answer, Endpoint, Failed, Refused, Stop, TryAgain
+from needlework.models.api import Answer, Endpoint, Failed, Refused, Stop, TryAgain, is_too_long
 from needlework.models.api_key import api_key
 
 ROW = {
@@ -86,11 +87,31 @@ def test_an_answer_is_read_to_its_end(endpoint: str):
 
 def test_the_key_goes_to_the_api_and_no_other_is_sent(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-of-somebody-else")
+    monkeypatch.setenv("OPENAI_ADMIN_KEY", "sk-of-somebody-else")
     with_key, without = says("yes"), says("yes")
     ask(with_key, key=KEY)
     ask(without)
     assert with_key.headers[0]["authorization"] == f"Bearer {KEY}"
+    assert without.headers[0]["authorization"] == "Bearer none"
     assert "somebody" not in json.dumps(without.headers)
+    assert os.environ["OPENAI_API_KEY"] == "sk-of-somebody-else"
+
+
+def test_nothing_is_sent_that_the_config_does_not_name(monkeypatch: pytest.MonkeyPatch):
+    usual, server, elsewhere = says("yes"), says("yes"), says("no")
+    ask(usual, key=KEY)
+    for name in ("ORG_ID", "PROJECT_ID", "WEBHOOK_SECRET", "ADMIN_KEY", "API_KEY"):
+        monkeypatch.setenv(f"OPENAI_{name}", "of-somebody")
+    lines = "X-Account: of-somebody\nAuthorization: Bearer of-somebody"
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", lines)
+    monkeypatch.setenv("OPENAI_BASE_URL", elsewhere.url)
+    with serving(elsewhere):
+        assert ask(server, key=KEY).text == "yes"
+    assert not elsewhere.asked
+    sent, expected = server.headers[0], usual.headers[0]
+    assert "of-somebody" not in json.dumps(sent)
+    assert sent.keys() == expected.keys()
+    assert {k for k in sent if sent[k] != expected[k]} == {"host"}
 
 
 def fault(how: str | tuple[int, dict], kind: type, key: str | None = None, **settings) -> Exception:
@@ -124,19 +145,27 @@ def error(message: str, **more) -> dict:
     "how",
     [
         (400, error("This model's maximum context length is 8192 tokens. You requested 9000")),
-        (400, error("No.", code="context_length_exceeded")),
         (400, error("The input (9000 tokens) is longer than the model's context length (8192)")),
         (400, error("the request exceeds the available context size, try increasing it")),
         (400, error("The input token count (9) exceeds the maximum number of tokens allowed (8).")),
         (400, error("prompt is too long: 210000 tokens > 200000 maximum")),
         (413, error("Request Entity")),
-        (400, error("Your prompt was filtered", code="content_filter")),
     ],
     ids=lambda how: how[1]["error"]["message"][:20],
 )
-def test_a_prompt_that_will_not_be_answered_is_refused(how: tuple[int, dict]):
+def test_a_prompt_that_is_too_long_is_refused(how: tuple[int, dict]):
     reason = str(fault(how, Refused))
     assert reason == f"{how[0]}: {how[1]['error']['message']}"
+    assert is_too_long(reason)
+
+
+@pytest.mark.parametrize(
+    "code", ["context_length_exceeded", "content_filter", "content_policy_violation"]
+)
+def test_a_refusal_is_told_with_its_code(code: str):
+    reason = str(fault((400, error("No.", code=code)), Refused))
+    assert reason == f"400: No. ({code})"
+    assert is_too_long(reason) == (code == "context_length_exceeded")
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,8 @@ import pytest
 from api_server import ApiServer, serving
 from project_copy import ROOT, Project
 
+from needlework import not_run
+
 pytestmark = [pytest.mark.workflow, pytest.mark.timeout(900)]
 
 # In parts: the project that is searched for it holds this file too.
@@ -156,6 +158,63 @@ def test_a_missing_key_is_one_line_before_any_work(
         "export it, or write key_variable: null for an API that asks for no key"
     ]
     assert not (project.root / "results/small").exists()
+
+
+def test_a_key_is_asked_for_where_a_request_has_to_be_made(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+):
+    server = ApiServer(lambda body: "12345")
+    with serving(server):
+        asked = experiment(server.url) | {"samples": 4, "baseline": None}
+        asked["models"]["right"]["test_mode"] = True
+        del asked["models"]["faulty"], asked["systems"]["faulty"]
+        name = project.write(asked)
+        table = project.root / "results/small/predictions/right/passkey/128.parquet"
+        monkeypatch.setenv("THE_KEY", KEY)
+        wanted = ["--", str(table.relative_to(project.root))]
+        done = project.snakemake("--configfile", name, "--cores", "1", *wanted)
+        assert done.returncode == 0, done.stderr
+        assert len(server.asked) == 5
+        monkeypatch.delenv("THE_KEY")
+        before = table.read_bytes()
+        # Half a line, as another job would have it that is writing: not this one's to take off.
+        table.unlink()
+        journal = table.with_name(".journal-128.jsonl")
+        journal.write_bytes(journal.read_bytes() + b'{"key": ')
+        done = project.needlework("run", "--configfile", name, "--cores", "2")
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert table.read_bytes() == before
+        assert len(server.asked) == 5
+
+        refusal = "needlework: models.right.key_variable THE_KEY: is not set in the environment; "
+        refusal += "export it, or write key_variable: null for an API that asks for no key"
+        project.write(asked | {"seed": 43})
+        done = project.needlework("run", "--configfile", name, "--cores", "2")
+        assert (done.returncode, done.stderr.splitlines()) == (1, [refusal])
+        assert len(server.asked) == 5
+
+
+def test_a_ladder_says_why_a_length_was_refused(project: Project, monkeypatch: pytest.MonkeyPatch):
+    def fault(number: int, body: dict):
+        if len(json.dumps(body)) < 1200:
+            return None
+        codes = ["context_length_exceeded", "content_filter"]
+        if len(body["messages"]) == 1:
+            codes = codes[:1]
+        return 400, {"error": {"message": "No.", "code": codes[number % len(codes)]}}
+
+    monkeypatch.setenv("THE_KEY", KEY)
+    server = ApiServer(key_in, fault)
+    with serving(server):
+        name = project.write(experiment(server.url) | {"lengths": [128, 512, 640], "ladder": True})
+        folder = "results/small/predictions"
+        tables = [f"{folder}/{system}/passkey/640.parquet" for system in ("right", "faulty")]
+        done = project.snakemake("--configfile", name, "--cores", "1", "--", *tables)
+    assert done.returncode == 0, done.stdout + done.stderr
+    long, filtered = not_run.read(project.root / path for path in tables).rows(named=True)
+    assert (long["reason"], filtered["reason"]) == ("length refused", "every prompt refused")
+    assert long["detail"] == "at 512: 400: No. (context_length_exceeded)"
+    assert filtered["detail"].startswith("at 512: 400: No. (cont")
 
 
 def test_other_experiments_have_no_job_of_an_api(project: Project):

@@ -7,11 +7,12 @@ import polars as pl
 from pydantic import TypeAdapter
 
 from needlework.config.models import Api
-from needlework.evaluation.answer_journal import alone
-from needlework.evaluation.ask import ask, unasked
+from needlework.evaluation.answer_journal import alone, journal_of
+from needlework.evaluation.ask import ask, is_answered, unasked
 from needlework.evaluation.ladder import Stopped, climb
+from needlework.models.api import is_too_long
 from needlework.models.api_key import api_key
-from needlework.not_run import LENGTH
+from needlework.not_run import LENGTH, REFUSED
 from needlework.stage import stage
 
 if TYPE_CHECKING:
@@ -19,19 +20,19 @@ if TYPE_CHECKING:
 
 
 def answers() -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Predictions and measurements; on a ladder a length that is refused whole stops the climb."""
+    """Predictions and measurements; on a ladder one that is refused whole stops the climb."""
+    api = TypeAdapter(Api).validate_python(s.params.api)
+    samples, journal = pl.read_parquet(s.input.samples), journal_of(s.named["predictions"])
+    key = None if is_answered(api, samples, journal) else api_key(api.key_variable)
     # Limits are the API's, not a job's: one cell after the other.
     with alone(s.params.lock):
         predictions, measurements = ask(
-            TypeAdapter(Api).validate_python(s.params.api),
-            pl.read_parquet(s.input.samples),
-            system=s.wildcards.system,
-            key=key,
-            journal=s.kept("journal").with_suffix(".jsonl"),
+            api, samples, system=s.wildcards.system, key=key, journal=journal
         )
     if s.params.ladder is not None and (predictions["status"] == "refused").all():
-        length = int(s.wildcards.length)
-        raise Stopped(LENGTH, f"at {length:,}: {predictions['reason'][0]}")
+        told, length = predictions["reason"], int(s.wildcards.length)
+        why = LENGTH if all(map(is_too_long, told)) else REFUSED
+        raise Stopped(why, f"at {length:,}: {told[0]}")
     return predictions, measurements
 
 
@@ -39,7 +40,6 @@ with stage(snakemake) as s:
     # Transport loggers tell addresses and headers.
     for name in ("openai", "httpx2", "httpcore2"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    key = api_key(s.params.api["key_variable"])
     climb(
         answers,
         [s.output.predictions, s.output.measurements],
