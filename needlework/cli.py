@@ -60,7 +60,7 @@ def run(
     from needlework.evaluation.unanswered import require_keys, without_key
 
     experiment = read_experiment(configfile)
-    preflight(experiment)
+    preflight(experiment, fetch=True)
     results = Path("results") / experiment.experiment
     if missing := without_key(experiment):
         require_keys(experiment, results, missing, due(configfile, context.args))
@@ -284,8 +284,9 @@ def _job(record: dict) -> str:
     commit = (
         f"commit {git['commit'][:10]}{' with changes' if git['changed'] else ''}, " if git else ""
     )
+    weights = "".join(f"{name} at {at}, " for name, at in record.get("hub", {}).items())
     return (
-        f"[dim]rule {record['rule']}, code {record['code']['version']}, {commit}"
+        f"[dim]rule {record['rule']}, code {record['code']['version']}, {commit}{weights}"
         f"{record['started']}, {record['seconds']} s on {record['device']}[/dim]"
     )
 

@@ -97,11 +97,24 @@ class Reservations:
         )
         if done.returncode != 0:
             return {}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}")
-        partial.write_text(done.stdout)
-        partial.replace(path)
-        return json.loads(done.stdout)
+        found = json.loads(done.stdout)
+        if self._fetched <= found["evaluate"].keys():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial = path.with_suffix(f".{os.getpid()}")
+            partial.write_text(done.stdout)
+            partial.replace(path)
+        return found
+
+    @property
+    def _fetched(self) -> set[str]:
+        """Systems whose models are the hub's, which may not be there the first time."""
+        models, systems = self.experiment.models, self.experiment.systems
+        roots = {name: models[self.experiment.root_model(s.model)] for name, s in systems.items()}
+        return {
+            name
+            for name, root in roots.items()
+            if isinstance(root, Checkpoint) and not Path(root.path).is_dir()
+        }
 
     def _key(self) -> str:
         """A hash of what the plan is made of: the experiment, config.json files, code."""

@@ -158,6 +158,7 @@ def _record(snakemake: Any, inputs: dict[str, str], started: float) -> dict[str,
             "files": code_files(f"{snakemake.rule}.py", *modules),
         },
         "packages": package_versions(),
+        "hub": _hub_commits(params),
         "git": _git(),
         "device": device_name(),
         "threads": snakemake.threads,
@@ -177,6 +178,19 @@ def package_versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return versions
+
+
+def _hub_commits(params: dict[str, Any]) -> dict[str, str]:
+    """The commit of each model that the hub gave, by its name."""
+    names = {params.get(name) for name in ("model", "base", "tokenizer")}
+    asked = [name for name in names if isinstance(name, str) and not Path(name).is_dir()]
+    if not asked:
+        return {}
+    # Most stages have no model, and need not import it.
+    from needlework import hub
+
+    found = {name: hub.commit(name, params.get("revision")) for name in asked}
+    return {name: commit for name, commit in found.items() if commit is not None}
 
 
 def _git() -> dict[str, Any] | None:

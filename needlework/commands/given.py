@@ -70,7 +70,7 @@ def _infini(model: Checkpoint, given: dict[str, Any]) -> Infini | None:
         raise ValueError(f"--attention: {where} = {first['input']!r}: {first['msg']}") from None
     try:
         config = open_config(model.path, model.revision, model.trust_remote_code)
-    except OSError:
+    except ValueError:
         return attention  # opening it says what is wrong
     if getattr(config, "needlework_attention", None) != "infini":
         return attention

@@ -23,7 +23,7 @@ from needlework.evaluation.retrieve import retrieve
 from needlework.memory import bound_memory, is_out_of_memory
 from needlework.models.checkpoint import open_config, open_model
 from needlework.models.convert import convert
-from needlework.models.opening import explained, out_of_memory
+from needlework.models.opening import out_of_memory
 from needlework.not_run import LENGTH, MEMORY
 from needlework.processes import end_with_parent, error_file, log_marked, start
 
@@ -160,13 +160,7 @@ def _answers(
 
 def _require_positions(asked: Asked, opening: Opening, tokens: int, rung: int | None) -> None:
     """Whether the model takes so many tokens; `rung` is the length, on a ladder."""
-    try:
-        config = open_config(asked.model, asked.revision, opening.trust_remote_code)
-    except (OSError, ValueError, ImportError) as error:
-        if str(error).startswith(f"{asked.model}: "):
-            raise
-        raise ValueError(explained(asked.model, error, opening)) from None
-    limit = _positions(config)
+    limit = _positions(open_config(asked.model, asked.revision, opening.trust_remote_code))
     if limit is None or tokens <= limit:
         return
     if rung is not None:

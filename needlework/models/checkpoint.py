@@ -17,6 +17,7 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar
 
+from needlework import hub
 from needlework.config.opening import Opening
 from needlework.models.opening import arguments, explained, no_room
 
@@ -86,13 +87,20 @@ def open_config(
     """The config.json of a folder or a hub name.
 
     Raises:
-        OSError: there is none.
-        ValueError: this version of needlework or transformers does not know what it asks for.
+        ValueError: there is none, or this version of needlework or transformers does not know what
+            it asks for.
     """
     kwargs = {"revision": revision} if revision else {}
     kwargs["trust_remote_code"] = trust_remote_code
-    _register_attention(path, kwargs)
-    return AutoConfig.from_pretrained(path, **kwargs)
+    if not Path(path).is_dir():
+        hub.unreachable()
+    try:
+        _register_attention(path, kwargs)
+        return AutoConfig.from_pretrained(path, **kwargs)
+    except (OSError, ValueError, ImportError) as error:
+        if str(error).startswith(f"{path}: "):
+            raise
+        raise ValueError(explained(path, error, PLAIN)) from None
 
 
 def save_model(

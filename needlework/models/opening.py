@@ -8,13 +8,6 @@ from typing import Any
 import psutil
 import torch
 from accelerate.utils import get_max_memory
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-)
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     BitsAndBytesConfig,
@@ -23,6 +16,7 @@ from transformers import (
 from transformers.cache_utils import get_layer_types_and_kwargs
 from transformers.distributed import DistributedConfig
 
+from needlework import hub
 from needlework.config.check_opening import beside_attention, undivided
 from needlework.config.opening import SPREAD, Opening
 
@@ -186,33 +180,11 @@ def _max_memory(opening: Opening) -> dict[int | str, int | str]:
 
 def explained(path: str | Path, error: Exception, opening: Opening) -> str:
     """One line on why transformers did not open the checkpoint `path`, and what to do."""
-    causes, at = [], error
-    while at is not None:
-        causes.append(at)
-        at = at.__cause__ or at.__context__
     told, folder = _line(error), Path(path)
-
-    def is_from(*kinds: type[Exception]) -> bool:
-        return any(isinstance(cause, kinds) for cause in causes)
-
     if folder.is_dir() and not (folder / "config.json").is_file():
         return f"{path}: has no config.json; name a folder that holds a whole checkpoint"
-    if is_from(HFValidationError) and not folder.exists():
-        return f"{path}: no such folder; name an existing one, or a hub's owner/name"
-    if is_from(GatedRepoError) or "gated repo" in told:
-        return (
-            f"{path}: is gated on the hub; accept its licence there and set HF_TOKEN, or name a "
-            "folder that holds it"
-        )
-    if is_from(RepositoryNotFoundError):
-        return (
-            f"{path}: the hub has no such model, or it is private; mend the name, or set HF_TOKEN"
-        )
-    if is_from(LocalEntryNotFoundError, OfflineModeIsEnabled) and not folder.exists():
-        return (
-            f"{path}: no such folder, and the hub cannot be reached; fetch it where there is a "
-            f"network (`hf download {path}`; one that is gated asks for HF_TOKEN), or name a folder"
-        )
+    if not folder.exists() and (why := hub.why(path, error)) is not None:
+        return why
     if "trust_remote_code" in told:
         return (
             f"{path}: brings Python code of its own, which is not run; write trust_remote_code: "

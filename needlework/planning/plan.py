@@ -88,7 +88,7 @@ class Models:
 
     def __init__(self, experiment: Experiment):
         self.experiment = experiment
-        self._shapes: dict[tuple[str, str], tuple[Shape, Infini | None]] = {}
+        self._shapes: dict[tuple[str, str], tuple[Shape, Infini | None] | ValueError] = {}
         self._models: dict[tuple[str, str, str], Model] = {}
 
     def opening(self, name: str) -> Opening:
@@ -125,8 +125,14 @@ class Models:
         while isinstance(entry := self.experiment.models[name], Derived):
             own, name = own or entry.attention, entry.base
         if (root, dtype) not in self._shapes:
-            self._shapes[root, dtype] = self._open_root(root, dtype)
-        shape, given = self._shapes[root, dtype]
+            try:
+                self._shapes[root, dtype] = self._open_root(root, dtype)
+            except ValueError as error:  # the hub is asked once, not for each length
+                self._shapes[root, dtype] = error
+        found = self._shapes[root, dtype]
+        if isinstance(found, ValueError):
+            raise found
+        shape, given = found
         return shape, own or given
 
     def _open_root(self, root: str, dtype: str) -> tuple[Shape, Infini | None]:
@@ -136,9 +142,8 @@ class Models:
             return Shape(llama_config(entry.pretrain, tokenizer), dtype), None
         try:
             config = open_config(entry.path, entry.revision, entry.trust_remote_code)
-        except OSError as error:
-            first = str(error).partition("\n")[0]
-            raise ValueError(f"models.{root}: no config.json to be had ({first})") from None
+        except ValueError as error:
+            raise ValueError(f"models.{root}.path = {error}") from None
         given = getattr(config, "infini", None)
         if given is None:
             return Shape(config, dtype), None

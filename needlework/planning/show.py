@@ -46,16 +46,23 @@ def table(plan: pl.DataFrame, name: str, device: Device) -> Table:
 
 
 def verdicts(plan: pl.DataFrame, device: str) -> Iterator[str]:
-    """A line a model, then a line a system: how far it goes on the device, and what would help."""
+    """A line a model, then a line a system: how far it goes on the device, and what would help; at
+    the end those of which that is not known."""
     for row in plan.drop_nulls("parameters").unique("model", maintain_order=True).to_dicts():
         active = f", {number(row['active_parameters'])} of them active for a token"
         routed = row["active_parameters"] < 0.9 * row["parameters"]
         yield f"{row['model']}: {number(row['parameters'])} parameters{active if routed else ''}"
+    unknown: dict[str, list[str]] = {}
     for (name,), rows in plan.group_by("system", maintain_order=True):
         if rows["note"][0] == BEHIND_AN_API:
             yield f"{name}: {_price(rows)}"
-        else:
+        elif not rows["peak_bytes"].has_nulls():
             yield f"{name}: {_verdict(rows.sort('tokens').to_dicts(), device)}"
+        else:
+            why = rows.filter(pl.col("peak_bytes").is_null())["note"][0]
+            unknown.setdefault(why, []).append(name)
+    for why, names in unknown.items():
+        yield f"{', '.join(names)}: not reckoned: {why}"
 
 
 def _price(rows: pl.DataFrame) -> str:
@@ -66,9 +73,6 @@ def _price(rows: pl.DataFrame) -> str:
 
 
 def _verdict(rows: list[dict[str, Any]], device: str) -> str:
-    unknown = next((row for row in rows if row["peak_bytes"] is None), None)
-    if unknown is not None:
-        return f"not reckoned: {unknown['note']}"
     short = next((row for row in rows if not row["fits"]), None)
     if short is None:
         return f"fits on {device} at every length"

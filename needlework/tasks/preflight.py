@@ -9,26 +9,33 @@ from needlework.tasks.chat import open_frame
 from needlework.tasks.generate import TRIED, Sampler
 from needlework.tasks.prompts import PLAIN, Frame
 from needlework.tasks.punkt import split
-from needlework.tasks.tokenizer import open_tokenizer
+from needlework.tasks.tokenizer import open_tokenizer, tokenizer_folder
 from needlework.texts import texts
 
 
-def preflight(experiment: Experiment) -> None:
+def preflight(experiment: Experiment, fetch: bool = False) -> None:
     """Make the samples of each task at the shortest length, and one at the longest.
 
     Of rows made elsewhere all are tried. Left out is what is not there yet: tokenizers to be made
-    or fetched; of text of the user's no more is read than the shortest length takes.
+    or, without `fetch`, to be fetched; of text of the user's no more is read than the shortest
+    length takes.
 
     Raises:
         ValueError: a length is too small for a task, or beyond its natural end; a file that samples
-            are made from, or a chat template, is no good.
+            are made from, or a chat template, is no good; the hub does not give a tokenizer.
     """
     tokenizers = {experiment.root_model(system.model) for system in experiment.systems.values()}
     for name in sorted(tokenizers):
         model = experiment.models[name]
         if isinstance(model, Api | Checkpoint):
-            path = model.tokenizer if isinstance(model, Api) else model.path
-            if path is None or Path(path).is_dir():
+            key = "tokenizer" if isinstance(model, Api) else "path"
+            path = getattr(model, key)
+            if fetch and path is not None:
+                try:
+                    tokenizer_folder(path, getattr(model, "revision", None))
+                except ValueError as error:
+                    raise ValueError(f"models.{name}.{key} = {error}") from None
+            if fetch or path is None or Path(path).is_dir():
                 _try(experiment, model, path)
 
 
@@ -51,7 +58,10 @@ def frame_of(model: Api | Checkpoint) -> tuple[Frame, int]:
 
 
 def _try(experiment: Experiment, model: Api | Checkpoint, path: str | None) -> None:
-    tokenizer, (frame, thinking_tokens) = open_tokenizer(path), frame_of(model)
+    tokenizer, (frame, thinking_tokens) = (
+        open_tokenizer(path, getattr(model, "revision", None)),
+        frame_of(model),
+    )
     shortest, longest = min(experiment.lengths), max(experiment.lengths)
     haystacks = {
         name: split(texts(found.path, found.column, found.split), tokenizer, shortest)

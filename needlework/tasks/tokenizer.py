@@ -8,6 +8,8 @@ from tokenizers import Regex, Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Split
 
+from needlework import hub
+
 
 def tokenizer_folder(path: str | Path, revision: str | None = None) -> Path:
     """The folder with a tokenizer's files: `path`, or where there is none, that of a hub name.
@@ -18,14 +20,14 @@ def tokenizer_folder(path: str | Path, revision: str | None = None) -> Path:
     if Path(path).is_dir():
         return Path(path)
     files = ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]
+    hub.unreachable()
     try:
         return Path(snapshot_download(str(path), revision=revision, allow_patterns=files))
     except Exception as error:  # the hub's failures have no common class
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(
-            f"{path}: no such folder, and not to be had from the hub: {reason}; fetch it "
-            f"where there is a network (`hf download {path}`; a gated one asks for HF_TOKEN), "
-            "or name a folder"
+            hub.why(path, error)
+            or f"{path}: no such folder, and not to be had from the hub ({reason}); name a folder"
         ) from None
 
 
