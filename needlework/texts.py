@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from pyarrow.parquet import ParquetFile
 
+from needlework import hub
 from needlework.config.check import is_hub_name
 
 TEXT_SUFFIXES = (".txt", ".md")
@@ -244,6 +245,7 @@ def _read_saved(path: Path, wanted: _Wanted, split: str) -> Iterator[Any]:
 
 
 def _read_hub(path: Path, wanted: _Wanted, split: str) -> Iterator[Any]:
+    gone = hub.unreachable()
     try:
         opened = _datasets().load_dataset(str(path), streaming=True)
         yield from _column(path, _split(path, opened, split), wanted)
@@ -251,7 +253,8 @@ def _read_hub(path: Path, wanted: _Wanted, split: str) -> Iterator[Any]:
         raise
     except Exception as error:  # the network's errors are many
         raise ValueError(
-            f"{path}: no such folder, and not to be had from the hub: {_line(error)}"
+            f"{path}: no such folder, and not to be had from the hub: {gone or _line(error)}; "
+            "name one that exists, or fetch it where there is a network"
         ) from None
 
 
