@@ -40,6 +40,11 @@ def test_two_lengths_below_the_floor_stop_the_climb(tmp_path):
     assert stopped.value.detail == told
     look_back([], [low, lower], "all", 0.25)  # the floor itself is not below it
     look_back([], [low, high], "all", 0.3)
+    other = tmp_path / "4"
+    pl.read_parquet(lower).with_columns(part=pl.lit(1.0)).write_parquet(other)
+    look_back([], [other, other], "part", 0.3)
+    with pytest.raises(Stopped):
+        look_back([], [other, other], "all", 0.3)
     look_back([], [lower], "all", 0.3)
     look_back([], [], "all", 0.3)
 

@@ -1,7 +1,10 @@
 """Memory over time: no peak is missed, and a long block has no more points than a short one."""
 
 import gc
+import random
 import time
+from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -47,6 +50,43 @@ def test_a_long_block_has_wider_steps_and_loses_no_peak(monkeypatch: pytest.Monk
     assert max(bytes_) - bytes_[0] > 0.9 * _BYTES
     seconds = [point["seconds"] for point in watched.points]
     assert seconds == sorted(seconds)
+
+
+class _Scripted(MemoryMonitor):
+    """Given its readings, without a clock: the first and last moment's, and those between."""
+
+    def __init__(self, readings: list[dict]):
+        super().__init__()
+        self._left = iter(readings)
+        between = iter([False] * (len(readings) - 2))
+        self._done = SimpleNamespace(wait=lambda _: next(between, True))
+        self.points.append(self._read())
+        self._watch()
+        self.points.append(self._read())
+
+    def _read(self) -> dict:
+        return next(self._left)
+
+
+@pytest.mark.parametrize("count", [2, 3, 11, 12, 13, 40, 41, 100, 333, 1000])
+def test_each_point_is_the_most_since_the_one_before(count: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(monitor, "_MOST_POINTS", 12)
+    draw = random.Random(count)
+    readings = [
+        {"seconds": i, "resident_bytes": draw.randrange(10**9), "gpu_bytes": draw.randrange(10**9)}
+        for i in range(count)
+    ]
+    points = _Scripted(readings).points
+    assert (points[0], points[-1]) == (readings[0], readings[-1])
+    assert len(points) <= 12
+    steps = []
+    for before, point in pairwise(points):
+        since = readings[before["seconds"] + 1 : point["seconds"] + 1]
+        steps.append(len(since))
+        for key in ("resident_bytes", "gpu_bytes"):
+            assert point[key] == max(reading[key] for reading in since)
+    # But for what is left over at the end, steps are of one width.
+    assert max(steps) <= 2 * min(steps[:-2], default=count)
 
 
 def test_a_block_that_fails_ends_the_watch():

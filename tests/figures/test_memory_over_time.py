@@ -45,3 +45,37 @@ def test_a_gpu_has_a_panel_and_what_has_no_memory_is_left_out(drawn):
     assert set(texts) == {"Memory over time", "No memory was measured"}
     texts, _ = drawn(memory(table.clear()))
     assert set(texts) == {"Memory over time", "No prompt was answered"}
+
+
+def _layers(rows: list[dict]) -> list[tuple[dict, list[dict]]]:
+    """What the first panel draws: each layer's mark, and its data."""
+    chart = memory(pl.DataFrame(rows)).to_dict()
+    panel = chart.get("hconcat", [chart])[0]
+    data = chart["datasets"]
+    return [(layer["mark"], data[layer["data"]["name"]]) for layer in panel["layer"]]
+
+
+def test_lines_are_the_readings_and_a_dot_stands_at_the_end_of_prefill():
+    row = _row("dense", 64, 3, 8.0, 2**30, None)
+    (line, readings), (_, (dot,)) = _layers([row])
+    # A reading is the most since the one before.
+    assert line["interpolate"] == "step-before"
+    assert [r["seconds"] for r in readings] == [2.0, 4.0, 8.0]
+    assert [r["mebibytes"] for r in readings] == [256.0, 512.0, 1024.0]
+    assert [r["resident_bytes"] for r in readings] == [2**28, 2**29, 2**30]
+    # At 4.8 s, within the last of the three.
+    assert (dot["seconds"], dot["mebibytes"]) == (8.0 * 0.6, 1024.0)
+
+
+def test_a_system_that_stopped_early_shows_its_own_longest(drawn):
+    rows = [
+        _row("dense", 1024, 0, 4.0, 2**30, None),
+        # Slow in prefill, and slow in all.
+        {**_row("far", 512, 0, 1.0, 2**30, None), "prefill_seconds": 3.0, "decode_seconds": 0.1},
+        {**_row("far", 512, 1, 1.0, 2**30, None), "prefill_seconds": 1.0, "decode_seconds": 9.0},
+        _row("far", 256, 2, 99.0, 2**30, None),
+    ]
+    texts, marks = drawn(memory(pl.DataFrame(rows)))
+    assert any(text.startswith("While one prompt of 1,024 tokens") for text in texts)
+    lines = {m["System"]: m["Sample"] for m in marks if m["kind"] == "line mark"}
+    assert lines == {"dense": "0", "far": "1"}

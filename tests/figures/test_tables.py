@@ -35,6 +35,30 @@ def test_a_page_is_no_larger_than_browsers_show_in_a_report():
     assert page.count("<table") == 2
 
 
+def test_tables_share_the_room_of_a_page():
+    half = pl.DataFrame({"number": range(60_000)})
+    page = tables({"a.csv": half, "b.csv": half, "c.csv": half, "d.csv": TABLE})
+    assert 700_000 < len(tables({"a.csv": half})) < 1_400_000
+    assert len(page) < 1_500_000
+    assert page.count("too large for this page") == 2
+    # The small one behind them has its place, and only the first is open.
+    assert "<summary>d.csv (4 rows)</summary>" in page
+    assert page.count("<details open>") == 1
+    assert page.startswith("<!doctype html>")
+
+
+def test_heads_and_flags_are_text_and_numbers_stand_right():
+    odd = pl.DataFrame({"<i>a": ["x"], "is_one": [True], "<i>n": [7]})
+    page = tables({"odd.csv": odd, "more.csv": odd})
+    assert "<i>" not in page
+    assert "<th>&lt;i&gt;a" in page
+    assert "<th class=number>&lt;i&gt;n" in page
+    assert "<td>True<td>7" in page
+    for number in range(2):
+        assert f"<style>#t{number} td:nth-child(3) {{text-align: right}}</style>" in page
+        assert f'<table id="t{number}">' in page
+
+
 @pytest.mark.browser
 def test_rows_are_sorted_and_searched_for(tmp_path):
     file = tmp_path / "tables.html"

@@ -3,6 +3,7 @@
 from itertools import islice
 
 import polars as pl
+from tokenizers import Tokenizer
 
 from needlework.config.tasks import RecallExamples
 from needlework.tasks.recall import recall_text
@@ -23,3 +24,14 @@ def test_each_row_is_the_beginning_of_a_text_of_its_own(tokenizer):
     assert len({tuple(row[:64]) for row in rows}) == 9
     assert examples(config, tokenizer, 42).equals(table)
     assert not examples(config, tokenizer, 43).equals(table)
+
+
+def test_every_length_is_met_to_the_token_by_a_tokenizer_that_cuts_too(byte_tokenizer):
+    lengths = list(range(64, 400))
+    config = RecallExamples(examples=len(lengths), length=lengths, recalls=0.3)
+    table = examples(config, byte_tokenizer, 1)
+    assert table["input_ids"].list.len().to_list() == lengths
+    cutting = Tokenizer.from_str(byte_tokenizer.to_str())
+    cutting.enable_truncation(8)
+    few = RecallExamples(examples=2, length=lengths[-2:], recalls=0.3)
+    assert examples(few, cutting, 1).equals(examples(few, byte_tokenizer, 1))
