@@ -1,15 +1,19 @@
+import json
 import shutil
 from pathlib import Path
 
 import polars as pl
 import pytest
+from pydantic import TypeAdapter
 from tokenizers import Tokenizer
 from typer.testing import CliRunner
 
 from needlework.cli import app
 from needlework.commands.given import mapping
-from needlework.commands.niah import shortened
-from needlework.config.systems import Infini, Window
+from needlework.commands.niah import _asked, shortened
+from needlework.config.models import Checkpoint
+from needlework.config.opening import Opening
+from needlework.config.systems import AnyAttention, Infini, Window
 from needlework.config.tasks import Passkey
 from needlework.evaluation.retrieve import retrieve
 from needlework.models.checkpoint import open_model, save_model
@@ -89,6 +93,47 @@ def test_a_model_and_a_task_are_written_as_in_a_file(tmp_path):
     )
     assert "One of the special magic numbers for" in lines[1]
     assert lines[-1].startswith("success: ")
+
+
+def test_a_model_is_opened_as_it_was_given():
+    given = {"path": "m", "dtype": "bfloat16", "revision": "v1", "allow_pickle": True}
+    given |= {"beyond_positions": True, "cache": "quantized", "prefill_chunk_tokens": 64}
+    entry = Checkpoint(**given)
+    asked = _asked(entry, Window(recent_tokens=9), 7)
+    names = ("dtype", "revision", "allow_pickle", "beyond_positions")
+    assert [getattr(asked, name) for name in names] == [given[name] for name in names]
+    assert Opening(**asked.opening) == entry.opening
+    assert (asked.model, asked.thinking_tokens) == ("m", 7)
+    assert TypeAdapter(AnyAttention).validate_python(asked.attention) == Window(recent_tokens=9)
+    assert _asked(entry, None, 0).attention is None
+
+
+@pytest.fixture
+def changed(tmp_path):
+    """The tiny model, to be changed."""
+    return shutil.copytree(TINY, tmp_path / "changed")
+
+
+def test_infini_attention_reads_beyond_the_positions_that_the_model_had(changed):
+    config = json.loads((changed / "config.json").read_text())
+    (changed / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 256}))
+    given = ("--model", str(changed), "--context-length", "300", "--samples", "1")
+    with pytest.raises(ValueError, match="positions"):
+        _lines(*given)
+    assert _lines(*given, "--attention", "infini")[-1].endswith("it was put on untrained")
+
+
+def test_thoughts_have_room_within_the_context(changed):
+    template = "{% if enable_thinking %}<think>{% endif %}"
+    template += "{% for m in messages %}{{ m.content }}{% endfor %}"
+    (changed / "chat_template.jinja").write_text(template)
+    keys = f"path: {changed}, chat_template: true, thinking_tokens"
+    args = ("--context-length", "400", "--samples", "1", "--max-new-tokens", "10")
+    tokens = [
+        int(_lines("--model", f"{{{keys}: {most}}}", *args)[0].split()[2]) for most in (0, 150)
+    ]
+    assert 360 < tokens[0] <= 390
+    assert 210 < tokens[1] <= 240
 
 
 @pytest.mark.parametrize(
