@@ -83,6 +83,15 @@ def test_one_answer_that_is_not_there_is_asked_for(answered, tmp_path: Path):
     assert journal.read_bytes() == cut
 
 
+def test_a_trial_is_not_asked_for_where_all_is_answered(answered):
+    made, table, _ = answered
+    # Its server is gone.
+    api = made.models["remote"].model_copy(update={"test_mode": True, "retries": 0})
+    journal = journal_of(table)
+    found, _ = ask(api, pl.DataFrame(ROWS), system="there", key=None, journal=journal)
+    assert found["prediction"].to_list() == ["yes"] * 3
+
+
 def test_a_key_that_is_there_is_not_missed(answered, monkeypatch: pytest.MonkeyPatch):
     made, *_ = answered
     (told,) = without_key(made).values()
