@@ -182,14 +182,10 @@ def package_versions() -> dict[str, str]:
 
 def _hub_commits(params: dict[str, Any]) -> dict[str, str]:
     """The commit of each model that the hub gave, by its name."""
-    names = {params.get(name) for name in ("model", "base", "tokenizer")}
-    asked = [name for name in names if isinstance(name, str) and not Path(name).is_dir()]
-    if not asked:
-        return {}
-    # Most stages have no model, and need not import it.
-    from needlework import hub
-
-    found = {name: hub.commit(name, params.get("revision")) for name in asked}
+    # What opens a model has imported it; other stages have no need of it.
+    hub = sys.modules.get("needlework.hub")
+    names = {params.get(name) for name in ("model", "base", "tokenizer")} - {None}
+    found = {name: hub and hub.commit(name, params.get("revision")) for name in sorted(names)}
     return {name: commit for name, commit in found.items() if commit is not None}
 
 
