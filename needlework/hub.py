@@ -34,7 +34,11 @@ def unreachable() -> str | None:
     for seconds in _WAITS_SECONDS:
         time.sleep(seconds)
         try:
-            get_session().head(constants.ENDPOINT, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+            get_session().head(
+                constants.ENDPOINT,
+                timeout=constants.HF_HUB_ETAG_TIMEOUT,
+                follow_redirects=False,  # elsewhere says nothing of here
+            )
         except Exception as error:  # of the HTTP library below the hub's
             told, kind = " ".join(str(error).split()), type(error).__name__
             if kind not in ("ConnectError", "ConnectTimeout", "ProxyError"):

@@ -109,7 +109,7 @@ def test_an_attention_is_put_on_the_model():
     ("text", "more"),
     [
         ("other.bin", ()),
-        ("ids.bin", ("--attention", "{type: window, recent_tokens: 8}")),
+        ("ids.bin", ("--attention", "{type: random, block_size: 8, density: 0.2}")),
     ],
     ids=["text", "attention"],
 )

@@ -20,6 +20,7 @@ for name in sys.argv[1:]:
     except ValueError as error:
         print(error)
 """
+MAIN = "from needlework.cli import main; main()"
 GATED = "is gated on the hub; accept its licence there and set HF_TOKEN, or name a folder that"
 UNKNOWN = "the hub has no such model, or it is private; mend the name, or set HF_TOKEN"
 REVISION = "the hub has no such revision of it; mend revision, or leave it out"
@@ -50,8 +51,7 @@ def planned(hub: Hub, folder: Path, *names: str) -> tuple[list[str], str]:
     experiment = {"experiment": "small", "models": models, "systems": systems}
     experiment |= {"tasks": {"passkey": {"type": "passkey"}}, "lengths": [128, 256]}
     (folder / "small.yaml").write_text(yaml.safe_dump(experiment))
-    main = "from needlework.cli import main; main()"
-    done = python(hub, folder / "cache", "-c", main, "plan", str(folder / "small.yaml"))
+    done = python(hub, folder / "cache", "-c", MAIN, "plan", str(folder / "small.yaml"))
     assert done.returncode == 0, done.stderr
     lines = [line for line in done.stdout.splitlines() if "not reckoned" in line]
     return [line.removeprefix(f"a-m{i}, b-m{i}: ") for i, line in enumerate(lines)], done.stderr
@@ -81,6 +81,25 @@ def test_a_plan_says_once_why_the_hub_gives_no_config(hub: Hub, tmp_path: Path):
         path = name.partition("@")[0]
         assert line.startswith(f"not reckoned: models.m{i}.path = {path}: {why}"), line
     assert said == ""
+
+
+@pytest.mark.parametrize("key", ["path", "tokenizer"])
+def test_a_run_says_why_before_any_work(hub: Hub, tmp_path: Path, key: str):
+    model = {"path": "nobody/gated"}
+    if key == "tokenizer":
+        model = {"api": "http://127.0.0.1:9/v1", "model": "m", "tokenizer": "far"}
+    models = {"base": model, "far": {"path": "nobody/private"}}
+    experiment = {"experiment": "small", "models": models, "systems": {"a": {"model": "base"}}}
+    experiment |= {"tasks": {"passkey": {"type": "passkey"}}, "lengths": [128]}
+    file = tmp_path / "small.yaml"
+    file.write_text(yaml.safe_dump(experiment))
+    done = python(hub, tmp_path / "cache", "-c", MAIN, "run", "--configfile", str(file))
+    assert done.returncode == 1
+    told = {"path": f"base.path = nobody/gated: {GATED}"}
+    told["tokenizer"] = f"far.path = nobody/private: {UNKNOWN}"
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"needlework: models.{told[key]}")
+    assert done.stdout == ""
 
 
 def test_a_tokenizer_says_why_the_hub_does_not_give_it(hub: Hub, tmp_path: Path):
