@@ -74,7 +74,7 @@ def test_what_stopped_once_stays_stopped_for_the_same_reason(tmp_path):
     assert all(pl.read_parquet(path).is_empty() for path in paths)
     later = [tmp_path / f"later-{path.name}" for path in paths]
     _climb(later, lambda: pytest.fail("asked after it stopped"), before=paths[:1])
-    assert not_run.read(later)["detail"].to_list() == ["at 4,096: no more"] * 3
+    assert not_run.read(later).rows() == rows.rows()
 
 
 def test_an_answered_rung_is_written_as_it_is(tmp_path):
