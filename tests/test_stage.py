@@ -20,6 +20,7 @@ from snakemake.iocontainers import (
 from pathlib import Path
 from needlework.stage import stage
 
+__file__ = "workflow/scripts/score_predictions.py"
 snakemake = Snakemake(
     InputFiles(fromdict={{"rows": "rows.txt", "words": "results/words.txt"}}),
     OutputFiles(fromdict={{"table": "results/out/table.txt", "notes": "results/out/notes.txt"}}),
