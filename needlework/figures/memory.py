@@ -75,16 +75,8 @@ def _panel(
         alt.Tooltip("prefill_seconds:Q", title="Prefill (seconds)", format=".3~r"),
         alt.Tooltip(f"{column}:Q", title=f"{title} (bytes)", format=","),
     ]
-    drawn = [
-        "system",
-        "task",
-        "length",
-        "sample",
-        "prefill_seconds",
-        "seconds",
-        column,
-        "mebibytes",
-    ]
+    which = ["system", "task", "length", "sample"]
+    drawn = [*which, "prefill_seconds", "seconds", column, "mebibytes"]
     lines = (
         alt.Chart(inline(shown.select(drawn)))
         .mark_line(strokeWidth=2, interpolate="step-before")
