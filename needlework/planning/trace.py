@@ -231,10 +231,6 @@ class _Attention(torch.autograd.Function):
         ctx.save_for_backward(query, key, value, out)
         return out
 
-    @staticmethod
-    def backward(ctx, *gradients: Tensor):
-        raise NotImplementedError
-
 
 def _attend(module, query, key, value, attention_mask, **_) -> tuple[Tensor, None]:
     return functional.scaled_dot_product_attention(query, key, value).transpose(1, 2), None
