@@ -155,7 +155,8 @@ def _bits(path: str | Path, dtype: torch.dtype, opening: Opening) -> BitsAndByte
             f"{where}: needs {error.name}, which is not installed; run pip install "
             "'needlework[quantized]', or leave quantization out"
         ) from None
-    except Exception as error:  # its native library can fail in any way
+    # Of a broken install, a native library or backend that fails, a torch that it is not made for.
+    except (ImportError, OSError, RuntimeError, AttributeError) as error:
         raise ValueError(
             f"{where}: bitsandbytes does not load here ({_line(error)}); install it anew for this "
             "machine's CUDA, or leave quantization out"
