@@ -140,7 +140,7 @@ def test_a_system_keeps_its_colour(drawn, make_summary):
 def test_counts_that_differ_are_a_range(drawn, make_summary):
     summary = pl.concat([make_summary(1, 1, 2, n=20), make_summary(2, 1, 2, n=22)[-24:]])
     texts, _ = drawn(accuracy(summary))
-    assert "n = 20–22 answers a point, all needle depths together" in texts  # noqa: RUF001
+    assert "n = 20\N{EN DASH}22 answers a point, all needle depths together" in texts
 
 
 @pytest.mark.parametrize(("systems", "lengths"), [(1, 1), (4, 6), (8, 8)])
