@@ -16,6 +16,7 @@ from needlework.attention.infini_attention import NAME, Gate, Pass
 from needlework.attention.infini_cache import InfiniCache
 from needlework.attention.infini_rotary import angles, take_off
 from needlework.attention.infini_segments import Segments, end_offset
+from needlework.attention.layers import attention_modules
 from needlework.config.systems import Infini
 
 
@@ -24,10 +25,8 @@ def full_attention(model: PreTrainedModel) -> dict[int, nn.Module]:
     kinds, _ = get_layer_types_and_kwargs(model.config)
     return {
         module.layer_idx: module
-        for module in model.base_model.modules()
-        if "Attention" in type(module).__name__
-        and isinstance(getattr(module, "layer_idx", None), int)
-        and kinds[module.layer_idx] == "full_attention"
+        for module in attention_modules(model)
+        if kinds[module.layer_idx] == "full_attention"
     }
 
 
