@@ -3,7 +3,8 @@
 import altair as alt
 import polars as pl
 
-from needlework.figures.theme import blank, inline, names, require, styled, told_apart
+from needlework.columns import require
+from needlework.figures.theme import blank, inline, names, styled, told_apart
 
 _TITLE = "Memory over time"
 _WIDTH, _HEIGHT = 420, 320

@@ -193,7 +193,7 @@ def test_empty_input_is_one_clear_line(make_summary, make_costs):
     summary = make_summary(1, 1, 1)
     measurements, predictions = make_costs(1, 1)
     for figure, message in [
-        (lambda: heatmap(summary.clear()), r"^summary: has no rows, so there is nothing to draw"),
+        (lambda: heatmap(summary.clear()), r"^summary: has no rows; make the table again"),
         (lambda: heatmap(summary, task="vt"), r"^summary: no cell with a needle depth for task vt"),
         (lambda: heatmap(summary, metric="part"), r"^summary: no cell .* metric part"),
         (lambda: accuracy(summary.clear()), r"^summary: has no rows"),
