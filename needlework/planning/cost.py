@@ -54,7 +54,7 @@ class Cost:
 
 
 class Model:
-    """A model's shape, with its own attention if that was made part of it, traced once a length.
+    """A model's shape, with its own attention if that was made part of it.
 
     Args:
         shape: of the model, or for an Infini model of the one that it was made from.
@@ -64,25 +64,22 @@ class Model:
 
     def __init__(self, shape: Shape, own: Infini | None = None, opening: Opening | None = None):
         self.shape, self.own, self.opening = shape, own, opening or Opening()
-        self._traces: dict[tuple[int, bool], Trace] = {}
 
     def trace(self, tokens: int, gpu: bool) -> Trace:
-        """As `trace.trace`, remembered.
+        """As `trace.trace`, opened as this is.
 
         Raises:
             ValueError: as there.
         """
-        key, opening = (tokens, gpu), self.opening
-        if key not in self._traces:
-            self._traces[key] = trace(
-                self.shape.model,
-                tokens,
-                opening.cache,
-                opening.attn_implementation,
-                gpu,
-                opening.prefill_chunk_tokens,
-            )
-        return self._traces[key]
+        opening = self.opening
+        return trace(
+            self.shape.model,
+            tokens,
+            opening.cache,
+            opening.attn_implementation,
+            gpu,
+            opening.prefill_chunk_tokens,
+        )
 
     def cost(
         self, system: Attention | None, tokens: int, device: Device, gate_dim: int = 0
