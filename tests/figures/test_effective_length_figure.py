@@ -32,8 +32,11 @@ def test_every_score_and_effective_length_is_shown(drawn, make_summary, systems,
         for m in marks
         if "To reach" in m and m["kind"] == "point"
     } == {
-        (row["system"], criteria[row["criterion"]])
-        + tuple(shown(row[key]) for key in ("effective_length", "low", "high"))
+        (
+            row["system"],
+            criteria[row["criterion"]],
+            *(shown(row[key]) for key in ("effective_length", "low", "high")),
+        )
         for row in reached.iter_rows(named=True)
     }
     assert {"none", "Score to reach", *criteria.values()} <= set(texts)
