@@ -112,8 +112,8 @@ def _require(path: str | Path, config: PreTrainedConfig, opening: Opening) -> No
         wrong = (
             "prefill_chunk_tokens",
             "is for models with nothing but keys and values in their cache, or a state known to "
-            "outlive a chunk, at rotary angles that do not depend on the text's length, and this is "
-            "none; leave it out",
+            "outlive a chunk, at rotary angles that do not depend on the text's length, and this "
+            "is none; leave it out",
         )
     wrong = wrong or _unplanned(config, opening)
     if wrong:
