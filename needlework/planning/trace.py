@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -71,21 +72,22 @@ def trace(
         ValueError: the family computes with numbers that a model without weights has not.
     """
     prompt = max(1, tokens - 2)
-    whole = _traced(model, [prompt], cache, kernel, gpu)
+    whole = _traced(model, (prompt,), cache, kernel, gpu)
     if chunk is None or chunk >= prompt:
         return whole
     full, rest = divmod(prompt, chunk)
-    forwards = [chunk] * min(2, full) + [rest] * (rest > 0)
+    forwards = (chunk,) * min(2, full) + (rest,) * (rest > 0)
     # All before the last full chunk but one at once. That one then cuts what windows hold to what
     # they hold after a chunk.
-    before = [(full - 2) * chunk] if full > 2 else []
+    before = ((full - 2) * chunk,) if full > 2 else ()
     last = _traced(model, before + forwards, cache, kernel, gpu, uncounted=2 * len(before))
     return replace(whole, peak_bytes=last.peak_bytes, attention_bytes=last.attention_bytes)
 
 
+@lru_cache(maxsize=256)  # a model is asked the same for many ways of opening it
 def _traced(
     model: PreTrainedModel,
-    forwards: list[int],
+    forwards: tuple[int, ...],
     cache: str,
     kernel: str | None,
     gpu: bool,
@@ -177,8 +179,9 @@ class _Live(TorchDispatchMode):
             out = func(*args, **(kwargs or {}))
             if (formula := flop_registry.get(func._overloadpacket)) is not None:
                 self.flops += formula(*args, **(kwargs or {}), out_val=out)
-        tree_map_only(Tensor, self._add, out)
-        return out
+        if isinstance(out, Tensor):  # as most are, and walking a tree takes longer than adding
+            return self._add(out)
+        return tree_map_only(Tensor, self._add, out)
 
     def _add(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()

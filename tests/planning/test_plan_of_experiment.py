@@ -250,6 +250,10 @@ def test_trainings_and_streams_are_reserved_too(experiment):
     # AdamW in float32: 16 bytes a parameter, and the activations of four rows.
     assert 16 * 1_235_814_400 < tuned["mem_bytes"] < 40 * 1_235_814_400
     assert tuned["seconds"] > 0
+    recipe |= {"processes": 2, "batch_size": 8}
+    twice = reserve(load_experiment(experiment))["finetune"]["tuned"]
+    assert twice["mem_bytes"] == 2 * tuned["mem_bytes"]
+    assert twice["seconds"] == pytest.approx(tuned["seconds"])
     read = found["streams"]["long"]["dense"]["mem_bytes"]
     assert read > 2 * 1_235_814_400 + 2 * 16 * 8 * 64 * 2 * 100_000
 

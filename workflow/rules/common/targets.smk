@@ -4,9 +4,11 @@
 def tables():
     """The tables that the report shows, the most telling first."""
     paired = experiment.baseline is not None and len(experiment.systems) > 1
-    names = ["comparison", "comparison_speed"] if paired else []
+    names = ["effective_length"] if len(experiment.lengths) > 1 else []
+    names += ["comparison", "comparison_speed"] if paired else []
     names += ["streams"] if experiment.streams else []
     names += ["failures"] if api_systems() else []
+    names += ["mean_scores"] if len(experiment.lengths) > 1 else []
     return [f"{RESULTS}/{name}.csv" for name in (*names, "plan", "needles", "summary")]
 
 
@@ -14,6 +16,7 @@ def targets():
     """Everything that `rule all` wants."""
     mapped = [name for name, task in experiment.tasks.items() if task.has_depths]
     figures = [*(f"heatmap/{task}" for task in mapped), "accuracy", "cost"]
+    figures += ["effective_length"] if len(experiment.lengths) > 1 else []
     figures += ["memory"] if local_systems() else []
     figures += ["training", "training_cost"] if training_tables() else []
     figures += ["finetuning"] if mapped and before_finetuning() else []
