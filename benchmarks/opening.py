@@ -79,6 +79,9 @@ def opening_table(setting: Setting | None = None) -> str:
         "`needlework plan --device here` measures it. Peak: "
         f"{'bytes allocated on the GPU' if gpu else 'most resident memory'}. Token: seconds of one "
         "that decodes.",
+        "Under `quantization` on a CPU the peak holds pages of the file that was read, which the",
+        "system takes back when it needs room, and bitsandbytes itself; int8 makes copies of what "
+        "it multiplies.",
         "",
         "| opened | cache planned | measured | off | peak planned | measured | off "
         "| prefill planned | measured | token planned | measured |",

@@ -18,6 +18,8 @@ from needlework.planning.work import attention_flops, decode_density, pair_flops
 
 PROCESS_BYTES = 480 * 2**20
 """Resident in a process with torch and transformers before it opens a model."""
+CALL_SECONDS = 5e-6
+"""That Python and torch take to start an operation, on any device; measured 4-6 us."""
 CONTEXT_BYTES = 600 * 2**20
 """Of a GPU, beside what torch allocates there."""
 
@@ -127,8 +129,9 @@ class Model:
             0 if device.gpu else shares * PROCESS_BYTES,
             attention,
             flops,
-            prefill / shares + forwards * fetching,
-            token / shares + fetching,
+            max(prefill / shares, forwards * found.prefill_calls * CALL_SECONDS)
+            + forwards * fetching,
+            max(token / shares, found.token_calls * CALL_SECONDS) + fetching,
         )
 
     def _fetched_bytes(self, weights: int, working: int, device: Device) -> int:

@@ -44,6 +44,10 @@ class Trace:
     """Of all products of the prefill, but those of fused attention."""
     token_flops: int
     """Likewise of the token decoded."""
+    prefill_calls: int
+    """Operations that torch is called for in a prefill of one forward."""
+    token_calls: int
+    """Likewise for the token decoded."""
     is_fused: bool
     """Whether attention is."""
 
@@ -111,7 +115,7 @@ def _traced(
                 held = out[name]
                 given = {name: held}
                 del out
-            prefill = live.flops
+            prefill, calls = live.flops, live.calls
             model(input_ids=ids[:, :1], use_cache=True, **given, **last)
     except FAILURES as error:
         family, what = model.config.model_type, str(error).partition("\n")[0]
@@ -122,6 +126,8 @@ def _traced(
         live.in_attention,
         prefill,
         live.flops - prefill,
+        calls,
+        live.calls - calls,
         live.in_attention > 0,
     )
 
@@ -161,16 +167,17 @@ def _by(model: PreTrainedModel, kernel: str | None) -> Iterator[None]:
 
 
 class _Live(TorchDispatchMode):
-    """Counts bytes of the storages that operations make, until each is freed, not the model's; and
-    operations of products."""
+    """Counts bytes of the storages that operations make, until each is freed, not the model's;
+    calls; and operations of products."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
-        self.now = self.peak = self.in_attention = self.flops = 0
+        self.now = self.peak = self.in_attention = self.flops = self.calls = 0
         held = (*model.parameters(), *model.buffers())
         self._known = weakref.WeakSet(tensor.untyped_storage() for tensor in held)
 
     def __torch_dispatch__(self, func: Callable, types: Any, args=(), kwargs=None):
+        self.calls += 1
         if func is torch.ops.aten._grouped_mm.default:
             # Without a device it knows fewer dtypes: [rows, k] and [experts, k, n] to [rows, n].
             out = args[0].new_empty(len(args[0]), args[1].shape[-1])

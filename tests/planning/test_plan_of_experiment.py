@@ -132,7 +132,8 @@ def test_lengths_beyond_the_positions_are_no_fit(experiment):
 
 def test_offloaded_weights_are_fetched_for_every_token_and_processes_share_the_work(experiment):
     experiment |= {"lengths": [4096], "systems": {"dense": {"model": "large"}}}
-    small = GPU.model_copy(update={"memory_bytes": 27 * 10**8})
+    few = {"memory_bytes": 27 * 10**8, "bytes_per_second": 1e11}
+    small = GPU.model_copy(update=few)
     large = experiment["models"]["large"]
     found = []
     for keys in ({}, {"device_map": "auto", "cpu_offload": True}, {"tp": 2}):
