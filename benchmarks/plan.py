@@ -97,16 +97,16 @@ def row(family: str, keys: dict, dtype: str, attention: dict | None, tokens: int
         planned = model.cost(None if own else system, tokens, devices()["cpu"])
         # Spawned: a forked process begins at its parent's size.
         with get_context("spawn").Pool(1) as pool:
-            pool.apply(_make, (folder, dtype))
+            pool.apply(make_random, (folder, dtype))
         with get_context("spawn").Pool(1) as pool:
             cache, peak = pool.apply(_answer, (folder, dtype, system, tokens))
     return (
         f"| {family} | {attention['type'] if attention else 'dense'} | {dtype} | {tokens:,} "
-        f"| {_beside(planned.cache_bytes, cache)} | {_beside(planned.peak_bytes, peak)} |"
+        f"| {beside(planned.cache_bytes, cache)} | {beside(planned.peak_bytes, peak)} |"
     )
 
 
-def _make(folder: Path, dtype: str) -> None:
+def make_random(folder: Path, dtype: str) -> None:
     """Save a random model beside its config.json."""
     config = AutoConfig.from_pretrained(folder)
     model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
@@ -128,6 +128,6 @@ def _answer(folder: Path, dtype: str, system: AnyAttention | None, tokens: int) 
     return cache_bytes(answer.past_key_values), peak_memory_bytes()
 
 
-def _beside(planned: int, measured: int) -> str:
+def beside(planned: int, measured: int) -> str:
     off = 100 * (planned / measured - 1)
     return f"{planned / 2**20:,.1f} MiB | {measured / 2**20:,.1f} MiB | {off:+.1f} %"

@@ -16,6 +16,7 @@ import torch
 
 from benchmarks.attention import attention_table
 from benchmarks.generation import generation_table
+from benchmarks.opening import opening_table
 from benchmarks.plan import plan_table
 from benchmarks.streaming import streaming_table
 from benchmarks.training import training_table
@@ -29,6 +30,7 @@ def main() -> None:
     parts = {
         "attention": attention_table,
         "generation": generation_table,
+        "opening": opening_table,
         "plan": plan_table,
         "streaming": streaming_table,
         "training": training_table,

@@ -49,16 +49,22 @@ console = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isat
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def run(
     context: typer.Context,
-    configfile: Annotated[Path, typer.Option(help="The experiment file.")] = Path("config.yaml"),
+    configfile: Annotated[
+        Path | None, typer.Option(help="The experiment file, `config.yaml` if left out.")
+    ] = None,
     cores: Annotated[str, typer.Option(help="Cores to use: a number or `all`.")] = "all",
 ) -> None:
-    """Run an experiment to its report, verify it, and say where the report is.
+    """Run an experiment, `needlework run FILE`, to its report, verify it, and say where that is.
 
     Picks up after a killed run by itself. Further options go to snakemake as they are.
     """
     # The client of APIs takes a second to import, and the other commands do not need it.
     from needlework.evaluation.unanswered import require_keys, without_key
 
+    if configfile is None:
+        # No argument of its own: it would take the value of an option of snakemake's.
+        is_named = context.args and not context.args[0].startswith("-")
+        configfile = Path(context.args.pop(0) if is_named else "config.yaml")
     experiment = read_experiment(configfile)
     preflight(experiment, fetch=True)
     results = Path("results") / experiment.experiment

@@ -1,14 +1,14 @@
 """Run the workflow from start to report, also after a run that was killed."""
 
 import csv
-import fcntl
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
+
+from needlework.lock import locked
 
 _STATE = Path(".snakemake")
 
@@ -21,7 +21,8 @@ def run_workflow(configfile: Path, results: Path, cores: str, extra: list[str]) 
     """
     report = results / "report.html"
     snakemake = _snakemake(configfile)
-    with _only_run():
+    busy = f"{Path.cwd()}: another `needlework run` is at work here; wait for it to end"
+    with locked(_STATE / "needlework.lock", busy):
         if _stale_lock():
             _end_orphans()
             _call([*snakemake, "--unlock", "--quiet"], "unlocking")
@@ -49,20 +50,6 @@ def due(configfile: Path, extra: list[str]) -> list[Path]:
 
 def _snakemake(configfile: Path) -> list[str]:
     return [sys.executable, "-m", "snakemake", "--configfile", str(configfile)]
-
-
-@contextmanager
-def _only_run() -> Iterator[None]:
-    """Hold a lock on this folder that dies with the process, so a stale one cannot be."""
-    _STATE.mkdir(exist_ok=True)
-    with (_STATE / "needlework.lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(
-                f"{Path.cwd()}: another `needlework run` is at work here; wait for it to end"
-            ) from None
-        yield
 
 
 def _stale_lock() -> bool:

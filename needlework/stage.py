@@ -155,7 +155,7 @@ def _record(snakemake: Any, inputs: dict[str, str], started: float) -> dict[str,
         "inputs": inputs,
         "code": {
             "version": snakemake.params.get("code"),
-            "files": code_files(f"{snakemake.rule}.py", *modules),
+            "files": code_files(_script_name(), *modules),
         },
         "packages": package_versions(),
         "hub": _hub_commits(params),
@@ -165,6 +165,11 @@ def _record(snakemake: Any, inputs: dict[str, str], started: float) -> dict[str,
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
         "seconds": round(time.time() - started, 3),
     }
+
+
+def _script_name() -> str:
+    # Not the rule's name: a rule may use another's script.
+    return Path(sys.modules["__main__"].__file__).name
 
 
 def package_versions() -> dict[str, str]:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from pyarrow.parquet import ParquetFile
 
 from needlework import hub
-from needlework.config.check import is_hub_name
+from needlework.config.paths import is_hub_name
 
 TEXT_SUFFIXES = (".txt", ".md")
 TABLES = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv"}

@@ -1,4 +1,4 @@
-"""Tests that need a tool: a missing one is a failure in CI; elsewhere they are left out by name."""
+"""The machine of the tests: what it lacks is a failure in CI, and left out by name elsewhere."""
 
 import os
 import shutil
@@ -8,6 +8,13 @@ import pytest
 CI = os.environ.get("CI") == "true"
 # Before torch is imported: workers of pytest-xdist would take turns on the same cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch sees no GPU, also where there is one."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
 
 
 def _left_out() -> dict[str, str]:

@@ -45,6 +45,23 @@ _KEYS = {
     },
 }  # fmt: skip
 FAMILIES = list(_KEYS)
+_MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_n_groups": 1, "mamba_d_state": 16}
+_LINEAR = {"layer_types": ["linear_attention", "full_attention"] * 2}
+# More that carry a state, for what is to be seen of these alone.
+_KEYS |= {
+    "bamba": {**_MAMBA, "attn_layer_indices": [1, 3]},
+    "granitemoehybrid": {
+        **_MAMBA, "layer_types": ["mamba", "attention"] * 2, "num_local_experts": 4,
+        "num_experts_per_tok": 2, "shared_intermediate_size": 64,
+    },
+    "lfm2": {"layer_types": ["conv", "full_attention"] * 2},
+    "olmo_hybrid": {},
+    "qwen3_5_text": {
+        **_LINEAR, "head_dim": 16, "linear_num_value_heads": 4, "linear_num_key_heads": 2,
+        "linear_key_head_dim": 16, "linear_value_head_dim": 16,
+    },
+    "nemotron_h": {},
+}  # fmt: skip
 
 
 def config_of(family: str, **keys) -> PreTrainedConfig:

@@ -12,6 +12,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import attention_model, attention_operator, run
 from benchmarks.attention_operator import CPU, CUDA, operator_table
+from benchmarks.opening import CPU as OPENED
+from benchmarks.opening import opening_table
 from benchmarks.training import training_table
 
 LENGTHS = (1024, 2048)
@@ -154,3 +156,20 @@ def test_training_table_has_equal_losses_beside_the_trainer():
     losses = {float(row["mean loss"]) for row in rows}
     assert max(losses) == pytest.approx(min(losses), rel=1e-3)
     assert all("<= 1.05: " in row["ours / it"] for row in rows[:2])
+
+
+def test_opening_table_has_each_way_beside_its_plan(monkeypatch):
+    ways = ({}, {"cache": "quantized"}, {"prefill_chunk_tokens": 64}, {"tp": 3})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    table = opening_table(replace(OPENED, hidden=128, layers=2, tokens=256, ways=ways))
+    plain, quantized, chunked, undivided = rows_of(table)
+    assert [row["opened"] for row in (plain, quantized, chunked)] == [
+        "plain", "cache: quantized", "prefill_chunk_tokens: 64",
+    ]  # fmt: skip
+    # 2 layers x keys and values x 2 heads x 64 x 256 tokens, in 4 bytes and in 1.
+    assert plain["cache planned"] == chunked["cache planned"] == "0.5 MiB"
+    assert quantized["cache planned"] == "0.1 MiB"
+    for row in (plain, quantized, chunked):
+        assert all(row.values())
+    # What cannot be opened says why, and the others go on.
+    assert "tp" in undivided["cache planned"]

@@ -117,6 +117,8 @@ def test_schema_and_reference_are_those_of_the_code():
         (["check", "none.yaml"], "none.yaml: cannot be read: No such file or directory"),
         (["check", "bad.yaml"], "bad.yaml:2: sampels = 3: unknown key; did you mean `samples`?"),
         (["run", "--configfile", "bad.yaml"], "bad.yaml:2: sampels = 3: unknown key; did you"),
+        (["run", "bad.yaml", "--forcerun", "x"], "bad.yaml:2: sampels = 3: unknown key; did you"),
+        (["run", "--forcerun", "bad.yaml"], "config.yaml: cannot be read: No such file or"),
     ],
 )
 def test_what_the_user_has_to_mend_is_one_line(tmp_path, args, says):

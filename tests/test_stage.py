@@ -20,6 +20,7 @@ from snakemake.iocontainers import (
 from pathlib import Path
 from needlework.stage import stage
 
+__file__ = "workflow/scripts/compare_systems.py"
 snakemake = Snakemake(
     InputFiles(fromdict={{"rows": "rows.txt", "words": "results/words.txt"}}),
     OutputFiles(fromdict={{"table": "results/out/table.txt", "notes": "results/out/notes.txt"}}),
@@ -111,7 +112,7 @@ def test_the_record_says_what_made_the_output():
     assert record["outputs"] == {str(TABLE): _sha256(TABLE), str(NOTES): _sha256(NOTES)}
     assert record["code"] == {
         "version": "abc",
-        "files": code_files("score_predictions.py", "needlework.scoring.pairing"),
+        "files": code_files("compare_systems.py", "needlework.scoring.pairing"),
     }
     assert record["packages"]["python"] == ".".join(map(str, sys.version_info[:3]))
     assert {"polars", "torch", "snakemake"} <= record["packages"].keys()

@@ -16,6 +16,7 @@ from needlework.attention.blocks import Blocks, choose
 from needlework.attention.density import Density, DensityMeter
 from needlework.attention.heads import all_heads
 from needlework.attention.kernels import attend
+from needlework.attention.layers import attention_modules
 from needlework.attention.masks import LazyMask
 from needlework.attention.state import State
 from needlework.config.systems import Attention, BlockSparse, InfiniAlignment
@@ -212,10 +213,8 @@ def full_attention_layers(model: PreTrainedModel) -> list[int]:
     return sorted(
         {
             module.layer_idx
-            for module in model.base_model.modules()
-            if "Attention" in type(module).__name__
-            and isinstance(getattr(module, "layer_idx", None), int)
-            and kinds[module.layer_idx] in ("full_attention", "hybrid")
+            for module in attention_modules(model)
+            if kinds[module.layer_idx] in ("full_attention", "hybrid")
             and getattr(module, "sliding_window", None) is None
             and getattr(module, "is_causal", True)
         }

@@ -1,4 +1,4 @@
-"""Infini-attention for a model at hand; infini_model.py and infini_memory.py have the method.
+"""Infini-attention for a model at hand; infini_attention.py and infini_memory.py have the method.
 
 Importing this module lets AutoModelForCausalLM open Infini checkpoints.
 """
@@ -8,8 +8,9 @@ import copy
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedModel
 from transformers.cache_utils import get_layer_types_and_kwargs
 
+from needlework.attention.infini_attention import NAME
 from needlework.attention.infini_families import PREFIX
-from needlework.attention.infini_model import NAME, full_attention, install
+from needlework.attention.infini_model import full_attention, install
 from needlework.attention.infini_rotary import PROBE, unrotated_layers
 from needlework.config.systems import Infini
 

@@ -15,6 +15,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from needlework.attention.apply import replaceable_layers
+from needlework.attention.layers import attention_modules
 
 NAME = "needlework_rotation"
 # Far enough to turn the fastest pair by more than half a circle (61 mod 2 pi = 4.45).
@@ -42,8 +43,8 @@ class Rotation:
         layers = replaceable_layers(model)
         self._modules: dict[int, nn.Module] = {
             module.layer_idx: module
-            for module in model.base_model.modules()
-            if "Attention" in type(module).__name__ and getattr(module, "layer_idx", -1) in layers
+            for module in attention_modules(model)
+            if module.layer_idx in layers
         }
         self._angles: dict[int, tuple[Tensor, Tensor]] = {}
         self._hooks = [

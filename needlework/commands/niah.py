@@ -14,8 +14,8 @@ from needlework.config.systems import Attention
 from needlework.evaluation.answers import Asked, answers
 from needlework.scoring.intervals import wilson
 from needlework.scoring.score import score
-from needlework.tasks.generate import Sampler, samples
-from needlework.tasks.preflight import frame_of
+from needlework.tasks.generate import samples
+from needlework.tasks.preflight import frame_of, sampler_of
 from needlework.tasks.tokenizer import open_tokenizer
 
 _SHOWN = 100
@@ -53,18 +53,9 @@ def ask(
         seed=seed,
     )
     entry, task = experiment.models[NAME], experiment.tasks[NAME]
-    frame, thinking_tokens = frame_of(entry)
-    sampler = Sampler(
-        task,
-        open_tokenizer(entry.path, entry.revision),
-        task_name=NAME,
-        length=length,
-        depths=experiment.depths,
-        seed=experiment.seed,
-        frame=frame,
-        thinking_tokens=thinking_tokens,
-    )
-    table, asked = samples(sampler, count), _asked(entry, attention, thinking_tokens)
+    framed, tokenizer = frame_of(entry), open_tokenizer(entry.path, entry.revision)
+    sampler = sampler_of(experiment, NAME, length, tokenizer, framed)
+    table, asked = samples(sampler, count), _asked(entry, attention, framed[1])
     with TemporaryDirectory() as folder:
         path = Path(folder) / "samples.parquet"
         table.write_parquet(path)

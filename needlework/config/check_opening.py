@@ -8,10 +8,8 @@ from typing import Any
 from needlework.config.experiment import Experiment
 from needlework.config.models import Checkpoint, Derived
 from needlework.config.opening import SPREAD, Opening
+from needlework.config.problem import Problem
 from needlework.config.systems import Ranked
-
-Problem = tuple[tuple[str | int, ...], str]
-"""Where in the file, and what is wrong with the remedy."""
 
 DECIDES_ANSWERS_ONLY = ("dp", "cache", "prefill_chunk_tokens")
 """Keys that training a model, or gates of it, has no use for."""

@@ -38,6 +38,21 @@ class Ladder(Strict):
     )
 
 
+class EffectiveLength(Strict):
+    """What a system is to reach at a length for that to count as used; a score is the mean accuracy
+    over all tasks."""
+
+    score: float = Field(
+        0.856, gt=0, le=1, description="the same for all systems; RULER's is 0.856"
+    )
+    share: float = Field(
+        0.85,
+        gt=0,
+        le=1,
+        description="of the system's own score at the shortest length; NoLiMa's is 0.85",
+    )
+
+
 def _as_ladder(value: Any) -> Any:
     return {True: {}, False: None}[value] if isinstance(value, bool) else value
 
@@ -96,6 +111,9 @@ class Experiment(Strict):
         description="true, or its keys: each system answers a task at one length after the "
         "other, and stops, with the reason on record, when memory runs out, the model refuses a "
         "length, or accuracy stays below the floor",
+    )
+    effective_length: EffectiveLength = Field(
+        EffectiveLength(), description="when a length counts as used"
     )
     device: str = Field(
         "cpu",

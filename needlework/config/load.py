@@ -6,8 +6,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from needlework.config.check import one_of, problems
+from needlework.config.check import problems
 from needlework.config.experiment import Experiment
+from needlework.config.problem import one_of
 from needlework.config.source import SourceMap
 from needlework.config.sweep import expand
 

@@ -4,11 +4,11 @@ import json
 import typing
 from inspect import cleandoc
 
-from pydantic_core import PydanticUndefined
+from pydantic_core import PydanticUndefined, to_jsonable_python
 
 from needlework.config import training
 from needlework.config.base import Strict
-from needlework.config.experiment import Experiment, Ladder, System
+from needlework.config.experiment import EffectiveLength, Experiment, Ladder, System
 from needlework.config.gates import SeerGates
 from needlework.config.models import Model, Price
 from needlework.config.streams import Stream, StreamedSystem
@@ -30,7 +30,7 @@ This page is written from the code: `needlework schema --markdown`.
 def reference() -> str:
     """Markdown: every key with its type, default and meaning."""
     sections: dict[str, tuple[str, list[type[Strict]]]] = {
-        "The file": ("Keys of the whole file.", [Experiment, Ladder]),
+        "The file": ("Keys of the whole file.", [Experiment, Ladder, EffectiveLength]),
         "Models": (
             "An entry of `models:` is told by the key it has.",
             [*Model.__subclasses__(), Price],
@@ -78,7 +78,11 @@ def _table(cls: type[Strict]) -> str:
     for name, field in cls.model_fields.items():
         if name != "type":
             default = field.get_default(call_default_factory=True)
-            shown = "required" if default is PydanticUndefined else f"`{json.dumps(default)}`"
+            shown = (
+                "required"
+                if default is PydanticUndefined
+                else f"`{json.dumps(to_jsonable_python(default))}`"
+            )
             lines.append(
                 f"| `{name}` | {_type(field.annotation)} | {shown} | {field.description or ''} |"
             )

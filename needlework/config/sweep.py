@@ -6,7 +6,7 @@ from itertools import product
 from typing import Any, get_args
 
 from needlework.config.base import Name
-from needlework.config.check import Problem
+from needlework.config.problem import Problem
 
 Where = tuple[str | int, ...]
 _PLAIN, _LONGEST = get_args(Name)[1].pattern, get_args(Name)[1].max_length

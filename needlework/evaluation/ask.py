@@ -13,31 +13,16 @@ import polars as pl
 
 from needlework.config.models import Api, Price
 from needlework.evaluation.answer_journal import AnswerJournal
+from needlework.evaluation.answer_tables import MEASUREMENTS, PREDICTIONS
 from needlework.evaluation.pace import Pace
 from needlework.models.api import Answer, Endpoint, Failed, Refused, Stop, TryAgain
 from needlework.progress import track
 
 _log = logging.getLogger(__name__)
 
-PREDICTIONS = {
-    "system": pl.String,
-    "task": pl.String,
-    "length": pl.Int64,
-    "sample": pl.Int64,
-    "prediction": pl.String,
-    "new_tokens": pl.Int64,
-    "stop_reason": pl.String,
-    "prefill_density": pl.Float64,
-    "decode_density": pl.Float64,
-    "cache_bytes": pl.Int64,
-    "status": pl.String,
-    "reason": pl.String,
-}
-MEASUREMENTS = {
-    **{name: PREDICTIONS[name] for name in ("system", "task", "length", "sample")},
-    "prefill_seconds": pl.Float64,
-    "decode_seconds": pl.Float64,
-    "peak_memory_bytes": pl.Int64,
+_PREDICTIONS = {**PREDICTIONS, "status": pl.String, "reason": pl.String}
+_MEASUREMENTS = {
+    **MEASUREMENTS,
     "prompt_tokens": pl.Int64,
     "cached_tokens": pl.Int64,
     "price_dollars": pl.Float64,
@@ -59,10 +44,10 @@ def ask(
     status is ok, refused (the API will not answer this prompt: too long, or filtered) or error (it
     was asked as often as `api.retries` says, or cannot be answered); where it is not ok, reason
     says why in one line and the prediction is empty. new_tokens are those that the API counts,
-    thoughts among them. Densities and cache_bytes are null. prefill_seconds are those to the first
-    text, the network's and the waiting line's among them; decode_seconds those from there to the
-    end; both of the try that was answered. prompt_tokens and cached_tokens are the API's count,
-    price_dollars that of the try that was answered; null where they are not known.
+    thoughts among them. Densities, cache_bytes and memory are null. prefill_seconds are those to
+    the first text, the network's and the waiting line's among them; decode_seconds those from there
+    to the end; both of the try that was answered. prompt_tokens and cached_tokens are the API's
+    count, price_dollars that of the try that was answered; null where they are not known.
 
     Raises:
         ValueError: what is wrong holds for every sample: the key, the model, the account, a server
@@ -80,7 +65,7 @@ def is_answered(api: Api, samples: pl.DataFrame, journal: str | Path) -> bool:
 
 def unasked() -> tuple[pl.DataFrame, pl.DataFrame]:
     """The tables of `ask` without a row."""
-    return pl.DataFrame(schema=PREDICTIONS), pl.DataFrame(schema=MEASUREMENTS)
+    return pl.DataFrame(schema=_PREDICTIONS), pl.DataFrame(schema=_MEASUREMENTS)
 
 
 class _Asking:
@@ -253,8 +238,8 @@ class _Asking:
                 {**named, **_measured(answer, self.api.price), "tries": entry["tries"]}
             )
         return (
-            pl.DataFrame(predictions, schema=PREDICTIONS),
-            pl.DataFrame(measurements, schema=MEASUREMENTS),
+            pl.DataFrame(predictions, schema=_PREDICTIONS),
+            pl.DataFrame(measurements, schema=_MEASUREMENTS),
         )
 
 

@@ -17,6 +17,7 @@ from transformers import (
 from needlework.attention.apply import apply
 from needlework.attention.density import Density, LayerDensity
 from needlework.config.systems import Attention
+from needlework.evaluation.answer_tables import CELL, MEASUREMENTS, PREDICTIONS
 from needlework.evaluation.finished import Finished
 from needlework.evaluation.meter import FirstTokenClock, cache_bytes
 from needlework.evaluation.monitor import MemoryMonitor
@@ -25,30 +26,8 @@ from needlework.memory import peak_memory_bytes
 from needlework.progress import track
 from needlework.thought import CLOSE, OPEN
 
-_PREDICTIONS = {
-    "system": pl.String,
-    "task": pl.String,
-    "length": pl.Int64,
-    "sample": pl.Int64,
-    "prediction": pl.String,
-    "new_tokens": pl.Int64,
-    "stop_reason": pl.String,
-    "prefill_density": pl.Float64,
-    "decode_density": pl.Float64,
-    "cache_bytes": pl.Int64,
-}
-_MEASUREMENTS = {
-    **{name: _PREDICTIONS[name] for name in ("system", "task", "length", "sample")},
-    "prefill_seconds": pl.Float64,
-    "decode_seconds": pl.Float64,
-    "peak_memory_bytes": pl.Int64,
-    "peak_resident_bytes": pl.Int64,
-    "memory": pl.List(
-        pl.Struct({"seconds": pl.Float64, "resident_bytes": pl.Int64, "gpu_bytes": pl.Int64})
-    ),
-}
 _DENSITIES = {
-    **{name: _PREDICTIONS[name] for name in ("system", "task", "length")},
+    **CELL,
     "layer": pl.Int64,
     "stage": pl.String,
     "density": pl.Float64,
@@ -125,8 +104,8 @@ def retrieve(
             measured_layers = (LayerDensity(*one) for one in found["layers"])
             layers.setdefault((row["task"], row["length"]), []).extend(measured_layers)
     return (
-        pl.DataFrame(predictions, schema=_PREDICTIONS),
-        pl.DataFrame(measurements, schema=_MEASUREMENTS),
+        pl.DataFrame(predictions, schema=PREDICTIONS),
+        pl.DataFrame(measurements, schema=MEASUREMENTS),
         pl.DataFrame(
             [
                 (system, *cell, one.layer, one.stage, one.density, one.pairs)
@@ -141,7 +120,7 @@ def retrieve(
 
 def unanswered() -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
     """The tables of `retrieve` without a row."""
-    schemas = (_PREDICTIONS, _MEASUREMENTS, _DENSITIES)
+    schemas = (PREDICTIONS, MEASUREMENTS, _DENSITIES)
     return tuple(pl.DataFrame(schema=schema) for schema in schemas)
 
 

@@ -5,9 +5,10 @@ from collections.abc import Mapping
 import altair as alt
 import polars as pl
 
+from needlework.columns import require
 from needlework.figures.axes import length_axis, side_by_side
 from needlework.figures.gaps import MARK, gaps_of, told, tooltip
-from needlework.figures.theme import METRICS, counted, inline, names, require, styled, told_apart
+from needlework.figures.theme import ACCURACY, METRICS, counted, inline, names, styled, told_apart
 
 _MOST_BANDS = 4
 
@@ -89,9 +90,7 @@ def accuracy(
             alt.Tooltip("task:N", title="Task"),
             alt.Tooltip("metric:N", title="Metric"),
             alt.Tooltip("length:Q", title=f"Length ({unit})", format=","),
-            alt.Tooltip("percent:Q", title="Accuracy (%)", format=".1f"),
-            alt.Tooltip("low:Q", title="Low (%)", format=".1f"),
-            alt.Tooltip("high:Q", title="High (%)", format=".1f"),
+            *ACCURACY,
             alt.Tooltip("n:Q", title="Answers"),
         ],
     )

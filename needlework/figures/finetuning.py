@@ -5,7 +5,8 @@ from collections.abc import Mapping
 import altair as alt
 import polars as pl
 
-from needlework.figures.theme import METRICS, counted, inline, names, require, styled, told_apart
+from needlework.columns import require
+from needlework.figures.theme import ACCURACY, METRICS, counted, inline, names, styled, told_apart
 
 
 def finetuning(
@@ -68,9 +69,7 @@ def finetuning(
                 alt.Tooltip("task:N", title="Task"),
                 alt.Tooltip("metric:N", title="Metric"),
                 alt.Tooltip("depth_percent:Q", title="Depth (%)", format=".3~g"),
-                alt.Tooltip("percent:Q", title="Accuracy (%)", format=".1f"),
-                alt.Tooltip("low:Q", title="Low (%)", format=".1f"),
-                alt.Tooltip("high:Q", title="High (%)", format=".1f"),
+                *ACCURACY,
                 alt.Tooltip("n:Q", title="Needles"),
             ],
         ),

@@ -3,8 +3,9 @@
 import altair as alt
 import polars as pl
 
+from needlework.columns import require
 from needlework.figures.gaps import GREY, MARK, gaps_of, told, tooltip
-from needlework.figures.theme import METRICS, SEQUENTIAL, counted, inline, names, require, styled
+from needlework.figures.theme import METRICS, SEQUENTIAL, counted, inline, names, styled
 
 _MOST_COLUMNS = 4
 

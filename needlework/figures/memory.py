@@ -3,7 +3,8 @@
 import altair as alt
 import polars as pl
 
-from needlework.figures.theme import blank, inline, names, require, styled, told_apart
+from needlework.columns import require
+from needlework.figures.theme import blank, inline, names, styled, told_apart
 
 _TITLE = "Memory over time"
 _WIDTH, _HEIGHT = 420, 320
@@ -75,16 +76,8 @@ def _panel(
         alt.Tooltip("prefill_seconds:Q", title="Prefill (seconds)", format=".3~r"),
         alt.Tooltip(f"{column}:Q", title=f"{title} (bytes)", format=","),
     ]
-    drawn = [
-        "system",
-        "task",
-        "length",
-        "sample",
-        "prefill_seconds",
-        "seconds",
-        column,
-        "mebibytes",
-    ]
+    which = ["system", "task", "length", "sample"]
+    drawn = [*which, "prefill_seconds", "seconds", column, "mebibytes"]
     lines = (
         alt.Chart(inline(shown.select(drawn)))
         .mark_line(strokeWidth=2, interpolate="step-before")

@@ -5,8 +5,9 @@ from collections.abc import Mapping
 import altair as alt
 import polars as pl
 
+from needlework.columns import require
 from needlework.figures.axes import log_ticks
-from needlework.figures.theme import METRICS, counted, inline, names, require, styled, told_apart
+from needlework.figures.theme import ACCURACY, METRICS, counted, inline, names, styled, told_apart
 
 _STAGES = ["prefill", "decode"]
 _CELL = ["task", "length", "stage"]
@@ -148,9 +149,7 @@ def _marks(
         alt.Tooltip("task:N", title="Task"),
         alt.Tooltip("length:Q", title=f"Length ({unit})", format=","),
         alt.Tooltip("metric:N", title="Metric"),
-        alt.Tooltip("percent:Q", title="Accuracy (%)", format=".1f"),
-        alt.Tooltip("low:Q", title="Low (%)", format=".1f"),
-        alt.Tooltip("high:Q", title="High (%)", format=".1f"),
+        *ACCURACY,
         alt.Tooltip("n:Q", title="Answers"),
     ]
     measured = [

@@ -26,6 +26,13 @@ METRICS = {
     "token_f1": "F1 of the words with the references",
 }
 
+ACCURACY = [
+    alt.Tooltip("percent:Q", title="Accuracy (%)", format=".1f"),
+    alt.Tooltip("low:Q", title="Low (%)", format=".1f"),
+    alt.Tooltip("high:Q", title="High (%)", format=".1f"),
+]
+"""What is told of an accuracy where the pointer rests, with its interval."""
+
 # Metric-compatible fonts everywhere: vl-convert brings the first, browsers have one of the others.
 _FONT = "Liberation Sans, Arial, Helvetica, sans-serif"
 _INK = "#222222"
@@ -100,16 +107,7 @@ def told_apart(column: str, domain: list[str], title: str) -> dict[str, alt.Sche
     }
 
 
-def require(table: pl.DataFrame, columns: list[str], name: str) -> None:
-    """Raise ValueError, naming the table, if it is empty or lacks one of the columns."""
-    missing = [column for column in columns if column not in table.columns]
-    if missing:
-        raise ValueError(f"{name}: lacks the column {missing[0]!r}; make the table again")
-    if table.is_empty():
-        raise ValueError(f"{name}: has no rows, so there is nothing to draw; make the table again")
-
-
 def counted(n: pl.Series, thing: str) -> str:
     """`n = 22 answers a cell`, or `n = 20-22 answers a cell` where cells differ."""
     low, high = n.min(), n.max()
-    return f"n = {low} {thing}" if low == high else f"n = {low}–{high} {thing}"  # noqa: RUF001
+    return f"n = {low} {thing}" if low == high else f"n = {low}\N{EN DASH}{high} {thing}"

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 import altair as alt
 import polars as pl
 
+from needlework.columns import require
 from needlework.figures.axes import BYTES_LABEL, log_ticks
-from needlework.figures.theme import inline, require, styled, told_apart
+from needlework.figures.theme import inline, styled, told_apart
 
 _WIDTH, _HEIGHT = 420, 260
 _MOST_LINES = 32

@@ -67,11 +67,18 @@ def quantizes_cache(config: PreTrainedConfig) -> bool:
     return set(kinds) <= {"full_attention"}
 
 
+# Families whose layers carry a state, and carry it over a chunk's edge; others forget it there.
+CARRYING = {
+    *("bamba", "falcon_h1", "granitemoehybrid", "lfm2", "nemotron_h", "olmo_hybrid"),
+    *("qwen3_5_text", "qwen3_next"),
+}
+
+
 def prefills_in_chunks(config: PreTrainedConfig) -> bool:
     """Whether a prompt in several forwards is, to the model, the same as in one.
 
-    Not where layers carry a state, which some families drop at a chunk's edge, nor where rotary
-    angles depend on how long the text is so far.
+    Not where rotary angles depend on how long the text is so far, nor where layers carry a state,
+    but for the families that are known to carry it from forward to forward.
     """
     text = config.get_text_config(decoder=True)
     rope = getattr(text, "rope_parameters", None) or {}
@@ -80,7 +87,9 @@ def prefills_in_chunks(config: PreTrainedConfig) -> bool:
         return False
     # Of code that comes with a checkpoint nothing is known before it runs.
     family = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(text), None)
-    return family is None or (family._supports_default_dynamic_cache() and not family._is_stateful)
+    if family is None or text.model_type in CARRYING:
+        return True
+    return family._supports_default_dynamic_cache() and not family._is_stateful
 
 
 def _require(path: str | Path, config: PreTrainedConfig, opening: Opening) -> None:
@@ -96,8 +105,9 @@ def _require(path: str | Path, config: PreTrainedConfig, opening: Opening) -> No
     if not wrong and opening.prefill_chunk_tokens is not None and not prefills_in_chunks(config):
         wrong = (
             "prefill_chunk_tokens",
-            "is for models with nothing but keys and values in their cache, at rotary angles that "
-            "do not depend on the text's length, and this is none; leave it out",
+            "is for models with nothing but keys and values in their cache, or a state known to "
+            "outlive a chunk, at rotary angles that do not depend on the text's length, and this "
+            "is none; leave it out",
         )
     wrong = wrong or _unplanned(config, opening)
     if wrong:
@@ -149,7 +159,8 @@ def _bits(path: str | Path, dtype: torch.dtype, opening: Opening) -> BitsAndByte
             f"{where}: needs {error.name}, which is not installed; run pip install "
             "'needlework[quantized]', or leave quantization out"
         ) from None
-    except Exception as error:  # its native library can fail in any way
+    # Of a broken install, a native library or backend that fails, a torch that it is not made for.
+    except (ImportError, OSError, RuntimeError, AttributeError) as error:
         raise ValueError(
             f"{where}: bitsandbytes does not load here ({_line(error)}); install it anew for this "
             "machine's CUDA, or leave quantization out"

@@ -18,13 +18,10 @@ from needlework.planning.work import attention_flops, decode_density, pair_flops
 
 PROCESS_BYTES = 480 * 2**20
 """Resident in a process with torch and transformers before it opens a model."""
+CALL_SECONDS = 5e-6
+"""That Python and torch take to start an operation, on any device; measured 4-6 us."""
 CONTEXT_BYTES = 600 * 2**20
 """Of a GPU, beside what torch allocates there."""
-
-
-def beside_bytes(device: Device) -> int:
-    """Memory of a device that no model gets."""
-    return CONTEXT_BYTES if device.gpu else PROCESS_BYTES
 
 
 @dataclass(frozen=True)
@@ -37,7 +34,7 @@ class Cost:
     activation_bytes: int
     """The rest of what a forward has at once."""
     process_bytes: int
-    """Of the process itself, where the device is main memory."""
+    """Of the process itself, or of all, where the device is main memory."""
     attention_flops: int
     """Of the prefill."""
     flops: int
@@ -54,7 +51,7 @@ class Cost:
 
 
 class Model:
-    """A model's shape, with its own attention if that was made part of it, traced once a length.
+    """A model's shape, with its own attention if that was made part of it.
 
     Args:
         shape: of the model, or for an Infini model of the one that it was made from.
@@ -64,25 +61,22 @@ class Model:
 
     def __init__(self, shape: Shape, own: Infini | None = None, opening: Opening | None = None):
         self.shape, self.own, self.opening = shape, own, opening or Opening()
-        self._traces: dict[tuple[int, bool], Trace] = {}
 
     def trace(self, tokens: int, gpu: bool) -> Trace:
-        """As `trace.trace`, remembered.
+        """As `trace.trace`, opened as this is.
 
         Raises:
             ValueError: as there.
         """
-        key, opening = (tokens, gpu), self.opening
-        if key not in self._traces:
-            self._traces[key] = trace(
-                self.shape.model,
-                tokens,
-                opening.cache,
-                opening.attn_implementation,
-                gpu,
-                opening.prefill_chunk_tokens,
-            )
-        return self._traces[key]
+        opening = self.opening
+        return trace(
+            self.shape.model,
+            tokens,
+            opening.cache,
+            opening.attn_implementation,
+            gpu,
+            opening.prefill_chunk_tokens,
+        )
 
     def cost(
         self, system: Attention | None, tokens: int, device: Device, gate_dim: int = 0
@@ -132,18 +126,19 @@ class Model:
             weights,
             cache,
             rest,
-            0 if device.gpu else PROCESS_BYTES,
+            0 if device.gpu else shares * PROCESS_BYTES,
             attention,
             flops,
-            prefill / shares + forwards * fetching,
-            token / shares + fetching,
+            max(prefill / shares, forwards * found.prefill_calls * CALL_SECONDS)
+            + forwards * fetching,
+            max(token / shares, found.token_calls * CALL_SECONDS) + fetching,
         )
 
     def _fetched_bytes(self, weights: int, working: int, device: Device) -> int:
         """Weights that the device has no room for, and that each forward fetches."""
         if not (self.opening.cpu_offload and device.gpu):
             return 0
-        room = max(0, device.memory_bytes - beside_bytes(device) - working)
+        room = max(0, device.memory_bytes - CONTEXT_BYTES - working)
         return max(0, weights - room)
 
     def _read_share(self, system: Attention | None, tokens: int) -> float:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from needlework.config.devices import Device
 from needlework.config.systems import Attention
 from needlework.models.opening import PREFILL_CHUNKS, prefills_in_chunks, quantizes_cache
-from needlework.planning.cost import Cost, Model, beside_bytes
+from needlework.planning.cost import CONTEXT_BYTES, Cost, Model
 
 MOST_DEVICES = 64
 _SHORTEST = 512
@@ -18,7 +18,7 @@ def fits(model: Model, cost: Cost, device: Device) -> bool:
         # At least two layers of the weights at a time.
         least = 2 * cost.weight_bytes // max(1, len(model.shape.layers))
         held = min(least, cost.weight_bytes) + cost.cache_bytes + cost.activation_bytes
-        if held + beside_bytes(device) <= device.memory_bytes:
+        if held + CONTEXT_BYTES <= device.memory_bytes:
             return True
     number = devices_needed(cost, device)
     return number is not None and number <= model.opening.devices
@@ -30,7 +30,8 @@ def devices_needed(cost: Cost, device: Device) -> int | None:
     Each holds the activations of the layer that runs on it: ceil((weights + cache) / (memory -
     activations - context)).
     """
-    room = device.memory_bytes - beside_bytes(device) - cost.activation_bytes
+    beside = CONTEXT_BYTES if device.gpu else cost.process_bytes
+    room = device.memory_bytes - beside - cost.activation_bytes
     if room <= 0:
         return None
     number = math.ceil((cost.weight_bytes + cost.cache_bytes) / room)

@@ -10,9 +10,9 @@ from transformers import CONFIG_MAPPING
 from transformers.utils.logging import set_verbosity_error
 
 from needlework.attention.infini_families import PREFIX
-from needlework.config.check import max_positions
 from needlework.config.devices import Device
 from needlework.config.experiment import Experiment, System
+from needlework.config.known_models import max_positions
 from needlework.config.models import Api, Derived, Pretrained
 from needlework.config.opening import Opening
 from needlework.config.systems import AnyAttention, Infini, Seer

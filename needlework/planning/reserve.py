@@ -39,6 +39,7 @@ def reserve(experiment: Experiment) -> dict[str, Any]:
             seconds,
             number,
             device,
+            opening.processes,
         )
     for name, entry in experiment.models.items():
         if isinstance(entry, Derived):
@@ -60,12 +61,18 @@ def _try(jobs: dict[str, Any], name: str, reckon) -> None:
 
 
 def _job(
-    weights: int, peak: int, seconds: float, number: int | None, device: Device
+    weights: int,
+    peak: int,
+    seconds: float,
+    number: int | None,
+    device: Device,
+    processes: int = 1,
 ) -> dict[str, Any]:
     # Weights pass through the host's memory on their way to a GPU.
     host = weights if device.gpu else peak
+    beside = PROCESS_BYTES + (CONTEXT_BYTES if device.gpu else 0)
     return {
-        "mem_bytes": host + PROCESS_BYTES + (CONTEXT_BYTES if device.gpu else 0),
+        "mem_bytes": host + processes * beside,
         "seconds": seconds,
         "gpus": (number or 1) if device.gpu else 0,
     }
@@ -87,7 +94,10 @@ def _finetune(models: Models, name: str, device: Device) -> dict[str, Any]:
     if recipe.gradient_checkpointing:
         kept = 2 * kept // max(1, len(shape.layers))
     seconds = work / recipe.processes / device.flops_per_second(shape.dtype)
-    return _job(states, states + kept, seconds, recipe.processes, device)
+    # Each process has its part of a batch, and all of the states unless FSDP shares them out.
+    number = recipe.processes
+    held = states if recipe.accelerate_config else number * states
+    return _job(held, held + number * kept, seconds, number, device, number)
 
 
 def _read(models: Models, stream: Stream, name: str, device: Device) -> dict[str, Any] | None:

@@ -100,28 +100,24 @@ def totals(plan: pl.DataFrame) -> str:
 
 def size(count: float) -> str:
     """Bytes, such as 1.5 GiB."""
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if count < 1000 or unit == "TiB":
-            break
-        count /= 1024
-    return f"{count:.3g} {unit}"
+    return _scaled(count, ("B", "KiB", "MiB", "GiB", "TiB"), 1024)
 
 
 def number(count: float) -> str:
     """Such as 8.03 B, for billions."""
-    for unit in ("", "K", "M", "B", "T"):
-        if count < 1000 or unit == "T":
-            break
-        count /= 1000
-    return f"{count:.3g} {unit}".rstrip()
+    return _scaled(count, ("", "K", "M", "B", "T"), 1000)
 
 
 def operations(count: float) -> str:
     """Such as 1.2 P, for 1.2e15."""
-    for unit in ("", "K", "M", "G", "T", "P", "E"):
-        if count < 1000 or unit == "E":
+    return _scaled(count, ("", "K", "M", "G", "T", "P", "E"), 1000)
+
+
+def _scaled(count: float, units: tuple[str, ...], step: int) -> str:
+    for unit in units:
+        if count < 1000 or unit == units[-1]:
             break
-        count /= 1000
+        count /= step
     return f"{count:.3g} {unit}".rstrip()
 
 

@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -43,6 +44,10 @@ class Trace:
     """Of all products of the prefill, but those of fused attention."""
     token_flops: int
     """Likewise of the token decoded."""
+    prefill_calls: int
+    """Operations that torch is called for in a prefill of one forward."""
+    token_calls: int
+    """Likewise for the token decoded."""
     is_fused: bool
     """Whether attention is."""
 
@@ -71,21 +76,22 @@ def trace(
         ValueError: the family computes with numbers that a model without weights has not.
     """
     prompt = max(1, tokens - 2)
-    whole = _traced(model, [prompt], cache, kernel, gpu)
+    whole = _traced(model, (prompt,), cache, kernel, gpu)
     if chunk is None or chunk >= prompt:
         return whole
     full, rest = divmod(prompt, chunk)
-    forwards = [chunk] * min(2, full) + [rest] * (rest > 0)
+    forwards = (chunk,) * min(2, full) + (rest,) * (rest > 0)
     # All before the last full chunk but one at once. That one then cuts what windows hold to what
     # they hold after a chunk.
-    before = [(full - 2) * chunk] if full > 2 else []
+    before = ((full - 2) * chunk,) if full > 2 else ()
     last = _traced(model, before + forwards, cache, kernel, gpu, uncounted=2 * len(before))
     return replace(whole, peak_bytes=last.peak_bytes, attention_bytes=last.attention_bytes)
 
 
+@lru_cache(maxsize=256)  # a model is asked the same for many ways of opening it
 def _traced(
     model: PreTrainedModel,
-    forwards: list[int],
+    forwards: tuple[int, ...],
     cache: str,
     kernel: str | None,
     gpu: bool,
@@ -109,7 +115,7 @@ def _traced(
                 held = out[name]
                 given = {name: held}
                 del out
-            prefill = live.flops
+            prefill, calls = live.flops, live.calls
             model(input_ids=ids[:, :1], use_cache=True, **given, **last)
     except FAILURES as error:
         family, what = model.config.model_type, str(error).partition("\n")[0]
@@ -120,6 +126,8 @@ def _traced(
         live.in_attention,
         prefill,
         live.flops - prefill,
+        calls,
+        live.calls - calls,
         live.in_attention > 0,
     )
 
@@ -159,16 +167,17 @@ def _by(model: PreTrainedModel, kernel: str | None) -> Iterator[None]:
 
 
 class _Live(TorchDispatchMode):
-    """Counts bytes of the storages that operations make, until each is freed, not the model's; and
-    operations of products."""
+    """Counts bytes of the storages that operations make, until each is freed, not the model's;
+    calls; and operations of products."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
-        self.now = self.peak = self.in_attention = self.flops = 0
+        self.now = self.peak = self.in_attention = self.flops = self.calls = 0
         held = (*model.parameters(), *model.buffers())
         self._known = weakref.WeakSet(tensor.untyped_storage() for tensor in held)
 
     def __torch_dispatch__(self, func: Callable, types: Any, args=(), kwargs=None):
+        self.calls += 1
         if func is torch.ops.aten._grouped_mm.default:
             # Without a device it knows fewer dtypes: [rows, k] and [experts, k, n] to [rows, n].
             out = args[0].new_empty(len(args[0]), args[1].shape[-1])
@@ -177,8 +186,9 @@ class _Live(TorchDispatchMode):
             out = func(*args, **(kwargs or {}))
             if (formula := flop_registry.get(func._overloadpacket)) is not None:
                 self.flops += formula(*args, **(kwargs or {}), out_val=out)
-        tree_map_only(Tensor, self._add, out)
-        return out
+        if isinstance(out, Tensor):  # as most are, and walking a tree takes longer than adding
+            return self._add(out)
+        return tree_map_only(Tensor, self._add, out)
 
     def _add(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
@@ -230,10 +240,6 @@ class _Attention(torch.autograd.Function):
         out = query.new_empty(batch, queries, heads, value.shape[-1]).transpose(1, 2)
         ctx.save_for_backward(query, key, value, out)
         return out
-
-    @staticmethod
-    def backward(ctx, *gradients: Tensor):
-        raise NotImplementedError
 
 
 def _attend(module, query, key, value, attention_mask, **_) -> tuple[Tensor, None]:

@@ -2,8 +2,9 @@
 
 import polars as pl
 
+from needlework.columns import require
 from needlework.scoring.intervals import wilson
-from needlework.scoring.pairing import KEYS, require
+from needlework.scoring.pairing import KEYS
 
 _LISTS = ["needle", "needle_keys", "needle_found"]
 _CELL = ["system", "task", "length", "needle"]

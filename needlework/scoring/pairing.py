@@ -2,16 +2,9 @@
 
 import polars as pl
 
+from needlework.columns import require
+
 KEYS = ["task", "length", "sample"]
-
-
-def require(table: pl.DataFrame, columns: list[str], name: str) -> None:
-    """Raise ValueError, naming the table, if it is empty or lacks one of the columns."""
-    missing = [column for column in columns if column not in table.columns]
-    if missing:
-        raise ValueError(f"{name}: lacks the column {missing[0]!r}; make the table again")
-    if table.is_empty():
-        raise ValueError(f"{name}: has no rows; make the table again")
 
 
 def pair(

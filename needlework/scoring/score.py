@@ -4,8 +4,9 @@ from typing import Any, get_args
 
 import polars as pl
 
+from needlework.columns import require
 from needlework.scoring.metrics import METRICS, Asked, found
-from needlework.scoring.pairing import KEYS, pair, require
+from needlework.scoring.pairing import KEYS, pair
 from needlework.thought import without_thought
 
 _SCHEMA = {

@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+import polars as pl
+from tokenizers import Tokenizer
+
 from needlework.config.experiment import Experiment
 from needlework.config.models import Api, Checkpoint
 from needlework.config.tasks import RulerJsonl
@@ -57,11 +60,41 @@ def frame_of(model: Api | Checkpoint) -> tuple[Frame, int]:
     return frame, model.thinking_tokens
 
 
-def _try(experiment: Experiment, model: Api | Checkpoint, path: str | None) -> None:
-    tokenizer, (frame, thinking_tokens) = (
-        open_tokenizer(path, getattr(model, "revision", None)),
-        frame_of(model),
+def sampler_of(
+    experiment: Experiment,
+    task_name: str,
+    length: int,
+    tokenizer: Tokenizer,
+    framed: tuple[Frame, int],
+    haystack: pl.DataFrame | None = None,
+) -> Sampler:
+    """The samples of one of an experiment's tasks at one length.
+
+    Args:
+        framed: as `frame_of` gives it.
+        haystack: as Sampler takes it.
+
+    Raises:
+        ValueError: as Sampler.
+    """
+    frame, thinking_tokens = framed
+    return Sampler(
+        experiment.tasks[task_name],
+        tokenizer,
+        task_name=task_name,
+        length=length,
+        depths=experiment.depths,
+        seed=experiment.seed,
+        frame=frame,
+        thinking_tokens=thinking_tokens,
+        haystack=haystack,
+        length_unit=experiment.length_unit,
     )
+
+
+def _try(experiment: Experiment, model: Api | Checkpoint, path: str | None) -> None:
+    revision = getattr(model, "revision", None)
+    tokenizer, framed = open_tokenizer(path, revision), frame_of(model)
     shortest, longest = min(experiment.lengths), max(experiment.lengths)
     haystacks = {
         name: split(texts(found.path, found.column, found.split), tokenizer, shortest)
@@ -76,17 +109,8 @@ def _try(experiment: Experiment, model: Api | Checkpoint, path: str | None) -> N
         elif haystack in experiment.haystacks:
             counts = {shortest: counts[shortest]} if haystack in haystacks else {}
         for length, count in counts.items():
-            sampler = Sampler(
-                task,
-                tokenizer,
-                task_name=task_name,
-                length=length,
-                depths=experiment.depths,
-                seed=experiment.seed,
-                frame=frame,
-                thinking_tokens=thinking_tokens,
-                haystack=haystacks.get(haystack),
-                length_unit=experiment.length_unit,
+            sampler = sampler_of(
+                experiment, task_name, length, tokenizer, framed, haystacks.get(haystack)
             )
             for index in range(count if sampler.counts_add_up else min(count, TRIED)):
                 sampler.sample(index)

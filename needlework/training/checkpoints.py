@@ -10,14 +10,12 @@ The manifest is written last and holds the sha256 of the other two. What a finge
 decides the training's product; checkpoints of another one are left aside.
 """
 
-import fcntl
 import hashlib
 import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +26,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from needlework.lock import locked
 from needlework.provenance import sha256_file
 
 TENSORS, PROGRESS = "tensors.safetensors", "progress.json"
@@ -68,22 +67,14 @@ class Checkpoints:
         """The folder for what the training makes, until it is moved to its place."""
         return self.folder / self.fingerprint / "product"
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold a lock that dies with this process: of two that write, neither would be whole.
+    def locked(self) -> AbstractContextManager[None]:
+        """A lock for as long as this process trains: of two that write, neither would be whole.
 
         Raises:
             ValueError: another process holds it.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / "lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ValueError(
-                    f"{self.folder}: another process trains this; wait for it, or end it"
-                ) from None
-            yield
+        busy = f"{self.folder}: another process trains this; wait for it, or end it"
+        return locked(self.folder / "lock", busy)
 
     def latest(self) -> Checkpoint | None:
         """The last whole checkpoint; one line in the log for each that is passed over."""

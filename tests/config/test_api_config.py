@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from needlework.config.check import max_positions
+from needlework.config.known_models import max_positions
 from needlework.config.load import load_experiment
 from needlework.config.models import Api, Price
 

@@ -207,7 +207,7 @@ def test_layers_that_slide_keep_their_cache_as_it_is(checkpoint, samples, family
     ],
     ids=str,
 )
-@pytest.mark.skipif(torch.cuda.is_available(), reason="what is said where there is no GPU")
+@pytest.mark.usefixtures("no_gpu")
 def test_what_this_machine_has_not_is_one_line(checkpoint, samples, family, keys, says):
     with pytest.raises(ValueError, match=says) as raised:
         predicted(checkpoint(family), samples, **keys)

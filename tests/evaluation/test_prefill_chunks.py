@@ -10,6 +10,7 @@ from needlework.config.systems import AnyAttention, Ranked
 from needlework.evaluation.retrieve import retrieve
 from needlework.models.checkpoint import open_model
 from needlework.models.convert import convert
+from needlework.models.opening import CARRYING
 
 BLOCKS = {"block_size": 16, "dense_layers": 1}
 WORDS = ("needle", "in", "a", "stack", "of", "hay", "nobody", "has", "seen", "it", "since", "then")
@@ -27,6 +28,11 @@ CASES = {
     "oracle": ("llama", {"type": "oracle", "top_k_blocks": 3, **BLOCKS}),
     "random": ("llama4", {"type": "random", "density": 0.3, "block_size": 16, "dense_layers": 0}),
     "infini": ("llama", {"type": "infini", "segment_length": 32}),
+    **{family: (family, None) for family in sorted(CARRYING)},
+    "sketchwalk beside states": (
+        "qwen3_next",
+        {"type": "sketchwalk", "top_k_blocks": 3, "block_size": 16, "dense_layers": 0},
+    ),
 }
 
 

@@ -140,7 +140,7 @@ def test_a_system_keeps_its_colour(drawn, make_summary):
 def test_counts_that_differ_are_a_range(drawn, make_summary):
     summary = pl.concat([make_summary(1, 1, 2, n=20), make_summary(2, 1, 2, n=22)[-24:]])
     texts, _ = drawn(accuracy(summary))
-    assert "n = 20–22 answers a point, all needle depths together" in texts  # noqa: RUF001
+    assert "n = 20\N{EN DASH}22 answers a point, all needle depths together" in texts
 
 
 @pytest.mark.parametrize(("systems", "lengths"), [(1, 1), (4, 6), (8, 8)])
@@ -193,7 +193,7 @@ def test_empty_input_is_one_clear_line(make_summary, make_costs):
     summary = make_summary(1, 1, 1)
     measurements, predictions = make_costs(1, 1)
     for figure, message in [
-        (lambda: heatmap(summary.clear()), r"^summary: has no rows, so there is nothing to draw"),
+        (lambda: heatmap(summary.clear()), r"^summary: has no rows; make the table again"),
         (lambda: heatmap(summary, task="vt"), r"^summary: no cell with a needle depth for task vt"),
         (lambda: heatmap(summary, metric="part"), r"^summary: no cell .* metric part"),
         (lambda: accuracy(summary.clear()), r"^summary: has no rows"),

@@ -74,7 +74,7 @@ def test_colours_reach_from_0_to_100_whatever_is_there():
 
 
 def test_nothing_measured_is_one_clear_line():
-    with pytest.raises(ValueError, match=r"^densities: has no rows, so there is nothing to draw"):
+    with pytest.raises(ValueError, match=r"^densities: has no rows; make the table again"):
         density(_densities().clear())
     with pytest.raises(ValueError, match=r"^densities: lacks the column 'pairs'"):
         density(_densities().drop("pairs"))

@@ -2,7 +2,7 @@ import polars as pl
 import pytest
 
 from needlework.figures.accuracy import accuracy
-from needlework.figures.gaps import gaps_of, told
+from needlework.figures.gaps import MARK, gaps_of, told
 from needlework.figures.heatmap import heatmap
 from needlework.figures.save import save
 
@@ -33,7 +33,7 @@ def _drawn(chart, tmp_path):
 def test_the_heatmap_is_grey_and_crossed_where_nothing_was_run(summary, tmp_path):
     drawn = _drawn(heatmap(summary, "passkey"), tmp_path)
     # Both depths of two cells, and the two lines of subtitle.
-    assert drawn.count(">×</text>") == 4  # noqa: RUF001
+    assert drawn.count(f">{MARK}</text>") == 4
     assert drawn.count('fill="#c4c4c4"') == 4
     assert f"Not run: {WHY}" in drawn
     assert "not run: far at 1,024 (out of memory)" in drawn
@@ -45,7 +45,7 @@ def test_the_heatmap_is_grey_and_crossed_where_nothing_was_run(summary, tmp_path
 
 def test_accuracy_is_no_point_but_a_cross_where_nothing_was_run(summary, tmp_path):
     drawn = _drawn(accuracy(summary), tmp_path)
-    assert drawn.count(">×</text>") == 2  # noqa: RUF001
+    assert drawn.count(f">{MARK}</text>") == 2
     assert f"Not run: {WHY}" in drawn
     assert drawn.count("Answers: 4") == 3
     assert "not run: never at 512 (out of memory)" in drawn
@@ -54,7 +54,7 @@ def test_accuracy_is_no_point_but_a_cross_where_nothing_was_run(summary, tmp_pat
 def test_a_task_that_no_system_was_run_on_is_drawn_all_the_same(summary, tmp_path):
     other = summary.filter(pl.col("not_run").is_not_null()).with_columns(task=pl.lit("niah"))
     both = pl.concat([summary, other])
-    assert _drawn(heatmap(both, "niah"), tmp_path).count(">×</text>") == 4  # noqa: RUF001
+    assert _drawn(heatmap(both, "niah"), tmp_path).count(f">{MARK}</text>") == 4
     assert ">niah<" in _drawn(accuracy(both), tmp_path)
 
 
@@ -63,5 +63,5 @@ def test_reasons_are_told_once_a_system(summary):
     # The longer one first, and a second task that it has none of either.
     other = summary.filter(pl.col("system") == "never").with_columns(task=pl.lit("niah"))
     gaps = gaps_of(pl.concat([more.cast(summary.schema), summary, other]))
-    assert told(gaps)[:1] == ["× not run: never at 512, 1,024 (out of memory)"]  # noqa: RUF001
+    assert told(gaps)[:1] == [f"{MARK} not run: never at 512, 1,024 (out of memory)"]
     assert gaps_of(summary, "niah").is_empty()

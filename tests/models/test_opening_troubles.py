@@ -5,7 +5,6 @@ import shutil
 import sys
 
 import pytest
-import torch
 from families import config_of
 from random_checkpoints import save_checkpoint
 from transformers import CONFIG_MAPPING
@@ -72,12 +71,31 @@ def test_bitsandbytes_that_is_not_installed(whole, monkeypatch):
     assert "needs bitsandbytes, which is not installed; run pip install 'needlework[quant" in told
 
 
+@pytest.mark.parametrize(
+    "code",
+    [
+        'import ctypes; ctypes.CDLL("libnowhere.so")',
+        "from torch import nothing_of_this_name",
+        "import torch; torch.nothing_of_this_name",
+        'raise RuntimeError("failed to load backend")',
+    ],
+)
+def test_bitsandbytes_that_does_not_load(whole, tmp_path, monkeypatch, code):
+    (tmp_path / "bitsandbytes.py").write_text(code)
+    for name in [name for name in sys.modules if name.split(".")[0] == "bitsandbytes"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.syspath_prepend(tmp_path)
+    told = line(whole, quantization="nf4")
+    assert told.startswith("quantization = 'nf4': bitsandbytes does not load here (")
+    assert told.endswith("; install it anew for this machine's CUDA, or leave quantization out")
+
+
 def test_weights_in_few_bits_that_do_not_fit(whole):
     told = line(whole, quantization="nf4", device_map="auto", max_memory={"cpu": "1MB"})
     assert told.startswith("its weights do not fit; write more max_memory, or offload_folder")
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="what is said where there is no GPU")
+@pytest.mark.usefixtures("no_gpu")
 def test_memory_of_a_gpu_that_is_not_there(whole):
     told = line(whole, device_map="auto", max_memory={"0": "2GB", "cpu": "20GB"})
     assert told.startswith("max_memory: names GPU 0, counted from 0, and torch sees 0 here")

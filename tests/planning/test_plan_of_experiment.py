@@ -132,7 +132,8 @@ def test_lengths_beyond_the_positions_are_no_fit(experiment):
 
 def test_offloaded_weights_are_fetched_for_every_token_and_processes_share_the_work(experiment):
     experiment |= {"lengths": [4096], "systems": {"dense": {"model": "large"}}}
-    small = GPU.model_copy(update={"memory_bytes": 27 * 10**8})
+    few = {"memory_bytes": 27 * 10**8, "bytes_per_second": 1e11}
+    small = GPU.model_copy(update=few)
     large = experiment["models"]["large"]
     found = []
     for keys in ({}, {"device_map": "auto", "cpu_offload": True}, {"tp": 2}):
@@ -250,6 +251,10 @@ def test_trainings_and_streams_are_reserved_too(experiment):
     # AdamW in float32: 16 bytes a parameter, and the activations of four rows.
     assert 16 * 1_235_814_400 < tuned["mem_bytes"] < 40 * 1_235_814_400
     assert tuned["seconds"] > 0
+    recipe |= {"processes": 2, "batch_size": 8}
+    twice = reserve(load_experiment(experiment))["finetune"]["tuned"]
+    assert twice["mem_bytes"] == 2 * tuned["mem_bytes"]
+    assert twice["seconds"] == pytest.approx(tuned["seconds"])
     read = found["streams"]["long"]["dense"]["mem_bytes"]
     assert read > 2 * 1_235_814_400 + 2 * 16 * 8 * 64 * 2 * 100_000
 

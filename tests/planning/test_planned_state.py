@@ -7,6 +7,7 @@ from transformers import AutoModelForCausalLM
 from needlework.attention.apply import apply
 from needlework.attention.seer_gates import Gates
 from needlework.config.devices import devices
+from needlework.config.opening import Opening
 from needlework.config.systems import AnyAttention
 from needlework.evaluation.meter import cache_bytes
 from needlework.models.convert import convert
@@ -102,6 +103,8 @@ def test_on_a_cpu_the_process_is_part_of_the_peak():
     cpu, gpu = (model.cost(None, 500, devices()[name]) for name in ("cpu", "l4"))
     assert cpu.peak_bytes == gpu.peak_bytes + 480 * 2**20
     assert cpu.activation_bytes == gpu.activation_bytes > 0
+    shared = Model(model.shape, opening=Opening(tp=2)).cost(None, 500, devices()["cpu"])
+    assert shared.peak_bytes == cpu.peak_bytes + 480 * 2**20
 
 
 def test_layers_before_the_first_sparse_one_keep_no_state():

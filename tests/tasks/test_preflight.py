@@ -3,7 +3,11 @@ from pathlib import Path
 import pytest
 
 from needlework.config.load import load_experiment
-from needlework.tasks.preflight import preflight
+from needlework.tasks.preflight import preflight, sampler_of
+from needlework.tasks.prompts import PLAIN, Frame
+from needlework.tasks.punkt import split
+from needlework.tasks.tokenizer import open_tokenizer
+from needlework.thought import END
 
 TINY = Path(__file__).resolve().parents[2] / "resources" / "needlework-tiny"
 
@@ -58,3 +62,25 @@ def test_a_set_of_another_form_is_told_before_any_work(tmp_path):
     (tmp_path / "set.json").write_text('{"a": 1}')
     with pytest.raises(ValueError, match=r"set\.json: .*wanted is SQuAD"):
         preflight(experiment(tasks={"qa": {"type": "qa_1", "path": str(tmp_path / "set.json")}}))
+
+
+def test_samples_are_what_the_experiment_and_the_model_ask_for():
+    tokenizer = open_tokenizer(str(TINY))
+    wool = "The wool is spun by day, and by night it is wound. "
+    task = {"type": "niah_single_1", "haystack": "mine"}
+    asked = experiment(tasks={"needle": task}, haystacks={"mine": {"path": str(TINY)}})
+    haystack = split([wool * 300], tokenizer, 1024)
+    plain, thoughtful = (
+        sampler_of(asked, "needle", 1024, tokenizer, framed, haystack).sample(0)
+        for framed in ((PLAIN, 0), (Frame("Listen: ", " Go on.", None, False), 30))
+    )
+    assert plain["prompt"].count(wool.strip()) > 20
+    assert thoughtful["prompt"].startswith("Listen: ")
+    thought = 30 + len(tokenizer.encode(END, add_special_tokens=False))
+    assert thoughtful["max_new_tokens"] == plain["max_new_tokens"] + thought
+    for sample in (plain, thoughtful):
+        assert 800 < sample["tokens"] + sample["max_new_tokens"] <= 1024
+
+    counted = experiment(lengths=[9000], length_unit="characters")
+    long = sampler_of(counted, "needle", 9000, tokenizer, (PLAIN, 0)).sample(0)
+    assert 8900 < len(long["prompt"]) <= 9000

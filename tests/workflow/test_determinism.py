@@ -32,6 +32,7 @@ KINDS = (
     "scores/dense/passkey/128.parquet",
     *("summary.parquet", "summary.csv", "needles.parquet", "needles.csv"),
     *("comparison.json", "comparison.md", "comparison.csv"),
+    *("effective_length.csv", "mean_scores.csv", "figures/effective_length.svg"),
     *("experiment.yaml", "software.csv", "plan.csv"),
     *(
         f"figures/{name}.{kind}"

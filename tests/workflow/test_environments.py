@@ -23,7 +23,6 @@ CONDA_NAMES = {
 """Distribution -> its name on conda-forge, where the two differ."""
 AT_RUN_TIME = {
     "evaluate_system": "attention",
-    "evaluate_shard": "attention",
     "finetune_model": "attention",
     "generate_samples": "tasks",
     "stream_perplexity": "attention",

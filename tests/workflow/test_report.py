@@ -18,6 +18,7 @@ pytestmark = [
 
 FIGURES = {
     "Accuracy by length",
+    "Effective length",
     "Depth by length: passkey",
     "Depth by length: niah",
     "Prefill time and cache by length",
@@ -31,6 +32,7 @@ FIGURES = {
 FORMATS = {"interactive", "PNG", "SVG"}
 HELD = [
     *("summary.csv", "needles.csv", "comparison.csv", "comparison_speed.csv"),
+    *("effective_length.csv", "mean_scores.csv"),
     *("experiment.yaml", "software.csv", "plan.csv", "tables.html"),
 ]
 

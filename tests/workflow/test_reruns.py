@@ -17,8 +17,8 @@ TASKS = ["passkey", "niah"]
 LENGTHS = [128, 256]
 
 # Jobs are named by rule and wildcards: "evaluate_system dense passkey 128".
-COMPARED = {"summarize_scores", "compare_systems", "show_tables"}
-COMPARED |= {f"plot_{name}" for name in ("accuracy", "pareto", "finetuning")}
+COMPARED = {"summarize_scores", "find_effective_length", "compare_systems", "show_tables"}
+COMPARED |= {f"plot_{name}" for name in ("accuracy", "effective_length", "pareto", "finetuning")}
 COMPARED |= {f"plot_heatmap {task}" for task in TASKS}
 TIMED = {"compare_speed", "plot_cost", "plot_memory"}
 
@@ -85,7 +85,7 @@ TRAINED = {"plot_training", "plot_training_cost"}
 TUNED = {"generate_finetune_data base rows", "finetune_model infini"} | TRAINED
 DISTILLED = {"generate_finetune_data base of_task", "distill_gates own"} | TRAINED
 FIGURES = {f"plot_{name}" for name in ("accuracy", "density", "pareto", "finetuning")}
-FIGURES |= TRAINED | {"plot_cost", "plot_memory"}
+FIGURES |= TRAINED | {"plot_cost", "plot_memory", "plot_effective_length"}
 FIGURES |= {f"plot_heatmap {task}" for task in TASKS}
 
 CASES = {
@@ -167,6 +167,10 @@ CASES = {
     "a new system": (
         reconfigure("systems", "walk32", to={"model": "base", "attention": WALK}),
         answered(["walk32"]) | RECORDED,
+    ),
+    "what an effective length is": (
+        reconfigure("effective_length", to={"score": 0.5}),
+        {"find_effective_length", "plot_effective_length", "show_tables", *RECORDED},
     ),
     "another baseline": (
         reconfigure("baseline", to="random"),

@@ -39,18 +39,13 @@ rule evaluate_system:
         thinking_tokens=lambda w: (
             chat_of(experiment.root_model(experiment.systems[w.system].model)) or {}
         ).get("thinking_tokens", 0),
+        shards=lambda w: opening_of(experiment.systems[w.system].model).dp,
     script:
         "../scripts/evaluate_system.py"
 
 
 # A share of a cell's samples, for models of dp jobs.
-rule evaluate_shard:
-    input:
-        model=lambda w: model_files(experiment.systems[w.system].model),
-        gates=lambda w: gates_files(experiment.systems[w.system]),
-        samples=lambda w: samples_of(w.system, w.task, w.length),
-        before=lambda w: rungs_before("predictions", w, 1),
-        scores_before=lambda w: rungs_before("scores", w, 2),
+use rule evaluate_system as evaluate_shard with:
     output:
         predictions=f"{RESULTS}/shards/{{system}}/{{task}}/{{length}}/{{shard}}/predictions.parquet",
         measurements=f"{RESULTS}/shards/{{system}}/{{task}}/{{length}}/{{shard}}/measurements.parquet",
@@ -61,33 +56,6 @@ rule evaluate_shard:
         f"{RESULTS}/benchmarks/evaluate_shard/{{system}}/{{task}}/{{length}}/{{shard}}.tsv"
     wildcard_constraints:
         system="|".join(map(re.escape, sharded_systems())) or "none",
-    conda:
-        "../../envs/torch.yaml"
-    threads: lambda w: opening_of(experiment.systems[w.system].model).devices
-    resources:
-        mem_mb=lambda w, attempt: RESERVED.mem_mb(4000, "evaluate", w.system, w.length)
-        * attempt,
-        runtime=lambda w: RESERVED.minutes(120, "evaluate", w.system, w.length),
-        gpu=lambda w: RESERVED.gpus("evaluate", w.system, w.length),
-    params:
-        code=lambda w: code_version("evaluate_shard.py", *system_modules(w.system)),
-        modules=lambda w: system_modules(w.system),
-        model=lambda w: model_path(experiment.systems[w.system].model),
-        dtype=lambda w: experiment.models[experiment.systems[w.system].model].dtype,
-        revision=lambda w: getattr(
-            experiment.models[experiment.systems[w.system].model], "revision", None
-        ),
-        attention=lambda w: attention_of(experiment.systems[w.system]),
-        allow_pickle=lambda w: allows_pickle(experiment.systems[w.system].model),
-        ladder=ladder_of,
-        opening=lambda w: dump_opening(experiment.systems[w.system].model),
-        beyond_positions=lambda w: is_beyond_positions(w.system),
-        thinking_tokens=lambda w: (
-            chat_of(experiment.root_model(experiment.systems[w.system].model)) or {}
-        ).get("thinking_tokens", 0),
-        shards=lambda w: opening_of(experiment.systems[w.system].model).dp,
-    script:
-        "../scripts/evaluate_shard.py"
 
 
 rule join_shards:

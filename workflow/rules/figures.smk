@@ -79,6 +79,47 @@ rule plot_accuracy:
         "../scripts/plot_accuracy.py"
 
 
+rule plot_effective_length:
+    input:
+        means=f"{RESULTS}/mean_scores.parquet",
+        lengths=f"{RESULTS}/effective_length.parquet",
+    output:
+        html=report(
+            f"{RESULTS}/figures/effective_length.html",
+            caption="../report/effective_length.rst",
+            category="Figures",
+            labels={"figure": "Effective length", "format": "interactive"},
+        ),
+        svg=report(
+            f"{RESULTS}/figures/effective_length.svg",
+            caption="../report/effective_length.rst",
+            category="Figures",
+            labels={"figure": "Effective length", "format": "SVG"},
+        ),
+        png=report(
+            f"{RESULTS}/figures/effective_length.png",
+            caption="../report/effective_length.rst",
+            category="Figures",
+            labels={"figure": "Effective length", "format": "PNG"},
+        ),
+    log:
+        f"{RESULTS}/logs/plot_effective_length.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/plot_effective_length.tsv"
+    conda:
+        "../../envs/report.yaml"
+    threads: 1
+    resources:
+        mem_mb=lambda w, attempt: 2000 * attempt,
+        runtime=10,
+    params:
+        code=code_version("plot_effective_length.py"),
+        length_unit=experiment.length_unit,
+        share=experiment.effective_length.share,
+    script:
+        "../scripts/plot_effective_length.py"
+
+
 rule plot_cost:
     input:
         measurements=cells("measurements"),

@@ -57,6 +57,43 @@ rule summarize_scores:
         "../scripts/summarize_scores.py"
 
 
+rule find_effective_length:
+    input:
+        summary=f"{RESULTS}/summary.parquet",
+    output:
+        means=f"{RESULTS}/mean_scores.parquet",
+        lengths=f"{RESULTS}/effective_length.parquet",
+        csv=report(
+            f"{RESULTS}/effective_length.csv",
+            caption="../report/effective_length.rst",
+            category="Tables",
+            labels={"table": "Effective length"},
+        ),
+        means_csv=report(
+            f"{RESULTS}/mean_scores.csv",
+            caption="../report/mean_scores.rst",
+            category="Tables",
+            labels={"table": "Scores: mean over tasks"},
+        ),
+    log:
+        f"{RESULTS}/logs/find_effective_length.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/find_effective_length.tsv"
+    conda:
+        "../../envs/report.yaml"
+    threads: 1
+    resources:
+        mem_mb=lambda w, attempt: 1500 * attempt,
+        runtime=10,
+    params:
+        code=code_version("find_effective_length.py"),
+        metrics={name: task.metric for name, task in experiment.tasks.items()},
+        score=experiment.effective_length.score,
+        share=experiment.effective_length.share,
+    script:
+        "../scripts/find_effective_length.py"
+
+
 rule list_failures:
     input:
         predictions=cells("predictions", api_systems()),

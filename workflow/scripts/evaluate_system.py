@@ -1,7 +1,9 @@
-"""Answers of one system to one task at one length, by real generation."""
+"""Answers of one system to one task at one length, or to a shard of its samples, by generation."""
 
 from functools import partial
 from typing import TYPE_CHECKING
+
+import polars as pl
 
 from needlework.evaluation.answers import Asked, answers
 from needlework.evaluation.ladder import climb
@@ -12,6 +14,9 @@ if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
 with stage(snakemake) as s:
+    count = pl.scan_parquet(s.input.samples).select(pl.len()).collect().item()
+    shard, shards = int(s.wildcards.get("shard", 0)), s.params.shards
+    rows = slice(shard * count // shards, (shard + 1) * count // shards)
     asked, ladder = Asked.of(s.wildcards.system, s.params), s.params.ladder
     journal = s.kept("journal").with_suffix(".jsonl")
     climb(
@@ -19,7 +24,7 @@ with stage(snakemake) as s:
             answers,
             asked,
             s.input.samples,
-            slice(None),
+            rows,
             s.threads,
             is_rung=ladder is not None,
             journal=(journal, s.key),

@@ -1,0 +1,135 @@
+from math import sqrt
+
+import polars as pl
+import pytest
+
+from needlework.scoring.effective_length import effective_lengths, mean_scores
+from needlework.scoring.intervals import wilson
+
+LENGTHS = [1024, 2048, 4096, 8192]
+
+
+def _row(system, task, length, right, n=20, metric="all", depth=None, not_run=None):
+    low, high = (None, None) if not_run else map(float, wilson(right / n, n))
+    return {
+        "system": system, "task": task, "length": length, "depth_percent": depth,
+        "metric": None if not_run else metric, "n": 0 if not_run else n,
+        "accuracy": None if not_run else right / n, "low": low, "high": high, "not_run": not_run,
+    }  # fmt: skip
+
+
+def _table(rows):
+    return pl.DataFrame(rows, schema_overrides={"depth_percent": pl.Float64, "not_run": pl.String})
+
+
+def _means(**scores):
+    """Systems with these scores and an arm of 0.05 to either side, at LENGTHS."""
+    return pl.DataFrame(
+        [
+            {"system": system, "length": length, "tasks": 1, "n": 9, "score": score,
+             "low": None if score is None else score - 0.05,
+             "high": None if score is None else score + 0.05}
+            for system, row in scores.items() for length, score in zip(LENGTHS, row, strict=True)
+        ]
+    )  # fmt: skip
+
+
+def _found(means, criterion, score=0.856, share=0.85):
+    table = effective_lengths(means, score, share).filter(pl.col("criterion") == criterion)
+    return {
+        row["system"]: (row["low"], row["effective_length"], row["high"])
+        for row in table.to_dicts()
+    }
+
+
+def test_a_score_is_the_mean_of_tasks_each_by_its_own_metric():
+    rows = [
+        _row("b", "niah", 1024, 20), _row("b", "niah", 1024, 3, metric="exact"),
+        _row("b", "niah", 1024, 1, depth=50.0),
+        _row("b", "qa", 1024, 5, metric="part"), _row("b", "qa", 1024, 1),
+        _row("b", "vt", 1024, 9, n=30),
+        _row("a", "niah", 1024, 0), _row("a", "qa", 1024, 10, metric="part"),
+        _row("a", "vt", 1024, 30, n=30),
+    ]  # fmt: skip
+    means = mean_scores(_table(rows), {"qa": "part"})
+    assert means["system"].to_list() == ["b", "a"]
+    for found, shares in zip(
+        means.to_dicts(), ([(20, 20), (5, 20), (9, 30)], [(0, 20), (10, 20), (30, 30)]), strict=True
+    ):
+        score = sum(right / n for right, n in shares) / 3
+        below = above = 0.0
+        for right, n in shares:
+            low, high = wilson(right / n, n)
+            below, above = below + (right / n - low) ** 2, above + (high - right / n) ** 2
+        assert found["tasks"] == 3
+        assert found["n"] == 70
+        assert found["score"] == pytest.approx(score)
+        assert found["low"] == pytest.approx(score - sqrt(below) / 3)
+        assert found["high"] == pytest.approx(score + sqrt(above) / 3)
+
+
+def test_of_one_task_the_interval_is_its_own():
+    (found,) = mean_scores(_table([_row("a", "niah", 1024, 17)])).to_dicts()
+    low, high = wilson(17 / 20, 20)
+    assert (found["low"], found["high"]) == (pytest.approx(float(low)), pytest.approx(float(high)))
+
+
+def test_intervals_hold_the_mean_about_as_often_as_they_say():
+    import numpy as np
+
+    draws, truths = np.random.default_rng(0), np.array([0.95, 0.7, 0.3])
+    held = 0
+    for _ in range(400):
+        rows = [
+            _row("a", f"t{i}", 1024, int(right))
+            for i, right in enumerate(draws.binomial(20, truths))
+        ]
+        (found,) = mean_scores(_table(rows)).to_dicts()
+        held += found["low"] <= truths.mean() <= found["high"]
+    assert 0.92 <= held / 400 <= 0.985
+
+
+def test_a_length_where_a_task_was_not_run_has_no_score_and_is_not_reached():
+    rows = [_row("a", task, length, 20) for task in ("niah", "vt") for length in (1024, 2048)]
+    rows += [_row("a", "niah", 4096, 20), _row("a", "vt", 4096, 0, not_run="out of memory: no")]
+    means = mean_scores(_table(rows))
+    assert means["score"].to_list() == [1.0, 1.0, None]
+    assert means["low"].is_null().to_list() == [False, False, True]
+    (found,) = effective_lengths(means, 0.5, 0.85).filter(criterion="score").to_dicts()
+    assert (found["effective_length"], found["longest_length"]) == (2048, 4096)
+
+
+def test_the_longest_length_that_reaches_a_score():
+    means = _means(
+        far=[1.0, 0.95, 0.92, 0.9],
+        near=[0.92, 0.87, 0.82, 0.5],
+        none=[0.4, 0.3, 0.2, 0.0],
+        again=[0.95, 0.3, 0.95, 0.3],
+        exact=[0.856, 0.2, 0.2, 0.2],
+    )
+    assert _found(means, "score") == {
+        "far": (4096, 8192, 8192),
+        "near": (1024, 2048, 4096),
+        "none": (None, None, None),
+        "again": (4096, 4096, 4096),
+        "exact": (None, 1024, 1024),
+    }
+
+
+def test_the_longest_length_that_keeps_a_share_of_the_shortest():
+    means = _means(
+        weak=[0.4, 0.36, 0.34, 0.1],  # 0.34 is its threshold
+        # 0.85 of 0.8 is 0.68; arms of 0.05 and 0.85 x 0.05 make 0.066.
+        near=[0.8, 0.75, 0.7, 0.62],
+        zero=[0.0, 0.0, 0.0, 0.0],
+        late=[None, 0.9, 0.9, 0.9],
+    )
+    assert _found(means, "share") == {
+        "weak": (1024, 4096, 4096),
+        "near": (2048, 4096, 8192),
+        "zero": (None, None, None),
+        "late": (None, None, None),
+    }
+    table = effective_lengths(means, 0.856, 0.85).filter(criterion="share")
+    assert table["threshold"].round(6).to_list() == [0.34, 0.68, None, None]
+    assert table["share_of"].to_list() == [1024] * 4
