@@ -87,15 +87,16 @@ def _verdict(rows: list[dict[str, Any]], device: str) -> str:
 
 def totals(plan: pl.DataFrame) -> str:
     """Tokens, hours, price and largest bytes of the whole plan, in a line."""
-    peak, price = plan["peak_bytes"].max(), plan["price_dollars"].sum()
-    priced = f"at most ${price:,.2f} to APIs; " if plan["price_dollars"].count() else ""
-    return (
+    parts = [
         f"In all: {plan['prompts'].sum():,} prompts, "
-        f"{plan['prompt_tokens'].sum():,} prompt tokens, "
-        f"at most {plan['completion_tokens'].sum():,} new ones; "
-        f"{duration(plan['seconds'].sum())} on one device; {priced}largest peak "
-        + ("unknown" if peak is None else size(peak))
-    )
+        f"{plan['prompt_tokens'].sum():,} prompt tokens, at most {plan['completion_tokens'].sum():,} new ones"
+    ]
+    if plan["price_dollars"].count():
+        parts.append(f"at most ${plan['price_dollars'].sum():,.2f} to APIs")
+    if plan["peak_bytes"].count():
+        parts.append(f"{duration(plan['seconds'].sum())} on one device")
+        parts.append(f"largest peak {size(plan['peak_bytes'].max())}")
+    return "; ".join(parts)
 
 
 def size(count: float) -> str:
