@@ -89,7 +89,8 @@ def totals(plan: pl.DataFrame) -> str:
     """Tokens, hours, price and largest bytes of the whole plan, in a line."""
     parts = [
         f"In all: {plan['prompts'].sum():,} prompts, "
-        f"{plan['prompt_tokens'].sum():,} prompt tokens, at most {plan['completion_tokens'].sum():,} new ones"
+        f"{plan['prompt_tokens'].sum():,} prompt tokens, "
+        f"at most {plan['completion_tokens'].sum():,} new ones"
     ]
     if plan["price_dollars"].count():
         parts.append(f"at most ${plan['price_dollars'].sum():,.2f} to APIs")
