@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from functools import partial
+from itertools import product
 from typing import Any
 
 import polars as pl
@@ -22,6 +23,7 @@ from needlework.planning.cost import Cost, Model
 from needlework.planning.fit import devices_needed, fits, remedies
 from needlework.planning.shape import Shape
 from needlework.planning.state import gate_dim_of
+from needlework.progress import track
 from needlework.training.curriculum import vocabulary
 
 # A family's advice on its own settings helps no one who plans.
@@ -76,10 +78,11 @@ def plan(experiment: Experiment, device: Device, advise: bool = True) -> pl.Data
         could be reckoned, then with nulls before it).
     """
     models = Models(experiment)
-    rows = []
-    for name, system in experiment.systems.items():
-        for length in experiment.lengths:
-            rows.append(_row(models, name, system, length, device, advise))
+    cells = list(product(experiment.systems.items(), experiment.lengths))
+    rows = [
+        _row(models, name, system, length, device, advise)
+        for (name, system), length in track(cells, description="plan", unit="length")
+    ]
     return pl.DataFrame(rows, schema=SCHEMA)
 
 
