@@ -78,8 +78,9 @@ rule finetune_model:
         "../../envs/torch.yaml"
     threads: lambda w: experiment.models[w.model].finetune.processes
     resources:
-        mem_mb=lambda w, attempt, threads: RESERVED.mem_mb(6000, "finetune", w.model)
-        * threads
+        mem_mb=lambda w, attempt, threads: RESERVED.mem_mb(
+            6000 * threads, "finetune", w.model
+        )
         * attempt,
         runtime=lambda w: RESERVED.minutes(120, "finetune", w.model),
         gpu=lambda w: RESERVED.gpus("finetune", w.model),
