@@ -4,6 +4,7 @@ import csv
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import dropwhile
 from pathlib import Path
 
 import psutil
@@ -44,7 +45,9 @@ def due(configfile: Path, extra: list[str]) -> list[Path]:
     if done.returncode != 0:
         sys.stderr.write(done.stderr)
     _require(done.returncode, "looking for what is to be done")
-    rows = csv.DictReader(done.stdout.splitlines(), delimiter="\t")
+    # A dry run writes its log there too, before the table.
+    table = dropwhile(lambda line: "\t" not in line, done.stdout.splitlines())
+    rows = csv.DictReader(table, delimiter="\t")
     return [Path(row["output_file"]) for row in rows if row["plan"] == "update pending"]
 
 
