@@ -1,6 +1,7 @@
 """The Hugging Face hub: whether it is there, why it gives nothing, and which commit it gave."""
 
 import os
+import re
 import time
 from functools import cache
 from pathlib import Path
@@ -50,7 +51,8 @@ def unreachable() -> str | None:
             return None
     constants.HF_HUB_OFFLINE = True
     os.environ["HF_HUB_OFFLINE"] = "1"
-    return f"no connection to {constants.ENDPOINT}: {told or kind}"
+    # A mirror's address may hold a password.
+    return f"no connection to {re.sub('//[^/]*@', '//', constants.ENDPOINT)}: {told or kind}"
 
 
 def why(path: str | Path, error: Exception) -> str | None:

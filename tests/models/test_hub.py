@@ -130,8 +130,10 @@ def test_without_a_network_what_is_cached_is_opened_and_the_rest_is_one_line(
     assert opened == got
     assert line.startswith(f"nobody/other: {NO_HUB.format(url=hub.url)}")
     assert done.stderr == ""
+    hub.url = hub.url.replace("//", "//me:secret@")
     lines, said = planned(hub, tmp_path, "nobody/other")
     (line,) = lines
+    assert NO_HUB.format(url=hub.url.replace("me:secret@", "")) in line
     assert line.startswith("not reckoned: models.m0.path = nobody/other: no such folder, and the")
     # Nor do the hub's own tries show.
     assert said == ""
