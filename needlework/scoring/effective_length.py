@@ -6,6 +6,8 @@ from typing import Any
 
 import polars as pl
 
+from needlework.scoring.intervals import wilson
+
 _SCHEMA = {
     "system": pl.String,
     "criterion": pl.String,
@@ -31,32 +33,32 @@ def mean_scores(summary: pl.DataFrame, metrics: Mapping[str, str] | None = None)
         in the order of `summary`, then by length; score, low and high are null where a task was not
         run.
 
-        The interval joins those of the tasks, whose samples are independent, by the squares of
-        their arms (Zou and Donner, 2008): score - low = sqrt(sum (accuracy - low)^2) / tasks.
+        The interval is `intervals.wilson` of as many answers as the tasks have together, the task
+        with the fewest counting for all. It is conservative where tasks differ, as p (1 - p) is
+        concave: answers to them then spread less than as many to one task of the mean accuracy.
     """
     own = pl.col("task").replace_strict(metrics or {}, default="all", return_dtype=pl.String)
     missing = pl.col("not_run").is_not_null()
     cells = summary.filter(
         missing | (pl.col("depth_percent").is_null() & (pl.col("metric") == own))
     )
-    arms = {
-        "low": -((pl.col("accuracy") - pl.col("low")) ** 2).sum().sqrt() / pl.len(),
-        "high": ((pl.col("high") - pl.col("accuracy")) ** 2).sum().sqrt() / pl.len(),
-    }
     whole = pl.col("accuracy").null_count() == 0
-    score = pl.col("accuracy").mean()
     order = pl.Enum(summary["system"].unique(maintain_order=True))
-    return (
+    means = (
         cells.sort("task")  # sums in one order: equal bytes with any number of threads
         .group_by(pl.col("system").cast(order), "length", maintain_order=True)
         .agg(
             tasks=pl.len().cast(pl.Int64),
             n=pl.col("n").sum(),
-            score=pl.when(whole).then(score),
-            **{side: pl.when(whole).then(score + arm) for side, arm in arms.items()},
+            score=pl.when(whole).then(pl.col("accuracy").mean()),
+            alike=pl.when(whole).then(pl.len() * pl.col("n").min()),
         )
         .sort("system", "length")
         .cast({"system": pl.String})
+    )
+    low, high = wilson(means["score"].to_numpy(), means["alike"].to_numpy())
+    return means.drop("alike").with_columns(
+        low=pl.Series(low).fill_nan(None), high=pl.Series(high).fill_nan(None)
     )
 
 
@@ -75,7 +77,8 @@ def effective_lengths(means: pl.DataFrame, score: float, share: float) -> pl.Dat
         low, high (the longest whose 95 % interval lies wholly, and in part, not below) and
         longest_length (tested: the effective length may be longer where they are equal).
 
-        The interval of a score less the share of another joins both as `mean_scores` does.
+        The interval of a score less the share of another joins those of both by the squares of
+        their arms (Zou and Donner, 2008).
     """
     rows = []
     for (system,), table in means.group_by("system", maintain_order=True):
