@@ -108,8 +108,12 @@ class Reservations:
     @property
     def _fetched(self) -> set[str]:
         """Systems whose models are the hub's, which may not be there the first time."""
-        models, systems = self.experiment.models, self.experiment.systems
-        roots = {name: models[self.experiment.root_model(s.model)] for name, s in systems.items()}
+        models = self.experiment.models
+        roots = {
+            name: models[self.experiment.root_model(system.model)]
+            for name, system in self.experiment.systems.items()
+            if not self.experiment.is_api(name)  # of its model no more than the tokenizer is here
+        }
         return {
             name
             for name, root in roots.items()

@@ -113,3 +113,14 @@ def test_what_the_hub_did_not_give_is_planned_again(model: Path, monkeypatch: py
     assert reserved.mem_mb(1, *JOB) > 1
     assert reserved.mem_mb(1, "evaluate", "far", 512) == 1
     assert not KEPT.exists()
+
+
+def test_a_tokenizer_of_an_api_is_not_waited_for(model: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    enlarge(model)
+    models = {"base": {"path": str(model)}, "far": {"path": "nobody/nothing"}}
+    models["remote"] = {"api": "http://127.0.0.1:9/v1", "model": "m", "tokenizer": "far"}
+    systems = {"dense": {"model": "base"}, "remote": {"model": "remote"}}
+    reserved = reservations(model, models=models, systems=systems)
+    assert reserved.mem_mb(1, *JOB) > 1
+    assert len(list(KEPT.iterdir())) == 1
