@@ -74,7 +74,7 @@ def opening_table(setting: Setting | None = None) -> str:
         "",
         f"A random Llama of {setting.layers} layers, hidden {setting.hidden}, {setting.dtype}; one "
         f"prompt of {setting.tokens:,} tokens, after one",
-        f"to warm up, and {NEW_TOKENS} new tokens, {'on one GPU' if gpu else 'one thread a way'}. "
+        f"to warm up, and {NEW_TOKENS} new tokens, {'on a GPU' if gpu else 'one thread a way'}. "
         "Planned from config.json alone, for this machine as",
         "`needlework plan --device here` measures it. Peak: "
         f"{'bytes allocated on the GPU' if gpu else 'most resident memory'}. Token: seconds of one "
@@ -131,7 +131,8 @@ def _row(folder: Path, setting: Setting, way: dict) -> str:
         try:
             cache, peak, prefill, token = pool.apply(_answer, (folder, setting.dtype, way))
         except (ValueError, RuntimeError) as error:
-            return f"| {named} | {error} |" + " |" * 9
+            told = " ".join(str(error).split()).replace("|", "/")
+            return f"| {named} | {told} |" + " |" * 9
     return (
         f"| {named} | {beside(planned.cache_bytes, cache)} | {beside(planned.peak_bytes, peak)} "
         f"| {planned.prefill_seconds:.3g} s | {prefill:.3g} s "

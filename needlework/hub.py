@@ -90,7 +90,9 @@ def why(path: str | Path, error: Exception) -> str | None:
             )
         return f"{path}: the hub answers {status}; run again later, or name a folder that holds it"
     if found(LocalEntryNotFoundError, OfflineModeIsEnabled):
-        reason = unreachable() or "HF_HUB_OFFLINE is set and it is not in the cache"
+        reason = (
+            unreachable() or "HF_HUB_OFFLINE is set, as it is for jobs where a run found no hub"
+        )
         return (
             f"{path}: no such folder, and the hub cannot be reached ({reason}); fetch it where "
             f"there is a network (`hf download {path}`; one that is gated asks for HF_TOKEN), or "

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import polars as pl
+from polars.exceptions import PolarsError
 
 from needlework.config.experiment import Experiment
 from needlework.config.models import Api
@@ -50,6 +51,14 @@ def require_keys(
                 model = experiment.models[entry.model]
                 if predictions in due and (
                     samples in due
-                    or not is_answered(model, pl.read_parquet(samples), journal_of(predictions))
+                    or not is_answered(model, _read(samples), journal_of(predictions))
                 ):
                     raise ValueError(missing[entry.model])
+
+
+def _read(samples: Path) -> pl.DataFrame:
+    try:
+        return pl.read_parquet(samples)
+    except PolarsError as error:
+        told = str(error).partition("\n")[0]
+        raise ValueError(f"{samples}: no whole table ({told}); delete it and run again") from None

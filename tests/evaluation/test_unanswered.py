@@ -98,3 +98,12 @@ def test_a_key_that_is_there_is_not_missed(answered, monkeypatch: pytest.MonkeyP
     assert told.startswith("models.remote.key_variable THE_KEY: is not set in the environment")
     monkeypatch.setenv("THE_KEY", "sk-1")
     assert without_key(made) == {}
+
+
+def test_samples_that_are_cut_short_are_one_line(answered, tmp_path: Path):
+    made, table, samples = answered
+    samples.write_bytes(samples.read_bytes()[:200])
+    with pytest.raises(
+        ValueError, match=r"64\.parquet: no whole table \(.*\); delete it and run a"
+    ):
+        require_keys(made, tmp_path, without_key(made), [table])

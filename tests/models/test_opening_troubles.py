@@ -51,7 +51,9 @@ def test_a_folder_without_config(checkpoint):
 def test_a_hub_name_without_a_network(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     told = line("nobody/nothing")
-    assert told.startswith("no such folder, and the hub cannot be reached (HF_HUB_OFFLINE is set ")
+    assert told.startswith(
+        "no such folder, and the hub cannot be reached (HF_HUB_OFFLINE is set, as"
+    )
 
 
 def test_code_of_its_own_is_run_only_where_that_is_allowed(checkpoint):
