@@ -17,7 +17,8 @@ class Track(tqdm):
     _next_line = 0.0
 
     def display(self, msg=None, pos=None):
-        if sys.stderr.isatty():
+        is_drawn = sys.stderr.isatty()
+        if is_drawn:
             super().display(msg, pos)
         now = time.monotonic()
         if now >= self._next_line or (self.total is not None and self.n >= self.total):
@@ -25,7 +26,7 @@ class Track(tqdm):
             meter = {**self.format_dict, "ncols": 0, "bar_format": "{desc}{n_fmt}/{total_fmt}"}
             meter["bar_format"] += " [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
             _log.info(self.format_meter(**meter))
-        return True
+        return is_drawn
 
 
 def track(

@@ -346,4 +346,6 @@ def test_a_hub_name_is_read_from_the_hubs_cache(tmp_path):
 
     assert opened("'owner/name'").stdout == "<|user|>\n\n"
     failed = opened("'owner/other'").stderr.splitlines()[-1]
-    assert failed.startswith("ValueError: owner/other: no such folder, and not to be had from the")
+    assert failed.startswith(
+        "ValueError: owner/other: no such folder, and the hub cannot be reached"
+    )

@@ -25,7 +25,9 @@ def figures(*names: str) -> set[str]:
     return {f"results/small/figures/{name}.{kind}" for name in names for kind in EVERY_FORMAT}
 
 
-SCORED = figures("accuracy", "pareto", "heatmap/passkey", "heatmap/niah", "finetuning")
+SCORED = figures(
+    "accuracy", "effective_length", "pareto", "heatmap/passkey", "heatmap/niah", "finetuning"
+)
 
 
 def said(done: subprocess.CompletedProcess[str]) -> list[str]:
