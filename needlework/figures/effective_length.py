@@ -5,6 +5,7 @@ import polars as pl
 
 from needlework.columns import require
 from needlework.figures.axes import length_axis, side_by_side
+from needlework.figures.gaps import MARK
 from needlework.figures.theme import blank, counted, inline, names, styled, told_apart
 
 _WIDTH, _HEIGHT = 420, 300
@@ -33,7 +34,7 @@ def effective_length(
     if scored.is_empty():
         return blank(_TITLE, "no length was run with all tasks")
     tasks, reach = means["tasks"].max(), _threshold(lengths)
-    charts = (_scores(scored, means, reach, unit), _reached(lengths, means, share, unit))
+    charts = (_scores(means, reach, unit), _reached(lengths, means, share, unit))
     return styled(
         alt.hconcat(*charts, spacing=36).resolve_scale(color="independent", shape="independent"),
         _TITLE,
@@ -43,6 +44,11 @@ def effective_length(
             "that perhaps do (95 %)",
             "Triangle: the longest that was asked, so it may be longer",
             counted(scored["n"], "answers a point"),
+            *(
+                [f"{MARK} not run with all tasks, so not reached"]
+                if len(scored) < len(means)
+                else []
+            ),
         ],
     )
 
@@ -51,17 +57,24 @@ def _threshold(lengths: pl.DataFrame) -> float:
     return lengths.filter(criterion="score")["threshold"][0]
 
 
-def _scores(scored: pl.DataFrame, means: pl.DataFrame, reach: float, unit: str) -> alt.LayerChart:
+def _scores(means: pl.DataFrame, reach: float, unit: str) -> alt.LayerChart:
     systems, at = names(means, "system"), sorted(means["length"].unique())
     data = side_by_side(
-        scored.with_columns((100 * pl.col("score", "low", "high")).name.keep()), at, _WIDTH
+        means.with_columns((100 * pl.col("score", "low", "high")).name.keep()), at, _WIDTH
     )
     look = told_apart("system", systems, "System")
     scale = alt.Scale(domain=[0, 100])
-    base = alt.Chart(inline(data)).encode(x=length_axis(at, _WIDTH, "x", unit), color=look["color"])
+    every = alt.Chart(inline(data)).encode(
+        x=length_axis(at, _WIDTH, "x", unit), color=look["color"]
+    )
+    base = every.transform_filter("isValid(datum.score)")
+    cell = [
+        alt.Tooltip("system:N", title="System"),
+        alt.Tooltip("length:Q", title=f"Length ({unit})", format=","),
+    ]
     score = alt.Y("score:Q", title="Score (%)", scale=scale)
     line = alt.Chart(inline(pl.DataFrame({"reach": [100 * reach]})))
-    return alt.layer(
+    layers = [
         line.mark_rule(strokeDash=[6, 4], color=_CRITERIA[0]).encode(y=alt.Y("reach:Q")),
         base.mark_rule(opacity=0.6, strokeWidth=1.5).encode(
             y=alt.Y("low:Q", title="Score (%)", scale=scale), y2="high:Q"
@@ -71,15 +84,18 @@ def _scores(scored: pl.DataFrame, means: pl.DataFrame, reach: float, unit: str) 
             y=score,
             shape=look["shape"],
             tooltip=[
-                alt.Tooltip("system:N", title="System"),
-                alt.Tooltip("length:Q", title=f"Length ({unit})", format=","),
+                *cell,
                 alt.Tooltip("score:Q", title="Score (%)", format=".1f"),
                 alt.Tooltip("low:Q", title="Low (%)", format=".1f"),
                 alt.Tooltip("high:Q", title="High (%)", format=".1f"),
                 alt.Tooltip("n:Q", title="Answers"),
             ],
         ),
-    ).properties(width=_WIDTH, height=_HEIGHT)
+    ]
+    if means["score"].has_nulls():
+        crosses = every.transform_filter("!isValid(datum.score)").mark_text(text=MARK, fontSize=15)
+        layers.append(crosses.encode(y=alt.value(_HEIGHT - 8), tooltip=cell))
+    return alt.layer(*layers).properties(width=_WIDTH, height=_HEIGHT)
 
 
 def _reached(lengths: pl.DataFrame, means: pl.DataFrame, share: float, unit: str) -> alt.LayerChart:

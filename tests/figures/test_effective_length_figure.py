@@ -2,6 +2,7 @@ import polars as pl
 import pytest
 
 from needlework.figures.effective_length import effective_length
+from needlework.figures.gaps import MARK
 from needlework.scoring.effective_length import effective_lengths, mean_scores
 
 
@@ -52,3 +53,20 @@ def test_an_experiment_of_which_no_length_was_run_whole(drawn, make_summary):
     means = mean_scores(pl.concat([summary, gaps]))
     texts, _ = drawn(effective_length(means, effective_lengths(means, 0.5, 0.85), 0.85))
     assert "no length was run with all tasks" in texts
+
+
+def test_a_length_that_was_not_run_is_a_cross(drawn, make_summary):
+    summary = make_summary(2, 1, 3).with_columns(not_run=pl.lit(None, pl.String))
+    stopped = (pl.col("system") == "dense") & (pl.col("length") == 1024)
+    gap = summary.filter(stopped).head(1).with_columns(
+        *(pl.lit(None, pl.Float64).alias(key) for key in ("accuracy", "low", "high")),
+        not_run=pl.lit("out of memory: no"),
+    )  # fmt: skip
+    told = f"{MARK} not run with all tasks, so not reached"
+    for table, count in ((summary, 0), (pl.concat([summary.filter(~stopped), gap]), 1)):
+        means = mean_scores(table)
+        texts, marks = drawn(effective_length(means, effective_lengths(means, 0.5, 0.85), 0.85))
+        assert texts.count(MARK) == count
+        assert (told in texts) == (count == 1)
+        points = [mark for mark in marks if "Score (%)" in mark and mark["kind"] == "point"]
+        assert len(points) == 6 - count
