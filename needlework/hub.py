@@ -40,7 +40,9 @@ def unreachable() -> str | None:
                 timeout=constants.HF_HUB_ETAG_TIMEOUT,
                 follow_redirects=False,  # elsewhere says nothing of here
             )
-        except Exception as error:  # of the HTTP library below the hub's
+        # Which HTTP library is the hub's choice. Nothing is lost: what is not known to be a missing
+        # connection comes up again in the hub's own request.
+        except Exception as error:
             told, kind = " ".join(str(error).split()), type(error).__name__
             if kind not in ("ConnectError", "ConnectTimeout", "ProxyError"):
                 return None  # something answers: the hub's own patience is in place

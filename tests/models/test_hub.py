@@ -57,6 +57,15 @@ def planned(hub: Hub, folder: Path, *names: str) -> tuple[list[str], str]:
     return [line.removeprefix(f"a-m{i}, b-m{i}: ") for i, line in enumerate(lines)], done.stderr
 
 
+REFUSED = {
+    "nobody/gated": GATED,
+    "nobody/private": UNKNOWN,
+    "nobody/missing": UNKNOWN,
+    "nobody/tiny@v9": REVISION,
+    "nobody/no-token": TOKEN,
+}
+
+
 @pytest.fixture
 def hub(tmp_path: Path):
     bare = tmp_path / "bare"
@@ -67,14 +76,7 @@ def hub(tmp_path: Path):
 
 
 def test_a_plan_says_once_why_the_hub_gives_no_config(hub: Hub, tmp_path: Path):
-    told = {
-        "nobody/gated": GATED,
-        "nobody/private": UNKNOWN,
-        "nobody/missing": UNKNOWN,
-        "nobody/tiny@v9": REVISION,
-        "nobody/no-token": TOKEN,
-        "nobody/bare": BARE,
-    }
+    told = REFUSED | {"nobody/bare": BARE}
     lines, said = planned(hub, tmp_path, *told)
     assert len(lines) == len(told)
     for i, (line, (name, why)) in enumerate(zip(lines, told.items(), strict=True)):
@@ -103,14 +105,7 @@ def test_a_run_says_why_before_any_work(hub: Hub, tmp_path: Path, key: str):
 
 
 def test_a_tokenizer_says_why_the_hub_does_not_give_it(hub: Hub, tmp_path: Path):
-    told = {
-        "nobody/gated": GATED,
-        "nobody/private": UNKNOWN,
-        "nobody/missing": UNKNOWN,
-        "nobody/tiny@v9": REVISION,
-        "nobody/no-token": TOKEN,
-        "nobody/down": DOWN,
-    }
+    told = REFUSED | {"nobody/down": DOWN}
     lines = python(hub, tmp_path / "cache", "-c", TOKENIZER, *told).stdout.splitlines()
     assert len(lines) == len(told)
     for line, (name, why) in zip(lines, told.items(), strict=True):

@@ -126,15 +126,17 @@ def test_the_longest_length_that_keeps_a_share_of_the_shortest():
         weak=[0.4, 0.36, 0.34, 0.1],  # 0.34 is its threshold
         # 0.85 of 0.8 is 0.68; arms of 0.05 and 0.85 x 0.05 make 0.066.
         near=[0.8, 0.75, 0.7, 0.62],
+        barely=[0.8, 0.74, 0.5, 0.5],  # 0.06 above 0.68: within the joint arm, beyond its own
         zero=[0.0, 0.0, 0.0, 0.0],
         late=[None, 0.9, 0.9, 0.9],
     )
     assert _found(means, "share") == {
         "weak": (1024, 4096, 4096),
         "near": (2048, 4096, 8192),
+        "barely": (1024, 2048, 2048),
         "zero": (None, None, None),
         "late": (None, None, None),
     }
     table = effective_lengths(means, 0.856, 0.85).filter(criterion="share")
-    assert table["threshold"].round(6).to_list() == [0.34, 0.68, None, None]
-    assert table["share_of"].to_list() == [1024] * 4
+    assert table["threshold"].round(6).to_list() == [0.34, 0.68, 0.68, None, None]
+    assert table["share_of"].to_list() == [1024] * 5
