@@ -11,7 +11,8 @@ def test_every_score_and_effective_length_is_shown(drawn, make_summary, systems,
     summary = make_summary(systems, 3, lengths).with_columns(not_run=pl.lit(None, pl.String))
     means = mean_scores(summary)
     reached = effective_lengths(means, 0.5, 0.85)
-    texts, marks = drawn(effective_length(means, reached, 0.85))
+    chart = effective_length(means, reached, 0.85)
+    texts, marks = drawn(chart)
     points = {
         (mark["System"], mark["Length (tokens)"]): float(mark["Score (%)"])
         for mark in marks
@@ -40,6 +41,19 @@ def test_every_score_and_effective_length_is_shown(drawn, make_summary, systems,
         )
         for row in reached.iter_rows(named=True)
     }
+    ranges = {
+        (m["system"], m["criterion"]): (m["Effective length (tokens)"], m["high"])
+        for m in marks
+        if m["kind"] == "rule mark" and "criterion" in m
+    }
+    longest = {(m["System"], m["To reach"]): m["is_longest"] for m in marks if "is_longest" in m}
+    for row in reached.iter_rows(named=True):
+        cell = row["system"], criteria[row["criterion"]]
+        assert ranges[cell] == (shown(row["low"]), shown(row["high"]))
+        is_longest = row["effective_length"] == row["longest_length"]
+        assert longest[cell] == str(is_longest).lower()
+    shape = chart.to_dict()["hconcat"][1]["layer"][1]["encoding"]["shape"]["scale"]
+    assert dict(zip(shape["domain"], shape["range"], strict=True))[True].startswith("triangle")
     assert {"none", "Score to reach", *criteria.values()} <= set(texts)
     assert "Score: mean accuracy over 3 tasks; all of them count alike" in texts
 
