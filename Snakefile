@@ -3,9 +3,9 @@ import sys
 
 from snakemake.utils import min_version
 
-from needlework.code_version import code_version
-from needlework.config.load import load_experiment
-from needlework.results import require_writable
+from needlework.pipeline.code_version import code_version
+from needlework.config.parsing.load import load_experiment
+from needlework.pipeline.output_dir import require_writable
 
 min_version("9.27")
 

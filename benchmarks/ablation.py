@@ -11,8 +11,8 @@ from pathlib import Path
 import altair as alt
 import polars as pl
 
-from needlework.figures.save import save
-from needlework.figures.theme import counted, inline, names, styled, told_apart
+from needlework.figures.style.save import save
+from needlework.figures.style.theme import counted, inline, names, styled, told_apart
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs" / "results"

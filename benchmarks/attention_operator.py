@@ -19,10 +19,10 @@ from benchmarks.timing import timed, verdict
 from needlework import SketchWalk
 from needlework.attention.apply import Forward
 from needlework.attention.blocks import Blocks, choose
-from needlework.attention.kernels import attend
+from needlework.attention.cache_state import State
+from needlework.attention.kernels.attend import attend
 from needlework.attention.masks import LazyMask
-from needlework.attention.sketchwalk import Selector
-from needlework.attention.state import State
+from needlework.attention.methods.sketchwalk import Selector
 
 ROUNDS = 4
 """Of which the first, that compiles and warms up, does not count."""

@@ -18,7 +18,7 @@ import polars as pl
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from needlework.tasks.sentences import sentence
+from needlework.tasks.haystacks.sentences import sentence
 
 ROOT = Path(__file__).resolve().parent.parent
 PEER = ROOT / ".venv-lm-eval" / "bin" / "python"

@@ -6,7 +6,7 @@ from pydantic import TypeAdapter
 
 from needlework.config.tasks import AnyTask
 from needlework.tasks.generate import Sampler, write_samples
-from needlework.tasks.tokenizer import open_tokenizer
+from needlework.tasks.prompts.tokenizer import open_tokenizer
 
 task, length, count = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 sampler = Sampler(

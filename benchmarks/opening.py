@@ -16,9 +16,9 @@ from transformers import AutoTokenizer, LlamaConfig
 
 from benchmarks.plan import TOKENIZER, beside, make_random
 from needlework.config.opening import Opening
-from needlework.evaluation.answers import Asked, answers
+from needlework.evaluation.generation.answers import Asked, answers
 from needlework.planning.cost import Model
-from needlework.planning.here import device
+from needlework.planning.device_probe import device
 from needlework.planning.shape import Shape
 
 NEW_TOKENS = 16

@@ -14,14 +14,14 @@ from pydantic import TypeAdapter
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
 
 from needlework.attention.apply import apply
+from needlework.config.attention import AnyAttention, Infini
 from needlework.config.devices import devices
-from needlework.config.systems import AnyAttention, Infini
 from needlework.evaluation.meter import cache_bytes
-from needlework.memory import peak_memory_bytes
 from needlework.models.checkpoint import open_config, open_model
 from needlework.models.convert import convert
 from needlework.planning.cost import PROCESS_BYTES, Model
 from needlework.planning.shape import Shape
+from needlework.runtime.memory import peak_memory_bytes
 
 ROOT = Path(__file__).resolve().parent.parent
 TOKENIZER = ROOT / "resources" / "needlework-tiny"

@@ -11,8 +11,8 @@ import polars as pl
 from scipy.stats import binomtest
 
 from benchmarks.ablation import DOCS, ROOT
-from needlework.figures.save import save
-from needlework.figures.theme import counted, inline, styled
+from needlework.figures.style.save import save
+from needlework.figures.style.theme import counted, inline, styled
 
 RESULTS = ROOT / "results" / "infini-recipes"
 BASE = "recipe"

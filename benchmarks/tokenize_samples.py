@@ -4,7 +4,7 @@ import sys
 
 import polars as pl
 
-from needlework.tasks.tokenizer import open_tokenizer
+from needlework.tasks.prompts.tokenizer import open_tokenizer
 
 task, length = sys.argv[1], int(sys.argv[2])
 tokenizer = open_tokenizer("tokenizer")

@@ -21,9 +21,9 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from benchmarks.timing import verdict
 from needlework.config.tasks import PasskeyExamples
 from needlework.config.training import Finetune
+from needlework.finetune_data.passkey import examples
 from needlework.models.checkpoint import open_model
-from needlework.tasks.passkey import examples
-from needlework.tasks.tokenizer import open_tokenizer
+from needlework.tasks.prompts.tokenizer import open_tokenizer
 from needlework.training.finetune import answer_loss, collate, encode, finetune, shuffled
 
 MODEL = Path(__file__).resolve().parent.parent / "resources" / "needlework-tiny"

@@ -7,16 +7,16 @@ import importlib
 
 _PUBLIC = {
     "apply": "needlework.attention.apply",
-    "Infini": "needlework.config.systems",
-    "Oracle": "needlework.config.systems",
-    "Random": "needlework.config.systems",
-    "Seer": "needlework.config.systems",
-    "SketchWalk": "needlework.config.systems",
-    "StreamingEvalConfig": "needlework.evaluation.streaming",
-    "StreamingEvaluator": "needlework.evaluation.streaming",
-    "Window": "needlework.config.systems",
-    "XAttention": "needlework.config.systems",
-    "create_streaming_evaluator": "needlework.evaluation.streaming",
+    "Infini": "needlework.config.attention",
+    "Oracle": "needlework.config.attention",
+    "Random": "needlework.config.attention",
+    "Seer": "needlework.config.attention",
+    "SketchWalk": "needlework.config.attention",
+    "StreamingEvalConfig": "needlework.evaluation.streaming.evaluator",
+    "StreamingEvaluator": "needlework.evaluation.streaming.evaluator",
+    "Window": "needlework.config.attention",
+    "XAttention": "needlework.config.attention",
+    "create_streaming_evaluator": "needlework.evaluation.streaming.evaluator",
 }
 __all__ = list(_PUBLIC)
 

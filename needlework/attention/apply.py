@@ -13,13 +13,13 @@ from transformers.cache_utils import get_layer_types_and_kwargs
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from needlework.attention.blocks import Blocks, choose
+from needlework.attention.cache_state import State
 from needlework.attention.density import Density, DensityMeter
-from needlework.attention.heads import all_heads
-from needlework.attention.kernels import attend
+from needlework.attention.kernels.attend import attend
 from needlework.attention.layers import attention_modules
 from needlework.attention.masks import LazyMask
-from needlework.attention.state import State
-from needlework.config.systems import Attention, BlockSparse, InfiniAlignment
+from needlework.attention.tensor_parallel import all_heads
+from needlework.config.attention import Attention, BlockSparse, InfiniAlignment
 
 NAME = "needlework"
 """Of the attention and mask functions registered with transformers, and of the forward argument."""
@@ -93,7 +93,7 @@ class Handle:
     forward has reached it. Padding on the right of a chunk to come cannot be known."""
 
     def __post_init__(self):
-        module = importlib.import_module(f"needlework.attention.{self.system.type}")
+        module = importlib.import_module(self.system.module)
         self.selector: Selector = module.Selector(self.system)
         if hasattr(self.selector, "attach"):
             self.selector.attach(self.model)
@@ -160,7 +160,7 @@ def apply(model: PreTrainedModel, system: Attention) -> Handle | AbstractContext
             be put on or has another already, or no layer is left to replace.
     """
     if isinstance(system, InfiniAlignment):
-        module = importlib.import_module(f"needlework.attention.{system.type}")
+        module = importlib.import_module(system.module)
         return module.realigned(model, system)
     if not isinstance(system, BlockSparse):
         raise ValueError(

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from needlework.attention.masks import LazyMask
-from needlework.config.systems import BlockSparse, Ranked
+from needlework.config.attention import BlockSparse, Ranked
 
 
 class Blocks:

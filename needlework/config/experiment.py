@@ -4,12 +4,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, PlainValidator
 
+from needlework.config.attention import AnyAttention
 from needlework.config.base import Name, Strict
 from needlework.config.depths import Depths
 from needlework.config.gates import SeerGates
 from needlework.config.models import AnyModel, Api, Derived
 from needlework.config.streams import Stream
-from needlework.config.systems import AnyAttention
 from needlework.config.tasks import AnyExamples, AnyTask, Haystack
 
 

@@ -18,9 +18,9 @@ from pydantic import (
     model_validator,
 )
 
+from needlework.config.attention import AnyAttention
 from needlework.config.base import Name, Strict, Text
 from needlework.config.opening import Opening
-from needlework.config.systems import AnyAttention
 from needlework.config.training import Finetune, Pretrain
 
 

@@ -7,12 +7,12 @@ from inspect import cleandoc
 from pydantic_core import PydanticUndefined, to_jsonable_python
 
 from needlework.config import training
+from needlework.config.attention import Attention
 from needlework.config.base import Strict
 from needlework.config.experiment import EffectiveLength, Experiment, Ladder, System
 from needlework.config.gates import SeerGates
 from needlework.config.models import Model, Price
 from needlework.config.streams import Stream, StreamedSystem
-from needlework.config.systems import Attention
 from needlework.config.tasks import Examples, Task
 
 _HEAD = """# The experiment file

@@ -4,8 +4,8 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from needlework.config.attention import AnyAttention
 from needlework.config.base import Name, Strict
-from needlework.config.systems import AnyAttention
 
 
 class StreamedSystem(Strict):

@@ -1,4 +1,4 @@
-"""Tasks: their parameters. `module = "x"`: samples are made by needlework/tasks/x.py."""
+"""Parameters of tasks and of fine-tuning data; `module` is what makes the samples or rows."""
 
 from typing import Annotated, ClassVar, Literal, Self
 
@@ -62,7 +62,7 @@ class DepthTask(Task):
 class Passkey(DepthTask):
     """A pass key hidden in repeated filler (Mohtashami and Jaggi, 2023)."""
 
-    module: ClassVar[str] = "passkey"
+    module: ClassVar[str] = "needlework.tasks.passkey"
 
     type: Literal["passkey"] = "passkey"
     digits: int = Field(5, ge=1, le=20, description="digits of the key")
@@ -74,7 +74,7 @@ class Passkey(DepthTask):
 class Niah(DepthTask):
     """Needles in a haystack, as RULER makes them (Hsieh et al., 2024)."""
 
-    module: ClassVar[str] = "niah"
+    module: ClassVar[str] = "needlework.tasks.niah"
 
     type: Literal["niah"] = "niah"
     haystack: Name = Field("noise", description=_HAYSTACK)
@@ -175,7 +175,7 @@ class FreeNeedle(Strict):
 class Needles(DepthTask):
     """Needles of your own, all asked for by a question of your own."""
 
-    module: ClassVar[str] = "needles"
+    module: ClassVar[str] = "needlework.tasks.needles"
 
     type: Literal["needles"] = "needles"
     haystack: Name = Field("essay", description=_HAYSTACK)
@@ -198,7 +198,7 @@ class Needles(DepthTask):
 class VariableTracking(DepthTask):
     """RULER's vt: which variables come to hold a value, through chains of assignments."""
 
-    module: ClassVar[str] = "vt"
+    module: ClassVar[str] = "needlework.tasks.vt"
 
     type: Literal["vt"] = "vt"
     haystack: Name = Field("noise", description=_HAYSTACK)
@@ -223,7 +223,7 @@ class VariableTracking(DepthTask):
 class CommonWords(Task):
     """RULER's cwe: the words that stand most often in a numbered list."""
 
-    module: ClassVar[str] = "cwe"
+    module: ClassVar[str] = "needlework.tasks.cwe"
     has_depths: ClassVar[bool] = False
 
     type: Literal["cwe"] = "cwe"
@@ -255,7 +255,7 @@ class CommonWords(Task):
 class FrequentWords(Task):
     """RULER's fwe: the three most frequent coded words, after the dots, of a Zipf law."""
 
-    module: ClassVar[str] = "fwe"
+    module: ClassVar[str] = "needlework.tasks.fwe"
     has_depths: ClassVar[bool] = False
 
     type: Literal["fwe"] = "fwe"
@@ -274,7 +274,7 @@ class FrequentWords(Task):
 class QuestionAnswering(Task):
     """A question on one paragraph (or two) among many, as RULER's qa_1 and qa_2."""
 
-    module: ClassVar[str] = "qa"
+    module: ClassVar[str] = "needlework.tasks.qa"
     metric: ClassVar[Literal["all", "part"]] = "part"
 
     type: Literal["qa"] = "qa"
@@ -309,7 +309,7 @@ class Qa2(QuestionAnswering):
 class RulerJsonl(Task):
     """Samples in RULER's JSON lines, made elsewhere; those of a length are taken as they are."""
 
-    module: ClassVar[str] = "ruler_jsonl"
+    module: ClassVar[str] = "needlework.tasks.ruler_jsonl"
     has_depths: ClassVar[bool] = False
 
     type: Literal["ruler_jsonl"] = "ruler_jsonl"
@@ -361,7 +361,7 @@ class Examples(Strict):
 class PasskeyExamples(Examples):
     """Passkey rows to train on: prompt and answer, keys apart from every evaluation key."""
 
-    module: ClassVar[str] = "passkey"
+    module: ClassVar[str] = "needlework.finetune_data.passkey"
 
     type: Literal["passkey"] = "passkey"
     digits: list[Annotated[int, Field(ge=1, le=20)]] = Field(
@@ -378,7 +378,7 @@ class TaskExamples(Examples):
     They are drawn from random streams of their own; pass keys are none that is evaluated.
     """
 
-    module: ClassVar[str] = "task_examples"
+    module: ClassVar[str] = "needlework.finetune_data.task"
 
     type: Literal["task"] = "task"
     task: Name = Field(description="a name under tasks")
@@ -390,7 +390,7 @@ class RowExamples(Examples):
     An answer follows its prompt at once: begin it with a space where your tokenizer wants one.
     """
 
-    module: ClassVar[str] = "row_examples"
+    module: ClassVar[str] = "needlework.finetune_data.rows"
 
     type: Literal["rows"] = "rows"
     path: str = Field(
@@ -414,7 +414,7 @@ class TextExamples(Examples):
     into rows with nothing left over between them.
     """
 
-    module: ClassVar[str] = "text_examples"
+    module: ClassVar[str] = "needlework.finetune_data.text"
     has_answers: ClassVar[bool] = False
 
     type: Literal["text"] = "text"
@@ -437,7 +437,7 @@ class RecallExamples(Examples):
     theirs. Beside rows of a task it keeps a model able to read on.
     """
 
-    module: ClassVar[str] = "recall_examples"
+    module: ClassVar[str] = "needlework.finetune_data.recall"
     has_answers: ClassVar[bool] = False
 
     type: Literal["recall"] = "recall"

@@ -11,4 +11,4 @@ __all__ = ["StreamingEvalConfig", "StreamingEvaluator", "create_streaming_evalua
 def __getattr__(name: str):
     if name not in __all__:
         raise AttributeError(f"module 'needlework.evaluation' has no attribute {name!r}")
-    return getattr(importlib.import_module("needlework.evaluation.streaming"), name)
+    return getattr(importlib.import_module("needlework.evaluation.streaming.evaluator"), name)

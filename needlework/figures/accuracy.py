@@ -5,10 +5,18 @@ from collections.abc import Mapping
 import altair as alt
 import polars as pl
 
-from needlework.columns import require
-from needlework.figures.axes import length_axis, side_by_side
-from needlework.figures.gaps import MARK, gaps_of, told, tooltip
-from needlework.figures.theme import ACCURACY, METRICS, counted, inline, names, styled, told_apart
+from needlework.figures.style.axes import length_axis, side_by_side
+from needlework.figures.style.skipped_cells import MARK, gaps_of, told, tooltip
+from needlework.figures.style.theme import (
+    ACCURACY,
+    METRICS,
+    counted,
+    inline,
+    names,
+    styled,
+    told_apart,
+)
+from needlework.tables.columns import require
 
 _MOST_BANDS = 4
 

@@ -3,9 +3,15 @@
 import altair as alt
 import polars as pl
 
-from needlework.columns import require
-from needlework.figures.axes import BYTES_LABEL, SECONDS_LABEL, length_axis, log_ticks, side_by_side
-from needlework.figures.theme import blank, counted, inline, names, styled, told_apart
+from needlework.figures.style.axes import (
+    BYTES_LABEL,
+    SECONDS_LABEL,
+    length_axis,
+    log_ticks,
+    side_by_side,
+)
+from needlework.figures.style.theme import blank, counted, inline, names, styled, told_apart
+from needlework.tables.columns import require
 
 _TITLE = "Cost by context length"
 _WIDTH, _HEIGHT = 420, 320

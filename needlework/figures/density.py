@@ -3,8 +3,8 @@
 import altair as alt
 import polars as pl
 
-from needlework.columns import require
-from needlework.figures.theme import inline, names, styled
+from needlework.figures.style.theme import inline, names, styled
+from needlework.tables.columns import require
 
 _STAGES = ["prefill", "decode"]
 _NUMBER = "format(datum.percent, datum.percent < 9.95 ? '.1f' : '.0f')"

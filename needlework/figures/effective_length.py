@@ -3,10 +3,10 @@
 import altair as alt
 import polars as pl
 
-from needlework.columns import require
-from needlework.figures.axes import length_axis, side_by_side
-from needlework.figures.gaps import MARK
-from needlework.figures.theme import blank, counted, inline, names, styled, told_apart
+from needlework.figures.style.axes import length_axis, side_by_side
+from needlework.figures.style.skipped_cells import MARK
+from needlework.figures.style.theme import blank, counted, inline, names, styled, told_apart
+from needlework.tables.columns import require
 
 _WIDTH, _HEIGHT = 420, 300
 _TITLE = "Effective context length"

@@ -5,8 +5,16 @@ from collections.abc import Mapping
 import altair as alt
 import polars as pl
 
-from needlework.columns import require
-from needlework.figures.theme import ACCURACY, METRICS, counted, inline, names, styled, told_apart
+from needlework.figures.style.theme import (
+    ACCURACY,
+    METRICS,
+    counted,
+    inline,
+    names,
+    styled,
+    told_apart,
+)
+from needlework.tables.columns import require
 
 
 def finetuning(

@@ -3,9 +3,9 @@
 import altair as alt
 import polars as pl
 
-from needlework.columns import require
-from needlework.figures.gaps import GREY, MARK, gaps_of, told, tooltip
-from needlework.figures.theme import METRICS, SEQUENTIAL, counted, inline, names, styled
+from needlework.figures.style.skipped_cells import GREY, MARK, gaps_of, told, tooltip
+from needlework.figures.style.theme import METRICS, SEQUENTIAL, counted, inline, names, styled
+from needlework.tables.columns import require
 
 _MOST_COLUMNS = 4
 

@@ -3,8 +3,8 @@
 import altair as alt
 import polars as pl
 
-from needlework.columns import require
-from needlework.figures.theme import blank, inline, names, styled, told_apart
+from needlework.figures.style.theme import blank, inline, names, styled, told_apart
+from needlework.tables.columns import require
 
 _TITLE = "Memory over time"
 _WIDTH, _HEIGHT = 420, 320

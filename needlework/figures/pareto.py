@@ -5,9 +5,17 @@ from collections.abc import Mapping
 import altair as alt
 import polars as pl
 
-from needlework.columns import require
-from needlework.figures.axes import log_ticks
-from needlework.figures.theme import ACCURACY, METRICS, counted, inline, names, styled, told_apart
+from needlework.figures.style.axes import log_ticks
+from needlework.figures.style.theme import (
+    ACCURACY,
+    METRICS,
+    counted,
+    inline,
+    names,
+    styled,
+    told_apart,
+)
+from needlework.tables.columns import require
 
 _STAGES = ["prefill", "decode"]
 _CELL = ["task", "length", "stage"]

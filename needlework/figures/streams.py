@@ -3,9 +3,9 @@
 import altair as alt
 import polars as pl
 
-from needlework.columns import require
-from needlework.figures.axes import BYTES_LABEL, log_ticks
-from needlework.figures.theme import inline, names, styled, told_apart
+from needlework.figures.style.axes import BYTES_LABEL, log_ticks
+from needlework.figures.style.theme import inline, names, styled, told_apart
+from needlework.tables.columns import require
 
 _WIDTH, _HEIGHT = 420, 300
 _POINTS = 60

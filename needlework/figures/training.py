@@ -6,9 +6,9 @@ from collections.abc import Mapping
 import altair as alt
 import polars as pl
 
-from needlework.columns import require
-from needlework.figures.axes import BYTES_LABEL, log_ticks
-from needlework.figures.theme import inline, styled, told_apart
+from needlework.figures.style.axes import BYTES_LABEL, log_ticks
+from needlework.figures.style.theme import inline, styled, told_apart
+from needlework.tables.columns import require
 
 _WIDTH, _HEIGHT = 420, 260
 _MOST_LINES = 32

@@ -17,9 +17,9 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar
 
-from needlework import hub
 from needlework.config.opening import Opening
-from needlework.models.opening import arguments, explained, no_room
+from needlework.models.loading import arguments, explained, no_room
+from needlework.sources import hub
 
 # The stages have a bar of their own.
 disable_progress_bar()
@@ -127,7 +127,7 @@ def _register_attention(path: str | Path, kwargs: dict) -> None:
     if attention is None:
         return
     try:
-        importlib.import_module(f"needlework.attention.{attention}")
+        importlib.import_module(f"needlework.attention.methods.{attention}")
     except ModuleNotFoundError:
         raise ValueError(
             f"{path}: config.json asks for needlework_attention = {attention!r}, which this "

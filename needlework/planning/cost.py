@@ -3,18 +3,18 @@
 import math
 from dataclasses import dataclass
 
+from needlework.config.attention import Attention, BlockSparse, Infini
 from needlework.config.devices import Device
 from needlework.config.opening import Opening
-from needlework.config.systems import Attention, BlockSparse, Infini
-from needlework.planning.shape import Shape
-from needlework.planning.state import (
+from needlework.planning.flops import attention_flops, decode_density, pair_flops
+from needlework.planning.memory import (
     infini_cache_bytes,
     sparse_layers,
     state_bytes,
     workspace_bytes,
 )
+from needlework.planning.shape import Shape
 from needlework.planning.trace import Trace, trace
-from needlework.planning.work import attention_flops, decode_density, pair_flops
 
 PROCESS_BYTES = 480 * 2**20
 """Resident in a process with torch and transformers before it opens a model."""

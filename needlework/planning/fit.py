@@ -3,9 +3,9 @@
 import math
 from collections.abc import Callable, Iterator
 
+from needlework.config.attention import Attention
 from needlework.config.devices import Device
-from needlework.config.systems import Attention
-from needlework.models.opening import PREFILL_CHUNKS, prefills_in_chunks, quantizes_cache
+from needlework.models.loading import PREFILL_CHUNKS, prefills_in_chunks, quantizes_cache
 from needlework.planning.cost import CONTEXT_BYTES, Cost, Model
 
 MOST_DEVICES = 64

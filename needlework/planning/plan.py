@@ -10,20 +10,20 @@ import polars as pl
 from transformers import CONFIG_MAPPING
 from transformers.utils.logging import set_verbosity_error
 
-from needlework.attention.infini_families import PREFIX
+from needlework.attention.infini.families import PREFIX
+from needlework.config.attention import AnyAttention, Infini, Seer
 from needlework.config.devices import Device
 from needlework.config.experiment import Experiment, System
-from needlework.config.known_models import max_positions
+from needlework.config.model_info import max_positions
 from needlework.config.models import Api, Derived, Pretrained
 from needlework.config.opening import Opening
-from needlework.config.systems import AnyAttention, Infini, Seer
 from needlework.models.checkpoint import open_config
 from needlework.models.tiny import llama_config, word_tokenizer
 from needlework.planning.cost import Cost, Model
 from needlework.planning.fit import devices_needed, fits, remedies
+from needlework.planning.memory import gate_dim_of
 from needlework.planning.shape import Shape
-from needlework.planning.state import gate_dim_of
-from needlework.progress import track
+from needlework.runtime.progress import track
 from needlework.training.curriculum import vocabulary
 
 # A family's advice on its own settings helps no one who plans.

@@ -2,9 +2,9 @@
 
 import polars as pl
 
-from needlework.columns import require
 from needlework.scoring.intervals import wilson
 from needlework.scoring.pairing import KEYS
+from needlework.tables.columns import require
 
 _LISTS = ["needle", "needle_keys", "needle_found"]
 _CELL = ["system", "task", "length", "needle"]

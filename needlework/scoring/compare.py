@@ -6,10 +6,10 @@ import numpy as np
 import polars as pl
 from scipy.stats import binomtest
 
-from needlework.columns import require
 from needlework.scoring.intervals import paired_difference
 from needlework.scoring.metrics import METRICS
 from needlework.scoring.pairing import KEYS, answered, pair
+from needlework.tables.columns import require
 
 Rows = list[dict[str, str | int | float | None]]
 _CELL = ["system", "task", "length"]

@@ -2,7 +2,7 @@
 
 import polars as pl
 
-from needlework.columns import require
+from needlework.tables.columns import require
 
 KEYS = ["task", "length", "sample"]
 

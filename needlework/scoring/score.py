@@ -4,10 +4,10 @@ from typing import Any, get_args
 
 import polars as pl
 
-from needlework.columns import require
+from needlework.reasoning.tags import without_thought
 from needlework.scoring.metrics import METRICS, Asked, found
 from needlework.scoring.pairing import KEYS, pair
-from needlework.thought import without_thought
+from needlework.tables.columns import require
 
 _SCHEMA = {
     "depth_percent": pl.Float64,

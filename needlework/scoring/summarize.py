@@ -2,10 +2,10 @@
 
 import polars as pl
 
-from needlework.columns import require
 from needlework.scoring.intervals import wilson
 from needlework.scoring.metrics import METRICS
 from needlework.scoring.pairing import KEYS, answered, pair
+from needlework.tables.columns import require
 
 _ROW = ["system", *KEYS]
 _NEEDLES = ["needle_depths", "needle_found"]

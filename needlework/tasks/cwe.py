@@ -5,12 +5,12 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from needlework.config.tasks import CommonWords
-from needlework.tasks.counting import Counter
-from needlework.tasks.fill import Exhausted
-from needlework.tasks.prompts import Needle, Prompt
-from needlework.tasks.setting import Setting, Turn
-from needlework.tasks.shuffling import shuffled
-from needlework.tasks.words import all_words
+from needlework.tasks.context import Setting, Turn
+from needlework.tasks.haystacks.shuffling import shuffled
+from needlework.tasks.haystacks.words import all_words
+from needlework.tasks.prompts.budget import Exhausted
+from needlework.tasks.prompts.prompt import Needle, Prompt
+from needlework.tasks.prompts.token_counter import Counter
 
 INTRO = (
     "Below is a numbered list of words. In these words, some appear more often than others."

@@ -9,10 +9,10 @@ import numpy as np
 from scipy.special import zeta
 
 from needlework.config.tasks import FrequentWords
-from needlework.tasks.counting import Counter
-from needlework.tasks.prompts import Needle, Prompt
-from needlework.tasks.setting import Setting, Turn
-from needlework.tasks.shuffling import shuffled
+from needlework.tasks.context import Setting, Turn
+from needlework.tasks.haystacks.shuffling import shuffled
+from needlework.tasks.prompts.prompt import Needle, Prompt
+from needlework.tasks.prompts.token_counter import Counter
 
 INTRO = (
     "Read the following coded text and track the frequency of each coded word."

@@ -12,9 +12,10 @@ import pyarrow.parquet as pq
 from tokenizers import Tokenizer
 
 from needlework.config.tasks import Task
-from needlework.progress import track
-from needlework.tasks.counting import CharacterCounter, Counter
-from needlework.tasks.fill import (
+from needlework.reasoning.tags import END
+from needlework.runtime.progress import track
+from needlework.tasks.context import Setting, Turn
+from needlework.tasks.prompts.budget import (
     Draft,
     Exhausted,
     TooLong,
@@ -23,12 +24,11 @@ from needlework.tasks.fill import (
     smallest_length,
     text_of,
 )
-from needlework.tasks.prompts import PLAIN, Frame, Prompt
+from needlework.tasks.prompts.depth_sampler import Spread
+from needlework.tasks.prompts.prompt import PLAIN, Frame, Prompt
+from needlework.tasks.prompts.token_counter import CharacterCounter, Counter
+from needlework.tasks.prompts.tokenizer import uncut
 from needlework.tasks.seeds import stream_seed
-from needlework.tasks.setting import Setting, Turn
-from needlework.tasks.spread import Spread
-from needlework.tasks.tokenizer import uncut
-from needlework.thought import END
 
 SAMPLES = {
     "task": pl.String,
@@ -163,7 +163,7 @@ class Sampler:
         stream = (self._seed, self._parameters, length)
         stream = ("training", *stream) if self._training else stream
         setting = Setting(length, stream, self._haystack, self._training)
-        module = import_module(f"needlework.tasks.{self.task.module}")
+        module = import_module(self.task.module)
         spread = Spread(self._depths, *stream)
         with self._named():
             drafts = module.drafts(self.task, self._counter, setting)

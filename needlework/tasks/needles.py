@@ -3,10 +3,10 @@
 from collections.abc import Callable
 
 from needlework.config.tasks import Needles
-from needlework.tasks.counting import Counter
-from needlework.tasks.haystacks import haystack_of
-from needlework.tasks.hiding import Hidden, Hiding
-from needlework.tasks.setting import Setting, Turn
+from needlework.tasks.context import Setting, Turn
+from needlework.tasks.haystacks.haystack import haystack_of
+from needlework.tasks.haystacks.needle_insertion import Hidden, Hiding
+from needlework.tasks.prompts.token_counter import Counter
 
 
 def drafts(task: Needles, counter: Counter, setting: Setting) -> Callable[[Turn], Hiding]:

@@ -3,12 +3,12 @@
 from collections.abc import Callable
 
 from needlework.config.tasks import Niah
-from needlework.tasks.counting import Counter
-from needlework.tasks.haystacks import NEEDLE, haystack_of
-from needlework.tasks.hiding import Hidden, Hiding
-from needlework.tasks.setting import Setting, Turn
-from needlework.tasks.spread import RULER_DEPTHS
-from needlework.tasks.values import draw
+from needlework.tasks.context import Setting, Turn
+from needlework.tasks.haystacks.haystack import NEEDLE, haystack_of
+from needlework.tasks.haystacks.needle_insertion import Hidden, Hiding
+from needlework.tasks.haystacks.needle_values import draw
+from needlework.tasks.prompts.depth_sampler import RULER_DEPTHS
+from needlework.tasks.prompts.token_counter import Counter
 
 INTRO = (
     "Some special magic {values} are hidden within the following text. Make sure to memorize it."

@@ -8,12 +8,12 @@ from tokenizers import Tokenizer
 from needlework.config.experiment import Experiment
 from needlework.config.models import Api, Checkpoint
 from needlework.config.tasks import RulerJsonl
-from needlework.tasks.chat import open_frame
+from needlework.sources.texts import texts
 from needlework.tasks.generate import TRIED, Sampler
-from needlework.tasks.prompts import PLAIN, Frame
-from needlework.tasks.punkt import split
-from needlework.tasks.tokenizer import open_tokenizer, tokenizer_folder
-from needlework.texts import texts
+from needlework.tasks.haystacks.punkt import split
+from needlework.tasks.prompts.chat import open_frame
+from needlework.tasks.prompts.prompt import PLAIN, Frame
+from needlework.tasks.prompts.tokenizer import open_tokenizer, tokenizer_folder
 
 
 def preflight(experiment: Experiment, fetch: bool = False) -> None:

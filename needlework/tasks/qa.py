@@ -4,12 +4,12 @@ from collections.abc import Callable
 from random import Random
 
 from needlework.config.tasks import QuestionAnswering
-from needlework.tasks.counting import Counter
-from needlework.tasks.documents import QASet, Question, read_hotpotqa, read_squad
-from needlework.tasks.fill import Exhausted
-from needlework.tasks.prompts import Needle, Prompt
+from needlework.tasks.context import Setting, Turn
+from needlework.tasks.formats.question_sets import QASet, Question, read_hotpotqa, read_squad
+from needlework.tasks.prompts.budget import Exhausted
+from needlework.tasks.prompts.prompt import Needle, Prompt
+from needlework.tasks.prompts.token_counter import Counter
 from needlework.tasks.seeds import stream_seed
-from needlework.tasks.setting import Setting, Turn
 
 TOLD = (
     "Answer the question based on the given documents. Only give me the answer and do not output"

@@ -4,11 +4,11 @@ import re
 from collections.abc import Callable
 
 from needlework.config.tasks import RulerJsonl
-from needlework.tasks.counting import Counter
-from needlework.tasks.fill import text_of
-from needlework.tasks.prompts import Prompt
-from needlework.tasks.ruler_files import read_ruler_jsonl
-from needlework.tasks.setting import Setting, Turn
+from needlework.tasks.context import Setting, Turn
+from needlework.tasks.formats.ruler_files import read_ruler_jsonl
+from needlework.tasks.prompts.budget import text_of
+from needlework.tasks.prompts.prompt import Prompt
+from needlework.tasks.prompts.token_counter import Counter
 
 _VALUES = {
     "numbers": re.compile(r"[0-9]"),

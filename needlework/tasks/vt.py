@@ -5,12 +5,12 @@ from random import Random
 from string import ascii_uppercase
 
 from needlework.config.tasks import VariableTracking
-from needlework.tasks.counting import Counter
-from needlework.tasks.haystacks import Hay, Haystack, haystack_of
-from needlework.tasks.hiding import Hidden, Hiding
+from needlework.tasks.context import Setting, Turn
+from needlework.tasks.haystacks.haystack import Hay, Haystack, haystack_of
+from needlework.tasks.haystacks.needle_insertion import Hidden, Hiding
+from needlework.tasks.prompts.depth_sampler import RULER_DEPTHS
+from needlework.tasks.prompts.token_counter import Counter
 from needlework.tasks.seeds import stream_seed
-from needlework.tasks.setting import Setting, Turn
-from needlework.tasks.spread import RULER_DEPTHS
 
 INTRO = "Memorize and track the chain(s) of variable assignment hidden in the following text."
 QUESTION = "Question: Find all variables that are assigned the value {value} in the text above."

@@ -26,8 +26,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from needlework.lock import locked
-from needlework.provenance import sha256_file
+from needlework.pipeline.lock import locked
+from needlework.pipeline.provenance import sha256_file
 
 TENSORS, PROGRESS = "tensors.safetensors", "progress.json"
 _log = logging.getLogger(__name__)

@@ -10,10 +10,10 @@ from transformers import PreTrainedTokenizerFast
 
 from needlework.config.training import Exercise, Pretrain, Stage
 from needlework.tasks import niah, passkey
-from needlework.tasks.filler import PARAGRAPH
-from needlework.tasks.haystacks import NEEDLE
-from needlework.tasks.sentences import sentence, third_person
-from needlework.tasks.words import draw_keys, words
+from needlework.tasks.haystacks.filler import PARAGRAPH
+from needlework.tasks.haystacks.haystack import NEEDLE
+from needlework.tasks.haystacks.sentences import sentence, third_person
+from needlework.tasks.haystacks.words import draw_keys, words
 from needlework.training.loop import IGNORED, Batch
 
 RECALL_NEEDLE = " for {key} is: {value}."

@@ -12,14 +12,14 @@ from pydantic import TypeAdapter
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from needlework.config.systems import AnyAttention
+from needlework.config.attention import AnyAttention
 from needlework.config.training import Finetune, FinetuneStage
 from needlework.models.checkpoint import open_model
 from needlework.models.convert import convert
 from needlework.tasks.seeds import stream_seed
 from needlework.training.checkpoints import Checkpoints
+from needlework.training.data_order import mix, shuffled
 from needlework.training.loop import IGNORED, Batch, Validate, train, warmup_cosine
-from needlework.training.order import mix, shuffled
 from needlework.training.run import write_product
 from needlework.training.sliced_loss import summed_loss
 from needlework.training.state import whole

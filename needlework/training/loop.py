@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
 from needlework.config.training import Loop, WholeModel
-from needlework.memory import peak_memory_bytes
-from needlework.progress import track
+from needlework.runtime.memory import peak_memory_bytes
+from needlework.runtime.progress import track
 from needlework.training.checkpoints import Checkpoints
-from needlework.training.signs import warn
+from needlework.training.stall_warnings import warn
 from needlework.training.state import restore, tensors_of, whole
 
 _log = logging.getLogger(__name__)

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from needlework.config import training
 from needlework.config.training import Loop
 from needlework.models.checkpoint import save_model
-from needlework.processes import end_with_parent, error_file, log_marked, start
+from needlework.runtime.processes import end_with_parent, error_file, log_marked, start
 from needlework.training.checkpoints import Checkpoints, fingerprint
 from needlework.training.state import whole
 

@@ -5,8 +5,8 @@ import torch
 
 from needlework.attention.apply import Forward
 from needlework.attention.blocks import Blocks, choose
+from needlework.attention.cache_state import State
 from needlework.attention.masks import LazyMask
-from needlework.attention.state import State
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from needlework.attention.blocks import Blocks, causal_pairs, choose, kept_blocks, shift
 from needlework.attention.masks import LazyMask
-from needlework.config.systems import Random, SketchWalk, XAttention
+from needlework.config.attention import Random, SketchWalk, XAttention
 
 CPU = torch.device("cpu")
 

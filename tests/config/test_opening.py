@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from needlework.config.load import load_experiment, read_experiment
+from needlework.config.parsing.load import load_experiment, read_experiment
 
 
 @pytest.fixture

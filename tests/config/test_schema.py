@@ -1,14 +1,13 @@
 import json
 from copy import deepcopy
-from pathlib import Path
 
 import pytest
 import yaml
 from jsonschema import Draft202012Validator
+from support.paths import ROOT
 
 from needlework.config.schema import experiment_schema
 
-ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = ["config.yaml", *(f"config/{path.name}" for path in (ROOT / "config").glob("*.yaml"))]
 
 GOOD = {

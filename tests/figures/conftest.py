@@ -3,7 +3,7 @@ import xml.etree.ElementTree as ET
 import polars as pl
 import pytest
 
-from needlework.figures.save import save
+from needlework.figures.style.save import save
 
 SYSTEMS = ["dense", "sketchwalk", "random", "infini", "seer", "streaming", "snapkv", "delta"]
 TASKS = [f"task_{letter}" for letter in "abcdefghijklm"]

@@ -7,7 +7,7 @@ from needlework.figures.accuracy import accuracy
 from needlework.figures.cost import cost
 from needlework.figures.finetuning import finetuning
 from needlework.figures.heatmap import heatmap
-from needlework.figures.theme import COLORS
+from needlework.figures.style.theme import COLORS
 from needlework.figures.training import training, training_cost
 
 CELL = ["system", "task", "length", "accuracy", "low", "high"]

@@ -4,7 +4,7 @@ import pytest
 
 from needlework.config.tasks import Passkey
 from needlework.tasks.generate import Sampler
-from needlework.tasks.tokenizer import open_tokenizer
+from needlework.tasks.prompts.tokenizer import open_tokenizer
 
 
 @pytest.mark.parametrize("length", [400, 3000])

@@ -5,17 +5,17 @@ from collections import Counter as Tally
 from random import Random
 
 import pytest
-from toy_tokenizers import ADDITIVE, FRAMES, TINY
+from support.toy_tokenizers import ADDITIVE, FRAMES, TINY
 
 from needlework.config.tasks import CommonWords
 from needlework.tasks import cwe
-from needlework.tasks.counting import Counter
-from needlework.tasks.fill import Exhausted, text_of
+from needlework.tasks.context import Setting, Turn
 from needlework.tasks.generate import TRIED, Sampler, samples
-from needlework.tasks.setting import Setting, Turn
-from needlework.tasks.spread import Spread
-from needlework.tasks.tokenizer import open_tokenizer
-from needlework.tasks.words import all_words
+from needlework.tasks.haystacks.words import all_words
+from needlework.tasks.prompts.budget import Exhausted, text_of
+from needlework.tasks.prompts.depth_sampler import Spread
+from needlework.tasks.prompts.token_counter import Counter
+from needlework.tasks.prompts.tokenizer import open_tokenizer
 
 PUBLISHED = (
     "Below is a numbered list of words. In these words, some appear more often than others."

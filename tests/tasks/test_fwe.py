@@ -6,15 +6,15 @@ from collections import Counter as Tally
 from random import Random
 
 import pytest
-from toy_tokenizers import ADDITIVE, FRAMES
+from support.toy_tokenizers import ADDITIVE, FRAMES
 
 from needlework.config.tasks import FrequentWords
 from needlework.tasks import fwe
-from needlework.tasks.counting import Counter
-from needlework.tasks.fill import text_of
+from needlework.tasks.context import Setting, Turn
 from needlework.tasks.generate import TRIED, Sampler, samples
-from needlework.tasks.setting import Setting, Turn
-from needlework.tasks.spread import Spread
+from needlework.tasks.prompts.budget import text_of
+from needlework.tasks.prompts.depth_sampler import Spread
+from needlework.tasks.prompts.token_counter import Counter
 
 PUBLISHED = (
     "Read the following coded text and track the frequency of each coded word. Find the three most"

@@ -1,13 +1,13 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import polars as pl
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.paths import DATA, TINY
 
 from needlework.config.tasks import (
     FreeNeedle,
@@ -25,11 +25,10 @@ from needlework.config.tasks import (
     Qa1,
 )
 from needlework.tasks import generate
-from needlework.tasks.counting import Counter
 from needlework.tasks.generate import SAMPLES, TRIED, Sampler, samples, write_samples
-from needlework.tasks.tokenizer import open_tokenizer
+from needlework.tasks.prompts.token_counter import Counter
+from needlework.tasks.prompts.tokenizer import open_tokenizer
 
-TINY = Path(__file__).resolve().parents[2] / "resources" / "needlework-tiny"
 RULER = [
     NiahSingle1(),
     NiahSingle2(),
@@ -138,7 +137,7 @@ def test_sample_is_the_same_in_another_process(byte_tokenizer, tmp_path):
         "import sys\n"
         "from needlework.config.tasks import NiahMultikey3\n"
         "from needlework.tasks.generate import Sampler, write_samples\n"
-        "from needlework.tasks.tokenizer import open_tokenizer\n"
+        "from needlework.tasks.prompts.tokenizer import open_tokenizer\n"
         "sampler = Sampler(NiahMultikey3(), open_tokenizer(sys.argv[1]), task_name='a_task',"
         " length=1200, depths=[0.0, 10.0, 25.0, 50.0, 90.0, 100.0], seed=1)\n"
         "write_samples(sampler, 4, sys.argv[1] + '/table.parquet')\n"
@@ -265,7 +264,7 @@ def test_few_samples_are_spread_over_many_depths(byte_tokenizer):
 
 
 def test_where_a_file_lies_changes_no_sample(byte_tokenizer, tmp_path):
-    source = Path(__file__).resolve().parents[1] / "data" / "squad-small.json"
+    source = DATA / "squad-small.json"
     (tmp_path / "copy.json").write_bytes(source.read_bytes())
     one, other = (Qa1(path=str(path)) for path in (source, tmp_path / "copy.json"))
     assert make(one, byte_tokenizer).equals(make(other, byte_tokenizer))

@@ -5,8 +5,9 @@ import polars as pl
 import pytest
 
 from needlework.config.tasks import Passkey, PasskeyExamples
+from needlework.finetune_data.passkey import examples
 from needlework.tasks.generate import Sampler, samples
-from needlework.tasks.passkey import draw_key, examples, is_evaluation_key
+from needlework.tasks.passkey import draw_key, is_evaluation_key
 
 
 def test_keys_of_training_and_evaluation_are_apart():

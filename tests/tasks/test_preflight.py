@@ -1,15 +1,12 @@
-from pathlib import Path
-
 import pytest
+from support.paths import TINY
 
-from needlework.config.load import load_experiment
+from needlework.config.parsing.load import load_experiment
+from needlework.reasoning.tags import END
+from needlework.tasks.haystacks.punkt import split
 from needlework.tasks.preflight import preflight, sampler_of
-from needlework.tasks.prompts import PLAIN, Frame
-from needlework.tasks.punkt import split
-from needlework.tasks.tokenizer import open_tokenizer
-from needlework.thought import END
-
-TINY = Path(__file__).resolve().parents[2] / "resources" / "needlework-tiny"
+from needlework.tasks.prompts.prompt import PLAIN, Frame
+from needlework.tasks.prompts.tokenizer import open_tokenizer
 
 
 def experiment(**changes):

@@ -2,16 +2,15 @@
 
 import json
 import re
-from pathlib import Path
 
 import pytest
+from support.paths import DATA
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from needlework.config.tasks import Qa1, Qa2, QuestionAnswering
 from needlework.scoring.metrics import match_part
 from needlework.tasks.generate import Sampler, samples
 
-DATA = Path(__file__).resolve().parents[1] / "data"
 SQUAD, HOTPOTQA = (
     Qa1(path=str(DATA / "squad-small.json")),
     Qa2(path=str(DATA / "hotpot-small.json")),

@@ -4,15 +4,15 @@ import re
 from random import Random
 
 import pytest
-from toy_tokenizers import ADDITIVE, FRAMES
+from support.toy_tokenizers import ADDITIVE, FRAMES
 
 from needlework.config.tasks import VariableTracking
 from needlework.tasks import vt
-from needlework.tasks.counting import Counter
-from needlework.tasks.fill import text_of
+from needlework.tasks.context import Setting, Turn
 from needlework.tasks.generate import TRIED, Sampler, samples
-from needlework.tasks.setting import Setting, Turn
-from needlework.tasks.spread import Spread
+from needlework.tasks.prompts.budget import text_of
+from needlework.tasks.prompts.depth_sampler import Spread
+from needlework.tasks.prompts.token_counter import Counter
 
 NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
 PUBLISHED = (

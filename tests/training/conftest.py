@@ -1,5 +1,5 @@
 import pytest
-from toy import characters
+from support.toy_training import characters
 
 
 @pytest.fixture(scope="session")

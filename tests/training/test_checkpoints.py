@@ -8,7 +8,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 import torch
-from elsewhere import Pool
+from support.killable import Pool
 
 from needlework.training.checkpoints import Checkpoints, fingerprint
 

@@ -7,7 +7,7 @@ import torch
 from needlework.config.training import Pretrain, Stage
 from needlework.models.tiny import word_tokenizer
 from needlework.tasks import passkey
-from needlework.tasks.words import is_held_out
+from needlework.tasks.haystacks.words import is_held_out
 from needlework.training import curriculum
 from needlework.training.curriculum import IGNORED, Writer, batches, vocabulary
 

@@ -3,11 +3,11 @@ import itertools
 import polars as pl
 import pytest
 import torch
-from toy import ROWS, llama, recipe
+from support.toy_training import ROWS, llama, recipe
 from transformers import PreTrainedTokenizerFast
 
-from needlework.attention.infini import convert
-from needlework.config.systems import Infini
+from needlework.attention.methods.infini import convert
+from needlework.config.attention import Infini
 from needlework.config.training import FinetuneStage
 from needlework.training.finetune import answer_loss, collate, encode, finetune, parameter_groups
 

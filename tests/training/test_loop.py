@@ -7,7 +7,7 @@ import torch
 
 from needlework.config.training import WholeModel
 from needlework.training.loop import train, warmup_cosine
-from needlework.training.signs import warn
+from needlework.training.stall_warnings import warn
 
 
 def _regression(seed: int):

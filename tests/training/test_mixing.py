@@ -6,16 +6,16 @@ from itertools import islice
 import polars as pl
 import pytest
 import torch
-from toy import PROSE, ROWS, characters, finetuned, llama, product, recipe
+from support.toy_training import PROSE, ROWS, characters, finetuned, llama, product, recipe
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from needlework.attention.infini import convert
-from needlework.config.systems import Infini
+from needlework.attention.methods.infini import convert
+from needlework.config.attention import Infini
 from needlework.config.training import FinetuneStage
 from needlework.training import finetune as finetuning
 from needlework.training import sliced_loss
+from needlework.training.data_order import mix, shuffled
 from needlework.training.finetune import answer_loss, collate, encode, finetune
-from needlework.training.order import mix, shuffled
 
 MIXED = {"toy": 3.0, "prose": 1.0}
 

@@ -3,17 +3,16 @@
 import logging
 import resource
 import signal
-import time
 from pathlib import Path
 
 import polars as pl
 import pytest
-from elsewhere import Pool, Process
-from toy import finetuned, mixed, product, write
+from support.killable import Pool, kill_when
+from support.toy_training import finetuned, mixed, product, write
 
 from needlework.config.training import Distill, Pretrain, Stage
 from needlework.training.checkpoints import Checkpoints
-from needlework.training.distill import distill_checkpoint
+from needlework.training.distill.gates import distill_checkpoint
 from needlework.training.pretrain import pretrain_model
 from needlework.training.run import run
 
@@ -53,18 +52,6 @@ def distilled(folder: Path, **changes) -> Checkpoints:
         rows=[made["rows"]["toy"]],
         seed=3,
     )
-
-
-def kill_when(training, folder: Path, there: str) -> None:
-    """Train in a process of its own, and kill -9 it once a path like `there` is there."""
-    process = Process(target=training, args=[folder])
-    process.start()
-    while not list(folder.glob(there)):
-        assert process.is_alive(), "it ended before it was to be killed"
-        time.sleep(0.001)
-    process.kill()
-    process.join()
-    assert process.exitcode == -signal.SIGKILL
 
 
 # Steps that checkpoints are whole or half written at.

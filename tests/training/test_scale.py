@@ -9,12 +9,12 @@ import psutil
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from elsewhere import Process
-from toy import ROWS, characters, finetuned, llama, product, recipe
+from support.killable import Process
+from support.toy_training import ROWS, characters, finetuned, llama, product, recipe
 
-from needlework.attention import infini
-from needlework.attention.infini_memory import read, write
-from needlework.config.systems import Infini
+from needlework.attention.infini.memory import read, write
+from needlework.attention.methods import infini
+from needlework.config.attention import Infini
 from needlework.config.training import Pretrain, Stage
 from needlework.training.finetune import finetune
 from needlework.training.pretrain import pretrain

@@ -6,10 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from elsewhere import Pool
-from test_resume import kill_when
+from support.killable import Pool, kill_when
+from support.toy_training import finetuned, product
 from torch.nn.functional import cross_entropy
-from toy import finetuned, product
 
 from needlework.models.checkpoint import open_model
 from needlework.training.checkpoints import Checkpoints
@@ -29,7 +28,7 @@ def tokens(folder: Path, top: int = 24) -> dict[str, str]:
 
 def validated(folder: Path, top: int = 24, **changes) -> Checkpoints:
     made = {**tokens(folder, top), "most_tokens": 80, "reading": {"chunk_size": 16}}
-    validation = ("needlework.evaluation.held_out:HeldOut", made)
+    validation = ("needlework.evaluation.streaming.held_out:HeldOut", made)
     return finetuned(folder, validation=validation, validate_every=EVERY, **{**SHORT, **changes})
 
 

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
-from project_copy import Project, copy_project
+from support.project_copy import Project, copy_project
 
 
 @pytest.fixture

@@ -17,10 +17,10 @@ from pathlib import Path
 import polars as pl
 import psutil
 import pytest
-from api_server import ApiServer, serving
-from project_copy import ROOT, Project
+from support.api_server import ApiServer, serving
+from support.project_copy import ROOT, Project
 
-from needlework import not_run
+from needlework.tables import skipped
 
 pytestmark = [pytest.mark.workflow, pytest.mark.timeout(900)]
 
@@ -211,7 +211,7 @@ def test_a_ladder_says_why_a_length_was_refused(project: Project, monkeypatch: p
         tables = [f"{folder}/{system}/passkey/640.parquet" for system in ("right", "faulty")]
         done = project.snakemake("--configfile", name, "--cores", "1", "--", *tables)
     assert done.returncode == 0, done.stdout + done.stderr
-    long, filtered = not_run.read(project.root / path for path in tables).rows(named=True)
+    long, filtered = skipped.read(project.root / path for path in tables).rows(named=True)
     assert (long["reason"], filtered["reason"]) == ("length refused", "every prompt refused")
     assert long["detail"] == "at 512: 400: No. (context_length_exceeded)"
     assert filtered["detail"].startswith("at 512: 400: No. (cont")

@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from project_copy import Project
+from support.project_copy import Project
 
 pytestmark = [pytest.mark.workflow, pytest.mark.timeout(900)]
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 from rattler import MatchSpec
+from support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENTS = sorted((ROOT / "envs").glob("*.yaml"))
 SNAKEFILES = [ROOT / "Snakefile", *sorted((ROOT / "workflow/rules").glob("*.smk"))]
 CONDA_NAMES = {

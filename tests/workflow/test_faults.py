@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
-from project_copy import Project
+from support.project_copy import Project
 
 pytestmark = [pytest.mark.workflow, pytest.mark.timeout(900)]
 
@@ -241,7 +241,7 @@ def test_a_read_only_results_folder_is_one_line(
         "dry run": ["-m", "snakemake", "-n", "--configfile", "small.yaml"],
         "run": [
             "-c",
-            "from needlework.cli import main; main()",
+            "from needlework.cli.app import main; main()",
             "run",
             "--configfile",
             "small.yaml",
@@ -284,7 +284,7 @@ def jobs_of(project: Project, rule: str) -> list[psutil.Process]:
 def started(project: Project, *args: str) -> subprocess.Popen[bytes]:
     """The `needlework` command, left to itself."""
     return subprocess.Popen(
-        [sys.executable, "-c", "from needlework.cli import main; main()", *args],
+        [sys.executable, "-c", "from needlework.cli.app import main; main()", *args],
         cwd=project.root,
         env={**os.environ, "PYTHONPATH": str(project.root), "HF_HUB_OFFLINE": "1"},
         stdout=subprocess.DEVNULL,

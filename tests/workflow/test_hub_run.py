@@ -7,9 +7,9 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from hub_server import Hub, commit_of, serving
-from project_copy import Project
-from random_checkpoints import save_checkpoint
+from support.hub_server import Hub, commit_of, serving
+from support.project_copy import Project
+from support.random_checkpoints import save_checkpoint
 
 pytestmark = pytest.mark.workflow
 

@@ -7,7 +7,7 @@ import time
 import polars as pl
 import psutil
 import pytest
-from random_checkpoints import save_checkpoint
+from support.random_checkpoints import save_checkpoint
 
 pytestmark = [pytest.mark.workflow, pytest.mark.timeout(600)]
 
@@ -20,8 +20,9 @@ def ranks(run: subprocess.Popen) -> list[psutil.Process]:
     found = []
     for process in psutil.Process(run.pid).children(recursive=True):
         try:
-            if "needlework.evaluation.answers" in process.cmdline() and process.environ().get(
-                "RANK"
+            if (
+                "needlework.evaluation.generation.answers" in process.cmdline()
+                and process.environ().get("RANK")
             ):
                 found.append(process)
         except psutil.Error:

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from playwright.sync_api import Locator, Page, sync_playwright
-from project_copy import Project
+from support.project_copy import Project
 
 pytestmark = [
     pytest.mark.workflow,

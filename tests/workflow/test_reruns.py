@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from project_copy import Project
+from support.project_copy import Project
 
 pytestmark = pytest.mark.workflow
 
@@ -93,28 +93,28 @@ CASES = {
     "every file touched": (touch_everything, set()),
     "a caption": (write_more("workflow/report/accuracy.rst"), set()),
     "a comment in the experiment": (write_more("small.yaml"), set()),
-    "a description of a parameter": (write_more("needlework/config/systems.py"), set()),
-    "the runner": (write_more("needlework/runner.py"), set()),
+    "a description of a parameter": (write_more("needlework/config/attention.py"), set()),
+    "the runner": (write_more("needlework/pipeline/runner.py"), set()),
     "one chart": (
         write_more("needlework/figures/heatmap.py"),
         {f"plot_heatmap {task}" for task in TASKS},
     ),
-    "what charts share": (write_more("needlework/figures/theme.py"), FIGURES),
+    "what charts share": (write_more("needlework/figures/style/theme.py"), FIGURES),
     "attention/sketchwalk.py": (
-        write_more("needlework/attention/sketchwalk.py"),
+        write_more("needlework/attention/methods/sketchwalk.py"),
         answered(["sketchwalk"]),
     ),
-    "attention/seer.py": (write_more("needlework/attention/seer.py"), answered(["seer"])),
+    "attention/seer.py": (write_more("needlework/attention/methods/seer.py"), answered(["seer"])),
     "attention/seer_gates.py": (
-        write_more("needlework/attention/seer_gates.py"),
+        write_more("needlework/attention/seer/gates.py"),
         answered(["seer"]) | {"distill_gates own"} | TRAINED,
     ),
     "distillation": (
-        write_more("needlework/training/distill.py"),
+        write_more("needlework/training/distill/gates.py"),
         answered(["seer"]) | {"distill_gates own"} | TRAINED,
     ),
     "attention/infini.py": (
-        write_more("needlework/attention/infini.py"),
+        write_more("needlework/attention/methods/infini.py"),
         answered(["infini"]) | {"finetune_model infini"} | TRAINED,
     ),
     "a task": (

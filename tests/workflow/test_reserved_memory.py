@@ -5,10 +5,10 @@ import os
 import re
 
 import pytest
-from project_copy import Project
+from support.project_copy import Project
 
-from needlework.config.load import read_experiment
-from needlework.reservations import KEPT, Reservations
+from needlework.config.parsing.load import read_experiment
+from needlework.pipeline.job_resources import KEPT, Reservations
 
 pytestmark = pytest.mark.workflow
 

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import slurm_node
 import yaml
-from project_copy import Project, copy_project
+from support import slurm_node
+from support.paths import ROOT
+from support.project_copy import Project, copy_project
 
 pytestmark = [
     pytest.mark.workflow,
@@ -95,7 +96,7 @@ def test_every_job_ran_under_slurm(jobs):
 
 
 def test_jobs_that_run_a_model_asked_for_a_gpu(jobs):
-    wanted = yaml.safe_load((Path(__file__).parents[2] / PROFILE / "config.yaml").read_text())
+    wanted = yaml.safe_load((ROOT / PROFILE / "config.yaml").read_text())
     rules = {name for name, resources in wanted["set-resources"].items() if "gpu" in resources}
     got = Counter(rule(job) for job in jobs if job.get("TresPerJob") == "gres:gpu:1")
     assert got == {name: n for name, n in JOBS.items() if name in rules}

@@ -10,9 +10,9 @@ import time
 import numpy as np
 import polars as pl
 import pytest
-from project_copy import Project
+from support.project_copy import Project
 
-from needlework.evaluation.streaming import StreamingEvaluator
+from needlework.evaluation.streaming.evaluator import StreamingEvaluator
 from needlework.models.checkpoint import open_model
 
 pytestmark = [pytest.mark.workflow, pytest.mark.timeout(900)]
@@ -77,7 +77,7 @@ def test_a_stream_is_read_by_every_system_that_it_names(project: Project, small_
 def test_a_killed_stream_goes_on(project: Project, small_experiment: dict):
     streams = {"long": {"tokens": 4000, "chunk_size": 16, "systems": {"dense": {}}}}
     name = project.write(small_experiment | {"streams": streams})
-    script = project.root / "needlework/evaluation/journal.py"
+    script = project.root / "needlework/evaluation/streaming/checkpoint.py"
     script.write_text(
         script.read_text().replace("SAVE_EVERY_SECONDS = 60.0", "SAVE_EVERY_SECONDS = 0.2")
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 import datasets
 import polars as pl
 import pytest
-from project_copy import Project
+from support.project_copy import Project
 
 pytestmark = [pytest.mark.workflow, pytest.mark.timeout(600)]
 

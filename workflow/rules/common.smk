@@ -2,7 +2,7 @@
 
 import re
 
-from needlework.reservations import Reservations
+from needlework.pipeline.job_resources import Reservations
 
 
 include: "common/models.smk"

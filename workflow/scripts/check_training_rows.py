@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from needlework.stage import stage
-from needlework.tasks.apart import check
+from needlework.finetune_data.contamination import check
+from needlework.pipeline.stage import stage
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

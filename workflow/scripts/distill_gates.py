@@ -3,8 +3,8 @@
 from typing import TYPE_CHECKING
 
 from needlework.config.training import Distill
-from needlework.stage import stage
-from needlework.training.distill import distill_checkpoint
+from needlework.pipeline.stage import stage
+from needlework.training.distill.gates import distill_checkpoint
 from needlework.training.run import run
 
 if TYPE_CHECKING:

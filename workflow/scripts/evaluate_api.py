@@ -8,12 +8,12 @@ from pydantic import TypeAdapter
 
 from needlework.config.models import Api
 from needlework.evaluation.answer_journal import alone, journal_of
-from needlework.evaluation.ask import ask, is_answered, unasked
-from needlework.evaluation.ladder import Stopped, climb
-from needlework.models.api import is_too_long
-from needlework.models.api_key import api_key
-from needlework.not_run import LENGTH, REFUSED
-from needlework.stage import stage
+from needlework.evaluation.api.answers import ask, is_answered, unasked
+from needlework.evaluation.early_stopping import Stopped, climb
+from needlework.models.api.client import is_too_long
+from needlework.models.api.key import api_key
+from needlework.pipeline.stage import stage
+from needlework.tables.skipped import LENGTH, REFUSED
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from needlework.evaluation.answers import Asked, answers
-from needlework.evaluation.ladder import climb
-from needlework.evaluation.retrieve import unanswered
-from needlework.stage import stage
+from needlework.evaluation.early_stopping import climb
+from needlework.evaluation.generation.answers import Asked, answers
+from needlework.evaluation.generation.generate import unanswered
+from needlework.pipeline.stage import stage
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

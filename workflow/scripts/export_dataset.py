@@ -3,8 +3,8 @@
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from needlework.stage import stage
-from needlework.tasks.export import export_dataset
+from needlework.pipeline.stage import stage
+from needlework.tasks.formats.export import export_dataset
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

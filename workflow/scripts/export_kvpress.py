@@ -2,8 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from needlework.stage import stage
-from needlework.tasks.export import export_kvpress
+from needlework.pipeline.stage import stage
+from needlework.tasks.formats.export import export_kvpress
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

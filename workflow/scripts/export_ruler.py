@@ -2,8 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from needlework.stage import stage
-from needlework.tasks.export import export_ruler
+from needlework.pipeline.stage import stage
+from needlework.tasks.formats.export import export_ruler
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

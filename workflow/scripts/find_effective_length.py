@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
+from needlework.pipeline.stage import stage
 from needlework.scoring.effective_length import effective_lengths, mean_scores
-from needlework.stage import stage
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

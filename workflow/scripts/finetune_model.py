@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from needlework.config.training import Finetune
-from needlework.stage import stage
+from needlework.pipeline.stage import stage
 from needlework.training.finetune import finetune_checkpoint
 from needlework.training.run import run
 

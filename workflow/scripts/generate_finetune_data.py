@@ -7,8 +7,8 @@ import polars as pl
 from pydantic import TypeAdapter
 
 from needlework.config.tasks import AnyExamples, AnyTask
-from needlework.stage import stage
-from needlework.tasks.tokenizer import end_token, open_tokenizer
+from needlework.pipeline.stage import stage
+from needlework.tasks.prompts.tokenizer import end_token, open_tokenizer
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
@@ -26,6 +26,6 @@ with stage(snakemake) as s:
     if config.type == "text":
         more = {"end": end_token(s.params.tokenizer, s.params.revision)}
     tokenizer = open_tokenizer(s.params.tokenizer, s.params.revision)
-    make = import_module(f"needlework.tasks.{config.module}").examples
+    make = import_module(config.module).examples
     table = make(config, tokenizer, s.params.seed, **more)
     table.write_parquet(s.output.rows)

@@ -6,11 +6,11 @@ import polars as pl
 from pydantic import TypeAdapter
 
 from needlework.config.tasks import AnyTask
-from needlework.stage import stage
-from needlework.tasks.chat import open_frame
+from needlework.pipeline.stage import stage
 from needlework.tasks.generate import Sampler, write_samples
-from needlework.tasks.prompts import PLAIN
-from needlework.tasks.tokenizer import open_tokenizer
+from needlework.tasks.prompts.chat import open_frame
+from needlework.tasks.prompts.prompt import PLAIN
+from needlework.tasks.prompts.tokenizer import open_tokenizer
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

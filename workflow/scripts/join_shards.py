@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from needlework import not_run
-from needlework.not_run import NotRun
-from needlework.stage import stage
+from needlework.pipeline.stage import stage
+from needlework.tables import skipped
+from needlework.tables.skipped import NotRun
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
@@ -23,7 +23,7 @@ with stage(snakemake) as s:
     tables["densities"] = densities.group_by(cell, maintain_order=True).agg(
         density=kept / pl.col("pairs").sum(), pairs=pl.col("pairs").sum()
     )
-    stopped = not_run.read(s.input.predictions).rows(named=True)
+    stopped = skipped.read(s.input.predictions).rows(named=True)
     for name, table in tables.items():
         if stopped:
             NotRun(**stopped[0]).write(table, getattr(s.output, name))

@@ -4,7 +4,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from needlework.models.tiny import word_tokenizer
-from needlework.stage import stage
+from needlework.pipeline.stage import stage
 from needlework.training.curriculum import vocabulary
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from needlework.models.card import card
-from needlework.provenance import read_record, sha256_file
-from needlework.stage import stage
+from needlework.pipeline.provenance import read_record, sha256_file
+from needlework.pipeline.stage import stage
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING
 
 from needlework.config.devices import devices
 from needlework.config.experiment import Experiment
+from needlework.pipeline.stage import stage
 from needlework.planning.plan import plan
-from needlework.stage import stage
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

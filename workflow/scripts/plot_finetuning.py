@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from needlework.figures.finetuning import finetuning
-from needlework.figures.save import save
+from needlework.figures.style.save import save
+from needlework.pipeline.stage import stage
 from needlework.scoring.summarize import over_lengths
-from needlework.stage import stage
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from needlework.figures.memory import memory
-from needlework.figures.save import save
-from needlework.stage import stage
+from needlework.figures.style.save import save
+from needlework.pipeline.stage import stage
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

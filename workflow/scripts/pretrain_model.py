@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from needlework.config.training import Pretrain
-from needlework.stage import stage
+from needlework.pipeline.stage import stage
 from needlework.training.pretrain import pretrain_model
 from needlework.training.run import run
 

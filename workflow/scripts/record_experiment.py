@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import polars as pl
 import yaml
 
-from needlework.stage import package_versions, stage
+from needlework.pipeline.stage import package_versions, stage
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

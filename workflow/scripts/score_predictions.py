@@ -4,9 +4,9 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from needlework import not_run
+from needlework.pipeline.stage import stage
 from needlework.scoring.score import score, unscored
-from needlework.stage import stage
+from needlework.tables import skipped
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 with stage(snakemake) as s:
     samples, predictions = pl.read_parquet(s.input.samples), pl.read_parquet(s.input.predictions)
     # A cell that was not run has no answers to score.
-    is_run = not_run.read([s.input.predictions]).is_empty()
+    is_run = skipped.read([s.input.predictions]).is_empty()
     scores = (
         score(samples, predictions, s.params.metric, s.params.has_depths) if is_run else unscored()
     )

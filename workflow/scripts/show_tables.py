@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from needlework.figures.tables import tables
-from needlework.stage import stage
+from needlework.pipeline.stage import stage
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

@@ -3,10 +3,10 @@
 from typing import TYPE_CHECKING
 
 from needlework.config.tasks import Haystack
-from needlework.stage import stage
-from needlework.tasks.punkt import split
-from needlework.tasks.tokenizer import open_tokenizer
-from needlework.texts import texts
+from needlework.pipeline.stage import stage
+from needlework.sources.texts import texts
+from needlework.tasks.haystacks.punkt import split
+from needlework.tasks.prompts.tokenizer import open_tokenizer
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

@@ -6,14 +6,14 @@ import numpy as np
 import torch
 from pydantic import TypeAdapter
 
+from needlework.config.attention import AnyAttention
 from needlework.config.opening import Opening
-from needlework.config.systems import AnyAttention
-from needlework.evaluation.journal import Journal
-from needlework.evaluation.stream_tables import stream_tables
-from needlework.evaluation.streaming import StreamingEvaluator
-from needlework.evaluation.token_source import TokenFile
+from needlework.evaluation.streaming.checkpoint import Journal
+from needlework.evaluation.streaming.evaluator import StreamingEvaluator
+from needlework.evaluation.streaming.tables import stream_tables
+from needlework.evaluation.streaming.token_source import TokenFile
 from needlework.models.checkpoint import open_model
-from needlework.stage import stage
+from needlework.pipeline.stage import stage
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

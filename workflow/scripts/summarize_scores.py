@@ -4,10 +4,10 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from needlework import not_run
+from needlework.pipeline.stage import stage
 from needlework.scoring.by_needle import by_needle
 from needlework.scoring.summarize import summarize
-from needlework.stage import stage
+from needlework.tables import skipped
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
@@ -16,7 +16,7 @@ with stage(snakemake) as s:
     scores = pl.read_parquet(s.input.scores)
     # Tables of an API have columns that others lack.
     predictions = pl.concat(map(pl.read_parquet, s.input.predictions), how="diagonal")
-    missing = not_run.read(s.input.predictions)
+    missing = skipped.read(s.input.predictions)
     summary, needles = summarize(scores, predictions, missing), by_needle(scores)
     summary.write_parquet(s.output.summary)
     summary.write_csv(s.output.csv, float_precision=6)

@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
+from needlework.pipeline.stage import stage
 from needlework.scoring.positions import by_position, whole_streams
-from needlework.stage import stage
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

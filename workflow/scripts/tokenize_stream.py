@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from needlework.config.streams import Stream
-from needlework.evaluation.token_source import encoded, token_documents, write_tokens
-from needlework.stage import stage
-from needlework.tasks.recall import recall_text
+from needlework.evaluation.streaming.token_source import encoded, token_documents, write_tokens
+from needlework.finetune_data.recall_text import recall_text
+from needlework.pipeline.stage import stage
+from needlework.tasks.prompts.tokenizer import open_tokenizer, uncut
 from needlework.tasks.seeds import stream_seed
-from needlework.tasks.tokenizer import open_tokenizer, uncut
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

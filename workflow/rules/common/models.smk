@@ -66,12 +66,12 @@ def model_modules(name):
     model, modules = experiment.models[name], []
     while isinstance(model, Derived):
         if model.attention is not None:
-            modules.append(f"needlework.attention.{model.attention.type}")
+            modules.append(model.attention.module)
         model = experiment.models[model.base]
     if isinstance(model, Checkpoint) and (Path(model.path) / "config.json").is_file():
         attention = json.loads((Path(model.path) / "config.json").read_text())
         if "needlework_attention" in attention:
-            modules.append(f"needlework.attention.{attention['needlework_attention']}")
+            modules.append(f"needlework.attention.methods.{attention['needlework_attention']}")
     return sorted(set(modules))
 
 

@@ -1,7 +1,7 @@
 """Systems of the experiment: which job answers for one, with what, and after which lengths."""
 
 from needlework.config.models import Derived
-from needlework.config.systems import BlockSparse
+from needlework.config.attention import BlockSparse
 
 
 def modules_of(system):
@@ -9,7 +9,7 @@ def modules_of(system):
     own = (
         []
         if system.attention is None
-        else [f"needlework.attention.{system.attention.type}"]
+        else [system.attention.module]
     )
     return sorted({*own, *model_modules(system.model)})
 

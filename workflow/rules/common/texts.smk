@@ -35,7 +35,7 @@ def haystack_of(tokenizer, task, length):
 
 def task_modules(name):
     """Modules that make the samples of task `name`."""
-    return [f"needlework.tasks.{experiment.tasks[name].module}"]
+    return [experiment.tasks[name].module]
 
 
 def data_files(name):
@@ -48,4 +48,4 @@ def data_modules(name):
     """Modules that make the rows of finetune_data `name`."""
     data = experiment.finetune_data[name]
     own = [] if data.type != "task" else task_modules(data.task)
-    return [f"needlework.tasks.{data.module}", *own]
+    return [data.module, *own]

@@ -14,7 +14,7 @@ def recipe_of(model):
 def training_modules(model):
     """Modules that training `model` runs through, beside its script's own."""
     validation = (
-        ["needlework.evaluation.held_out"] if recipe_of(model).validate_every else []
+        ["needlework.evaluation.streaming.held_out"] if recipe_of(model).validate_every else []
     )
     return [*model_modules(model), *validation]
 
@@ -86,7 +86,7 @@ def validation_of(model):
         "most_tokens": recipe.validation_tokens,
         "reading": {key: getattr(stream, key) for key in keys},
     }
-    return ["needlework.evaluation.held_out:HeldOut", arguments]
+    return ["needlework.evaluation.streaming.held_out:HeldOut", arguments]
 
 
 def training_tables(stage="training"):

@@ -1,0 +1,189 @@
+"""Generating with Infini-attention: every way gives the tokens of one shot without a cache."""
+
+import functools
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from needlework.attention.apply import apply
+from needlework.attention.infini.cache import InfiniCache
+from needlework.attention.infini.segments import end_offset
+from needlework.attention.methods.infini import convert
+from needlework.config.attention import Infini, InfiniAlignment
+
+NEW_TOKENS = 13
+
+
+@functools.cache
+def stock():
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=40,
+        hidden_size=24,
+        intermediate_size=20,
+        num_hidden_layers=2,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        head_dim=4,
+        initializer_range=0.4,
+        pad_token_id=0,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    return LlamaForCausalLM(config).double().eval()
+
+
+def infini_model(**parameters):
+    torch.manual_seed(1)
+    return convert(stock(), Infini(segment_length=6, balance_init_type="randn", **parameters))
+
+
+def prompts(lengths=(15, 11, 6, 2)):
+    """Padded on the left: ids and mask."""
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(1, 40, (len(lengths), max(lengths)), generator=generator)
+    mask = torch.arange(max(lengths)) >= max(lengths) - torch.tensor(lengths)[:, None]
+    return {"input_ids": ids * mask, "attention_mask": mask.long()}
+
+
+def greedy_by_hand(model, ids, alignment):
+    """A row at a time, its whole text at each step, no cache and no generate()."""
+    length = model.config.infini["segment_length"]
+    offset = torch.zeros(1, dtype=torch.long)
+    if alignment == "end":
+        offset = end_offset(torch.tensor([ids.shape[1]]), length)
+    for _ in range(NEW_TOKENS):
+        with torch.no_grad():
+            logits = model(ids, use_cache=False, segment_offset=offset).logits[:, -1]
+        ids = torch.cat([ids, logits.argmax(-1, keepdim=True)], dim=1)
+    return ids[0, -NEW_TOKENS:]
+
+
+@pytest.mark.parametrize("alignment", ["start", "end"])
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"update": "linear"},
+        {"update": "delta", "balance_act_type": "sigmoid"},
+        {"update": "linear", "gate_empty_memory": True, "balance_act_type": "tanh"},
+        {"turn_on_memory": False},
+    ],
+    ids=["linear", "delta", "published", "local"],
+)
+def test_every_way_gives_the_tokens_of_one_shot(alignment, parameters):
+    model = infini_model(segment_alignment=alignment, **parameters)
+    inputs = prompts()
+    expected = torch.stack(
+        [
+            greedy_by_hand(model, ids[mask.bool()][None], alignment)
+            for ids, mask in zip(*inputs.values(), strict=True)
+        ]
+    )
+    assert len({tuple(row) for row in expected.tolist()}) == len(expected)
+    greedy = functools.partial(model.generate, **inputs, max_new_tokens=NEW_TOKENS, do_sample=False)
+    for ways in ({}, {"use_cache": False}, *({"prefill_chunk_size": n} for n in (1, 4, 6, 7))):
+        assert torch.equal(greedy(**ways)[:, 15:], expected), ways
+
+
+@pytest.mark.parametrize("saved", ["start", "end"])
+def test_another_alignment_is_put_on_and_taken_off(saved):
+    model = infini_model(segment_alignment=saved)
+    inputs = prompts()
+    how = {"max_new_tokens": NEW_TOKENS, "do_sample": False}
+    own = model.generate(**inputs, **how)
+    for alignment in ("start", "end"):
+        expected = infini_model(segment_alignment=alignment).generate(**inputs, **how)
+        with apply(model, InfiniAlignment(segment_alignment=alignment)):
+            assert torch.equal(model.generate(**inputs, **how), expected)
+            assert torch.equal(expected, own) == (alignment == saved)
+        assert torch.equal(model.generate(**inputs, **how), own)
+
+
+def test_alignment_is_for_infini_models():
+    with pytest.raises(ValueError, match="model_type llama has no Infini-attention"):
+        apply(stock(), InfiniAlignment(segment_alignment="end"))
+
+
+@pytest.mark.parametrize("alignment", ["start", "end"])
+@pytest.mark.parametrize(
+    "ways",
+    [
+        {"num_beams": 3, "do_sample": False},
+        {"num_beams": 3, "do_sample": False, "num_return_sequences": 2},
+        {"do_sample": True, "num_return_sequences": 3, "temperature": 2.0},
+        {"do_sample": True, "num_beams": 2, "temperature": 2.0},
+    ],
+    ids=["beams", "beams returned", "samples", "sampled beams"],
+)
+def test_rows_that_are_repeated_and_reordered_keep_their_state(alignment, ways):
+    model = infini_model(segment_alignment=alignment, update="delta")
+    found = []
+    for use_cache in (True, False):
+        torch.manual_seed(3)
+        found.append(
+            model.generate(**prompts(), max_new_tokens=NEW_TOKENS, use_cache=use_cache, **ways)
+        )
+    assert torch.equal(*found)
+    if "num_return_sequences" in ways:
+        returned = found[0].unflatten(0, (4, -1))
+        assert not torch.equal(returned[:, 0], returned[:, 1])
+
+
+def test_a_conversation_goes_on_from_its_cache():
+    """A second generate() on the cache of the first."""
+    model = infini_model(update="delta")
+    inputs = prompts((15,))
+    cache = InfiniCache(model.config)
+    first = model.generate(**inputs, past_key_values=cache, max_new_tokens=5, do_sample=False)
+    longer = torch.cat([first, inputs["input_ids"][:, :7]], dim=1)
+    inputs = {"input_ids": longer, "attention_mask": torch.ones_like(longer)}
+    more = functools.partial(model.generate, **inputs, max_new_tokens=8, do_sample=False)
+    assert torch.equal(more(past_key_values=cache), more())
+
+
+def test_rows_of_the_cache_can_be_selected_repeated_and_forgotten():
+    model = infini_model(segment_alignment="end")
+    inputs = prompts((14, 8))
+    ids, mask = inputs.values()
+    rows = torch.tensor([1, 0, 1])
+
+    def begun():
+        with torch.no_grad():
+            return model(ids[:, :11], attention_mask=mask[:, :11], use_cache=True).past_key_values
+
+    def going_on(rows, cache):
+        with torch.no_grad():
+            return model(ids[rows, 11:], past_key_values=cache, use_cache=True).logits
+
+    expected = going_on(torch.tensor([0, 1]), begun())
+    for change in ("reorder_cache", "batch_select_indices"):
+        cache = begun()
+        getattr(cache, change)(rows)
+        torch.testing.assert_close(going_on(rows, cache), expected[rows], rtol=1e-9, atol=1e-9)
+    cache = begun()
+    cache.batch_repeat_interleave(2)
+    rows = torch.tensor([0, 0, 1, 1])
+    torch.testing.assert_close(going_on(rows, cache), expected[rows], rtol=1e-9, atol=1e-9)
+    cache.reset()
+    assert cache.get_seq_length() == 0
+    with torch.no_grad():
+        again = model(ids, attention_mask=mask, past_key_values=cache).logits
+        fresh = model(ids, attention_mask=mask, use_cache=True).logits
+    assert torch.equal(again, fresh)
+
+
+@pytest.mark.parametrize(
+    ("ways", "reason"),
+    [
+        ({"cache_implementation": "static"}, "cache_implementation: static is not for"),
+        ({"prompt_lookup_num_tokens": 2}, "cannot forget tokens again"),
+        ({"assistant_model": stock}, "cannot forget tokens again"),
+    ],
+    ids=["static", "lookup", "assistant"],
+)
+def test_ways_that_take_tokens_back_are_refused(ways, reason):
+    ways = {key: value() if callable(value) else value for key, value in ways.items()}
+    with pytest.raises(ValueError, match=reason) as caught:
+        infini_model().generate(**prompts((9,)), max_new_tokens=9, do_sample=False, **ways)
+    assert "\n" not in str(caught.value)

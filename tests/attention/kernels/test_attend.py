@@ -1,0 +1,314 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch._dynamo.exc import FailOnRecompileLimitHit
+from torch.compiler import set_stance
+
+from needlework.attention.blocks import Blocks, choose
+from needlework.attention.kernels.attend import attend, compiled, has_compiler
+from needlework.attention.kernels.gather import Terms, gather
+from needlework.attention.masks import LazyMask
+from needlework.config.attention import Random, SketchWalk
+
+CPU = torch.device("cpu")
+DEVICES = [device for device in ("cpu", "cuda") if device == "cpu" or torch.cuda.is_available()]
+needs_compiler = pytest.mark.skipif(not has_compiler("cpu"), reason="no C++ compiler")
+
+
+def masked(lengths, total, new, right=False, device=CPU, **kwargs):
+    """A LazyMask of rows with the given numbers of real tokens, padded on one side."""
+    real = torch.zeros(len(lengths), total, dtype=torch.bool)
+    for row, length in zip(real, lengths, strict=True):
+        row[:length] = right
+        row[total - length :] |= not right
+    mask = LazyMask(len(lengths), new, total, total - new, attention_mask=real.to(device), **kwargs)
+    return real, mask
+
+
+def laid_out(x, layout):
+    """The same numbers, stored as caches and projections store them."""
+    if layout == "slice":
+        longer = torch.cat([x, torch.full_like(x[:, :, :3], torch.nan)], 2)
+        return longer[:, :, : x.shape[2]]
+    return x.transpose(1, 2).contiguous().transpose(1, 2) if layout == "by token" else x
+
+
+def reference(query, key, value, real, start, chosen, blocks, scaling, softcap=None, sinks=None):
+    """Attention of each real token, one at a time, over the tokens of the blocks it may read.
+
+    Pairs are a mean over heads.
+    """
+    heads = query.shape[1]
+    out, pairs = torch.zeros(*query.shape[:3], value.shape[-1]), 0
+    group = heads // key.shape[1]
+    chosen = chosen[:, None] if chosen.ndim == 3 else chosen
+    for b in range(query.shape[0]):
+        first = int(real[b].int().argmax())
+        for t in range(query.shape[2]):
+            position = start + t
+            if not real[b, position]:
+                continue
+            own = (position - first) // blocks.size
+            for h in range(heads):
+                choice = chosen[b, h // (heads // chosen.shape[1]), own - blocks.begin[b]]
+                keys = [
+                    p
+                    for p in range(first, position + 1)
+                    if real[b, p] and (p - first) // blocks.size in choice.tolist()
+                ]
+                pairs += len(keys)
+                logits = key[b, h // group, keys] @ query[b, h, t] * scaling
+                if softcap is not None:
+                    logits = softcap * torch.tanh(logits / softcap)
+                weights = logits.exp()
+                below = weights.sum() + (0 if sinks is None else sinks[h].exp())
+                out[b, h, t] = weights / below @ value[b, h // group, keys]
+    return out, pairs / heads
+
+
+def scores_of(blocks, heads, choices, device=CPU):
+    """Random scores alike for all heads, for each kv head or for each head, as `choices` says.
+
+    A system that marks blocks is sure of some of either kind, so choices differ in number.
+    """
+    shape = {"all": (), "kv": (heads[1],), "head": (heads[0],)}[choices]
+    scores = torch.rand(len(blocks.begin), *shape, blocks.rows, blocks.count, device=device)
+    if not blocks.system.marks_blocks:
+        return scores
+    return scores.masked_fill(scores < 0.4, -torch.inf).masked_fill(scores > 0.6, torch.inf)
+
+
+@given(
+    lengths=st.lists(st.integers(1, 24), min_size=1, max_size=3),
+    size=st.integers(1, 6),
+    cached=st.integers(0, 23),
+    heads=st.sampled_from([(2, 2), (4, 2), (3, 1), (6, 3)]),
+    choices=st.sampled_from(["all", "kv", "head"]),
+    marks=st.booleans(),
+    density=st.sampled_from([0.3, 1.0]),
+    right=st.booleans(),
+    extra=st.sampled_from(["", "softcap", "sinks"]),
+    layouts=st.lists(st.sampled_from(["plain", "slice", "by token"]), min_size=2, max_size=2),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    seed=st.integers(0, 99),
+)
+@settings(deadline=None, max_examples=200)
+def test_gathered_attention_over_chosen_blocks(
+    lengths, size, cached, heads, choices, marks, density, right, extra, layouts, dtype, seed
+):
+    torch.manual_seed(seed)
+    total = max(lengths)
+    start = min(cached, total - 1)
+    real, mask = masked(lengths, total, total - start, right)
+    system = Random(block_size=size, density=density)
+    if marks:
+        system = SketchWalk(block_size=size, select="quantile")
+    blocks = Blocks(mask, system, CPU)
+    query = torch.randn(len(lengths), heads[0], total - start, 8).to(dtype)
+    key = torch.randn(len(lengths), heads[1], total, 8).to(dtype)
+    value = torch.randn(len(lengths), heads[1], total, 4).to(dtype)
+    chosen = choose(scores_of(blocks, heads, choices), blocks)
+    terms = {
+        "softcap": 2.0 if extra == "softcap" else None,
+        "sinks": torch.randn(heads[0]) if extra == "sinks" else None,
+    }
+    stored = [laid_out(x, layout) for x, layout in zip((key, value), layouts, strict=True)]
+    out, pairs = attend(query, *stored, chosen, blocks, scaling=0.5, **terms)
+    exact = (x.float() for x in (query, key, value))
+    expected, count = reference(*exact, real, start, chosen, blocks, 0.5, **terms)
+    is_real = real[:, None, start:, None]
+    assert out.dtype == dtype
+    assert torch.isfinite(out).all()
+    atol = 1e-5 if dtype == torch.float32 else 0.03
+    torch.testing.assert_close(out.float() * is_real, expected, rtol=1e-4, atol=atol)
+    assert pairs == pytest.approx(count, rel=1e-12)
+    if density == 1 and not marks:
+        assert count == mask.causal_pairs
+
+
+def test_other_masks_are_evaluated_on_the_chosen_tokens():
+    torch.manual_seed(0)
+
+    def every_third(batch, head, q, k):
+        return (k <= q) & ((q - k) % 3 == 0)
+
+    real, mask = masked([20, 13], 20, 20, mask_function=every_third)
+    blocks = Blocks(mask, Random(block_size=4, density=1.0), CPU)
+    query, key, value = (torch.randn(2, 2, 20, 8) for _ in range(3))
+    chosen = choose(torch.rand(2, blocks.rows, blocks.count), blocks)
+    out, pairs = attend(query, key, value, chosen, blocks)
+    n = torch.arange(20)
+    full = every_third(0, 0, n[:, None], n)[None, None] & real[:, None, None]
+    expected = torch.nn.functional.scaled_dot_product_attention(query, key, value, full)
+    torch.testing.assert_close(out[0], expected[0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(out[1, :, 7:], expected[1, :, 7:], rtol=1e-4, atol=1e-5)
+    assert pairs == (full & real[:, None, :, None]).sum()
+    torch.testing.assert_close(mask.stock("sdpa"), full)
+
+
+@pytest.mark.parametrize("choices", ["all", "kv", "head"])
+@pytest.mark.parametrize("new", [90, 1])
+def test_gathering_in_parts_is_the_same(monkeypatch, new, choices):
+    torch.manual_seed(0)
+    _, mask = masked([90, 50], 90, new)
+    blocks = Blocks(mask, Random(block_size=4, density=0.4), CPU)
+    query, key, value = torch.randn(2, 4, new, 8), *torch.randn(2, 2, 2, 90, 8)
+    chosen = choose(scores_of(blocks, (4, 2), choices), blocks)
+    sinks = torch.randn(4)
+    whole, pairs = attend(query, key, value, chosen, blocks, sinks=sinks)
+    monkeypatch.setattr("needlework.attention.kernels.gather.GATHERED", {"cpu": 1})
+    parts, pairs_in_parts = attend(query, key, value, chosen, blocks, sinks=sinks)
+    torch.testing.assert_close(parts, whole)
+    assert pairs == pairs_in_parts
+
+
+def test_choices_of_some_other_number_of_heads_are_refused():
+    _, mask = masked([20], 20, 20)
+    blocks = Blocks(mask, Random(block_size=4), CPU)
+    query, key, value = torch.randn(1, 6, 20, 8), *torch.randn(2, 1, 3, 20, 8)
+    chosen = choose(torch.rand(1, 2, blocks.rows, blocks.count), blocks)
+    with pytest.raises(ValueError, match=r"for 2 heads; .* 3 kv heads or 6 heads"):
+        attend(query, key, value, chosen, blocks)
+
+
+# d, d_v, heads, kv heads, block size, dtype, further terms, choices: each is compiled anew.
+KINDS = {
+    "d 64, groups of 2": (64, 64, 4, 2, 16, torch.float32, "", "kv"),
+    "d 80, d_v 36": (80, 36, 2, 2, 32, torch.float32, "", "all"),
+    "d 32, softcap": (32, 32, 2, 1, 16, torch.float32, "softcap", "all"),
+    "d 48, sinks, choices of heads": (48, 48, 4, 2, 16, torch.float32, "sinks", "head"),
+    "d 256, bfloat16": (256, 256, 2, 2, 48, torch.bfloat16, "", "all"),
+}
+
+
+def problem(kind, lengths, new, device="cpu", seed=0):
+    """Arguments of `compiled`, and what the reference makes of them."""
+    d, d_v, heads, kv_heads, size, dtype, extra, choices = KINDS.get(kind, kind)
+    torch.manual_seed(seed)
+    total = max(lengths)
+    start = total - new
+    real, mask = masked(lengths, total, new, device=device)
+    blocks = Blocks(mask, Random(block_size=size, density=0.4), torch.device(device))
+    shapes = (heads, new, d), (kv_heads, total, d), (kv_heads, total, d_v)
+    tensors = [torch.randn(len(lengths), *shape).to(dtype) for shape in shapes]
+    chosen = choose(scores_of(blocks, (heads, kv_heads), choices, device), blocks)
+    chosen = chosen[:, None] if choices == "all" else chosen
+    terms = {
+        "softcap": 2.0 if extra == "softcap" else None,
+        "sinks": torch.randn(heads) if extra == "sinks" else None,
+    }
+    exact = [x.float() for x in tensors]
+    expected = reference(*exact, real, start, chosen, blocks, d**-0.5, **terms)
+    if terms["sinks"] is not None:
+        terms["sinks"] = terms["sinks"].to(device)
+    on_device = [x.to(device) for x in tensors]
+    return (*on_device, chosen, blocks, Terms(d**-0.5, 0.0, **terms)), expected
+
+
+@needs_compiler
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_compiled_attention_over_chosen_blocks(kind, device):
+    """One shot and chunks that begin within a block or at its edge, left padding, a row without
+    new tokens, a last block of one token."""
+    tolerance = 1e-5 if KINDS[kind][5] == torch.float32 else 0.03
+    for lengths, new in [([96, 75], 96), ([97, 60], 41), ([112, 3], 64), ([80, 80], 17)]:
+        arguments, (expected, count) = problem(kind, lengths, new, device)
+        with torch.inference_mode():
+            out, pairs = compiled(*arguments)
+            gathered, _ = gather(*arguments)
+        assert out.dtype == arguments[0].dtype
+        blocks = arguments[4]
+        real = torch.arange(new) + max(lengths) - new >= torch.tensor(blocks.mask.first)[:, None]
+        real = real[:, None, :, None]
+        torch.testing.assert_close(out.cpu().float() * real, expected, rtol=1e-4, atol=tolerance)
+        torch.testing.assert_close(
+            out.cpu() * real, gathered.cpu() * real, rtol=1e-4, atol=tolerance
+        )
+        assert pairs == pytest.approx(count, rel=1e-12)
+
+
+@needs_compiler
+def test_compiled_attention_of_one_row_as_projections_lie():
+    """Batch 1, tensors [batch, tokens, heads, d] seen as [batch, heads, tokens, d]."""
+    (*tensors, chosen, blocks, terms), (expected, _) = problem("d 64, groups of 2", [90], 90)
+    with torch.no_grad():
+        out, _ = compiled(*(laid_out(x, "by token") for x in tensors), chosen, blocks, terms)
+    torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
+
+
+@needs_compiler
+def test_never_uncompiled():
+    arguments, _ = problem("d 64, groups of 2", [96, 75], 96)
+    with set_stance("force_eager"), pytest.raises(RuntimeError, match="all n x n scores"):
+        compiled(*arguments)
+
+
+@needs_compiler
+def test_never_uncompiled_past_the_limit_of_recompilation(monkeypatch):
+    with torch.inference_mode():
+        compiled(*problem("d 64, groups of 2", [96, 75], 96)[0])
+        monkeypatch.setattr(attend, "KINDS", 1)
+        attend._compiled.cache_clear()
+        other, _ = problem((16, 16, 1, 1, 16, torch.float32, "", "all"), [96, 75], 96)
+        with pytest.raises(FailOnRecompileLimitHit):
+            compiled(*other)
+    attend._compiled.cache_clear()
+
+
+def is_compiled(monkeypatch, lengths, new, dropout=0.0, right=False, kind=(16, 16, 2, 1, 16)):
+    """Whether `attend` would compile, told by its refusal to run uncompiled."""
+    d, _, heads, kv_heads, size = kind
+    _, mask = masked(lengths, max(lengths), new, right)
+    blocks = Blocks(mask, Random(block_size=size), CPU)
+    query = torch.randn(len(lengths), heads, new, d)
+    key, value = torch.randn(2, len(lengths), kv_heads, max(lengths), d)
+    chosen = choose(torch.rand(len(lengths), blocks.rows, blocks.count), blocks)
+    with set_stance("force_eager"):
+        try:
+            attend(query, key, value, chosen, blocks, dropout=dropout)
+        except RuntimeError as error:
+            return "n x n" in str(error)
+    return False
+
+
+@needs_compiler
+def test_long_causal_prefill_is_compiled_and_all_else_gathered(monkeypatch):
+    monkeypatch.setattr(attend, "COMPILED_FROM", 2 * 100 * 100)
+    assert is_compiled(monkeypatch, [100], 100)
+    assert is_compiled(monkeypatch, [100, 60], 100)
+    assert is_compiled(monkeypatch, [400], 25)
+    assert not is_compiled(monkeypatch, [99], 99)
+    assert not is_compiled(monkeypatch, [10_000], 1)
+    assert not is_compiled(monkeypatch, [100, 60], 100, right=True)
+    assert not is_compiled(monkeypatch, [100], 100, dropout=0.1)
+    assert not is_compiled(monkeypatch, [100], 100, kind=(8, 8, 2, 1, 16))
+    assert not is_compiled(monkeypatch, [100], 100, kind=(16, 16, 2, 1, 12))
+
+
+def test_gradients_pass_through_gathering(monkeypatch):
+    monkeypatch.setattr(attend, "COMPILED_FROM", 0)
+    _, mask = masked([64], 64, 64)
+    blocks = Blocks(mask, Random(block_size=16, density=1.0), CPU)
+    query, key, value = (torch.randn(1, 2, 64, 16, requires_grad=True) for _ in range(3))
+    chosen = choose(torch.rand(1, 4, 4), blocks)
+    attend(query, key, value, chosen, blocks)[0].sum().backward()
+    found = [x.grad.clone() for x in (query, key, value)]
+    for x in (query, key, value):
+        x.grad = None
+    torch.nn.functional.scaled_dot_product_attention(
+        query, key, value, is_causal=True
+    ).sum().backward()
+    for grad, x in zip(found, (query, key, value), strict=True):
+        torch.testing.assert_close(grad, x.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_without_a_compiler_long_prefills_are_gathered(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.setattr(attend, "COMPILED_FROM", 0)
+    has_compiler.cache_clear()
+    try:
+        assert not is_compiled(monkeypatch, [100], 100)
+    finally:
+        has_compiler.cache_clear()

@@ -1,0 +1,25 @@
+"""The layers that attend, in families whose other parts are numbered too."""
+
+import pytest
+import torch
+from support.families import config_of
+from transformers import AutoModelForCausalLM
+
+from needlework.attention.layers import attention_modules
+
+
+@pytest.mark.parametrize(
+    ("family", "kind", "layers"),
+    [
+        ("gemma3_text", "Gemma3Attention", [0, 1, 2, 3]),
+        ("falcon_h1", "FalconH1Attention", [0, 1, 2, 3]),
+        ("qwen3_next", "Qwen3NextAttention", [3]),
+        ("mamba2", None, []),
+    ],
+)
+def test_only_attention_counts(family, kind, layers):
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config_of(family))
+    found = attention_modules(model)
+    assert [module.layer_idx for module in found] == layers
+    assert {type(module).__name__ for module in found} <= {kind}

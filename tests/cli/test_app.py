@@ -1,0 +1,149 @@
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support.paths import ROOT
+from typer.testing import CliRunner
+
+from needlework.cli.app import app
+from needlework.config.schema import experiment_schema
+from needlework.pipeline import provenance
+
+SAMPLES, SUMMARY = "results/trial/samples.parquet", "results/trial/summary.parquet"
+FIGURE = "results/trial/figures/accuracy.svg"
+
+
+def _make(path: str, parents: list[str], rule: str) -> None:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text(path)
+    record = {
+        "rule": rule,
+        "inputs": {parent: provenance.sha256_file(parent) for parent in parents},
+        "outputs": {path: provenance.sha256_file(path)},
+        "code": {"version": f"code-of-{rule}"},
+        "git": {"commit": "0123456789abcdef", "changed": True},
+        "started": "2026-01-02T03:04:05Z",
+        "seconds": 1.5,
+        "device": "an abacus",
+    }
+    provenance.write_record(path, record)
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    Path("tokenizer.json").write_text("{}")
+    _make(SAMPLES, ["tokenizer.json"], "generate_samples")
+    _make(SUMMARY, [SAMPLES], "summarize_scores")
+    _make(FIGURE, [SUMMARY, SAMPLES], "plot_accuracy")
+    return tmp_path
+
+
+def _command(*args: str, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """The console command, in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-c", "from needlework.cli.app import main; main()", *args],
+        cwd=folder,
+        env={"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_lineage_prints_each_step_down_to_the_sources(run):
+    result = CliRunner().invoke(app, ["lineage", FIGURE])
+    assert result.exit_code == 0
+    lines = result.stdout.splitlines()
+    files = [FIGURE, SAMPLES, "tokenizer.json", SUMMARY, SAMPLES]
+    shown = [line for line in lines if "results/" in line or "tokenizer" in line]
+    assert len(shown) == len(files)
+    for line, path in zip(shown, files, strict=True):
+        assert path in line
+    for path in (FIGURE, SUMMARY, SAMPLES):
+        assert provenance.sha256_file(path)[:12] in result.stdout
+    assert "source" in shown[2]
+    assert "above" in shown[4]
+    assert (
+        "rule plot_accuracy, code code-of-plot_accuracy, commit 0123456789 with changes" in lines[1]
+    )
+    assert "2026-01-02T03:04:05Z, 1.5 s on an abacus" in lines[1]
+
+
+def test_verify_counts_what_holds(run):
+    result = CliRunner().invoke(app, ["verify", "results/trial"])
+    assert (result.exit_code, result.stdout) == (
+        0,
+        "4 files verified: every hash under results/trial holds\n",
+    )
+
+
+def test_verify_names_the_file_and_the_figures_on_it(run):
+    Path(SAMPLES).write_text("others")
+    result = CliRunner().invoke(app, ["verify", "results/trial"])
+    assert result.exit_code == 1
+    assert result.stdout.splitlines() == [
+        f"broken {SAMPLES} is not as rule generate_samples wrote it",
+        f"       on it stands {FIGURE}",
+        "1 of 4 files do not hold; to make the first anew, and what stands on it, add to the run:",
+        f"--forcerun {SAMPLES}",
+    ]
+
+
+def test_check_says_what_would_be_run(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    result = CliRunner().invoke(app, ["check", "config.yaml"])
+    assert result.exit_code == 0
+    assert result.stdout.startswith("config.yaml: holds; ")
+
+
+def test_schema_and_reference_are_those_of_the_code():
+    schema = CliRunner().invoke(app, ["schema"])
+    assert json.loads(schema.stdout) == experiment_schema()
+    page = CliRunner().invoke(app, ["schema", "--markdown"])
+    assert page.stdout == (ROOT / "config/README.md").read_text(), (
+        "run: needlework schema --markdown > config/README.md"
+    )
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["lineage", "none.svg"], "none.svg: no such file; name a file under results/"),
+        (["verify", "none"], "none: nothing to verify; name a folder such as results/quick"),
+        (["check", "none.yaml"], "none.yaml: cannot be read: No such file or directory"),
+        (["check", "bad.yaml"], "bad.yaml:2: sampels = 3: unknown key; did you mean `samples`?"),
+        (["run", "--configfile", "bad.yaml"], "bad.yaml:2: sampels = 3: unknown key; did you"),
+        (["run", "bad.yaml", "--forcerun", "x"], "bad.yaml:2: sampels = 3: unknown key; did you"),
+        (["run", "--forcerun", "bad.yaml"], "config.yaml: cannot be read: No such file or"),
+    ],
+)
+def test_what_the_user_has_to_mend_is_one_line(tmp_path, args, says):
+    text = (ROOT / "config.yaml").read_text()
+    (tmp_path / "bad.yaml").write_text(f"# wrong\nsampels: 3\n{text}")
+    shutil.copytree(ROOT / "resources", tmp_path / "resources")
+    done = _command(*args, folder=tmp_path)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"needlework: {says}")
+
+
+def test_no_arguments_is_the_help():
+    done = _command()
+    assert "Usage" in done.stdout
+    for name in ("run", "lineage", "verify", "check", "plan", "niah", "stream", "schema"):
+        assert f" {name} " in done.stdout
+
+
+def test_shells_complete_the_commands():
+    environment = {"_NEEDLEWORK_COMPLETE": "complete_bash", "COMP_WORDS": "needlework ni"}
+    environment |= {"COMP_CWORD": "1", "PYTHONPATH": str(ROOT)}
+    program = "import sys; sys.argv = ['needlework']; from needlework.cli.app import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["niah"]

@@ -1,0 +1,97 @@
+"""`needlework stream`, killed in the middle and given again."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from safetensors import safe_open
+from support.paths import ROOT
+
+TOKENS = 1600
+# As the command, but for how often a state is saved, and a count of what the model reads.
+COMMAND = """
+import sys
+from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+from needlework.cli.app import app
+from needlework.evaluation.streaming.checkpoint import Journal
+
+Journal.__init__.__defaults__ = (float(sys.argv.pop()),)
+read = 0
+
+def count(module, args):
+    global read
+    if isinstance(module, nn.Embedding):
+        read += args[0].numel()
+
+register_module_forward_pre_hook(count)
+app(standalone_mode=False)
+print("read", read)
+"""
+
+
+@pytest.fixture(autouse=True)
+def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    np.random.default_rng(0).integers(3, 900, TOKENS).astype(np.uint16).tofile("ids.bin")
+
+
+def start(folder: str, seconds: str = "60") -> subprocess.Popen:
+    model = str(ROOT / "resources" / "needlework-tiny")
+    given = [
+        "ids.bin",
+        "--model",
+        model,
+        "--chunk-size",
+        "32",
+        "--tokens",
+        str(TOKENS),
+        "--output",
+        folder,
+        seconds,
+    ]
+    return subprocess.Popen(
+        [sys.executable, "-c", COMMAND, "stream", *given],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen) -> tuple[str, int]:
+    """The line of the perplexity, and how many tokens the model read."""
+    said, wrong = process.communicate(timeout=120)
+    assert process.returncode == 0, wrong
+    lines = said.splitlines()
+    return lines[0], int(lines[-1].split()[1])
+
+
+def test_a_killed_run_goes_on_behind_its_last_chunk():
+    line, read = finish(start("whole"))
+    killed, state = start("killed", seconds="0"), Path("killed/state")
+    while not state.exists():
+        assert killed.poll() is None
+        time.sleep(0.01)
+    killed.kill()
+    killed.communicate()
+    assert killed.returncode == -9
+    assert not Path("killed/stream.csv").exists()
+    with safe_open(state, framework="np") as file:
+        at = json.loads(file.metadata()["journal"])["at"]
+    assert 0 < at < TOKENS
+    again, read_again = finish(start("killed"))
+    assert again == line
+    # The first run also looks once, at few tokens, how the model is to be read.
+    assert TOKENS - at <= read_again <= read - at
+    for name in ("chunks.parquet", "positions.parquet"):
+        tables = [pl.read_parquet(Path(folder) / name) for folder in ("whole", "killed")]
+        assert tables[0].equals(tables[1])
+    assert Path("killed/stream.csv").read_bytes() == Path("whole/stream.csv").read_bytes()
+    assert not state.exists()

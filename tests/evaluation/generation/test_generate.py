@@ -1,0 +1,271 @@
+import polars as pl
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from needlework.attention.apply import apply
+from needlework.attention.methods.infini import convert
+from needlework.config.attention import Infini, Random
+from needlework.evaluation.generation.generate import retrieve
+
+WORDS = ["<pad>", "<s>", "</s>", *(f"w{i}" for i in range(61))]
+LAYERS, KV_HEADS, HEAD_SIZE = 3, 2, 8
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    words.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 1)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
+    )
+
+
+def _llama(eos=2) -> LlamaForCausalLM:
+    torch.manual_seed(3)
+    config = LlamaConfig(
+        vocab_size=len(WORDS),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=4,
+        num_key_value_heads=KV_HEADS,
+        bos_token_id=1,
+        eos_token_id=eos,
+        pad_token_id=0,
+        initializer_range=0.5,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+def _samples(lengths: list[int], max_new_tokens: int = 8) -> pl.DataFrame:
+    generator = torch.Generator().manual_seed(5)
+    rows = []
+    for sample, length in enumerate(lengths):
+        words = torch.randint(3, len(WORDS), (length,), generator=generator)
+        rows.append(
+            {
+                "task": "key",
+                "length": 64,
+                "sample": sample,
+                "prompt": " ".join(WORDS[i] for i in words),
+                "tokens": 1 + length,
+                "max_new_tokens": max_new_tokens,
+            }
+        )
+    return pl.DataFrame(rows)
+
+
+@torch.no_grad()
+def _greedy(model, prompt: str, most: int, eos: set[int]) -> list[int]:
+    """The most likely token, again and again, from the whole text each time: no cache."""
+    ids = [1, *(WORDS.index(word) for word in prompt.split())]
+    new = []
+    while len(new) < most:
+        token = int(model(torch.tensor([ids]), use_cache=False).logits[0, -1].argmax())
+        ids.append(token)
+        new.append(token)
+        if token in eos:
+            break
+    return new
+
+
+def _text(ids: list[int]) -> str:
+    return " ".join(WORDS[i] for i in ids if i > 2)
+
+
+def test_answers_are_those_of_a_greedy_loop(tokenizer):
+    model, samples = _llama(), _samples([5, 20, 41, 20, 7])
+    predictions, *_ = retrieve(model, tokenizer, samples, system="dense")
+    for row, prompt in zip(predictions.iter_rows(named=True), samples["prompt"], strict=True):
+        new = _greedy(model, prompt, 8, {2})
+        assert row["prediction"] == _text(new)
+        assert row["new_tokens"] == len(new)
+    assert predictions["prediction"].n_unique() > 1
+
+
+@pytest.mark.parametrize("as_list", [False, True])
+def test_an_answer_ends_with_eos_or_its_length(tokenizer, as_list):
+    samples = _samples([9, 30])
+    free = [_greedy(_llama(), prompt, 8, set()) for prompt in samples["prompt"]]
+    # A token that the first answer holds and the second does not.
+    eos = next(token for token in free[0][1:] if token not in free[1])
+    model = _llama([2, eos] if as_list else eos)
+    predictions, *_ = retrieve(model, tokenizer, samples, system="dense")
+
+    cut = free[0][: free[0].index(eos) + 1]
+    assert predictions["stop_reason"].to_list() == ["eos", "length"]
+    assert predictions["new_tokens"].to_list() == [len(cut), 8]
+    assert predictions["prediction"].to_list() == [_text(cut), _text(free[1])]
+
+
+def test_the_last_token_that_fits_may_be_eos(tokenizer):
+    samples = _samples([9], max_new_tokens=3)
+    third = _greedy(_llama(), samples["prompt"][0], 3, set())
+    assert third.index(third[2]) == 2
+    predictions, *_ = retrieve(_llama(third[2]), tokenizer, samples, system="dense")
+    assert predictions.select("new_tokens", "stop_reason").row(0) == (3, "eos")
+
+
+@pytest.mark.parametrize("none", [None, []])
+def test_a_model_that_names_no_end_takes_the_tokenizers(tokenizer, none):
+    samples = _samples([9, 30])
+    free = [_greedy(_llama(), prompt, 8, set()) for prompt in samples["prompt"]]
+    eos = next(token for token in free[0][1:] if token not in free[1])
+    model = _llama()
+    model.generation_config.eos_token_id = none
+    ending, endless = (
+        PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, eos_token=end)
+        for end in (WORDS[eos], None)
+    )
+    predictions, *_ = retrieve(model, ending, samples, system="dense")
+    assert predictions["stop_reason"].to_list() == ["eos", "length"]
+    assert predictions["new_tokens"].to_list() == [free[0].index(eos) + 1, 8]
+    predictions, *_ = retrieve(model, endless, samples, system="dense")
+    assert predictions["stop_reason"].to_list() == ["length", "length"]
+    assert predictions["prediction"].to_list() == [_text(new) for new in free]
+
+
+def test_generation_settings_of_a_checkpoint_are_left_out_and_put_back(tokenizer):
+    samples, model = _samples([5, 20, 41]), _llama()
+    plain, *_ = retrieve(model, tokenizer, samples, system="dense")
+    own = model.generation_config
+    own.do_sample, own.temperature, own.top_k, own.max_length = True, 5.0, 3, 4
+    own.repetition_penalty, own.no_repeat_ngram_size, own.min_new_tokens = 9.0, 1, 6
+    own.suppress_tokens = list(range(3, 40))
+    before = own.to_dict()
+    predictions, *_ = retrieve(model, tokenizer, samples, system="dense")
+    assert predictions.equals(plain)
+    assert model.generation_config is own
+    assert own.to_dict() == before
+
+
+def test_a_tokenizer_that_counts_otherwise_is_told(tokenizer):
+    samples = _samples([5, 20, 7]).with_columns(tokens=pl.Series([6, 20, 8]))
+    with pytest.raises(ValueError, match=r"^sample 1 of task key at 64: .* 21 tokens.* 20; make"):
+        retrieve(_llama(), tokenizer, samples, system="dense")
+
+
+def test_the_cache_holds_prompt_and_answer_but_its_last_token(tokenizer):
+    samples = _samples([5, 40])
+    predictions, *_ = retrieve(_llama(), tokenizer, samples, system="dense")
+    for row, words in zip(predictions.iter_rows(named=True), [5, 40], strict=True):
+        tokens = 1 + words + row["new_tokens"] - 1
+        assert row["cache_bytes"] == 2 * LAYERS * KV_HEADS * HEAD_SIZE * 4 * tokens
+
+
+def test_tables_have_one_row_a_sample_in_its_order(tokenizer):
+    samples = _samples([6, 5, 4]).with_columns(sample=pl.Series([7, 3, 5]))
+    predictions, measurements, densities = retrieve(_llama(), tokenizer, samples, system="dense")
+    key = {"system": ["dense"] * 3, "task": ["key"] * 3, "length": [64] * 3, "sample": [7, 3, 5]}
+    for table in (predictions, measurements):
+        assert table.select(list(key)).to_dict(as_series=False) == key
+    assert predictions.columns[4:] == [
+        *("prediction", "new_tokens", "stop_reason", "prefill_density", "decode_density"),
+        "cache_bytes",
+    ]
+    assert measurements.columns[4:] == [
+        *("prefill_seconds", "decode_seconds", "peak_memory_bytes", "peak_resident_bytes", "memory")
+    ]
+    assert densities.columns == [
+        *("system", "task", "length", "layer", "stage", "density", "pairs"),
+    ]
+    assert densities.is_empty()  # the model's own attention leaves nothing to measure
+    assert measurements["prefill_seconds"].min() > 0
+    assert measurements["peak_memory_bytes"].min() > 0
+    for row in measurements.iter_rows(named=True):
+        seconds = [point["seconds"] for point in row["memory"]]
+        assert seconds[-1] >= row["prefill_seconds"] + row["decode_seconds"]
+        assert row["peak_resident_bytes"] == max(p["resident_bytes"] for p in row["memory"]) > 0
+    assert predictions["prefill_density"].to_list() == [1.0] * 3
+    assert predictions["decode_density"].to_list() == [1.0] * 3
+
+
+def test_a_system_is_put_on_measured_by_sample_and_taken_off(tokenizer):
+    model, samples = _llama(), _samples([60, 20, 60])
+    stock = model.config._attn_implementation
+    system = Random(block_size=4, density=0.25, dense_layers=1)
+    predictions, *_ = retrieve(model, tokenizer, samples, system="random", attention=system)
+
+    assert model.config._attn_implementation == stock
+    alone = []
+    for i in range(3):
+        table, *_ = retrieve(
+            model, tokenizer, samples[i : i + 1], system="random", attention=system
+        )
+        alone.append(table)
+    # Each row's densities are its own: nothing is carried from one sample to the next.
+    assert predictions.equals(pl.concat(alone))
+    for row, prompt in zip(predictions.iter_rows(named=True), samples["prompt"], strict=True):
+        ids = tokenizer(prompt, return_tensors="pt")
+        with apply(model, system) as handle, torch.inference_mode():
+            model.generate(**ids, max_new_tokens=8, do_sample=False)
+            measured = handle.density()
+        assert row["prefill_density"] == measured.prefill < 1
+        assert row["decode_density"] == measured.decode < 1
+    dense, *_ = retrieve(model, tokenizer, samples, system="dense")
+    assert dense["prediction"].to_list() != predictions["prediction"].to_list()
+
+
+def test_densities_of_a_layer_count_the_pairs_of_every_sample(tokenizer):
+    model, words = _llama(), [60, 20, 41]
+    system = Random(block_size=4, top_k_blocks=3, dense_layers=1)
+    predictions, _, densities = retrieve(
+        model, tokenizer, _samples(words), system="random", attention=system
+    )
+    new = predictions["new_tokens"].to_list()
+    rows = densities.to_dicts()
+    assert [(row["layer"], row["stage"]) for row in rows] == [
+        *[(1, "prefill"), (1, "decode"), (2, "prefill"), (2, "decode")],
+    ]
+    for row in rows:
+        assert (row["system"], row["task"], row["length"]) == ("random", "key", 64)
+        kept = pairs = 0
+        for count, answer in zip(words, new, strict=True):
+            prompt = 1 + count
+            # The last token of an answer is never read.
+            queries = {"prefill": range(prompt), "decode": range(prompt, prompt + answer - 1)}
+            for t in queries[row["stage"]]:
+                # Three blocks of four: the query's own up to itself, and two full ones before it.
+                kept += min(t // 4, 2) * 4 + t % 4 + 1
+                pairs += t + 1
+        assert row["pairs"] == pairs
+        assert row["density"] == kept / pairs
+
+
+def test_densities_tell_tasks_and_lengths_apart(tokenizer):
+    model, samples = _llama(), _samples([60, 20, 41])
+    samples = samples.with_columns(length=pl.Series([64, 32, 64]))
+    system = Random(block_size=4, density=0.25, dense_layers=1)
+    *_, densities = retrieve(model, tokenizer, samples, system="random", attention=system)
+    for length in (32, 64):
+        part = samples.filter(pl.col("length") == length)
+        *_, alone = retrieve(model, tokenizer, part, system="random", attention=system)
+        assert densities.filter(pl.col("length") == length).equals(alone)
+
+
+def test_an_answer_of_one_token_has_no_decode_density(tokenizer):
+    system = Random(block_size=4, density=0.25, dense_layers=1)
+    samples = _samples([30], max_new_tokens=1)
+    predictions, _, densities = retrieve(
+        _llama(), tokenizer, samples, system="random", attention=system
+    )
+    assert predictions.select("new_tokens", "decode_density").row(0) == (1, None)
+    assert densities["stage"].to_list() == ["prefill", "prefill"]
+
+
+def test_infini_answers_with_a_cache_of_one_size(tokenizer):
+    system = Infini(segment_length=8)
+    model = convert(_llama(), system).eval()
+    samples = _samples([12, 30, 61], max_new_tokens=6)
+    predictions, *_ = retrieve(model, tokenizer, samples, system="infini")
+    # Per layer: keys and values of a segment; a memory of d x d and a norm of d for each kv head.
+    local = 2 * KV_HEADS * 8 * HEAD_SIZE
+    memory = KV_HEADS * HEAD_SIZE * (HEAD_SIZE + 1)
+    sizes = predictions["cache_bytes"].unique().to_list()
+    assert len(sizes) == 1
+    assert sizes[0] >= LAYERS * (local + memory) * 4

@@ -1,0 +1,63 @@
+import numpy as np
+import pytest
+import torch
+
+from needlework.evaluation.streaming.accumulator import Chunk, Tally
+
+
+def _span(position: int) -> tuple[int, int]:
+    """First position and end of a sixteenth of a doubling, by counting up."""
+    start = 1
+    while 2 * start <= position:
+        start *= 2
+    width = max(1, start // 16)
+    while start + width <= position:
+        start += width
+    return start, start + width
+
+
+def _chunks() -> list[Chunk]:
+    torch.manual_seed(0)
+    found, at = [], 1
+    for tokens in (1, 5, 30, 200, 700):
+        losses = 5 * torch.rand(tokens)
+        found.append(Chunk(0, at, losses, tokens, 0, 8, 0.5, 100))
+        at += tokens
+    return [*found, Chunk(1, 1, torch.rand(90), 90, 2, 8, 0.5, 100)]
+
+
+def test_losses_by_position_are_those_counted_one_by_one():
+    tally, spans = Tally(), {}
+    for chunk in _chunks():
+        tally.add(chunk)
+        for i, loss in enumerate(chunk.losses.tolist()):
+            spans.setdefault(_span(chunk.first_token + i), []).append(loss)
+    rows = tally.positions().rows()
+    assert [row[:2] for row in rows] == sorted(spans)
+    for first, end, tokens, loss in rows:
+        assert tokens == len(spans[first, end])
+        assert loss == pytest.approx(np.mean(spans[first, end]), rel=1e-6)
+    everything = [loss for chunk in _chunks() for loss in chunk.losses.tolist()]
+    assert tally.loss == pytest.approx(np.mean(everything), rel=1e-6)
+    assert len(tally) == 6
+
+
+def test_a_tally_is_restored_whole():
+    tally, other = Tally(), Tally()
+    for chunk in _chunks():
+        tally.add(chunk)
+    other.restore(tally.tensors())
+    assert other.loss == tally.loss
+    assert other.positions().equals(tally.positions())
+    assert other["loss"].tolist() == tally["loss"].tolist()
+    for one in (tally, other):
+        one.add(_chunks()[-1])
+    assert other.loss == tally.loss
+
+
+def test_the_far_end_of_positions():
+    tally = Tally()
+    tally.add(Chunk(0, 10_000_000, torch.ones(3), 3, 0, 0, 0.1, 0))
+    ((first, end, tokens, _),) = tally.positions().rows()
+    assert first <= 10_000_000 < 10_000_003 <= end
+    assert tokens == 3

@@ -1,0 +1,1 @@
+from support.tokenizer_fixtures import *  # noqa: F403

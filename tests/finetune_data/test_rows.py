@@ -1,0 +1,96 @@
+"""Rows of the user's own: as they are, from any table, each fault one line."""
+
+import re
+from pathlib import Path
+
+import polars as pl
+import pytest
+from datasets import Dataset
+
+from needlework.config.tasks import RowExamples
+from needlework.finetune_data.rows import examples
+
+ROWS = pl.DataFrame(
+    {
+        "prompt": ["What is the pass key?", "Tell me:\nwho?"],
+        "answer": [" 271", " Ada\nLovelace"],
+        "n": [1, 2],
+    }
+)
+
+
+def made(path: Path, tokenizer, **keys) -> pl.DataFrame:
+    return examples(RowExamples(path=str(path), **keys), tokenizer, 0)
+
+
+def folder_of_parquet(path: Path) -> None:
+    path.mkdir()
+    ROWS[:1].write_parquet(path / "train-0.parquet")
+    ROWS[1:].write_parquet(path / "train-1.parquet")
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("rows.parquet", ROWS.write_parquet),
+        ("rows.jsonl", ROWS.write_ndjson),
+        ("saved", lambda path: Dataset.from_dict(ROWS.to_dict(as_series=False)).save_to_disk(path)),
+        ("folder", folder_of_parquet),
+    ],
+)
+def test_rows_are_those_of_the_table(name, write, tmp_path, tokenizer):
+    write(tmp_path / name)
+    table = made(tmp_path / name, tokenizer)
+    assert table.select("prompt", "answer").equals(ROWS.select("prompt", "answer"))
+    for prompt, answer, size in table.iter_rows():
+        parts = [
+            tokenizer.encode(prompt).ids,
+            tokenizer.encode(answer, add_special_tokens=False).ids,
+        ]
+        assert size == len(parts[0]) + len(parts[1]) + 1
+    assert made(tmp_path / name, tokenizer, examples=1).equals(table[:1])
+
+
+def test_columns_have_any_name(tmp_path, byte_tokenizer):
+    path = tmp_path / "rows.parquet"
+    ROWS.rename({"prompt": "question", "answer": "said"}).write_parquet(path)
+    table = made(path, byte_tokenizer, prompt_column="question", answer_column="said")
+    assert table["answer"].to_list() == [" 271", " Ada\nLovelace"]
+    with pytest.raises(ValueError, match="no column 'prompt' or 'answer'; write one of question, "):
+        made(path, byte_tokenizer)
+    with pytest.raises(ValueError, match=r"no column 'answer'; write one of question, said, n$"):
+        made(path, byte_tokenizer, prompt_column="question")
+
+
+@pytest.mark.parametrize(
+    ("change", "keys", "message"),
+    [
+        ({"prompt": ["a", "  "]}, {}, "column 'prompt': row 1 holds '  '; write some text"),
+        ({"answer": ["a", None]}, {}, "column 'answer': row 1 holds None; write some text"),
+        ({}, {"answer_column": "n"}, "column 'n': row 0 holds 1; write some text, or name another"),
+        ({}, {"examples": 3}, "has 2 rows and 3 are asked for; write examples: 2, or name a table"),
+        (
+            {"prompt": ["a", "b " * 100]},
+            {"length": 64},
+            r"row 1 has \d\d\d tokens with its answer and end, more than length: 64; write len",
+        ),
+    ],
+)
+def test_what_is_wrong_is_one_line(change, keys, message, tmp_path, byte_tokenizer):
+    path = tmp_path / "rows.parquet"
+    ROWS.with_columns(**{k: pl.Series(v) for k, v in change.items()}).write_parquet(path)
+    with pytest.raises(ValueError, match=message) as caught:
+        made(path, byte_tokenizer, **keys)
+    assert str(caught.value).startswith(str(path))
+    assert "\n" not in str(caught.value)
+
+
+def test_sources_without_rows(tmp_path, byte_tokenizer):
+    (tmp_path / "notes.txt").write_text("no table")
+    for path in (tmp_path / "notes.txt", tmp_path):
+        message = re.escape(f"{path}: plain text; name a table with columns prompt and answer")
+        with pytest.raises(ValueError, match=message):
+            made(path, byte_tokenizer)
+    ROWS[:0].write_parquet(tmp_path / "empty.parquet")
+    with pytest.raises(ValueError, match=r"has 0 rows and some are asked for; write examples: nul"):
+        made(tmp_path / "empty.parquet", byte_tokenizer)

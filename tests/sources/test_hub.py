@@ -1,0 +1,139 @@
+"""Names of the hub, asked of a real server: a refusal is one line, what it gives is opened."""
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from support.hub_server import Hub, commit_of, serving
+from support.paths import ROOT
+
+TINY = ROOT / "resources" / "needlework-tiny"
+TOKENIZER = """
+import sys
+from needlework.tasks.prompts.tokenizer import tokenizer_folder
+for name in sys.argv[1:]:
+    try:
+        print(tokenizer_folder(*name.split("@")))
+    except ValueError as error:
+        print(error)
+"""
+MAIN = "from needlework.cli.app import main; main()"
+GATED = "is gated on the hub; accept its licence there and set HF_TOKEN, or name a folder that"
+UNKNOWN = "the hub has no such model, or it is private; mend the name, or set HF_TOKEN"
+REVISION = "the hub has no such revision of it; mend revision, or leave it out"
+TOKEN = "the hub refuses the token; set HF_TOKEN to a valid one, or take it away (also that of"
+BARE = "not a checkpoint that can be opened ("
+DOWN = "the hub answers 503; run again later, or name a folder that holds it"
+NO_HUB = "no such folder, and the hub cannot be reached (no connection to {url}: "
+
+
+def python(hub: Hub, cache: Path, *args: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *args],
+        cwd=ROOT,
+        env={**hub.environment(cache), "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def planned(hub: Hub, folder: Path, *names: str) -> tuple[list[str], str]:
+    """The lines of a plan on each model, which two systems have, and all of stderr."""
+    models = {}
+    for i, name in enumerate(names):
+        path, _, revision = name.partition("@")
+        models[f"m{i}"] = {"path": path, "revision": revision or None}
+    systems = {f"{s}-{m}": {"model": m} for m in models for s in "ab"}
+    experiment = {"experiment": "small", "models": models, "systems": systems}
+    experiment |= {"tasks": {"passkey": {"type": "passkey"}}, "lengths": [128, 256]}
+    (folder / "small.yaml").write_text(yaml.safe_dump(experiment))
+    done = python(hub, folder / "cache", "-c", MAIN, "plan", str(folder / "small.yaml"))
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stdout.splitlines() if "not reckoned" in line]
+    return [line.removeprefix(f"a-m{i}, b-m{i}: ") for i, line in enumerate(lines)], done.stderr
+
+
+REFUSED = {
+    "nobody/gated": GATED,
+    "nobody/private": UNKNOWN,
+    "nobody/missing": UNKNOWN,
+    "nobody/tiny@v9": REVISION,
+    "nobody/no-token": TOKEN,
+}
+
+
+@pytest.fixture
+def hub(tmp_path: Path):
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    (bare / "README.md").write_text("nothing else")
+    with serving(Hub({"tiny": {"main": TINY, "v1": TINY}, "bare": {"main": bare}})) as hub:
+        yield hub
+
+
+def test_a_plan_says_once_why_the_hub_gives_no_config(hub: Hub, tmp_path: Path):
+    told = REFUSED | {"nobody/bare": BARE}
+    lines, said = planned(hub, tmp_path, *told)
+    assert len(lines) == len(told)
+    for i, (line, (name, why)) in enumerate(zip(lines, told.items(), strict=True)):
+        path = name.partition("@")[0]
+        assert line.startswith(f"not reckoned: models.m{i}.path = {path}: {why}"), line
+    assert said == ""
+
+
+@pytest.mark.parametrize("key", ["path", "tokenizer"])
+def test_a_run_says_why_before_any_work(hub: Hub, tmp_path: Path, key: str):
+    model = {"path": "nobody/gated"}
+    if key == "tokenizer":
+        model = {"api": "http://127.0.0.1:9/v1", "model": "m", "tokenizer": "far"}
+    models = {"base": model, "far": {"path": "nobody/private"}}
+    experiment = {"experiment": "small", "models": models, "systems": {"a": {"model": "base"}}}
+    experiment |= {"tasks": {"passkey": {"type": "passkey"}}, "lengths": [128]}
+    file = tmp_path / "small.yaml"
+    file.write_text(yaml.safe_dump(experiment))
+    done = python(hub, tmp_path / "cache", "-c", MAIN, "run", "--configfile", str(file))
+    assert done.returncode == 1
+    told = {"path": f"base.path = nobody/gated: {GATED}"}
+    told["tokenizer"] = f"far.path = nobody/private: {UNKNOWN}"
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"needlework: models.{told[key]}")
+    assert done.stdout == ""
+
+
+def test_a_tokenizer_says_why_the_hub_does_not_give_it(hub: Hub, tmp_path: Path):
+    told = REFUSED | {"nobody/down": DOWN}
+    lines = python(hub, tmp_path / "cache", "-c", TOKENIZER, *told).stdout.splitlines()
+    assert len(lines) == len(told)
+    for line, (name, why) in zip(lines, told.items(), strict=True):
+        assert line.startswith(f"{name.partition('@')[0]}: {why}"), line
+
+
+def test_without_a_network_what_is_cached_is_opened_and_the_rest_is_one_line(
+    hub: Hub, tmp_path: Path
+):
+    got = python(hub, tmp_path / "cache", "-c", TOKENIZER, "nobody/tiny@v1").stdout.strip()
+    assert Path(got).name == commit_of("v1")
+    assert (Path(got) / "tokenizer.json").read_bytes() == (TINY / "tokenizer.json").read_bytes()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        hub.url = f"http://127.0.0.1:{taken.getsockname()[1]}"
+    done = python(hub, tmp_path / "cache", "-c", TOKENIZER, "nobody/tiny@v1", "nobody/other")
+    opened, line = done.stdout.splitlines()
+    assert opened == got
+    assert line.startswith(f"nobody/other: {NO_HUB.format(url=hub.url)}")
+    assert done.stderr == ""
+    hub.url = hub.url.replace("//", "//me:secret@")
+    lines, said = planned(hub, tmp_path, "nobody/other")
+    (line,) = lines
+    assert NO_HUB.format(url=hub.url.replace("me:secret@", "")) in line
+    assert line.startswith("not reckoned: models.m0.path = nobody/other: no such folder, and the")
+    # Nor do the hub's own tries show.
+    assert said == ""
+
+
+def test_a_name_that_is_none_is_no_folder(hub: Hub, tmp_path: Path):
+    line = python(hub, tmp_path / "cache", "-c", TOKENIZER, "no/such/folder").stdout
+    assert line == "no/such/folder: no such folder; name an existing one, or a hub's owner/name\n"

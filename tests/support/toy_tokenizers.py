@@ -1,0 +1,82 @@
+"""Tokenizers of three kinds, trained here on a little text."""
+
+from random import Random
+
+from support.paths import TINY
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+from needlework.tasks import niah, passkey
+from needlework.tasks.haystacks.haystack import NEEDLE
+from needlework.tasks.haystacks.sentences import sentence
+from needlework.tasks.prompts.prompt import PLAIN, Frame
+from needlework.tasks.prompts.tokenizer import open_tokenizer
+
+
+def _text() -> list[str]:
+    random = Random(0)
+    wording = [passkey.INTRO, passkey.FILLER, passkey.NEEDLE, passkey.QUESTION]
+    wording += [niah.INTRO_ONE, NEEDLE, niah.QUESTION_ONE, niah.ANSWER_PREFIX_ONE]
+    numbers = [str(random.randrange(10**6)) for _ in range(200)]
+    return [*wording * 3, *(sentence(random) for _ in range(500)), *numbers]
+
+
+def byte_level() -> Tokenizer:
+    """Pieces add up: GPT-2's way."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=1200, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(_text(), trainer)
+    return tokenizer
+
+
+def merging_newlines() -> Tokenizer:
+    """Llama 3's way: a full stop and the line break behind it can be one token; two specials."""
+    tokenizer = Tokenizer(models.BPE())
+    pattern = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+"
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(pattern), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    trainer = trainers.BpeTrainer(
+        vocab_size=1500,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=["<s>", "</s>"],
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([f"{text}\n" for text in _text()], trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)]
+    )
+    return tokenizer
+
+
+def metaspace() -> Tokenizer:
+    """SentencePiece's way: no split at spaces, so that merges go across words."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=1500,
+        special_tokens=["<unk>", "<s>"],
+        initial_alphabet=list("abcdefghijklmnopqrstuvwxyz0123456789\n-.:?"),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([" ".join(_text())[:40000]], trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 1)]
+    )
+    return tokenizer
+
+
+KINDS = {kind.__name__: kind for kind in (byte_level, merging_newlines, metaspace)}
+
+ADDITIVE = {
+    "byte_level": byte_level,
+    "merging_newlines": merging_newlines,
+    "tiny": lambda: open_tokenizer(TINY),
+}
+"""Tokenizers whose counts of pieces add up, the shipped one among them."""
+FRAMES = (PLAIN, Frame("<u>\n", "\n<a>\n", None, True))

@@ -1,0 +1,352 @@
+"""Frames against transformers' own rendering, for templates in the manner of six model families."""
+
+import datetime
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from needlework.config.models import Checkpoint
+from needlework.tasks.prompts.chat import open_frame
+from needlework.tasks.prompts.prompt import PLAIN, Frame
+
+# The date is today's unless a caller gives it; the system text is stripped, and so is the message.
+LLAMA_3 = """\
+{{- bos_token }}
+{%- if not date_string is defined %}
+    {%- set date_string = strftime_now("%d %b %Y") %}
+{%- endif %}
+{%- if messages[0]['role'] == 'system' %}
+    {%- set said = messages[0]['content'] | trim %}
+    {%- set messages = messages[1:] %}
+{%- else %}
+    {%- set said = "" %}
+{%- endif %}
+{{- "<|head|>system<|over|>\\n\\nKnown until: March 2024\\nToday: " + date_string + "\\n\\n" }}
+{{- said + "<|eot|>" }}
+{%- for message in messages %}
+    {{- '<|head|>' + message['role'] + '<|over|>\\n\\n' + message['content'] | trim + '<|eot|>' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|head|>assistant<|over|>\\n\\n' }}
+{%- endif %}
+"""
+QWEN_3 = """\
+{%- if tools %}{{- raise_exception('no tools here') }}{%- endif %}
+{%- set ns = namespace(last=messages | length - 1) %}
+{%- for message in messages %}
+    {%- if message.content is string %}{%- set content = message.content %}{%- endif %}
+    {%- if message.role == "assistant" %}
+        {%- generation %}
+        {{- '<|im_start|>assistant\\n' + content.split('</think>')[-1].lstrip('\\n') }}
+        {%- endgeneration %}
+    {%- else %}
+        {{- '<|im_start|>' + message.role + '\\n' + content + '<|im_end|>' + '\\n' }}
+    {%- endif %}
+    {%- if loop.index0 == ns.last %}{%- break %}{%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\\n' }}
+    {%- if enable_thinking is defined and enable_thinking is false %}
+        {{- '<think>\\n\\n</think>\\n\\n' }}
+    {%- endif %}
+{%- endif %}
+"""
+MISTRAL = """\
+{{ bos_token }}{% if messages[0]['role'] == 'system' %}
+    {%- set said = messages[0]['content'] + '\\n\\n' %}{% set turns = messages[1:] %}
+{%- else %}
+    {%- set said = '' %}{% set turns = messages %}
+{%- endif %}
+{%- for turn in turns %}
+    {%- if (turn['role'] == 'user') != (loop.index0 % 2 == 0) %}
+        {{- raise_exception('roles must alternate') }}
+    {%- endif %}
+    {%- if turn['role'] == 'user' %}
+        {{- '[INST] ' + (said if loop.last else '') + turn['content'] + ' [/INST]' }}
+    {%- else %}
+        {{- ' ' + turn['content'] + eos_token }}
+    {%- endif %}
+{%- endfor %}
+"""
+GEMMA = """\
+{{ bos_token }}{% if messages[0]['role'] == 'system' %}
+{{ raise_exception('System role not supported') }}{% endif %}
+{% for message in messages %}
+{{ '<turn>' + ('model' if message['role'] == 'assistant' else message['role']) + '\\n'
+   + message['content'] | trim + '<end>' }}
+{% endfor %}
+{% if add_generation_prompt %}{{ '<turn>model\\n' }}{% endif %}
+"""
+PHI = """\
+{% for message in messages %}
+{% if message['role'] in ('system', 'user') %}
+{{ '<|' + message['role'] + '|>\\n' + message['content'] + '<|end|>' }}
+{% elif message['role'] == 'assistant' %}
+{{ '<|assistant|>\\n' + message['content'] + '<|end|>' }}
+{% endif %}
+{% endfor %}
+{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% else %}{{ eos_token }}{% endif %}
+"""
+DEEPSEEK_R1 = """\
+{% if not add_generation_prompt is defined %}{% set add_generation_prompt = false %}{% endif %}
+{%- set ns = namespace(said='') %}
+{%- for message in messages %}
+{%- if message['role'] == 'system' %}{%- set ns.said = message['content'] %}{%- endif %}
+{%- endfor %}
+{{- bos_token }}{{ ns.said }}
+{%- for message in messages %}
+{%- if message['role'] == 'user' %}{{- '<|User|>' + message['content'] }}{%- endif %}
+{%- if message['role'] == 'assistant' %}
+{{- '<|Assistant|>' + message['content'].split('</think>')[-1] }}
+{%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|Assistant|><think>\\n' }}{%- endif %}
+"""
+TEMPLATES = {
+    "llama_3": LLAMA_3,
+    "qwen_3": QWEN_3,
+    "mistral": MISTRAL,
+    "gemma": GEMMA,
+    "phi": PHI,
+    "deepseek_r1": DEEPSEEK_R1,
+}
+SPECIAL = [
+    *("<s>", "</s>", "<|head|>", "<|over|>", "<|eot|>", "<|im_start|>", "<|im_end|>"),
+    *("<turn>", "<end>", "<|user|>", "<|system|>", "<|assistant|>", "<|end|>"),
+    *("<|User|>", "<|Assistant|>"),
+]
+QUESTION = "A text of \"many\" lines.\nThe key is <7> & no other — né?\n\nWhat is 'the key'?"
+SYSTEM = "Answer in one word. Don't explain."
+
+
+def save(
+    folder: Path, template: str | list | None, *, adds_bos: bool = True, config: dict | None = None
+) -> Path:
+    """A tokenizer of bytes with a chat template, as a checkpoint has it."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({letter: i for i, letter in enumerate(letters)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(SPECIAL)
+    if adds_bos:
+        bos = tokenizer.token_to_id("<s>")
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="<s> $A", special_tokens=[("<s>", bos)]
+        )
+    tokenizer.save(str(folder / "tokenizer.json"))
+    written = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": {"__type": "AddedToken", "content": "<s>", "lstrip": False, "special": True},
+        "eos_token": "</s>",
+        "unk_token": None,
+        **(config or {}),
+    }
+    if isinstance(template, list):
+        written["chat_template"] = template
+    elif template is not None:
+        (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+    (folder / "tokenizer_config.json").write_text(json.dumps(written), encoding="utf-8")
+    return folder
+
+
+def messages(system: str | None, text: str = QUESTION) -> list[dict[str, str]]:
+    said = [] if system is None else [{"role": "system", "content": system}]
+    return [*said, {"role": "user", "content": text}]
+
+
+CASES = [
+    (name, system, thinks)
+    for name in TEMPLATES
+    for system in ([None] if name == "gemma" else [None, SYSTEM])
+    for thinks in ([False, True] if name in ("qwen_3", "deepseek_r1") else [False])
+]
+
+
+@pytest.mark.parametrize("adds_bos", [True, False])
+@pytest.mark.parametrize(("name", "system", "thinks"), CASES)
+def test_prompts_are_those_of_transformers(tmp_path, name, system, thinks, adds_bos):
+    folder = save(tmp_path, TEMPLATES[name], adds_bos=adds_bos)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    told = {"enable_thinking": thinks, "date_string": "03 Feb 2025", "add_generation_prompt": True}
+    text = tokenizer.apply_chat_template(messages(system), tokenize=False, **told)
+    ids = tokenizer.apply_chat_template(messages(system), **told)["input_ids"]
+    if name == "deepseek_r1" and not thinks:
+        text = text.removesuffix("\n") + "\n\n</think>\n\n"
+        ids = tokenizer.encode(text, add_special_tokens=False)
+    if name in ("qwen_3", "phi") and adds_bos:
+        # These templates leave it to the tokenizer.
+        text, ids = f"<s>{text}", [tokenizer.bos_token_id, *ids]
+
+    frame = open_frame(
+        folder, system_prompt=system, thinking_tokens=100 if thinks else 0, date="2025-02-03"
+    )
+    prompt = frame.head + QUESTION + frame.tail
+    assert ("<s>" if adds_bos else "") + prompt == text
+    assert tokenizer(prompt)["input_ids"] == ids
+    assert ids.count(tokenizer.bos_token_id) == (adds_bos or name not in ("qwen_3", "phi"))
+    assert frame.prefills is not thinks
+    assert frame.system_prompt == system
+    assert system is None or system in frame.head
+
+
+def test_the_message_is_as_it_is_where_a_template_strips_it(tmp_path):
+    frame = open_frame(save(tmp_path, LLAMA_3))
+    assert frame.head.endswith("<|head|>user<|over|>\n\n")
+    assert frame.tail == "<|eot|><|head|>assistant<|over|>\n\n"
+
+
+def test_a_prompt_is_the_same_on_any_day_but_the_one_told(tmp_path):
+    folder = save(tmp_path, LLAMA_3)
+    assert "\nToday: 01 Jan 2025\n" in open_frame(folder).head
+    assert "\nToday: 29 Feb 2024\n" in open_frame(folder, date="2024-02-29").head
+
+
+def test_the_day_of_a_config_may_stand_without_quotes():
+    for day in ("2024-02-29", datetime.date(2024, 2, 29)):
+        assert Checkpoint(path="x", chat_date=day).chat_date == "2024-02-29"
+    for day in ("2025-02-29", "20250101", "2025-1-1", 2025, datetime.datetime(2025, 1, 1)):
+        with pytest.raises(ValueError, match="is no day; write YYYY-MM-DD, such as 2025-01-01"):
+            Checkpoint(path="x", chat_date=day)
+
+
+def test_an_empty_thought_is_closed_once(tmp_path):
+    closed = "<|im_start|>assistant\n<think>\n\n</think>\n\n"
+    assert open_frame(save(tmp_path, QWEN_3)).tail == f"<|im_end|>\n{closed}"
+    thinking = QWEN_3.replace("enable_thinking is defined and enable_thinking is false", "false")
+    assert open_frame(save(tmp_path, thinking)).tail == "<|im_end|>\n<|im_start|>assistant\n"
+    assert open_frame(save(tmp_path, DEEPSEEK_R1)).tail == "<|Assistant|><think>\n\n</think>\n\n"
+    thinks = open_frame(save(tmp_path, DEEPSEEK_R1), thinking_tokens=1)
+    assert thinks.tail == "<|Assistant|><think>\n"
+
+
+def test_templates_that_ask_for_thinking_are_told_of_it(tmp_path):
+    template = "{{ messages[0].content }}|{% if thinking %}<think>{% else %}</think>{% endif %}"
+    folder = save(tmp_path, template)
+    assert open_frame(folder).tail == "|</think>"
+    assert open_frame(folder, thinking_tokens=9) == Frame("", "|<think>", None, False)
+
+
+@pytest.mark.parametrize("template", [LLAMA_3, PHI, QWEN_3.replace("is false", "is defined")])
+def test_thinking_that_a_template_does_not_know_is_told(tmp_path, template):
+    folder = save(tmp_path, template)
+    with pytest.raises(ValueError, match=r"cannot switch thinking on; set thinking_tokens: 0$"):
+        open_frame(folder, thinking_tokens=100)
+
+
+def test_the_default_of_named_templates(tmp_path):
+    named = [{"name": "tool_use", "template": "no"}, {"name": "default", "template": PHI}]
+    whole = open_frame(save(tmp_path, named), system_prompt=SYSTEM)
+    assert whole.tail == "<|end|>\n<|assistant|>\n"
+    (tmp_path / "chat_template.jinja").write_text(GEMMA)
+    assert PreTrainedTokenizerFast.from_pretrained(tmp_path).chat_template == GEMMA
+    assert open_frame(tmp_path).tail == "<end>\n<turn>model\n"
+
+
+def test_names_and_settings_of_transformers(tmp_path):
+    template = """\
+{%- for message in messages %}
+    {%- set words = {"é<&>": [1, none], "a": eos_token} %}
+    {{- words | tojson }}{{ words | tojson(indent=1, sort_keys=true) }}
+    {{- [unk_token, pad_token, cls_token] }}
+    {% generation %}{% set inner = 1 %}{{ message.content }}{% endgeneration %}
+  {% if loop.first %}
+{{ tools is none }}{{ documents is none }}{{ inner is defined }}
+  {% endif %}
+    {%- continue %}
+    never
+{%- endfor %}
+end
+"""
+    folder = save(tmp_path, template)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    text = tokenizer.apply_chat_template(messages(None), tokenize=False, add_generation_prompt=True)
+    frame = open_frame(folder)
+    assert frame.head + QUESTION + frame.tail == text
+    assert "é<&>" in frame.head
+
+
+def test_head_loses_only_what_the_tokenizer_adds(tmp_path):
+    folder = save(tmp_path, "<s></s>{{ messages[0].content }}<s>")
+    assert open_frame(folder) == Frame("</s>", "<s>", None, True)
+    assert open_frame(save(tmp_path, "{{ messages[0].content }}")) == PLAIN
+
+
+REFUSED = {
+    "alone": ("{{ raise_exception('one\n  two') }}", "fails: one two"),
+    "syntax": ("x\n{% if %}", "cannot be read: line 2: "),
+    "undefined": ("{{ messages[0].content }}{{ nothing.at.all }}", "fails: 'nothing' is undefined"),
+    "type": ("{{ messages[0].content + 1 }}", "fails: can only concatenate str"),
+    "unsafe": ("{{ messages.append(1) }}", "fails: .*'append' of 'list' object is unsafe"),
+    "lost": ("{{ messages | length }}", "changes or repeats its message"),
+    "twice": ("{{ messages[0].content * 2 }}", "changes or repeats its message"),
+    "escaped": ("{{ messages[0].content | tojson }}", "changes or repeats its message"),
+    "list": ("{% for part in messages[0].content %}{{ part.text }}{% endfor %}", "changes"),
+    "nameless": ([{"name": "tool_use", "template": "x"}], "has no chat template"),
+    "none": (
+        None,
+        "has no chat template; set chat_template: false, or name an instruct model",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_a_frame_is_told_in_one_line(tmp_path, name):
+    template, why = REFUSED[name]
+    folder = save(tmp_path, template)
+    with pytest.raises(ValueError, match=why) as told:
+        open_frame(folder)
+    assert str(told.value).startswith(f"{folder}: ")
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("template", "why"),
+    [
+        (GEMMA, r"refuses a system message \(System role not supported\); leave system_prompt out"),
+        ("{{ messages[-1].content }}", "drops the system message; leave system_prompt out"),
+    ],
+)
+def test_a_refused_system_message_is_told(tmp_path, template, why):
+    folder = save(tmp_path, template)
+    open_frame(folder)
+    with pytest.raises(ValueError, match=why):
+        open_frame(folder, system_prompt=SYSTEM)
+
+
+def test_broken_files_are_told(tmp_path):
+    folder = save(tmp_path, PHI)
+    (folder / "tokenizer_config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"tokenizer_config\.json is not JSON"):
+        open_frame(folder)
+    (folder / "tokenizer_config.json").write_text("{}")
+    (folder / "chat_template.jinja").write_bytes(b"\xff")
+    with pytest.raises(ValueError, match=r"chat_template\.jinja cannot be read"):
+        open_frame(folder)
+
+
+def test_a_hub_name_is_read_from_the_hubs_cache(tmp_path):
+    repository = tmp_path / "models--owner--name"
+    (repository / "refs").mkdir(parents=True)
+    for commit, name in (("0" * 40, "main"), ("1" * 40, "v2")):
+        snapshot = repository / "snapshots" / commit
+        snapshot.mkdir(parents=True)
+        (repository / "refs" / name).write_text(commit)
+        save(snapshot, PHI if name == "main" else PHI.replace("|user|", "|asker|"))
+    environment = {"HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1", "PYTHONPATH": "."}
+
+    def opened(arguments: str) -> subprocess.CompletedProcess[str]:
+        code = "from needlework.tasks.prompts.chat import open_frame;"
+        code += f"print(open_frame({arguments}).head)"
+        command = [sys.executable, "-c", code]
+        return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+    assert opened("'owner/name'").stdout == "<|user|>\n\n"
+    failed = opened("'owner/other'").stderr.splitlines()[-1]
+    assert failed.startswith(
+        "ValueError: owner/other: no such folder, and the hub cannot be reached"
+    )
