@@ -48,7 +48,7 @@ def main() -> None:
 
 def _read(experiment: str) -> pl.DataFrame:
     summary = pl.read_parquet(ROOT / "results" / experiment / "summary.parquet")
-    kept = ["system", "task", "length", "n", "accuracy", "low", "high"]
+    kept = ["system", "task", "length", "n", "accuracy", "ci_low", "ci_high"]
     return summary.filter(pl.col("depth_percent").is_null(), pl.col("metric") == "all").select(
         *kept, "prefill_density", "decode_density"
     )
@@ -85,8 +85,8 @@ def factors(points: pl.DataFrame) -> alt.TopLevelMixin:
         + pl.col("task"),
         is_base=pl.col("system") == "base",
         percent=100 * pl.col("accuracy"),
-        low=100 * pl.col("low"),
-        high=100 * pl.col("high"),
+        ci_low=100 * pl.col("ci_low"),
+        ci_high=100 * pl.col("ci_high"),
     )
     series = sorted(names(shown, "series"), key=lambda s: (s.startswith("random"), s))
     look = told_apart("series", series, "Task")
@@ -107,7 +107,7 @@ def factors(points: pl.DataFrame) -> alt.TopLevelMixin:
         points_of = chart.mark_point(size=55, strokeWidth=1.6, opacity=1, filled=False)
         layers = [
             chart.mark_rule(strokeWidth=1.5, opacity=0.6).encode(
-                y=alt.Y("low:Q", title="Accuracy (%)"), y2="high:Q", color=look["color"]
+                y=alt.Y("ci_low:Q", title="Accuracy (%)"), y2="ci_high:Q", color=look["color"]
             ),
             points_of.encode(y=y, color=look["color"], shape=look["shape"]),
             points_of.transform_filter("datum.is_base")
@@ -153,8 +153,8 @@ def densities(points: pl.DataFrame) -> alt.TopLevelMixin:
         form=pl.col("form").replace_strict(named),
         density=100 * pl.col("prefill_density"),
         percent=100 * pl.col("accuracy"),
-        low=100 * pl.col("low"),
-        high=100 * pl.col("high"),
+        ci_low=100 * pl.col("ci_low"),
+        ci_high=100 * pl.col("ci_high"),
     )
     dense = points.filter(pl.col("form") == "dense").select("task", dense=100 * pl.col("accuracy"))
     shown = shown.join(dense, on="task", how="left")
@@ -165,10 +165,10 @@ def densities(points: pl.DataFrame) -> alt.TopLevelMixin:
     axis = alt.Axis(values=list(range(0, 101, 20)))
     y = alt.Y("percent:Q", title="Accuracy (%)", axis=axis).scale(domain=[0, 100])
     base = alt.Chart().encode(x=x, color=look["color"])
-    low = alt.Y("low:Q", title="Accuracy (%)", axis=axis)
+    low = alt.Y("ci_low:Q", title="Accuracy (%)", axis=axis)
     chart = alt.layer(
         alt.Chart().mark_rule(strokeDash=[5, 4], strokeWidth=1.5).encode(y="dense:Q"),
-        base.mark_rule(opacity=0.6, strokeWidth=1.5).encode(y=low, y2="high:Q"),
+        base.mark_rule(opacity=0.6, strokeWidth=1.5).encode(y=low, y2="ci_high:Q"),
         base.mark_line(strokeWidth=2).encode(y=y, strokeDash=look["strokeDash"]),
         base.mark_point(filled=False, size=60, strokeWidth=1.8, opacity=1).encode(
             y=y, shape=look["shape"]

@@ -42,7 +42,7 @@ def _blocks(size: int) -> dict[str, int]:
 SYSTEMS: dict[str, Attention | None] = {
     DENSE: None,
     "sketchwalk, block 64": SketchWalk(heads="sum", **_blocks(64)),
-    "sketchwalk, block 16": SketchWalk(heads="sum", walk_memory="kept", **_blocks(16)),
+    "sketchwalk, block 16": SketchWalk(heads="sum", walk_memory="sparse", **_blocks(16)),
     "seer, block 64": Seer(gates="fresh", **_blocks(64)),
     "xattention, block 64": XAttention(**_blocks(64)),
     "random, block 64": Random(**_blocks(64)),

@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, LlamaConfig
 
 from benchmarks.plan import TOKENIZER, beside, make_random
 from needlework.config.opening import Opening
-from needlework.evaluation.generation.answers import Asked, answers
+from needlework.evaluation.generation.answers import EvaluationJob, answers
 from needlework.planning.cost import Model
 from needlework.planning.device_probe import device
 from needlework.planning.shape import Shape
@@ -136,14 +136,14 @@ def _row(folder: Path, setting: Setting, way: dict) -> str:
     return (
         f"| {named} | {beside(planned.cache_bytes, cache)} | {beside(planned.peak_bytes, peak)} "
         f"| {planned.prefill_seconds:.3g} s | {prefill:.3g} s "
-        f"| {planned.token_seconds:.3g} s | {token:.3g} s |"
+        f"| {planned.decode_seconds_per_token:.3g} s | {token:.3g} s |"
     )
 
 
 def _answer(folder: Path, dtype: str, way: dict) -> tuple[int, int, float, float]:
     """Of the second prompt: cache and peak bytes, seconds of the prefill and of a token."""
     opening = Opening(**way).model_dump()
-    asked = Asked("opened", str(folder), dtype, None, False, opening, False, None, 0)
+    asked = EvaluationJob("opened", str(folder), dtype, None, False, opening, False, None, 0)
     predictions, measurements, _ = answers(asked, folder / "samples.parquet", slice(0, 2), 1)
     measured = measurements.row(1, named=True)
     return (

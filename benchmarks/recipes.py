@@ -95,14 +95,14 @@ def pooled(seeds: pl.DataFrame) -> pl.DataFrame:
     ]
     return points.with_columns(
         accuracy=accuracy,
-        low=pl.Series([interval.low for interval in intervals]),
-        high=pl.Series([interval.high for interval in intervals]),
+        ci_low=pl.Series([interval.low for interval in intervals]),
+        ci_high=pl.Series([interval.high for interval in intervals]),
     )
 
 
 def chart(points: pl.DataFrame, seeds: pl.DataFrame) -> alt.TopLevelMixin:
     """Accuracy by the value of each factor, a row of panels a factor and a column a length."""
-    shown = points.with_columns(pl.col("accuracy", "low", "high") * 100)
+    shown = points.with_columns(pl.col("accuracy", "ci_low", "ci_high") * 100)
     dots = seeds.with_columns(percent=100 * pl.col("correct") / pl.col("n"))
     rows = []
     for factor, values in FACTORS.items():
@@ -114,7 +114,7 @@ def chart(points: pl.DataFrame, seeds: pl.DataFrame) -> alt.TopLevelMixin:
             y = alt.Y("accuracy:Q", title="Accuracy (%)").scale(domain=[0, 100])
             layers = [
                 base.mark_rule(strokeWidth=2, opacity=0.6).encode(
-                    y=alt.Y("low:Q", title="Accuracy (%)"), y2="high:Q"
+                    y=alt.Y("ci_low:Q", title="Accuracy (%)"), y2="ci_high:Q"
                 ),
                 base.mark_tick(thickness=2.5, width=18).encode(y=y),
                 alt.Chart(inline(dots.filter(at)))

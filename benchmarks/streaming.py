@@ -19,7 +19,7 @@ import torch
 
 from needlework.attention.methods.infini import convert
 from needlework.config.attention import Infini, Window
-from needlework.evaluation.streaming.accumulator import Tally
+from needlework.evaluation.streaming.accumulator import Accumulator
 from needlework.evaluation.streaming.evaluator import StreamingEvaluator
 from needlework.evaluation.streaming.token_source import TokenFile, encoded, write_tokens
 from needlework.finetune_data.recall_text import recall_text
@@ -59,7 +59,7 @@ def _beside(model, ids: np.ndarray) -> str:
     runs: dict[str, Callable[[], float]] = {"Hugging Face's": lambda: _guide(model, ids, stride)}
     for at_once in (1, 4, 8):
         evaluator = StreamingEvaluator(
-            model, WINDOW, WINDOW - stride, "cpu", False, windows_at_once=at_once
+            model, WINDOW, WINDOW - stride, "cpu", False, window_batch_size=at_once
         )
         runs[f"ours, {at_once} at once"] = lambda evaluator=evaluator: evaluator.evaluate_streaming(
             ids
@@ -128,13 +128,13 @@ def _chunks(model, infini, ids: np.ndarray) -> str:
     ):
         for chunk in (128, 512, 2048):
             evaluator = StreamingEvaluator(read, chunk, 0, "cpu", False, attention=attention)
-            tally, started = Tally(), time.perf_counter()
-            for _ in evaluator.chunks(ids, tally=tally):
+            accumulator, started = Accumulator(), time.perf_counter()
+            for _ in evaluator.chunks(ids, accumulator=accumulator):
                 pass
             speed = TOKENS / (time.perf_counter() - started)
             lines.append(
-                f"| {name} | {evaluator.run.mode} | {chunk:,} | {math.exp(tally.loss):.4f} | "
-                f"{speed:,.0f} | {tally['state_bytes'][-1] / 1024:,.0f} |"
+                f"| {name} | {evaluator.run.mode} | {chunk:,} | {math.exp(accumulator.loss):.4f} | "
+                f"{speed:,.0f} | {accumulator['state_bytes'][-1] / 1024:,.0f} |"
             )
     return "\n".join(lines) + "\n"
 
@@ -157,13 +157,13 @@ def _millions(infini, file: Path) -> str:
         "|---|---|---|---|---|---|",
     ]
     for tokens in LENGTHS:
-        evaluator, tally = StreamingEvaluator(infini, 512, 0, "cpu", False), Tally()
+        evaluator, accumulator = StreamingEvaluator(infini, 512, 0, "cpu", False), Accumulator()
         started = time.perf_counter()
-        for _ in evaluator.chunks(TokenFile(file), tokens, tally):
+        for _ in evaluator.chunks(TokenFile(file), tokens, accumulator):
             pass
         speed = tokens / (time.perf_counter() - started)
-        memory, seconds = tally["memory_bytes"] / 2**20, 1000 * tally["seconds"]
-        half, tenth = len(tally) // 2, len(tally) // 10
+        memory, seconds = accumulator["memory_bytes"] / 2**20, 1000 * accumulator["seconds"]
+        half, tenth = len(accumulator) // 2, len(accumulator) // 10
         lines.append(
             f"| {tokens:,} | {speed:,.0f} | {memory[:half].mean():,.1f} | "
             f"{memory[half:].mean():,.1f} | {np.median(seconds[:tenth]):.1f} | "

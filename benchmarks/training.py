@@ -118,7 +118,7 @@ def _trainer(rows: pl.DataFrame, kind: type[Trainer]) -> tuple[float, float]:
             lr_scheduler_type="cosine",
             weight_decay=RECIPE.weight_decay,
             adam_beta2=RECIPE.adam_betas[1],
-            max_grad_norm=RECIPE.clip,
+            max_grad_norm=RECIPE.max_grad_norm,
             save_strategy="no",
             logging_strategy="no",
             report_to=[],

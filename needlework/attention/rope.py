@@ -48,7 +48,7 @@ class Rotation:
         }
         self._angles: dict[int, tuple[Tensor, Tensor]] = {}
         self._hooks = [
-            module.register_forward_pre_hook(partial(self._hear, layer), with_kwargs=True)
+            module.register_forward_pre_hook(partial(self._on_attention, layer), with_kwargs=True)
             for layer, module in self._modules.items()
         ]
         self._model = model
@@ -109,7 +109,7 @@ class Rotation:
                     return own.float(), scaling
         return self.theta ** -(torch.arange(0, d, 2) / d), 1.0
 
-    def _hear(self, layer: int, module: nn.Module, args: tuple, kwargs: dict) -> None:
+    def _on_attention(self, layer: int, module: nn.Module, args: tuple, kwargs: dict) -> None:
         angles = kwargs.get("position_embeddings")
         if isinstance(angles, tuple) and len(angles) == 2:
             self._angles[layer] = angles

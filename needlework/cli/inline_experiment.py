@@ -49,7 +49,7 @@ def experiment_of(
     """
     converting = attention if attention and attention.get("type") == "infini" else None
     if converting:
-        attention, model = None, {"beyond_positions": True, **model}
+        attention, model = None, {"allow_extrapolation": True, **model}
     system = {"model": NAME, "attention": attention}
     made = load_experiment(
         {"experiment": NAME, "models": {NAME: model}, "systems": {NAME: system}, **parts}

@@ -11,7 +11,7 @@ import torch
 from needlework.cli.inline_experiment import NAME, experiment_of
 from needlework.config.attention import Attention
 from needlework.config.models import Checkpoint
-from needlework.evaluation.generation.answers import Asked, answers
+from needlework.evaluation.generation.answers import EvaluationJob, answers
 from needlework.scoring.intervals import wilson
 from needlework.scoring.score import score
 from needlework.tasks.generate import samples
@@ -67,15 +67,15 @@ def ask(
         yield f"{entry.path} has no {attention.type} of its own: it was put on untrained"
 
 
-def _asked(entry: Checkpoint, attention: Attention | None, thinking_tokens: int) -> Asked:
-    return Asked(
+def _asked(entry: Checkpoint, attention: Attention | None, thinking_tokens: int) -> EvaluationJob:
+    return EvaluationJob(
         system=NAME,
         model=entry.path,
         dtype=entry.dtype,
         revision=entry.revision,
         allow_pickle=entry.allow_pickle,
         opening=entry.opening.model_dump(mode="json", exclude={"dp"}),
-        beyond_positions=entry.beyond_positions,
+        allow_extrapolation=entry.allow_extrapolation,
         attention=attention and attention.model_dump(mode="json"),
         thinking_tokens=thinking_tokens,
     )

@@ -26,10 +26,10 @@ _Value = Annotated[
 ]
 
 
-class Ladder(Strict):
+class EarlyStopping(Strict):
     """How lengths are climbed: shortest first, until a system cannot or need not go on."""
 
-    floor: float = Field(
+    min_accuracy: float = Field(
         0.1,
         ge=0,
         le=1,
@@ -74,9 +74,9 @@ class System(Strict):
     family: Name | None = Field(
         None, description="systems that figures show as one kind; a sweep's have its name"
     )
-    ladder: bool | None = Field(
+    early_stopping: bool | None = Field(
         None,
-        description="false: answers all lengths, whatever the experiment's ladder says; null: as "
+        description="false: answers all lengths, whatever the experiment's early_stopping says; null: as "
         "it says",
     )
 
@@ -104,8 +104,9 @@ class Experiment(Strict):
         "or uniform; samples are spread evenly over them",
     )
     samples: int = Field(22, ge=1, description="samples of each task at each length")
-    ladder: Annotated[
-        Ladder | None, BeforeValidator(_as_ladder, json_schema_input_type=bool | Ladder | None)
+    early_stopping: Annotated[
+        EarlyStopping | None,
+        BeforeValidator(_as_ladder, json_schema_input_type=bool | EarlyStopping | None),
     ] = Field(
         None,
         description="true, or its keys: each system answers a task at one length after the "
@@ -132,9 +133,9 @@ class Experiment(Strict):
         """Whether `system` answers through an API."""
         return isinstance(self.models[self.systems[system].model], Api)
 
-    def ladder_of(self, system: str) -> Ladder | None:
+    def early_stopping_of(self, system: str) -> EarlyStopping | None:
         """How `system` climbs the lengths; None: each on its own."""
-        return None if self.systems[system].ladder is False else self.ladder
+        return None if self.systems[system].early_stopping is False else self.early_stopping
 
     def root_model(self, name: str) -> str:
         """The model at the end of `base` and of an API's `tokenizer`: whose tokenizer it uses."""

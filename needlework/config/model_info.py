@@ -32,7 +32,7 @@ def converted_by(experiment: Experiment, name: str) -> tuple[str, str] | None:
 def max_positions(experiment: Experiment, name: str) -> int | None:
     """Positions that model `name` is made for; None where nothing says so, or more are meant."""
     model = experiment.models[name]
-    if isinstance(model, Api) or model.beyond_positions:
+    if isinstance(model, Api) or model.allow_extrapolation:
         return None
     if isinstance(model, Derived):
         # Infini-attention counts positions within a segment, so none is ever too far.

@@ -56,7 +56,7 @@ class Weights(Strict):
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         "float32", description="number format of weights and activations"
     )
-    beyond_positions: bool = Field(
+    allow_extrapolation: bool = Field(
         False, description="true: lengths past the checkpoint's max_position_embeddings are meant"
     )
 
@@ -133,7 +133,7 @@ class Api(Model):
 
     api: str = Field(description="base URL of the API, such as https://api.openai.com/v1")
     model: str = Field(min_length=1, description="the model's name there")
-    key_variable: str | None = Field(
+    key_env: str | None = Field(
         None,
         pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
         description="environment variable that holds the key; null: the API asks for none",
@@ -148,7 +148,7 @@ class Api(Model):
         "chat", description="completions: the prompt as one text, for base models"
     )
     system_prompt: Text | None = Field(None, description="said first; endpoint chat alone")
-    begin_answer: bool = Field(
+    prefill_answer: bool = Field(
         False,
         description="endpoint chat; true: the answer's beginning is put into the model's mouth, "
         "for APIs that go on from it; false: it ends the question",
@@ -156,7 +156,7 @@ class Api(Model):
     temperature: float | None = Field(
         0.0, ge=0, description="of sampling, 0 for none; null: not sent, for models that refuse it"
     )
-    limit_key: Literal["max_tokens", "max_completion_tokens"] = Field(
+    max_tokens_key: Literal["max_tokens", "max_completion_tokens"] = Field(
         "max_tokens", description="the key of a request that holds the most new tokens"
     )
     thinking_tokens: int = Field(
@@ -196,12 +196,12 @@ class Api(Model):
             raise ValueError("is no URL; write one such as https://api.openai.com/v1")
         if parts.username or parts.password or parts.query or parts.fragment:
             # Not shown: it may hold a key.
-            raise ValueError("has more than host and path; name the key's variable in key_variable")
+            raise ValueError("has more than host and path; name the key's variable in key_env")
         return url
 
     @model_validator(mode="after")
     def _fits_endpoint(self) -> Self:
-        for key in ("system_prompt", "begin_answer"):
+        for key in ("system_prompt", "prefill_answer"):
             if self.endpoint == "completions" and getattr(self, key):
                 raise ValueError(f"{key}: is for endpoint chat; leave it out")
         return self

@@ -9,7 +9,7 @@ from pydantic_core import PydanticUndefined, to_jsonable_python
 from needlework.config import training
 from needlework.config.attention import Attention
 from needlework.config.base import Strict
-from needlework.config.experiment import EffectiveLength, Experiment, Ladder, System
+from needlework.config.experiment import EarlyStopping, EffectiveLength, Experiment, System
 from needlework.config.gates import SeerGates
 from needlework.config.models import Model, Price
 from needlework.config.streams import Stream, StreamedSystem
@@ -30,7 +30,7 @@ This page is written from the code: `needlework schema --markdown`.
 def reference() -> str:
     """Markdown: every key with its type, default and meaning."""
     sections: dict[str, tuple[str, list[type[Strict]]]] = {
-        "The file": ("Keys of the whole file.", [Experiment, Ladder, EffectiveLength]),
+        "The file": ("Keys of the whole file.", [Experiment, EarlyStopping, EffectiveLength]),
         "Models": (
             "An entry of `models:` is told by the key it has.",
             [*Model.__subclasses__(), Price],

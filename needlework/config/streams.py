@@ -23,7 +23,7 @@ class StreamedSystem(Strict):
     overlap: int | None = Field(
         None, ge=0, description="above 0: strided windows; null: the stream's"
     )
-    windows_at_once: int = Field(1, ge=1, description="strided windows in one forward")
+    window_batch_size: int = Field(1, ge=1, description="strided windows in one forward")
 
 
 class Stream(Strict):
@@ -44,7 +44,7 @@ class Stream(Strict):
     separator: int | None = Field(
         None, ge=0, description="id that ends each document of a token file"
     )
-    recalls: float = Field(
+    recall_fraction: float = Field(
         0.5,
         ge=0,
         lt=1,

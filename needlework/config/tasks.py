@@ -441,7 +441,7 @@ class RecallExamples(Examples):
     has_answers: ClassVar[bool] = False
 
     type: Literal["recall"] = "recall"
-    recalls: float = Field(
+    recall_fraction: float = Field(
         0.5,
         ge=0,
         lt=1,

@@ -19,7 +19,7 @@ class Loop(Strict):
         [0.9, 0.95], min_length=2, max_length=2, description="decay of AdamW's two running means"
     )
     adam_epsilon: float = Field(1.0e-8, gt=0, description="added to AdamW's divisor")
-    clip: float = Field(1.0, gt=0, description="largest gradient norm")
+    max_grad_norm: float = Field(1.0, gt=0, description="largest gradient norm")
     gradient_accumulation_steps: int = Field(
         1,
         ge=1,
@@ -186,7 +186,9 @@ class Pretrain(WholeModel):
     learning_rate: float = Field(2.5e-3, gt=0, description="peak rate, after warm-up")
     embedding_rate_ratio: float = Field(0.3, gt=0, description="the embeddings' share of the rate")
     warmup_steps: int = Field(30, ge=0, description="linear warm-up")
-    flat: float = Field(0.55, ge=0, le=1, description="share of the steps before the cosine decay")
+    stable_fraction: float = Field(
+        0.55, ge=0, le=1, description="share of the steps before the cosine decay"
+    )
     weight_decay: float = Field(0.1, ge=0, description="of matrices; none on embeddings and biases")
     text_weight: float = Field(
         0.1, ge=0, description="weight of the loss on a sample of the tokens that are no answers"

@@ -7,7 +7,7 @@ from typing import Any
 import polars as pl
 
 from needlework.tables import skipped
-from needlework.tables.skipped import FLOOR, NotRun
+from needlework.tables.skipped import FLOOR, Skipped
 
 
 class Stopped(Exception):
@@ -24,7 +24,7 @@ def climb(
     empty: Iterable[pl.DataFrame],
     *,
     cell: tuple[str, str, int],
-    ladder: dict[str, Any] | None,
+    early_stopping: dict[str, Any] | None,
     before: Sequence[str | Path],
     scores_before: Sequence[str | Path],
 ) -> None:
@@ -35,15 +35,15 @@ def climb(
         paths: where they go, in their order.
         empty: the same tables without a row.
         cell: system, task, length.
-        ladder: metric and floor of `look_back`; None: the system climbs none.
+        early_stopping: metric and floor of `look_back`; None: the system climbs none.
         before, scores_before: predictions and scores of `look_back`.
     """
     try:
-        if ladder is not None:
-            look_back(before, scores_before, **ladder)
+        if early_stopping is not None:
+            look_back(before, scores_before, **early_stopping)
         tables = list(answer())
     except Stopped as why:
-        record = NotRun(*cell, why.reason, why.detail)
+        record = Skipped(*cell, why.reason, why.detail)
         for path, table in zip(paths, empty, strict=True):
             record.write(table, path)
     else:
@@ -55,7 +55,7 @@ def look_back(
     predictions: Sequence[str | Path],
     scores: Sequence[str | Path],
     metric: str,
-    floor: float,
+    min_accuracy: float,
 ) -> None:
     """Whether the same system and task may be asked at the next length.
 
@@ -63,7 +63,7 @@ def look_back(
         predictions: of the length before; empty for the first.
         scores: of the one or two lengths before, ascending.
         metric: the task's own.
-        floor: accuracy, 0-1.
+        min_accuracy: accuracy, 0-1.
 
     Raises:
         Stopped: it stopped before, or its accuracy was below the floor at both lengths.
@@ -74,7 +74,9 @@ def look_back(
         return
     tables = [pl.read_parquet(path) for path in scores]
     means = [table[metric].mean() for table in tables]
-    if all(mean is not None and mean < floor for mean in means):
+    if all(mean is not None and mean < min_accuracy for mean in means):
         at = " and ".join(f"{table['length'][0]:,}" for table in tables)
         told = " and ".join(f"{100 * mean:.1f} %" for mean in means)
-        raise Stopped(FLOOR, f"accuracy of {told} at {at}, below the floor of {100 * floor:g} %")
+        raise Stopped(
+            FLOOR, f"accuracy of {told} at {at}, below the floor of {100 * min_accuracy:g} %"
+        )

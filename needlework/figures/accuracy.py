@@ -31,7 +31,7 @@ def accuracy(
 
     Args:
         summary: system, task, length, depth_percent (rows with one are left out), metric,
-            n, accuracy, low, high (0-1); not_run, the reason, in rows of cells that were not run,
+            n, accuracy, ci_low, ci_high (0-1); skip_reason, the reason, in rows of cells that were not run,
             which are crosses at the foot of their panel.
         metrics: the metric of each task; `all` for a task not named. Where they differ, each
             panel names its own.
@@ -41,12 +41,12 @@ def accuracy(
         ValueError: if a task has no row of its metric with all depths together.
     """
     columns = ["system", "task", "length", "depth_percent", "metric", "n", "accuracy"]
-    require(summary, [*columns, "low", "high"], "summary")
+    require(summary, [*columns, "ci_low", "ci_high"], "summary")
     chosen = {task: (metrics or {}).get(task, "all") for task in names(summary, "task")}
     own = pl.col("task").replace_strict(chosen, return_dtype=pl.String)
     cells = summary.filter(pl.col("metric") == own, pl.col("depth_percent").is_null())
     gaps = gaps_of(summary)
-    keys = pl.concat([cells.select("system", "task", "length"), gaps.drop("not_run")])
+    keys = pl.concat([cells.select("system", "task", "length"), gaps.drop("skip_reason")])
     systems, tasks = names(keys, "system"), names(keys, "task")
     for task, metric in chosen.items():
         if task not in tasks:
@@ -69,8 +69,8 @@ def accuracy(
         "n",
         panel=panel_of,
         percent=100 * pl.col("accuracy"),
-        low=100 * pl.col("low"),
-        high=100 * pl.col("high"),
+        ci_low=100 * pl.col("ci_low"),
+        ci_high=100 * pl.col("ci_high"),
     )
     if len(gaps):
         data = pl.concat([data, gaps.with_columns(panel=panel_of)], how="diagonal")
@@ -83,12 +83,12 @@ def accuracy(
     look = told_apart("system", systems, "System")
     scale, axis = alt.Scale(domain=[0, 100]), alt.Axis(values=list(range(0, 101, 20)))
     percent = alt.Y("percent:Q", title="Accuracy (%)", scale=scale, axis=axis)
-    interval = alt.Y("low:Q", title="Accuracy (%)", scale=scale, axis=axis)
+    interval = alt.Y("ci_low:Q", title="Accuracy (%)", scale=scale, axis=axis)
     every = alt.Chart().encode(x=length_axis(lengths, width, "x", unit))
     base = every.transform_filter("isValid(datum.percent)")
     colored = base.encode(color=look["color"])
-    bands = base.mark_area(opacity=0.12).encode(y=interval, y2="high:Q", fill=look["fill"])
-    bars = colored.mark_rule(opacity=0.6, strokeWidth=1.5).encode(y=interval, y2="high:Q")
+    bands = base.mark_area(opacity=0.12).encode(y=interval, y2="ci_high:Q", fill=look["fill"])
+    bars = colored.mark_rule(opacity=0.6, strokeWidth=1.5).encode(y=interval, y2="ci_high:Q")
     lines = colored.mark_line(strokeWidth=2).encode(y=percent, strokeDash=look["strokeDash"])
     points = colored.mark_point(filled=False, size=60, strokeWidth=1.8, opacity=1).encode(
         y=percent,
@@ -103,7 +103,7 @@ def accuracy(
         ],
     )
     crosses = (
-        every.transform_filter("isValid(datum.not_run)")
+        every.transform_filter("isValid(datum.skip_reason)")
         .mark_text(text=MARK, fontSize=15)
         .encode(y=alt.value(height - 8), color=look["color"], tooltip=tooltip(unit))
     )

@@ -20,7 +20,7 @@ def effective_length(
     """Left the scores and the one to reach; right the effective lengths with their intervals.
 
     Args:
-        means: system, length, tasks, n, score, low, high (0-1), as `mean_scores` makes them.
+        means: system, length, tasks, n, score, ci_low, ci_high (0-1), as `mean_scores` makes them.
         lengths: as `effective_lengths` makes them.
         share: that these were made with, 0-1.
         unit: of the lengths.
@@ -28,8 +28,12 @@ def effective_length(
     Raises:
         ValueError: a table has no rows.
     """
-    require(means, ["system", "length", "tasks", "n", "score", "low", "high"], "mean scores")
-    require(lengths, ["system", "criterion", "effective_length", "low", "high"], "effective length")
+    require(means, ["system", "length", "tasks", "n", "score", "ci_low", "ci_high"], "mean scores")
+    require(
+        lengths,
+        ["system", "criterion", "effective_length", "ci_low", "ci_high"],
+        "effective length",
+    )
     scored = means.drop_nulls("score")
     if scored.is_empty():
         return blank(_TITLE, "no length was run with all tasks")
@@ -60,7 +64,7 @@ def _threshold(lengths: pl.DataFrame) -> float:
 def _scores(means: pl.DataFrame, reach: float, unit: str) -> alt.LayerChart:
     systems, at = names(means, "system"), sorted(means["length"].unique())
     data = side_by_side(
-        means.with_columns((100 * pl.col("score", "low", "high")).name.keep()), at, _WIDTH
+        means.with_columns((100 * pl.col("score", "ci_low", "ci_high")).name.keep()), at, _WIDTH
     )
     look = told_apart("system", systems, "System")
     scale = alt.Scale(domain=[0, 100])
@@ -77,7 +81,7 @@ def _scores(means: pl.DataFrame, reach: float, unit: str) -> alt.LayerChart:
     layers = [
         line.mark_rule(strokeDash=[6, 4], color=_CRITERIA[0]).encode(y=alt.Y("reach:Q")),
         base.mark_rule(opacity=0.6, strokeWidth=1.5).encode(
-            y=alt.Y("low:Q", title="Score (%)", scale=scale), y2="high:Q"
+            y=alt.Y("ci_low:Q", title="Score (%)", scale=scale), y2="ci_high:Q"
         ),
         base.mark_line(strokeWidth=2).encode(y=score, strokeDash=look["strokeDash"]),
         base.mark_point(filled=False, size=60, strokeWidth=1.8, opacity=1).encode(
@@ -86,8 +90,8 @@ def _scores(means: pl.DataFrame, reach: float, unit: str) -> alt.LayerChart:
             tooltip=[
                 *cell,
                 alt.Tooltip("score:Q", title="Score (%)", format=".1f"),
-                alt.Tooltip("low:Q", title="Low (%)", format=".1f"),
-                alt.Tooltip("high:Q", title="High (%)", format=".1f"),
+                alt.Tooltip("ci_low:Q", title="Low (%)", format=".1f"),
+                alt.Tooltip("ci_high:Q", title="High (%)", format=".1f"),
                 alt.Tooltip("n:Q", title="Answers"),
             ],
         ),
@@ -104,7 +108,7 @@ def _reached(lengths: pl.DataFrame, means: pl.DataFrame, share: float, unit: str
         "score": f"{_percent(_threshold(lengths))} %",
         "share": f"{_percent(share)} % of its own at {at[0]:,}",
     }
-    found = pl.col("effective_length", "low", "high")
+    found = pl.col("effective_length", "ci_low", "ci_high")
     data = lengths.with_columns(
         pl.col("criterion").replace_strict(criteria),
         pl.format("{}", found).replace_strict(
@@ -128,7 +132,7 @@ def _reached(lengths: pl.DataFrame, means: pl.DataFrame, share: float, unit: str
         ),
     )
     return alt.layer(
-        base.mark_rule(strokeWidth=2).encode(x=place("low"), x2="high:O"),
+        base.mark_rule(strokeWidth=2).encode(x=place("ci_low"), x2="ci_high:O"),
         base.mark_point(filled=True, size=70, opacity=1).encode(
             x=place("effective_length"),
             shape=alt.Shape("is_longest:N", legend=None).scale(
@@ -139,8 +143,8 @@ def _reached(lengths: pl.DataFrame, means: pl.DataFrame, share: float, unit: str
                 alt.Tooltip("criterion:N", title="To reach"),
                 alt.Tooltip("percent:Q", title="That is (%)", format=".1f"),
                 alt.Tooltip("effective_length:N", title=title),
-                alt.Tooltip("low:N", title="Surely"),
-                alt.Tooltip("high:N", title="Perhaps"),
+                alt.Tooltip("ci_low:N", title="Surely"),
+                alt.Tooltip("ci_high:N", title="Perhaps"),
             ],
         ),
     ).properties(width=_WIDTH, height=max(_HEIGHT, 30 * len(systems)))

@@ -25,7 +25,7 @@ def finetuning(
     """Accuracy (%) with its 95 % interval against needle depth, one panel a task.
 
     Args:
-        depths: system, task, depth_percent (0-100), metric, n, accuracy, low, high (0-1), all
+        depths: system, task, depth_percent (0-100), metric, n, accuracy, ci_low, ci_high (0-1), all
             lengths together, as `scoring.summarize.over_lengths` makes them.
         before: a system of a fine-tuned model -> the system of what it was fine-tuned from.
         metrics: the metric of each task; `all` for a task not named.
@@ -33,7 +33,7 @@ def finetuning(
     Raises:
         ValueError: if there is nothing to draw.
     """
-    columns = ["system", "task", "depth_percent", "metric", "n", "accuracy", "low", "high"]
+    columns = ["system", "task", "depth_percent", "metric", "n", "accuracy", "ci_low", "ci_high"]
     require(depths, columns, "depths")
     tuned = {system: f"{system} (after, from {base})" for system, base in before.items()}
     told = {**{base: f"{base} (before)" for base in before.values()}, **tuned}
@@ -49,8 +49,8 @@ def finetuning(
         "n",
         system=pl.col("system").replace_strict(told, return_dtype=pl.String),
         percent=100 * pl.col("accuracy"),
-        low=100 * pl.col("low"),
-        high=100 * pl.col("high"),
+        ci_low=100 * pl.col("ci_low"),
+        ci_high=100 * pl.col("ci_high"),
     )
     look = told_apart("system", list(told.values()), "System")
     y = {
@@ -64,10 +64,10 @@ def finetuning(
         .axis(values=list(range(0, 101, 25)))
     )
     colored = base.encode(color=look["color"])
-    interval = alt.Y("low:Q", **y)
+    interval = alt.Y("ci_low:Q", **y)
     percent = alt.Y("percent:Q", **y)
     layers = [
-        base.mark_area(opacity=0.12).encode(y=interval, y2="high:Q", fill=look["fill"]),
+        base.mark_area(opacity=0.12).encode(y=interval, y2="ci_high:Q", fill=look["fill"]),
         colored.mark_line(strokeWidth=2).encode(y=percent, strokeDash=look["strokeDash"]),
         colored.mark_point(filled=False, size=60, strokeWidth=1.8, opacity=1).encode(
             y=percent,

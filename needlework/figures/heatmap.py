@@ -20,7 +20,7 @@ def heatmap(
 
     Args:
         summary: system, task, length, depth_percent (0-100; rows without are left out),
-            metric, n, accuracy (0-1), low, high, prefill_density, decode_density; not_run, the
+            metric, n, accuracy (0-1), ci_low, ci_high, prefill_density, decode_density; skip_reason, the
             reason, in rows of cells that were not run, which are grey and crossed.
         task: one task, its systems wrapped over rows; or None: one row a task, one column a system.
         metric: all, part, exact, rouge_l or token_f1. Under `all` cells count needles.
@@ -40,7 +40,7 @@ def heatmap(
             f"summary: no cell with a needle depth for task {task or '(any)'} and metric {metric}; "
             "draw a task with needles"
         )
-    keys = pl.concat([cells.select("system", "task", "length"), gaps.drop("not_run")])
+    keys = pl.concat([cells.select("system", "task", "length"), gaps.drop("skip_reason")])
     systems, tasks = names(keys, "system"), names(keys, "task")
     lengths = sorted(keys["length"].unique())
     depths = sorted(cells["depth_percent"].unique()) or [0.0, 100.0]
@@ -82,7 +82,7 @@ def heatmap(
         text=alt.Text("percent:Q", format=".0f"),
         color=alt.condition("datum.percent < 50", alt.value("white"), alt.value("black")),
     )
-    missing = base.transform_filter("isValid(datum.not_run)").encode(tooltip=tooltip(unit))
+    missing = base.transform_filter("isValid(datum.skip_reason)").encode(tooltip=tooltip(unit))
     greys, crosses = (
         missing.mark_rect(fill=GREY, stroke="white", strokeWidth=0.5),
         missing.mark_text(text=MARK, color="#666666"),

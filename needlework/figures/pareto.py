@@ -37,7 +37,7 @@ def pareto(
 
     Args:
         summary: system, task, length, depth_percent (rows with one are left out), metric, n,
-            accuracy, low, high, prefill_density, decode_density (0-1; null: not measured).
+            accuracy, ci_low, ci_high, prefill_density, decode_density (0-1; null: not measured).
         families: the systems to draw and, for each, the name of its shape: that of its sweep, or
             its own.
         dense: the system whose accuracy is the line, if there is one.
@@ -49,7 +49,7 @@ def pareto(
     """
     columns = ["system", "task", "length", "depth_percent", "metric", "n", "accuracy"]
     densities = [f"{stage}_density" for stage in _STAGES]
-    require(summary, [*columns, "low", "high", *densities], "summary")
+    require(summary, [*columns, "ci_low", "ci_high", *densities], "summary")
     tasks, lengths = names(summary, "task"), sorted(summary["length"].unique())
     chosen = {task: (metrics or {}).get(task, "all") for task in tasks}
     own = pl.col("task").replace_strict(chosen, return_dtype=pl.String)
@@ -58,7 +58,7 @@ def pareto(
         cells.filter(pl.col("system").is_in(list(families)))
         .unpivot(
             on=densities,
-            index=[*columns, "low", "high"],
+            index=[*columns, "ci_low", "ci_high"],
             variable_name="stage",
             value_name="density",
         )
@@ -89,8 +89,8 @@ def pareto(
         of=pl.col("length").map_elements("{:,}".format, return_dtype=pl.String),
         density=100 * pl.col("density"),
         percent=100 * pl.col("accuracy"),
-        low=100 * pl.col("low"),
-        high=100 * pl.col("high"),
+        ci_low=100 * pl.col("ci_low"),
+        ci_high=100 * pl.col("ci_high"),
     )
     chart = (
         alt.layer(*_marks(points, list(dict.fromkeys(families.values())), lengths, unit))

@@ -20,15 +20,15 @@ def stream_perplexity(positions: pl.DataFrame, modes: pl.DataFrame) -> alt.TopLe
     """Perplexity by doubling of the position, all systems, a panel a stream; both axes log.
 
     Args:
-        positions: system, stream, position, first_position, end_position, tokens, perplexity, low,
-            high (null: no interval), as `scoring.positions.by_position` makes them.
+        positions: system, stream, position, first_position, end_position, tokens, perplexity, ci_low,
+            ci_high (null: no interval), as `scoring.positions.by_position` makes them.
         modes: system, stream, mode (state, cache or strided).
 
     Raises:
         ValueError: if there is nothing to draw.
     """
     columns = ["system", "stream", "position", "first_position", "end_position", "tokens"]
-    require(positions, [*columns, "perplexity", "low", "high"], "positions")
+    require(positions, [*columns, "perplexity", "ci_low", "ci_high"], "positions")
     streams = names(positions, "stream")
     table = positions.join(
         modes.select("system", "stream", "mode"), on=["system", "stream"], maintain_order="left"
@@ -37,8 +37,8 @@ def stream_perplexity(positions: pl.DataFrame, modes: pl.DataFrame) -> alt.TopLe
     panels = []
     for stream in streams:
         rows = table.filter(pl.col("stream") == stream)
-        lowest = rows.select(pl.min_horizontal("low", "perplexity").min()).item()
-        highest = rows.select(pl.max_horizontal("high", "perplexity").max()).item()
+        lowest = rows.select(pl.min_horizontal("ci_low", "perplexity").min()).item()
+        highest = rows.select(pl.max_horizontal("ci_high", "perplexity").max()).item()
         # No perplexity is below 1; an interval may reach a little further.
         ticks = log_ticks(max(1.0, lowest), highest, 10)
         axis = alt.Axis(values=ticks, format="~s", labelOverlap=True)
@@ -51,13 +51,13 @@ def stream_perplexity(positions: pl.DataFrame, modes: pl.DataFrame) -> alt.TopLe
             alt.Tooltip("end_position:Q", title="To before", format=","),
             alt.Tooltip("tokens:Q", title="Tokens", format=","),
             alt.Tooltip("perplexity:Q", title="Perplexity", format=",.4~r"),
-            alt.Tooltip("low:Q", title="Low", format=",.4~r"),
-            alt.Tooltip("high:Q", title="High", format=",.4~r"),
+            alt.Tooltip("ci_low:Q", title="Low", format=",.4~r"),
+            alt.Tooltip("ci_high:Q", title="High", format=",.4~r"),
         ]
         marks = [
-            base.transform_filter("isValid(datum.low)")
+            base.transform_filter("isValid(datum.ci_low)")
             .mark_rule(opacity=0.6, strokeWidth=1.5)
-            .encode(y=alt.Y("low:Q", **y), y2="high:Q"),
+            .encode(y=alt.Y("ci_low:Q", **y), y2="ci_high:Q"),
             base.mark_line(strokeWidth=2).encode(
                 y=alt.Y("perplexity:Q", **y), strokeDash=look["strokeDash"]
             ),

@@ -24,7 +24,9 @@ def examples(config: RecallExamples, tokenizer: Tokenizer, seed: int) -> pl.Data
     tokenizer, rows = uncut(tokenizer), []
     for number in track(range(config.examples), description="rows of text", unit="row"):
         length = config.lengths[number % len(config.lengths)]
-        sentences = recall_text(stream_seed(seed, "recall_examples", number), config.recalls)
+        sentences = recall_text(
+            stream_seed(seed, "recall_examples", number), config.recall_fraction
+        )
         text, ids = "", []
         while len(ids) < length:
             text += "".join(islice(sentences, length // 16 + 1))

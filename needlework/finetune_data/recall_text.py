@@ -10,10 +10,10 @@ from needlework.tasks.haystacks.words import draw_keys
 from needlework.tasks.niah import ANSWER_PREFIX_ONE, QUESTION_ONE
 
 
-def recall_text(seed: int, recalls: float) -> Iterator[str]:
+def recall_text(seed: int, recall_fraction: float) -> Iterator[str]:
     """Sentences, each with the space that stands before it; nothing that was said is held.
 
-    Each tells a number, as in the needle tasks, or with probability `recalls` asks for one told
+    Each tells a number, as in the needle tasks, or with probability `recall_fraction` asks for one told
     before and answers. The one asked for lies d turns back (if that turn asked too, the one that it
     asked for), d drawn from 1 to all, evenly on a log scale: as many from 1 to 2 turns back as from
     1000 to 2000.
@@ -22,7 +22,7 @@ def recall_text(seed: int, recalls: float) -> Iterator[str]:
         at, asks = turn, False
         while True:
             random = Random(f"{seed} {at}")
-            if at == 0 or random.random() >= recalls:
+            if at == 0 or random.random() >= recall_fraction:
                 break
             at, asks = at - min(at, int((at + 1) ** random.random())), True
         (key,), (value,) = draw_keys(random, 1), draw(random, "numbers", 1)

@@ -121,6 +121,6 @@ def _accuracy(summary: pl.DataFrame) -> str:
     for row in _cells(summary):
         lines.append(
             f"| {row['task']} | {row['length']:,} | {row['n']} | {row['accuracy']:.1%} | "
-            f"{row['low']:.1%} to {row['high']:.1%} |"
+            f"{row['ci_low']:.1%} to {row['ci_high']:.1%} |"
         )
     return "\n".join(lines)

@@ -29,7 +29,7 @@ _SAFETY = 3
 """Times the planned seconds that a job may take: other users of the machine, weights to read."""
 
 
-class Reservations:
+class JobResources:
     """mem_mb, minutes and gpus of the jobs that open a model; a rule's own numbers where a model
     cannot be planned, or needs less.
 

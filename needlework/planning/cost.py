@@ -40,7 +40,7 @@ class Cost:
     flops: int
     """Of the prefill: its products as the family computes them, and attention."""
     prefill_seconds: float
-    token_seconds: float
+    decode_seconds_per_token: float
     """Of one token that decodes, at the end."""
 
     @property

@@ -132,7 +132,7 @@ def _choosing(system: BlockSparse, layer: Layer, tokens: int) -> float:
         heads = 1 if system.heads == "mean" else heads
         steps = {"off": 0, "product": 1, "damped": system.walk_steps}[system.walk]
         r = sketched_dim(system, layer.key_dim) * (2 if system.keys == "box" else 1)
-        width = blocks if system.walk_memory == "whole" else kept_blocks(system, blocks)
+        width = blocks if system.walk_memory == "full" else kept_blocks(system, blocks)
         return 2 * blocks**2 * heads * r + 2 * steps * blocks * width * width
     if isinstance(system, Seer):
         return 2 * blocks**2 * heads * layer.key_dim

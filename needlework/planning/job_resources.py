@@ -32,7 +32,11 @@ def reserve(experiment: Experiment) -> dict[str, Any]:
         jobs = found["evaluate"].setdefault(row["system"], {})
         # A job answers one task, at worst the one with the longest answers.
         longest = max(task.max_new_tokens for task in experiment.tasks.values())
-        seconds = row["prompts"] / tasks * (row["prefill_seconds"] + longest * row["token_seconds"])
+        seconds = (
+            row["prompts"]
+            / tasks
+            * (row["prefill_seconds"] + longest * row["decode_seconds_per_token"])
+        )
         opening = models.opening(row["model"])
         number = opening.devices if opening.cpu_offload else row["devices"]
         number = max(number or 1, opening.devices)
@@ -118,7 +122,7 @@ def _read(models: Models, stream: Stream, name: str, device: Device) -> dict[str
     working, seconds = at_once.activation_bytes + logits, 0.0
     if how.overlap:
         windows = stream.tokens / (chunk - how.overlap)
-        working = (working + at_once.cache_bytes) * how.windows_at_once
+        working = (working + at_once.cache_bytes) * how.window_batch_size
         cache, seconds = 0, windows * at_once.prefill_seconds
     else:
         whole = model.cost(system.attention, stream.tokens, device, gates)

@@ -63,7 +63,7 @@ def _walk_state(system: SketchWalk, layer: Layer, tokens: int) -> int:
     r = sketched_dim(system, layer.key_dim)
     numbers = kv * blocks * r * (2 if system.keys == "box" else 1) + heads * size * r
     found = _F32 * numbers
-    if system.walk != "off" and system.walk_memory == "whole":
+    if system.walk != "off" and system.walk_memory == "full":
         found += _F32 * blocks**2
     elif system.walk != "off":
         found += (_F32 + _I64) * blocks * kept_blocks(system, blocks)

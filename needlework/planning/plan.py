@@ -46,7 +46,7 @@ SCHEMA = {
     "attention_flops": pl.Float64,
     "flops": pl.Float64,
     "prefill_seconds": pl.Float64,
-    "token_seconds": pl.Float64,
+    "decode_seconds_per_token": pl.Float64,
     "prompts": pl.Int64,
     "prompt_tokens": pl.Int64,
     "completion_tokens": pl.Int64,
@@ -69,7 +69,7 @@ def plan(experiment: Experiment, device: Device, advise: bool = True) -> pl.Data
         system, model, length (in the experiment's unit), tokens (of prompt and answer), parameters,
         active_parameters (that a token is multiplied with), weight_bytes, cache_bytes,
         activation_bytes, peak_bytes (their sum, on a CPU with the process itself), attention_flops
-        and flops (of one prefill), prefill_seconds, token_seconds (of one token that decodes),
+        and flops (of one prefill), prefill_seconds, decode_seconds_per_token (of one token that decodes),
         prompts (of all tasks),
         prompt_tokens and completion_tokens (at most) of them all, seconds (of them all, at most),
         price_dollars (of them all, at most, behind an API; null where no price is known), fits
@@ -189,7 +189,7 @@ def _row(
         row["fits"] = fits(model, cost, device)
         limit = max_positions(experiment, system.model)
         if limit is not None and tokens > limit:
-            row["fits"], notes = False, iter([f"beyond_positions: true (it has {limit:,})"])
+            row["fits"], notes = False, iter([f"allow_extrapolation: true (it has {limit:,})"])
         elif advise and not row["fits"]:
             opened = partial(models.open, system.model)
             notes = remedies(opened, system.attention, tokens, device, gate_dim)
@@ -217,7 +217,7 @@ def _reckoned(model: Model, cost: Cost, row: dict[str, Any], device: Device) -> 
         "attention_flops": float(cost.attention_flops),
         "flops": float(cost.flops),
         "prefill_seconds": cost.prefill_seconds,
-        "token_seconds": cost.token_seconds,
-        "seconds": seconds + row["completion_tokens"] * cost.token_seconds,
+        "decode_seconds_per_token": cost.decode_seconds_per_token,
+        "seconds": seconds + row["completion_tokens"] * cost.decode_seconds_per_token,
         "devices": devices_needed(cost, device),
     }

@@ -38,7 +38,7 @@ def table(plan: pl.DataFrame, name: str, device: Device) -> Table:
             operations(row["attention_flops"]),
             operations(row["flops"]),
             duration(row["prefill_seconds"]),
-            duration(row["token_seconds"]),
+            duration(row["decode_seconds_per_token"]),
             duration(row["seconds"]),
             "yes" if row["fits"] else "no",
         )

@@ -27,7 +27,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def patiently(
+def retry_on_oom(
     do: Callable[[int], Found], tries: int, undo: Callable[[], object] = lambda: None
 ) -> Found:
     """`do(0)`; where memory runs out `undo()` and `do(1)`, and so on: `tries` times in all.
@@ -43,11 +43,11 @@ def patiently(
                 raise
         # Outside of `except`, where the failed attempt's tensors are no longer held.
         undo()
-        give_back()
+        free_cache()
     raise MemoryError("out of memory")
 
 
-def give_back() -> None:
+def free_cache() -> None:
     """Return what is no longer used to the device."""
     if torch.cuda.is_available():
         gc.collect()

@@ -19,7 +19,7 @@ def by_needle(scores: pl.DataFrame) -> pl.DataFrame:
 
     Returns:
         system, task, length (tokens), needle (1 is the first that is asked for), key (null unless
-        it is the same in every sample of the task), n (answers), found (0-1), low, high (95 %,
+        it is the same in every sample of the task), n (answers), found (0-1), ci_low, ci_high (95 %,
         `intervals.wilson`), by system and task in the order of `scores`, then length and needle.
         No rows if no task asks for several.
     """
@@ -47,6 +47,6 @@ def by_needle(scores: pl.DataFrame) -> pl.DataFrame:
         "key",
         "n",
         "found",
-        pl.Series("low", low),
-        pl.Series("high", high),
+        pl.Series("ci_low", low),
+        pl.Series("ci_high", high),
     )

@@ -29,7 +29,7 @@ def compare(
     predictions: pl.DataFrame,
     baseline: str,
     metrics: Mapping[str, str] | None = None,
-    not_run: pl.DataFrame | None = None,
+    skip_reason: pl.DataFrame | None = None,
 ) -> tuple[Rows, str]:
     """What each system gains or loses against `baseline`, by task and length, all depths together.
 
@@ -39,12 +39,12 @@ def compare(
             (not ok: there is no answer, which counts as wrong; null, or no such column: ok).
         baseline: the system that the others are compared with.
         metrics: the metric of each task; `all` for a task not named.
-        not_run: system, task, length of cells without answers: what cannot be compared is left out.
+        skip_reason: system, task, length of cells without answers: what cannot be compared is left out.
 
     Returns:
         The rows, and a Markdown table of them. A row has baseline, system, task, length (tokens),
         metric, n (pairs), accuracy, accuracy_baseline (0-1), difference (accuracy of system -
-        baseline, -1 to 1), low, high (95 %, `intervals.paired_difference`), p_value (`sign_test`;
+        baseline, -1 to 1), ci_low, ci_high (95 %, `intervals.paired_difference`), p_value (`sign_test`;
         not corrected for the number of rows), memory_ratio (mean cache bytes, system / baseline;
         null where not measured), answered, answered_baseline (how many of n), accuracy_answered
         and accuracy_answered_baseline (of those that both answered; null where there is none).
@@ -62,7 +62,7 @@ def compare(
         ["system", *KEYS],
     )
     rows: Rows = []
-    for cell in _paired_cells(table, baseline, "scores", not_run):
+    for cell in _paired_cells(table, baseline, "scores", skip_reason):
         metric = (metrics or {}).get(cell["task"][0], "all")
         if metric not in METRICS:
             raise ValueError(f"metric {metric!r}: must be one of {', '.join(METRICS)}")
@@ -81,8 +81,8 @@ def compare(
                 "accuracy": float(ours.mean()),
                 "accuracy_baseline": float(theirs.mean()),
                 "difference": float(ours.mean() - theirs.mean()),
-                "low": low,
-                "high": high,
+                "ci_low": low,
+                "ci_high": high,
                 "p_value": sign_test(ours - theirs),
                 "memory_ratio": _ratio(
                     cell["cache_bytes"].mean(), cell["cache_bytes_baseline"].mean()
@@ -112,7 +112,7 @@ def compare(
                 str(row["n"]),
                 f"{100 * row['accuracy']:.1f} / {100 * row['accuracy_baseline']:.1f}",
                 f"{100 * row['difference']:+.1f}",
-                f"{100 * row['low']:+.1f} to {100 * row['high']:+.1f}",
+                f"{100 * row['ci_low']:+.1f} to {100 * row['ci_high']:+.1f}",
                 "< 0.001" if row["p_value"] < 0.001 else f"{row['p_value']:.3f}",
                 _times(row["memory_ratio"]),
                 f"{row['answered']} / {row['answered_baseline']}",
@@ -136,7 +136,7 @@ def compare_speed(
     measurements: pl.DataFrame,
     predictions: pl.DataFrame,
     baseline: str,
-    not_run: pl.DataFrame | None = None,
+    skip_reason: pl.DataFrame | None = None,
 ) -> tuple[Rows, str]:
     """What each system's answers take beside those of `baseline`, by task and length.
 
@@ -149,7 +149,7 @@ def compare_speed(
             measured.
         predictions: system, task, length, sample, new_tokens.
         baseline: the system that the others are compared with.
-        not_run: as in `compare`.
+        skip_reason: as in `compare`.
 
     Returns:
         The rows, and a Markdown table of them. A row has baseline, system, task, length (tokens),
@@ -186,7 +186,7 @@ def compare_speed(
         price_dollars="price_dollars",
     )
     rows: Rows = []
-    for cell in _paired_cells(table, baseline, "measurements", not_run):
+    for cell in _paired_cells(table, baseline, "measurements", skip_reason):
         ratio = cell["first_token_seconds_baseline"] / cell["first_token_seconds"]
         rows.append(
             {
@@ -255,7 +255,7 @@ def _short(value: float) -> str:
 
 
 def _paired_cells(
-    table: pl.DataFrame, baseline: str, name: str, not_run: pl.DataFrame | None
+    table: pl.DataFrame, baseline: str, name: str, skip_reason: pl.DataFrame | None
 ) -> list[pl.DataFrame]:
     """One table a system, task and length, each row beside the baseline's of the same sample."""
     systems = table["system"].unique(maintain_order=True).to_list()
@@ -269,8 +269,8 @@ def _paired_cells(
         if system == baseline:
             continue
         rows, theirs = table.filter(pl.col("system") == system), reference
-        if not_run is not None:
-            gaps = not_run.filter(pl.col("system").is_in([system, baseline]))
+        if skip_reason is not None:
+            gaps = skip_reason.filter(pl.col("system").is_in([system, baseline]))
             rows, theirs = (
                 x.join(gaps, on=_CELL[1:], how="anti", maintain_order="left")
                 for x in (rows, theirs)

@@ -11,11 +11,11 @@ from needlework.scoring.intervals import wilson
 _SCHEMA = {
     "system": pl.String,
     "criterion": pl.String,
-    "share_of": pl.Int64,
+    "reference_length": pl.Int64,
     "threshold": pl.Float64,
     "effective_length": pl.Int64,
-    "low": pl.Int64,
-    "high": pl.Int64,
+    "ci_low": pl.Int64,
+    "ci_high": pl.Int64,
     "longest_length": pl.Int64,
 }
 _ROUNDING = 1e-9
@@ -29,8 +29,8 @@ def mean_scores(summary: pl.DataFrame, metrics: Mapping[str, str] | None = None)
         metrics: the metric of each task; `all` for a task not named.
 
     Returns:
-        system, length, tasks (how many), n (answers of all), score (0-1), low, high (95 %), systems
-        in the order of `summary`, then by length; score, low and high are null where a task was not
+        system, length, tasks (how many), n (answers of all), score (0-1), ci_low, ci_high (95 %), systems
+        in the order of `summary`, then by length; score, ci_low and ci_high are null where a task was not
         run.
 
         The interval is `intervals.wilson` of as many answers as the tasks have together, the task
@@ -38,7 +38,7 @@ def mean_scores(summary: pl.DataFrame, metrics: Mapping[str, str] | None = None)
         concave: answers to them then spread less than as many to one task of the mean accuracy.
     """
     own = pl.col("task").replace_strict(metrics or {}, default="all", return_dtype=pl.String)
-    missing = pl.col("not_run").is_not_null()
+    missing = pl.col("skip_reason").is_not_null()
     cells = summary.filter(
         missing | (pl.col("depth_percent").is_null() & (pl.col("metric") == own))
     )
@@ -58,7 +58,7 @@ def mean_scores(summary: pl.DataFrame, metrics: Mapping[str, str] | None = None)
     )
     low, high = wilson(means["score"].to_numpy(), means["alike"].to_numpy())
     return means.drop("alike").with_columns(
-        low=pl.Series(low).fill_nan(None), high=pl.Series(high).fill_nan(None)
+        ci_low=pl.Series(low).fill_nan(None), ci_high=pl.Series(high).fill_nan(None)
     )
 
 
@@ -71,10 +71,10 @@ def effective_lengths(means: pl.DataFrame, score: float, share: float) -> pl.Dat
         share: of a system's own score at the shortest length, to reach; NoLiMa's is 0.85.
 
     Returns:
-        Two rows a system: system, criterion (`score` or `share`), share_of (the shortest length; of
+        Two rows a system: system, criterion (`score` or `share`), reference_length (the shortest length; of
         `share` alone), threshold (0-1; null: its score there is 0, or was not measured),
         effective_length (the longest whose score is not below threshold; null: none),
-        low, high (the longest whose 95 % interval lies wholly, and in part, not below) and
+        ci_low, ci_high (the longest whose 95 % interval lies wholly, and in part, not below) and
         longest_length (tested: the effective length may be longer where they are equal).
 
         The interval of a score less the share of another joins those of both by the squares of
@@ -87,7 +87,7 @@ def effective_lengths(means: pl.DataFrame, score: float, share: float) -> pl.Dat
         of_base = share * base["score"] if base["score"] else None
         rows.append({"criterion": "score", "threshold": score} | _longest(lengths, score))
         rows.append(
-            {"criterion": "share", "share_of": base["length"], "threshold": of_base}
+            {"criterion": "share", "reference_length": base["length"], "threshold": of_base}
             | _longest(lengths, of_base, share, base)
         )
         for row in rows[-2:]:
@@ -103,23 +103,23 @@ def _longest(
 ) -> dict[str, int | None]:
     """Of lengths in order, the last whose score, lower and upper bound are not below the threshold,
     which is a share of the score of `base`, if given."""
-    found = dict.fromkeys(("low", "effective_length", "high"))
+    found = dict.fromkeys(("ci_low", "effective_length", "ci_high"))
     if threshold is None:
         return found
     for row in lengths:
         if row["score"] is None:
             continue
-        down, up = row["score"] - row["low"], row["high"] - row["score"]
+        down, up = row["score"] - row["ci_low"], row["ci_high"] - row["score"]
         if base is not None:
-            down = hypot(down, share * (base["high"] - base["score"]))
-            up = hypot(up, share * (base["score"] - base["low"]))
+            down = hypot(down, share * (base["ci_high"] - base["score"]))
+            up = hypot(up, share * (base["score"] - base["ci_low"]))
         above = row["score"] - threshold + _ROUNDING
         if row is base:
             down = up = 0.0  # it is what the threshold is a share of
         for name, distance in (
-            ("low", above - down),
+            ("ci_low", above - down),
             ("effective_length", above),
-            ("high", above + up),
+            ("ci_high", above + up),
         ):
             if distance >= 0:
                 found[name] = row["length"]

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 from needlework.scoring.free_answers import overlap, says_only
 
 ValueType = Literal["numbers", "words", "uuids", "text"]
-Asked = Literal["all", "part"]
+EvaluationJob = Literal["all", "part"]
 """What the references are: answers that are all asked for, or alternatives of one answer."""
 
 _CONTROL = re.compile(r"[\x00-\x1f]")
@@ -40,7 +40,7 @@ def match_part(prediction: str, references: Sequence[str]) -> float:
 
 
 def exact(
-    prediction: str, references: Sequence[str], value_type: ValueType, asked: Asked = "all"
+    prediction: str, references: Sequence[str], value_type: ValueType, asked: EvaluationJob = "all"
 ) -> float:
     """1 if the answer begins with the references' values, as a set, else 0.
 
@@ -80,7 +80,7 @@ def _begins_with(answer: str, references: Sequence[str], value_type: ValueType) 
 
 
 def rouge_l(
-    prediction: str, references: Sequence[str], value_type: ValueType, asked: Asked = "all"
+    prediction: str, references: Sequence[str], value_type: ValueType, asked: EvaluationJob = "all"
 ) -> float | None:
     """ROUGE-L (0-1) of a `text`, null of other values; see `free_answers.overlap`.
 
@@ -91,14 +91,18 @@ def rouge_l(
 
 
 def token_f1(
-    prediction: str, references: Sequence[str], value_type: ValueType, asked: Asked = "all"
+    prediction: str, references: Sequence[str], value_type: ValueType, asked: EvaluationJob = "all"
 ) -> float | None:
     """F1 (0-1) of the words of a `text`, null of other values; references as in `rouge_l`."""
     return _overlap("rouge1", prediction, references, value_type, asked)
 
 
 def _overlap(
-    rouge: str, prediction: str, references: Sequence[str], value_type: ValueType, asked: Asked
+    rouge: str,
+    prediction: str,
+    references: Sequence[str],
+    value_type: ValueType,
+    asked: EvaluationJob,
 ) -> float | None:
     if value_type != "text":
         return None
@@ -106,7 +110,7 @@ def _overlap(
     return overlap(clean(prediction), wanted, rouge)
 
 
-Metric = Callable[[str, Sequence[str], ValueType, Asked], float | None]
+Metric = Callable[[str, Sequence[str], ValueType, EvaluationJob], float | None]
 
 METRICS: dict[str, Metric] = {
     "all": lambda prediction, references, *_: match_all(prediction, references),

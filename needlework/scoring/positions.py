@@ -18,7 +18,7 @@ def by_position(positions: pl.DataFrame, confidence: float = 0.95) -> pl.DataFra
 
     Returns:
         system, stream, first_position, end_position (not in it), position (the geometric middle),
-        tokens, spans (of all shards), loss, perplexity, low, high. The interval is Student's t over
+        tokens, spans (of all shards), loss, perplexity, ci_low, ci_high. The interval is Student's t over
         the means of the spans, weighed alike ("batch means": tokens of one span may hang together,
         spans hardly do); empty where there are fewer than four. A doubling that the text only began
         ends where the text does. Rows are in the order of `positions`, then of position.
@@ -46,8 +46,8 @@ def by_position(positions: pl.DataFrame, confidence: float = 0.95) -> pl.DataFra
         cells.with_columns(
             position=middle,
             perplexity=_exp(pl.col("loss")),
-            low=_exp(pl.col("loss") - reach),
-            high=_exp(pl.col("loss") + reach),
+            ci_low=_exp(pl.col("loss") - reach),
+            ci_high=_exp(pl.col("loss") + reach),
         )
         .select(
             *_CELL,
@@ -58,8 +58,8 @@ def by_position(positions: pl.DataFrame, confidence: float = 0.95) -> pl.DataFra
             "spans",
             "loss",
             "perplexity",
-            "low",
-            "high",
+            "ci_low",
+            "ci_high",
         )
         .sort(*(pl.col(key).cast(kind) for key, kind in order.items()), "first_position")
     )

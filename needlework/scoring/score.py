@@ -5,7 +5,7 @@ from typing import Any, get_args
 import polars as pl
 
 from needlework.reasoning.tags import without_thought
-from needlework.scoring.metrics import METRICS, Asked, found
+from needlework.scoring.metrics import METRICS, EvaluationJob, found
 from needlework.scoring.pairing import KEYS, pair
 from needlework.tables.columns import require
 
@@ -19,7 +19,7 @@ _SCHEMA = {
 
 
 def score(
-    samples: pl.DataFrame, predictions: pl.DataFrame, metric: Asked, has_depths: bool
+    samples: pl.DataFrame, predictions: pl.DataFrame, metric: EvaluationJob, has_depths: bool
 ) -> pl.DataFrame:
     """Score the predictions of one system on one task, thought text left out.
 
@@ -42,8 +42,8 @@ def score(
         ValueError: if the rows of the two tables do not match one to one by task, length and
             sample, or a sample has no reference, or fewer needles than it asks for.
     """
-    if metric not in get_args(Asked):
-        raise ValueError(f"metric {metric!r}: must be one of {', '.join(get_args(Asked))}")
+    if metric not in get_args(EvaluationJob):
+        raise ValueError(f"metric {metric!r}: must be one of {', '.join(get_args(EvaluationJob))}")
     require(samples, [*KEYS, "outputs", "value_type", "needles"], "samples")
     require(predictions, ["system", *KEYS, "prediction"], "predictions")
     rows = pair(
@@ -82,7 +82,7 @@ def unscored() -> pl.DataFrame:
 
 
 def _by_needle(
-    answer: str, outputs: list[str], needles: list[dict[str, Any]], metric: Asked
+    answer: str, outputs: list[str], needles: list[dict[str, Any]], metric: EvaluationJob
 ) -> dict[str, Any]:
     """The columns of `score` on needles, of one answer."""
     hits = found(answer, outputs) if metric == "all" else [any(found(answer, outputs))]

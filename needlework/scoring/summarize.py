@@ -15,7 +15,7 @@ _MOST_DEPTHS = 25
 
 
 def summarize(
-    scores: pl.DataFrame, predictions: pl.DataFrame, not_run: pl.DataFrame | None = None
+    scores: pl.DataFrame, predictions: pl.DataFrame, skip_reason: pl.DataFrame | None = None
 ) -> pl.DataFrame:
     """Accuracy and measured densities of every cell, and of all its depths together.
 
@@ -25,14 +25,14 @@ def summarize(
         predictions: system, task, length, sample, prefill_density, decode_density, cache_bytes
             (null where not measured), status (not ok: there is no answer, which counts as wrong;
             null, or no such column: ok).
-        not_run: system, task, length, reason, detail of cells without answers.
+        skip_reason: system, task, length, reason, detail of cells without answers.
 
     Returns:
         system, task, length (tokens), depth_percent (0-100; null: all depths), metric (all, part,
-        exact, rouge_l, token_f1; without rows where it is null), n, accuracy (0-1), low, high
+        exact, rouge_l, token_f1; without rows where it is null), n, accuracy (0-1), ci_low, ci_high
         (95 %, `intervals.wilson`), the means prefill_density, decode_density (0-1), cache_bytes,
         answered, how many of the n are answers, their own accuracy_answered (null where there is
-        none), and not_run: null, but for a last row of each cell that was not run, which has the
+        none), and skip_reason: null, but for a last row of each cell that was not run, which has the
         reason there, n 0, and depth, metric and numbers null. Systems and tasks stand in the order
         of `scores`, then length, depth (all depths first) and metric.
 
@@ -44,11 +44,11 @@ def summarize(
     Raises:
         ValueError: if the rows of the two tables do not match one to one; no cell was run.
     """
-    if scores.is_empty() and not_run is not None and len(not_run):
+    if scores.is_empty() and skip_reason is not None and len(skip_reason):
         why = "{system}, {task} at {length:,}: {reason}: {detail}".format(
-            **not_run.row(0, named=True)
+            **skip_reason.row(0, named=True)
         )
-        raise ValueError(f"none of {len(not_run)} cells was answered; {why}")
+        raise ValueError(f"none of {len(skip_reason)} cells was answered; {why}")
     require(scores, [*_ROW, *METRICS, *_NEEDLES], "scores")
     require(predictions, [*_ROW, *_MEASURED], "predictions")
     rows = pair(
@@ -93,21 +93,23 @@ def summarize(
         pl.col("metric").cast(pl.String),
         pl.col("n").cast(pl.Int64),
         "accuracy",
-        pl.Series("low", low),
-        pl.Series("high", high),
+        pl.Series("ci_low", low),
+        pl.Series("ci_high", high),
         *_MEASURED,
         pl.col("answered").cast(pl.Int64),
         "accuracy_answered",
-        not_run=pl.lit(None, dtype=pl.String),
-    ).pipe(_with_gaps, not_run)
+        skip_reason=pl.lit(None, dtype=pl.String),
+    ).pipe(_with_gaps, skip_reason)
 
 
-def _with_gaps(summary: pl.DataFrame, not_run: pl.DataFrame | None) -> pl.DataFrame:
+def _with_gaps(summary: pl.DataFrame, skip_reason: pl.DataFrame | None) -> pl.DataFrame:
     """A row more for each cell that was not run."""
-    if not_run is None or not_run.is_empty():
+    if skip_reason is None or skip_reason.is_empty():
         return summary
     why = pl.format("{}: {}", "reason", "detail")
-    gaps = not_run.select("system", "task", "length", n=pl.lit(0, dtype=pl.Int64), not_run=why)
+    gaps = skip_reason.select(
+        "system", "task", "length", n=pl.lit(0, dtype=pl.Int64), skip_reason=why
+    )
     return pl.concat([summary, gaps], how="diagonal")
 
 
@@ -118,7 +120,7 @@ def over_lengths(summary: pl.DataFrame) -> pl.DataFrame:
         summary: as `summarize` makes it; rows of all depths together are left out.
 
     Returns:
-        system, task, depth_percent, metric, n (of all lengths), accuracy (0-1), low, high (95 %,
+        system, task, depth_percent, metric, n (of all lengths), accuracy (0-1), ci_low, ci_high (95 %,
         `intervals.wilson`), in the order of `summary`.
     """
     cells = (
@@ -129,7 +131,7 @@ def over_lengths(summary: pl.DataFrame) -> pl.DataFrame:
         )
     )
     low, high = wilson(cells["accuracy"].to_numpy(), cells["n"].to_numpy())
-    return cells.with_columns(low=pl.Series(low), high=pl.Series(high))
+    return cells.with_columns(ci_low=pl.Series(low), ci_high=pl.Series(high))
 
 
 def _long(rows: pl.DataFrame) -> pl.DataFrame:

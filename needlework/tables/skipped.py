@@ -24,7 +24,7 @@ REFUSED = "every prompt refused"
 
 
 @dataclass(frozen=True)
-class NotRun:
+class Skipped:
     """Why a system was not asked, or could not answer, a task at a length."""
 
     system: str

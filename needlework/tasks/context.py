@@ -21,7 +21,7 @@ class Setting(NamedTuple):
     """Whether rows to train on are made: a pass key is none of those that are evaluated."""
 
 
-class Turn(NamedTuple):
+class SampleContext(NamedTuple):
     """One sample."""
 
     random: Random

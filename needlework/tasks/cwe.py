@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from needlework.config.tasks import CommonWords
-from needlework.tasks.context import Setting, Turn
+from needlework.tasks.context import SampleContext, Setting
 from needlework.tasks.haystacks.shuffling import shuffled
 from needlework.tasks.haystacks.words import all_words
 from needlework.tasks.prompts.budget import Exhausted
@@ -54,7 +54,7 @@ class Draft:
         self,
         counter: Counter,
         items: _Items,
-        turn: Turn,
+        turn: SampleContext,
         *,
         common: int,
         repeats: tuple[int, int],
@@ -136,7 +136,9 @@ class Draft:
         return f"{INTRO}\n{_numbered(drawn)}\n{self._question}{self._prefix}{answer}\n"
 
 
-def drafts(task: CommonWords, counter: Counter, setting: Setting) -> Callable[[Turn], Draft]:
+def drafts(
+    task: CommonWords, counter: Counter, setting: Setting
+) -> Callable[[SampleContext], Draft]:
     """What makes the draft of a sample."""
     short = setting.length < _SHORT_LENGTH
     often, seldom = _SHORT_REPEATS if short else _REPEATS
@@ -146,7 +148,7 @@ def drafts(task: CommonWords, counter: Counter, setting: Setting) -> Callable[[T
     # No item has less than a token.
     items = _Items(counter, max(least, min(most, setting.length)))
 
-    def draft(turn: Turn) -> Draft:
+    def draft(turn: SampleContext) -> Draft:
         return Draft(
             counter,
             items,

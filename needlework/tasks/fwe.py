@@ -9,7 +9,7 @@ import numpy as np
 from scipy.special import zeta
 
 from needlework.config.tasks import FrequentWords
-from needlework.tasks.context import Setting, Turn
+from needlework.tasks.context import SampleContext, Setting
 from needlework.tasks.haystacks.shuffling import shuffled
 from needlework.tasks.prompts.prompt import Needle, Prompt
 from needlework.tasks.prompts.token_counter import Counter
@@ -67,7 +67,14 @@ class Draft:
     """As much coded text as fits, in words of its own. A fill.Draft."""
 
     def __init__(
-        self, counter: Counter, frame: _Frame, zipf: Zipf, turn: Turn, *, letters: int, most: int
+        self,
+        counter: Counter,
+        frame: _Frame,
+        zipf: Zipf,
+        turn: SampleContext,
+        *,
+        letters: int,
+        most: int,
     ):
         """`most` different words at most, of so many letters each."""
         self._counter, self._frame, self._zipf, self._letters = counter, frame, zipf, letters
@@ -131,7 +138,9 @@ class Draft:
         )
 
 
-def drafts(task: FrequentWords, counter: Counter, setting: Setting) -> Callable[[Turn], Draft]:
+def drafts(
+    task: FrequentWords, counter: Counter, setting: Setting
+) -> Callable[[SampleContext], Draft]:
     """What makes the draft of a sample.
 
     Raises:
@@ -148,7 +157,7 @@ def drafts(task: FrequentWords, counter: Counter, setting: Setting) -> Callable[
     most = task.vocabulary or by_length
     frame, zipf = _Frame(counter), Zipf(task.alpha)
 
-    def draft(turn: Turn) -> Draft:
+    def draft(turn: SampleContext) -> Draft:
         return Draft(counter, frame, zipf, turn, letters=task.letters, most=most)
 
     return draft

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from needlework.config.tasks import Task
 from needlework.reasoning.tags import END
 from needlework.runtime.progress import track
-from needlework.tasks.context import Setting, Turn
+from needlework.tasks.context import SampleContext, Setting
 from needlework.tasks.prompts.budget import (
     Draft,
     Exhausted,
@@ -171,7 +171,7 @@ class Sampler:
         def start(index: int) -> tuple[int, Draft]:
             sample_seed = stream_seed(*stream, index)
             with self._named():
-                return sample_seed, drafts(Turn(Random(sample_seed), index, spread))
+                return sample_seed, drafts(SampleContext(Random(sample_seed), index, spread))
 
         self._starts = {length: start}
         return start

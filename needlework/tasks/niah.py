@@ -3,9 +3,9 @@
 from collections.abc import Callable
 
 from needlework.config.tasks import Niah
-from needlework.tasks.context import Setting, Turn
+from needlework.tasks.context import SampleContext, Setting
 from needlework.tasks.haystacks.haystack import NEEDLE, haystack_of
-from needlework.tasks.haystacks.needle_insertion import Hidden, Hiding
+from needlework.tasks.haystacks.needle_insertion import NeedlePlacement, NeedlePrompt
 from needlework.tasks.haystacks.needle_values import draw
 from needlework.tasks.prompts.depth_sampler import RULER_DEPTHS
 from needlework.tasks.prompts.token_counter import Counter
@@ -24,7 +24,9 @@ ANSWER_PREFIX = " The special magic {values} for {query} mentioned in the provid
 ANSWER_PREFIX_ONE = " The special magic {value} for {query} mentioned in the provided text is"
 
 
-def drafts(task: Niah, counter: Counter, setting: Setting) -> Callable[[Turn], Hiding]:
+def drafts(
+    task: Niah, counter: Counter, setting: Setting
+) -> Callable[[SampleContext], NeedlePrompt]:
     """What makes the draft of a sample. All keys and values differ, the haystack's too."""
     kinds = {"digits": task.digits, "part": task.key_words}
     haystack = haystack_of(
@@ -40,7 +42,7 @@ def drafts(task: Niah, counter: Counter, setting: Setting) -> Callable[[Turn], H
         (INTRO_ONE, QUESTION_ONE, ANSWER_PREFIX_ONE) if one else (INTRO, QUESTION, ANSWER_PREFIX)
     )
 
-    def draft(turn: Turn) -> Hiding:
+    def draft(turn: SampleContext) -> NeedlePrompt:
         random, each = turn.random, task.values
         keys = draw(random, task.key_type, task.keys, but=haystack.taken, **kinds)
         taken = {*haystack.taken, *keys} if task.haystack == "needle" else keys
@@ -51,12 +53,14 @@ def drafts(task: Niah, counter: Counter, setting: Setting) -> Callable[[Turn], H
         pairs = [(key, values[i * each + j]) for i, key in enumerate(keys) for j in range(each)]
         words = {"values": task.value_type, "value": task.value_type[:-1]}
         query = _listed(keys[: task.queries])
-        return Hiding(
+        return NeedlePrompt(
             counter,
             haystack,
             haystack.start(random),
             [
-                Hidden(NEEDLE.format(values=task.value_type, key=key, value=value), key, value, at)
+                NeedlePlacement(
+                    NEEDLE.format(values=task.value_type, key=key, value=value), key, value, at
+                )
                 for (key, value), at in zip(pairs, depths, strict=True)
             ],
             intro=intro.format(**words),

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from random import Random
 
 from needlework.config.tasks import Passkey
-from needlework.tasks.context import Setting, Turn
+from needlework.tasks.context import SampleContext, Setting
 from needlework.tasks.haystacks.filler import PARAGRAPH, Filler
 from needlework.tasks.prompts.prompt import Needle, Prompt
 from needlework.tasks.prompts.token_counter import Counter
@@ -80,11 +80,11 @@ def draw_key(random: Random, digits: int, *, evaluation: bool) -> str:
             return key
 
 
-def drafts(task: Passkey, counter: Counter, setting: Setting) -> Callable[[Turn], Draft]:
+def drafts(task: Passkey, counter: Counter, setting: Setting) -> Callable[[SampleContext], Draft]:
     """What makes the draft of a sample."""
     filler = Filler(counter, " ".join((task.filler or FILLER).split()))
 
-    def draft(turn: Turn) -> Draft:
+    def draft(turn: SampleContext) -> Draft:
         key = draw_key(turn.random, task.digits, evaluation=not setting.training)
         (depth_percent,) = turn.spread.depths(turn.index, 1)
         shots = "".join(_shot(turn.random, task.digits, key, filler) for _ in range(task.shots))

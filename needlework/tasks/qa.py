@@ -4,7 +4,7 @@ from collections.abc import Callable
 from random import Random
 
 from needlework.config.tasks import QuestionAnswering
-from needlework.tasks.context import Setting, Turn
+from needlework.tasks.context import SampleContext, Setting
 from needlework.tasks.formats.question_sets import QASet, Question, read_hotpotqa, read_squad
 from needlework.tasks.prompts.budget import Exhausted
 from needlework.tasks.prompts.prompt import Needle, Prompt
@@ -109,7 +109,9 @@ class Documents:
         return max(map(self.tokens, range(len(self.texts)))) + self.title(len(self.texts))
 
 
-def drafts(task: QuestionAnswering, counter: Counter, setting: Setting) -> Callable[[Turn], Draft]:
+def drafts(
+    task: QuestionAnswering, counter: Counter, setting: Setting
+) -> Callable[[SampleContext], Draft]:
     """What makes the draft of a sample.
 
     The samples go through the set's questions in an order of the seed's. Paragraphs of the gold
@@ -121,7 +123,7 @@ def drafts(task: QuestionAnswering, counter: Counter, setting: Setting) -> Calla
         range(len(found.questions)), len(found.questions)
     )
 
-    def draft(turn: Turn) -> Draft:
+    def draft(turn: SampleContext) -> Draft:
         random = turn.random
         question = found.questions[order[turn.index % len(order)]]
         near = random.sample(question.siblings, len(question.siblings))

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable
 
 from needlework.config.tasks import RulerJsonl
-from needlework.tasks.context import Setting, Turn
+from needlework.tasks.context import SampleContext, Setting
 from needlework.tasks.formats.ruler_files import read_ruler_jsonl
 from needlework.tasks.prompts.budget import text_of
 from needlework.tasks.prompts.prompt import Prompt
@@ -34,7 +34,9 @@ class Draft:
         return self._prompt
 
 
-def drafts(task: RulerJsonl, counter: Counter, setting: Setting) -> Callable[[Turn], Draft]:
+def drafts(
+    task: RulerJsonl, counter: Counter, setting: Setting
+) -> Callable[[SampleContext], Draft]:
     """What makes the draft of a sample: the file's rows in their order.
 
     Where rows say their `max_length`, those of another length are left out.
@@ -56,7 +58,7 @@ def drafts(task: RulerJsonl, counter: Counter, setting: Setting) -> Callable[[Tu
                     f" {task.value_type}; write another value_type, such as text"
                 )
 
-    def draft(turn: Turn) -> Draft:
+    def draft(turn: SampleContext) -> Draft:
         if turn.index >= len(rows):
             raise ValueError(
                 f"{path}: {len(rows)} rows of length {setting.length}; write samples: {len(rows)}"

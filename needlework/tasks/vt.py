@@ -5,9 +5,9 @@ from random import Random
 from string import ascii_uppercase
 
 from needlework.config.tasks import VariableTracking
-from needlework.tasks.context import Setting, Turn
-from needlework.tasks.haystacks.haystack import Hay, Haystack, haystack_of
-from needlework.tasks.haystacks.needle_insertion import Hidden, Hiding
+from needlework.tasks.context import SampleContext, Setting
+from needlework.tasks.haystacks.haystack import Haystack, HaystackSample, haystack_of
+from needlework.tasks.haystacks.needle_insertion import NeedlePlacement, NeedlePrompt
 from needlework.tasks.prompts.depth_sampler import RULER_DEPTHS
 from needlework.tasks.prompts.token_counter import Counter
 from needlework.tasks.seeds import stream_seed
@@ -28,7 +28,7 @@ _EXAMPLE_STEP = 5
 
 
 class _Fixed:
-    """A haystack that is the same whatever room there is. A haystacks.Hay."""
+    """A haystack that is the same whatever room there is. A haystacks.HaystackSample."""
 
     def __init__(self, units: list[str], counts: list[int]):
         self.units, self.counts = units, counts
@@ -37,7 +37,9 @@ class _Fixed:
         return self.units, self.counts
 
 
-def drafts(task: VariableTracking, counter: Counter, setting: Setting) -> Callable[[Turn], Hiding]:
+def drafts(
+    task: VariableTracking, counter: Counter, setting: Setting
+) -> Callable[[SampleContext], NeedlePrompt]:
     """What makes the draft of a sample.
 
     The chains of the worked example and of the sample have names and values of their own.
@@ -46,7 +48,7 @@ def drafts(task: VariableTracking, counter: Counter, setting: Setting) -> Callab
     haystack = haystack_of(task.haystack, counter, setting)
     hay = _example_hay(task, counter, setting, haystack)
 
-    def draft(turn: Turn) -> Hiding:
+    def draft(turn: SampleContext) -> NeedlePrompt:
         random, links = turn.random, task.hops + 1
         values = random.sample(_VALUES, 2 * task.chains)
         example = _example(task, counter, haystack, hay, random, values[task.chains :])
@@ -69,7 +71,7 @@ def _example(
     task: VariableTracking,
     counter: Counter,
     haystack: Haystack,
-    hay: Hay,
+    hay: HaystackSample,
     random: Random,
     values: Sequence[int],
 ) -> str:
@@ -84,7 +86,7 @@ def _example(
 
 def _example_hay(
     task: VariableTracking, counter: Counter, setting: Setting, haystack: Haystack
-) -> Hay:
+) -> HaystackSample:
     """The example's haystack: whole units, in steps of five as RULER's, or one alone."""
     random = Random(stream_seed("vt example", *setting.stream))
     hay = haystack.start(random)
@@ -101,14 +103,14 @@ def _example_hay(
 def _hiding(
     counter: Counter,
     haystack: Haystack,
-    hay: Hay,
-    hidden: list[Hidden],
+    hay: HaystackSample,
+    hidden: list[NeedlePlacement],
     links: int,
     intro: str,
-) -> Hiding:
+) -> NeedlePrompt:
     """The first chain, of `links` assignments, is asked for."""
     asked = {"value": hidden[0].value, "count": links}
-    return Hiding(
+    return NeedlePrompt(
         counter,
         haystack,
         hay,
@@ -127,7 +129,7 @@ def _chains(
     depths: Sequence[float],
     links: int,
     haystack: Haystack,
-) -> list[Hidden]:
+) -> list[NeedlePlacement]:
     """Assignments, chain by chain; each chain takes the next `links` depths in order."""
     end = "." if haystack.joiner == " " else ""
     names = _names(random, letters, len(depths))
@@ -136,7 +138,7 @@ def _chains(
         assigned = str(values[chain])
         for place, depth_percent in enumerate(sorted(depths[first : first + links]), first):
             text = f"VAR {names[place]} = {assigned}{end}"
-            hidden.append(Hidden(text, names[place], assigned, depth_percent))
+            hidden.append(NeedlePlacement(text, names[place], assigned, depth_percent))
             assigned = f"VAR {names[place]}"
     return hidden
 

@@ -157,7 +157,7 @@ def train(
                 group["lr"] = peak * schedule(at.step - 1)
             rate = optimizer.param_groups[0]["lr"]
             values = _backward(objective, batch, recipe.gradient_accumulation_steps, accelerator)
-            norm = whole(clip_grad_norm_(parameters, recipe.clip)).item()
+            norm = whole(clip_grad_norm_(parameters, recipe.max_grad_norm)).item()
             if not math.isfinite(norm):
                 raise ValueError(_lost(at.step, values, norm, batch, accelerator))
             prepared.step()
@@ -288,13 +288,15 @@ def _lost(
     )
 
 
-def warmup_cosine(step: int, *, steps: int, warmup: int, flat: float = 0.0, final: float) -> float:
+def warmup_cosine(
+    step: int, *, steps: int, warmup: int, stable_fraction: float = 0.0, final: float
+) -> float:
     """Factor of the peak rate: a linear warm-up, then flat, then a cosine down to `final`.
 
-    `step` 0 is the first; the rate stays at its peak until the share `flat` of `steps`.
+    `step` 0 is the first; the rate stays at its peak until the share `stable_fraction` of `steps`.
     """
     if step < warmup:
         return (step + 1) / warmup
-    decay_start = max(warmup, flat * steps)
+    decay_start = max(warmup, stable_fraction * steps)
     done = min(1.0, max(0.0, (step - decay_start) / max(1.0, steps - decay_start)))
     return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * done))

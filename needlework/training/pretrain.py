@@ -44,7 +44,7 @@ def pretrain(
             step,
             steps=steps,
             warmup=config.warmup_steps,
-            flat=config.flat,
+            stable_fraction=config.stable_fraction,
             final=config.final_learning_rate_ratio,
         )
 

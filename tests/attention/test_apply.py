@@ -23,7 +23,7 @@ BY_COUNT = list(SYSTEMS)
 SYSTEMS |= {
     "sketchwalk-official": SketchWalk(block_size=8, preset="official", dense_layers=1),
     "sketchwalk-box": SketchWalk(preset="box", block_size=8, density=0.5, dense_layers=1),
-    "sketchwalk-kept": SketchWalk(block_size=8, density=0.5, dense_layers=1, walk_memory="kept"),
+    "sketchwalk-kept": SketchWalk(block_size=8, density=0.5, dense_layers=1, walk_memory="sparse"),
     "oracle": Oracle(block_size=8, density=0.5, dense_layers=1),
     "xattention": XAttention(block_size=8, stride=4, density=0.5, dense_layers=1),
     "xattention-threshold": XAttention(block_size=8, stride=4, threshold=0.6, dense_layers=1),

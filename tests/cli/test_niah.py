@@ -95,10 +95,10 @@ def test_a_model_and_a_task_are_written_as_in_a_file(tmp_path):
 
 def test_a_model_is_opened_as_it_was_given():
     given = {"path": "m", "dtype": "bfloat16", "revision": "v1", "allow_pickle": True}
-    given |= {"beyond_positions": True, "cache": "quantized", "prefill_chunk_tokens": 64}
+    given |= {"allow_extrapolation": True, "cache": "quantized", "prefill_chunk_tokens": 64}
     entry = Checkpoint(**given)
     asked = _asked(entry, Window(recent_tokens=9), 7)
-    names = ("dtype", "revision", "allow_pickle", "beyond_positions")
+    names = ("dtype", "revision", "allow_pickle", "allow_extrapolation")
     assert [getattr(asked, name) for name in names] == [given[name] for name in names]
     assert Opening(**asked.opening) == entry.opening
     assert (asked.model, asked.thinking_tokens) == ("m", 7)

@@ -15,7 +15,7 @@ FILE = """
 experiment: api
 models:
   base: {path: TINY}
-  gpt: {api: "https://api.openai.com/v1", model: gpt, key_variable: A_KEY, tokenizer: base}
+  gpt: {api: "https://api.openai.com/v1", model: gpt, key_env: A_KEY, tokenizer: base}
 systems:
   dense: {model: base}
   gpt: {model: gpt}
@@ -70,7 +70,7 @@ GPT = "models.gpt"
         ("https://api", "https://me:secret@api", f"{GPT}.api"),
         ("com/v1", "com/v1?key=secret", f"{GPT}.api"),
         ("model: gpt, ", "", f"{GPT}.model: is missing; add it: the model's name there"),
-        ("A_KEY", "sk-1234", f"{GPT}.key_variable"),
+        ("A_KEY", "sk-1234", f"{GPT}.key_env"),
         (
             "tokenizer: base",
             "tokenizer: bass",

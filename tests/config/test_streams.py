@@ -78,7 +78,7 @@ def test_systems_read_as_the_stream_says_but_for_their_own():
             "dense: {}",
             "streams.text.tokens = 3000: may go beyond the 1024 positions of model `base`, whose "
             "state system `dense` carries; write at most 1024, an overlap for it, or "
-            "`beyond_positions: true` in models.base",
+            "`allow_extrapolation: true` in models.base",
         ),
         (
             "tokens: 3000",
@@ -108,5 +108,5 @@ def test_a_wrong_stream_is_one_line(right, wrong, says):
 
 def test_state_may_go_beyond_positions_where_that_is_meant():
     text = GOOD.replace("dense: {overlap: 128}", "dense: {}")
-    text = text.replace("{path: checkpoint}", "{path: checkpoint, beyond_positions: true}")
+    text = text.replace("{path: checkpoint}", "{path: checkpoint, allow_extrapolation: true}")
     assert load_experiment(yaml.safe_load(text)).streams["text"].tokens == 3000

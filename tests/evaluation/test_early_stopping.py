@@ -12,7 +12,7 @@ from needlework.runtime.memory import bound_memory, is_out_of_memory
 from needlework.tables import skipped
 from needlework.tables.skipped import FLOOR, MEMORY
 
-LADDER = {"metric": "all", "floor": 0.3}
+LADDER = {"metric": "all", "min_accuracy": 0.3}
 
 
 @pytest.fixture(autouse=True)
@@ -49,13 +49,13 @@ def test_two_lengths_below_the_floor_stop_the_climb(tmp_path):
     look_back([], [], "all", 0.3)
 
 
-def _climb(paths, answer, ladder=LADDER, before=(), scores_before=()):
+def _climb(paths, answer, early_stopping=LADDER, before=(), scores_before=()):
     climb(
         answer,
         paths,
         unanswered(),
         cell=("dense", "passkey", 4096),
-        ladder=ladder,
+        early_stopping=early_stopping,
         before=before,
         scores_before=scores_before,
     )
@@ -81,7 +81,7 @@ def test_an_answered_rung_is_written_as_it_is(tmp_path):
     paths = [tmp_path / name for name in "abc"]
     tables = [pl.DataFrame({"all": [float(i)]}) for i in range(3)]
     low = [_scores(tmp_path / str(i), 512 * i, 0) for i in (1, 2)]
-    _climb(paths, lambda: tables, ladder=None, scores_before=low)
+    _climb(paths, lambda: tables, early_stopping=None, scores_before=low)
     assert skipped.read(paths).is_empty()
     assert all(map(pl.DataFrame.equals, map(pl.read_parquet, paths), tables))
     _climb(paths, lambda: tables, scores_before=low)

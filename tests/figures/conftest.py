@@ -29,8 +29,8 @@ def make_summary():
         return pl.DataFrame(
             rows, schema=columns, orient="row", infer_schema_length=None
         ).with_columns(
-            low=pl.col("accuracy") * 0.9,
-            high=(pl.col("accuracy") + 0.1).clip(upper_bound=1),
+            ci_low=pl.col("accuracy") * 0.9,
+            ci_high=(pl.col("accuracy") + 0.1).clip(upper_bound=1),
             prefill_density=null,
             decode_density=null,
             cache_bytes=null,

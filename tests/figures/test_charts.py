@@ -10,7 +10,7 @@ from needlework.figures.heatmap import heatmap
 from needlework.figures.style.theme import COLORS
 from needlework.figures.training import training, training_cost
 
-CELL = ["system", "task", "length", "accuracy", "low", "high"]
+CELL = ["system", "task", "length", "accuracy", "ci_low", "ci_high"]
 
 
 def number(text):
@@ -201,7 +201,7 @@ def test_empty_input_is_one_clear_line(make_summary, make_costs):
             lambda: accuracy(summary, {"task_a": "exact"}),
             r"^summary: no all-depths row of metric exact for task task_a; summarize",
         ),
-        (lambda: accuracy(summary.drop("low")), r"^summary: lacks the column 'low'"),
+        (lambda: accuracy(summary.drop("ci_low")), r"^summary: lacks the column 'ci_low'"),
         (lambda: cost(measurements.clear(), predictions), r"^measurements: has no rows"),
         (lambda: cost(measurements, predictions.clear()), r"^predictions: has no rows"),
         (lambda: training({}), r"^training: no model was trained"),
@@ -261,5 +261,9 @@ def test_finetuning_shows_each_depth_before_and_after(drawn, make_summary):
     assert len(points) == len(found) == len(cells) == 3 * 2 * 11
     for row in cells.to_dicts():
         mark = found[told[row["system"]], row["task"], row["depth_percent"]]
-        for name, key in (("Accuracy (%)", "accuracy"), ("Low (%)", "low"), ("High (%)", "high")):
+        for name, key in (
+            ("Accuracy (%)", "accuracy"),
+            ("Low (%)", "ci_low"),
+            ("High (%)", "ci_high"),
+        ):
             assert float(mark[name]) == pytest.approx(100 * row[key], abs=0.051)

@@ -8,7 +8,7 @@ from needlework.scoring.effective_length import effective_lengths, mean_scores
 
 @pytest.mark.parametrize(("systems", "lengths"), [(1, 2), (5, 6), (8, 8)])
 def test_every_score_and_effective_length_is_shown(drawn, make_summary, systems, lengths):
-    summary = make_summary(systems, 3, lengths).with_columns(not_run=pl.lit(None, pl.String))
+    summary = make_summary(systems, 3, lengths).with_columns(skip_reason=pl.lit(None, pl.String))
     means = mean_scores(summary)
     reached = effective_lengths(means, 0.5, 0.85)
     chart = effective_length(means, reached, 0.85)
@@ -37,19 +37,19 @@ def test_every_score_and_effective_length_is_shown(drawn, make_summary, systems,
         (
             row["system"],
             criteria[row["criterion"]],
-            *(shown(row[key]) for key in ("effective_length", "low", "high")),
+            *(shown(row[key]) for key in ("effective_length", "ci_low", "ci_high")),
         )
         for row in reached.iter_rows(named=True)
     }
     ranges = {
-        (m["system"], m["criterion"]): (m["Effective length (tokens)"], m["high"])
+        (m["system"], m["criterion"]): (m["Effective length (tokens)"], m["ci_high"])
         for m in marks
         if m["kind"] == "rule mark" and "criterion" in m
     }
     longest = {(m["System"], m["To reach"]): m["is_longest"] for m in marks if "is_longest" in m}
     for row in reached.iter_rows(named=True):
         cell = row["system"], criteria[row["criterion"]]
-        assert ranges[cell] == (shown(row["low"]), shown(row["high"]))
+        assert ranges[cell] == (shown(row["ci_low"]), shown(row["ci_high"]))
         is_longest = row["effective_length"] == row["longest_length"]
         assert longest[cell] == str(is_longest).lower()
     shape = chart.to_dict()["hconcat"][1]["layer"][1]["encoding"]["shape"]["scale"]
@@ -59,10 +59,10 @@ def test_every_score_and_effective_length_is_shown(drawn, make_summary, systems,
 
 
 def test_an_experiment_of_which_no_length_was_run_whole(drawn, make_summary):
-    summary = make_summary(1, 1, 2).with_columns(not_run=pl.lit(None, pl.String))
+    summary = make_summary(1, 1, 2).with_columns(skip_reason=pl.lit(None, pl.String))
     gaps = summary.filter(pl.col("depth_percent").is_null()).with_columns(
-        *(pl.lit(None, pl.Float64).alias(key) for key in ("accuracy", "low", "high")),
-        metric=pl.lit(None, pl.String), not_run=pl.lit("out of memory: no"), task=pl.lit("task_b"),
+        *(pl.lit(None, pl.Float64).alias(key) for key in ("accuracy", "ci_low", "ci_high")),
+        metric=pl.lit(None, pl.String), skip_reason=pl.lit("out of memory: no"), task=pl.lit("task_b"),
     )  # fmt: skip
     means = mean_scores(pl.concat([summary, gaps]))
     texts, _ = drawn(effective_length(means, effective_lengths(means, 0.5, 0.85), 0.85))
@@ -70,11 +70,11 @@ def test_an_experiment_of_which_no_length_was_run_whole(drawn, make_summary):
 
 
 def test_a_length_that_was_not_run_is_a_cross(drawn, make_summary):
-    summary = make_summary(2, 1, 3).with_columns(not_run=pl.lit(None, pl.String))
+    summary = make_summary(2, 1, 3).with_columns(skip_reason=pl.lit(None, pl.String))
     stopped = (pl.col("system") == "dense") & (pl.col("length") == 1024)
     gap = summary.filter(stopped).head(1).with_columns(
-        *(pl.lit(None, pl.Float64).alias(key) for key in ("accuracy", "low", "high")),
-        not_run=pl.lit("out of memory: no"),
+        *(pl.lit(None, pl.Float64).alias(key) for key in ("accuracy", "ci_low", "ci_high")),
+        skip_reason=pl.lit("out of memory: no"),
     )  # fmt: skip
     told = f"{MARK} not run with all tasks, so not reached"
     for table, count in ((summary, 0), (pl.concat([summary.filter(~stopped), gap]), 1)):

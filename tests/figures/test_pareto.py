@@ -34,7 +34,7 @@ def _summary(tasks=("task_a", "task_b"), lengths=(512, 4096)):
                         shares = accuracy, 0.9 * accuracy, accuracy, sparse, min(1.0, 2 * sparse)
                         rows.append((*cell, *shares))
     columns = ["system", "task", "length", "depth_percent", "metric", "n", "accuracy"]
-    columns += ["low", "high", "prefill_density", "decode_density"]
+    columns += ["ci_low", "ci_high", "prefill_density", "decode_density"]
     return pl.DataFrame(rows, schema=columns, orient="row", infer_schema_length=None)
 
 

@@ -18,7 +18,8 @@ def _positions(streams=("a", "b"), doublings=6):
     names = ["first_position", "end_position", "position", "tokens", "perplexity"]
     bound = pl.when(pl.col("first_position") >= 4)
     return pl.DataFrame(rows, schema=["system", "stream", *names], orient="row").with_columns(
-        low=bound.then(pl.col("perplexity") * 0.9), high=bound.then(pl.col("perplexity") * 1.1)
+        ci_low=bound.then(pl.col("perplexity") * 0.9),
+        ci_high=bound.then(pl.col("perplexity") * 1.1),
     )
 
 
@@ -39,13 +40,13 @@ def test_every_doubling_is_a_point_with_its_interval(drawn):
     ]
     assert sorted(found) == wanted
     bars = [m for m in marks if m["kind"] == "rule mark"]
-    assert len(bars) == len(table.drop_nulls("low"))
+    assert len(bars) == len(table.drop_nulls("ci_low"))
     assert {"dense (strided)", "infini (state)", "window (state)", "a", "b"} <= set(texts)
     assert "state: exact, constant memory; strided: windows, an approximation" in texts
 
 
 def test_the_axis_begins_at_1_where_an_interval_reaches_below(drawn):
-    table = _positions().with_columns(pl.lit(1.05).alias("perplexity"), low=0.9, high=200.0)
+    table = _positions().with_columns(pl.lit(1.05).alias("perplexity"), ci_low=0.9, ci_high=200.0)
     texts, _ = drawn(stream_perplexity(table, _modes(table)))
     assert "1" in texts
     assert not {"0.1", "100m"} & set(texts)

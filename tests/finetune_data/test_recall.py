@@ -15,7 +15,7 @@ from needlework.tasks.seeds import stream_seed
 
 
 def test_each_row_is_the_beginning_of_a_text_of_its_own(tokenizer):
-    config = RecallExamples(examples=9, length=[64, 300, 1024], recalls=0.7)
+    config = RecallExamples(examples=9, length=[64, 300, 1024], recall_fraction=0.7)
     table = examples(config, tokenizer, 42)
     assert table.schema == {"input_ids": pl.List(pl.Int32)}
     rows = table["input_ids"].to_list()
@@ -39,14 +39,14 @@ def sentence_tokenizer() -> Tokenizer:
 
 def test_every_length_is_met_to_the_token(sentence_tokenizer):
     lengths = list(range(64, 200))
-    config = RecallExamples(examples=len(lengths), length=lengths, recalls=0.3)
+    config = RecallExamples(examples=len(lengths), length=lengths, recall_fraction=0.3)
     table = examples(config, sentence_tokenizer, 1)
     assert table["input_ids"].list.len().to_list() == lengths
 
 
 @pytest.mark.timeout(60)
 def test_a_tokenizer_that_cuts_is_not_let(byte_tokenizer):
-    config = RecallExamples(examples=2, length=[64, 200], recalls=0.3)
+    config = RecallExamples(examples=2, length=[64, 200], recall_fraction=0.3)
     cutting = Tokenizer.from_str(byte_tokenizer.to_str())
     cutting.enable_truncation(8)
     assert examples(config, cutting, 1).equals(examples(config, byte_tokenizer, 1))

@@ -12,14 +12,14 @@ ASKS = re.compile(
 )
 
 
-def _turns(n: int, recalls: float, seed: int = 1) -> list[str]:
-    return list(islice(recall_text(seed, recalls), n))
+def _turns(n: int, recall_fraction: float, seed: int = 1) -> list[str]:
+    return list(islice(recall_text(seed, recall_fraction), n))
 
 
-@pytest.mark.parametrize("recalls", [0, 0.3, 0.6])
-def test_every_answer_was_told_before_and_the_share_is_the_one_asked_for(recalls):
+@pytest.mark.parametrize("recall_fraction", [0, 0.3, 0.6])
+def test_every_answer_was_told_before_and_the_share_is_the_one_asked_for(recall_fraction):
     told, asked = {}, 0
-    for turn in _turns(3000, recalls):
+    for turn in _turns(3000, recall_fraction):
         if tells := TELLS.fullmatch(turn):
             told[tells[1]] = tells[2]
         else:
@@ -27,7 +27,7 @@ def test_every_answer_was_told_before_and_the_share_is_the_one_asked_for(recalls
             assert asks[1] == asks[2]
             assert told[asks[1]] == asks[3]
             asked += 1
-    assert asked / 3000 == pytest.approx(recalls, abs=0.03)
+    assert asked / 3000 == pytest.approx(recall_fraction, abs=0.03)
 
 
 def test_numbers_are_asked_for_from_every_distance():

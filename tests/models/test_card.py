@@ -14,7 +14,7 @@ def test_card_states_data_start_cost_accuracy_and_hashes(start):
         start=start,
         held_out_words=0.25,
     )
-    cell = {"task": "passkey", "metric": "all", "n": 40, "low": 0.83, "high": 0.99}
+    cell = {"task": "passkey", "metric": "all", "n": 40, "ci_low": 0.83, "ci_high": 0.99}
     summary = pl.DataFrame(
         [
             {**cell, "length": 2048, "depth_percent": None, "accuracy": 0.95},
@@ -46,7 +46,7 @@ def test_card_states_data_start_cost_accuracy_and_hashes(start):
 
 def test_card_names_cells_that_fall_short():
     recipe = Pretrain(stages=[{"length": 64, "rows": 1, "steps": 1, "exercises": ["recall"]}])
-    row = {"task": "passkey", "metric": "all", "n": 10, "low": 0.1, "high": 0.9}
+    row = {"task": "passkey", "metric": "all", "n": 10, "ci_low": 0.1, "ci_high": 0.9}
     summary = pl.DataFrame(
         [
             {**row, "length": 512, "depth_percent": None, "accuracy": 0.95},

@@ -8,7 +8,7 @@ import pytest
 from support.paths import TINY
 
 from needlework.config.parsing.load import load_experiment
-from needlework.pipeline.job_resources import KEPT, Reservations
+from needlework.pipeline.job_resources import KEPT, JobResources
 
 JOB = ("evaluate", "dense", 512)
 PLANNED = {"mem_bytes": 77 * 10**9 + 1, "seconds": 6000.0, "gpus": 4}
@@ -22,18 +22,18 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return shutil.copytree(TINY, tmp_path / "model")
 
 
-def reservations(path: Path | str, **changed) -> Reservations:
+def reservations(path: Path | str, **changed) -> JobResources:
     given = {
         "experiment": "small",
-        "models": {"base": {"path": str(path), "beyond_positions": True}},
+        "models": {"base": {"path": str(path), "allow_extrapolation": True}},
         "systems": {"dense": {"model": "base"}},
         "tasks": {"passkey": {"type": "passkey"}},
         "lengths": [512],
     }
-    return Reservations(load_experiment({**given, **changed}))
+    return JobResources(load_experiment({**given, **changed}))
 
 
-def remember(reserved: Reservations, plan: dict) -> None:
+def remember(reserved: JobResources, plan: dict) -> None:
     KEPT.mkdir(parents=True, exist_ok=True)
     (KEPT / f"reserve-{reserved._key()}.json").write_text(json.dumps(plan))
 

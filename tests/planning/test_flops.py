@@ -84,7 +84,7 @@ def test_a_token_reads_all_experts_where_the_family_multiplies_it_with_all():
     assert shape.active_parameters < 0.9 * shape.parameters
     table = shape.model.get_input_embeddings().weight.numel()
     read = 2 * (shape.parameters - table) + cost.cache_bytes
-    assert cost.token_seconds * 0.4 * 1e9 == pytest.approx(read, rel=0.03)
+    assert cost.decode_seconds_per_token * 0.4 * 1e9 == pytest.approx(read, rel=0.03)
 
 
 def test_a_window_and_an_infini_memory_cost_the_same_for_every_token():
@@ -122,9 +122,9 @@ def test_seconds_follow_operations_in_prefill_and_bytes_in_decode():
     cost = Model(shape).cost(None, 8192, gpu)
     assert cost.prefill_seconds == pytest.approx(cost.flops / (0.4 * 9.89e14))
     read = cost.weight_bytes * shape.active_parameters / shape.parameters + cost.cache_bytes
-    assert cost.token_seconds == pytest.approx(read / (0.4 * 1e11))
+    assert cost.decode_seconds_per_token == pytest.approx(read / (0.4 * 1e11))
     sparse = Model(shape).cost(_attention(type="random", density=0.1, dense_layers=0), 8192, gpu)
-    assert sparse.token_seconds < cost.token_seconds
+    assert sparse.decode_seconds_per_token < cost.decode_seconds_per_token
 
 
 class _Calls(TorchDispatchMode):
@@ -145,9 +145,9 @@ def test_a_small_model_takes_as_long_as_its_operations_take_to_start(family):
     with torch.no_grad(), _Calls() as token:
         model(input_ids=ids[:, :1], use_cache=True, past_key_values=read.past_key_values)
     cost = Model(shape).cost(None, 100, gpu)
-    assert cost.token_seconds == pytest.approx(5e-6 * token.count, rel=0.1)
+    assert cost.decode_seconds_per_token == pytest.approx(5e-6 * token.count, rel=0.1)
     assert cost.prefill_seconds == pytest.approx(5e-6 * prefill.count, rel=0.1)
     chunked = Model(shape, opening=Opening(prefill_chunk_tokens=20)).cost(None, 100, gpu)
     assert chunked.prefill_seconds == pytest.approx(5 * cost.prefill_seconds)
     shared = Model(shape, opening=Opening(tp=2)).cost(None, 100, gpu)
-    assert shared.token_seconds == cost.token_seconds
+    assert shared.decode_seconds_per_token == cost.decode_seconds_per_token

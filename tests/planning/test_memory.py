@@ -21,7 +21,7 @@ SYSTEMS = {
     "sum": {"type": "sketchwalk", "heads": "sum", "density": 0.3},
     "official": {"type": "sketchwalk", "preset": "official"},
     "box": {"type": "sketchwalk", "preset": "box", "density": 0.3},
-    "kept": {"type": "sketchwalk", "walk_memory": "kept", "top_k_blocks": 3},
+    "kept": {"type": "sketchwalk", "walk_memory": "sparse", "top_k_blocks": 3},
     "xattention": {"type": "xattention", "density": 0.3, "stride": 4},
     "dense decode": {"type": "xattention", "density": 0.3, "stride": 4, "skip_decode": True},
     "random": {"type": "random", "density": 0.3},

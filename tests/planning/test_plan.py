@@ -9,7 +9,7 @@ from support.paths import TINY
 
 from needlework.config.devices import devices
 from needlework.config.parsing.load import load_experiment
-from needlework.pipeline.job_resources import KEPT, Reservations
+from needlework.pipeline.job_resources import KEPT, JobResources
 from needlework.planning.fit import devices_needed
 from needlework.planning.job_resources import reserve
 from needlework.planning.plan import Models, plan
@@ -122,11 +122,11 @@ def test_prefill_in_chunks_is_named_where_it_helps(experiment):
 
 
 def test_lengths_beyond_the_positions_are_no_fit(experiment):
-    experiment |= {"lengths": [4096, 200_000], "ladder": True}
+    experiment |= {"lengths": [4096, 200_000], "early_stopping": True}
     found = plan(load_experiment(experiment), GPU)
     assert found["fits"].to_list() == [True, False] * 2
-    assert found["note"].to_list() == [None, "beyond_positions: true (it has 131,072)"] * 2
-    experiment["models"]["large"]["beyond_positions"] = True
+    assert found["note"].to_list() == [None, "allow_extrapolation: true (it has 131,072)"] * 2
+    experiment["models"]["large"]["allow_extrapolation"] = True
     assert plan(load_experiment(experiment), GPU)["fits"].to_list() == [True] * 4
 
 
@@ -142,10 +142,14 @@ def test_offloaded_weights_are_fetched_for_every_token_and_processes_share_the_w
     whole, offloaded, shared = found
     room = 27 * 10**8 - 600 * 2**20 - whole["peak_bytes"] + whole["weight_bytes"]
     fetching = (whole["weight_bytes"] - room) / 2.5e10
-    assert offloaded["token_seconds"] == pytest.approx(whole["token_seconds"] + fetching)
+    assert offloaded["decode_seconds_per_token"] == pytest.approx(
+        whole["decode_seconds_per_token"] + fetching
+    )
     assert offloaded["prefill_seconds"] == pytest.approx(whole["prefill_seconds"] + fetching)
     assert shared["prefill_seconds"] == pytest.approx(whole["prefill_seconds"] / 2)
-    assert shared["token_seconds"] == pytest.approx(whole["token_seconds"] / 2)
+    assert shared["decode_seconds_per_token"] == pytest.approx(
+        whole["decode_seconds_per_token"] / 2
+    )
 
 
 def test_a_model_shared_out_fits_where_its_part_does(experiment):
@@ -221,7 +225,7 @@ def test_a_model_that_cannot_be_opened_leaves_its_reason(experiment):
 def test_jobs_reserve_what_the_plan_says_and_no_less_than_their_rule(experiment):
     experiment["lengths"], experiment["device"] = [4096], "h100-80gb"
     loaded = load_experiment(experiment)
-    reserved = Reservations(loaded)
+    reserved = JobResources(loaded)
     weights = 2 * 1_235_814_400
     job = ("evaluate", "dense", 4096)
     # On the host: the weights on their way, the process, and what a GPU makes it map.
@@ -236,9 +240,9 @@ def test_jobs_reserve_what_the_plan_says_and_no_less_than_their_rule(experiment)
     # Another process reads what this one left: nothing is planned anew.
     told["evaluate"]["dense"]["4096"]["mem_bytes"] = 77 * 10**9
     kept[0].write_text(json.dumps(told))
-    assert Reservations(loaded).mem_mb(1000, *job) == 77_000
+    assert JobResources(loaded).mem_mb(1000, *job) == 77_000
     experiment["models"]["large"]["dtype"] = "float32"
-    changed = Reservations(load_experiment(experiment))
+    changed = JobResources(load_experiment(experiment))
     assert changed.mem_mb(1000, *job) == pytest.approx(2 * weights / 1e6, rel=0.4)
 
 
@@ -271,7 +275,7 @@ def test_small_models_keep_the_numbers_of_their_rules(tmp_path, monkeypatch):
             "lengths": [512],
         }
     )
-    reserved = Reservations(small)
+    reserved = JobResources(small)
     assert reserved.mem_mb(4000, "evaluate", "dense", 512) == 4000
     assert reserved.minutes(120, "evaluate", "dense", 512) == 120
     assert reserved.gpus("evaluate", "dense", 512) == 0

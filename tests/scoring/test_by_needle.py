@@ -43,7 +43,7 @@ def test_every_needle_equals_a_loop_over_its_answers():
             expected.append((system, task, length, j + 1, key, len(hits), share, low, high))
     needles = by_needle(table(ROWS))
     assert needles.columns == [
-        *("system", "task", "length", "needle", "key", "n", "found", "low", "high")
+        *("system", "task", "length", "needle", "key", "n", "found", "ci_low", "ci_high")
     ]
     assert needles.rows() == expected
     shuffled = [*reversed(ROWS[:7]), ROWS[7]]

@@ -59,8 +59,8 @@ def test_compare_pairs_the_same_samples():
             "accuracy": pytest.approx(1 / 6),
             "accuracy_baseline": pytest.approx(5 / 12),
             "difference": pytest.approx(-0.25),
-            "low": low,
-            "high": high,
+            "ci_low": low,
+            "ci_high": high,
             "p_value": pytest.approx(2 * (1 + 5) / 2**5),  # 1 gain, 4 losses
             "memory_ratio": 0.25,
             "answered": 6,
@@ -109,7 +109,7 @@ def test_part_counts_samples_that_were_won_and_lost():
     assert row["metric"] == "part"
     assert row["difference"] == (1 - 5) / 8
     assert row["p_value"] == pytest.approx(2 * (1 + 6) / 2**6)
-    assert (row["low"], row["high"]) == paired_difference(sparse, dense)
+    assert (row["ci_low"], row["ci_high"]) == paired_difference(sparse, dense)
     assert "| sparse | qa | 1,024 | part | 8 | 25.0 / 75.0 | -50.0 |" in markdown
 
 

@@ -8,17 +8,19 @@ from needlework.scoring.intervals import wilson
 LENGTHS = [1024, 2048, 4096, 8192]
 
 
-def _row(system, task, length, right, n=20, metric="all", depth=None, not_run=None):
-    low, high = (None, None) if not_run else map(float, wilson(right / n, n))
+def _row(system, task, length, right, n=20, metric="all", depth=None, skip_reason=None):
+    low, high = (None, None) if skip_reason else map(float, wilson(right / n, n))
     return {
         "system": system, "task": task, "length": length, "depth_percent": depth,
-        "metric": None if not_run else metric, "n": 0 if not_run else n,
-        "accuracy": None if not_run else right / n, "low": low, "high": high, "not_run": not_run,
+        "metric": None if skip_reason else metric, "n": 0 if skip_reason else n,
+        "accuracy": None if skip_reason else right / n, "ci_low": low, "ci_high": high, "skip_reason": skip_reason,
     }  # fmt: skip
 
 
 def _table(rows):
-    return pl.DataFrame(rows, schema_overrides={"depth_percent": pl.Float64, "not_run": pl.String})
+    return pl.DataFrame(
+        rows, schema_overrides={"depth_percent": pl.Float64, "skip_reason": pl.String}
+    )
 
 
 def _means(**scores):
@@ -26,8 +28,8 @@ def _means(**scores):
     return pl.DataFrame(
         [
             {"system": system, "length": length, "tasks": 1, "n": 9, "score": score,
-             "low": None if score is None else score - 0.05,
-             "high": None if score is None else score + 0.05}
+             "ci_low": None if score is None else score - 0.05,
+             "ci_high": None if score is None else score + 0.05}
             for system, row in scores.items() for length, score in zip(LENGTHS, row, strict=True)
         ]
     )  # fmt: skip
@@ -36,7 +38,7 @@ def _means(**scores):
 def _found(means, criterion, score=0.856, share=0.85):
     table = effective_lengths(means, score, share).filter(pl.col("criterion") == criterion)
     return {
-        row["system"]: (row["low"], row["effective_length"], row["high"])
+        row["system"]: (row["ci_low"], row["effective_length"], row["ci_high"])
         for row in table.to_dicts()
     }
 
@@ -60,14 +62,17 @@ def test_a_score_is_the_mean_of_tasks_each_by_its_own_metric():
         assert found["tasks"] == 3
         assert found["n"] == 70
         assert found["score"] == pytest.approx(score)
-        assert found["low"] == pytest.approx(float(low))
-        assert found["high"] == pytest.approx(float(high))
+        assert found["ci_low"] == pytest.approx(float(low))
+        assert found["ci_high"] == pytest.approx(float(high))
 
 
 def test_of_one_task_the_interval_is_its_own():
     (found,) = mean_scores(_table([_row("a", "niah", 1024, 17)])).to_dicts()
     low, high = wilson(17 / 20, 20)
-    assert (found["low"], found["high"]) == (pytest.approx(float(low)), pytest.approx(float(high)))
+    assert (found["ci_low"], found["ci_high"]) == (
+        pytest.approx(float(low)),
+        pytest.approx(float(high)),
+    )
 
 
 @pytest.mark.parametrize(
@@ -91,15 +96,15 @@ def test_intervals_hold_the_mean_at_least_about_as_often_as_they_say(truths, n):
     ]
     means = mean_scores(_table(rows))
     assert means["score"].mean() == pytest.approx(truths.mean(), abs=0.01)
-    assert means.select(pl.lit(truths.mean()).is_between("low", "high").mean()).item() >= 0.91
+    assert means.select(pl.lit(truths.mean()).is_between("ci_low", "ci_high").mean()).item() >= 0.91
 
 
 def test_a_length_where_a_task_was_not_run_has_no_score_and_is_not_reached():
     rows = [_row("a", task, length, 20) for task in ("niah", "vt") for length in (1024, 2048)]
-    rows += [_row("a", "niah", 4096, 20), _row("a", "vt", 4096, 0, not_run="out of memory: no")]
+    rows += [_row("a", "niah", 4096, 20), _row("a", "vt", 4096, 0, skip_reason="out of memory: no")]
     means = mean_scores(_table(rows))
     assert means["score"].to_list() == [1.0, 1.0, None]
-    assert means["low"].is_null().to_list() == [False, False, True]
+    assert means["ci_low"].is_null().to_list() == [False, False, True]
     (found,) = effective_lengths(means, 0.5, 0.85).filter(criterion="score").to_dicts()
     assert (found["effective_length"], found["longest_length"]) == (2048, 4096)
 
@@ -139,4 +144,4 @@ def test_the_longest_length_that_keeps_a_share_of_the_shortest():
     }
     table = effective_lengths(means, 0.856, 0.85).filter(criterion="share")
     assert table["threshold"].round(6).to_list() == [0.34, 0.68, 0.68, None, None]
-    assert table["share_of"].to_list() == [1024] * 5
+    assert table["reference_length"].to_list() == [1024] * 5

@@ -44,11 +44,11 @@ def test_perplexity_of_a_doubling_and_its_interval():
         assert (row["tokens"], row["spans"]) == (sum(tokens), len(losses))
         assert row["end_position"] == max(one["end_position"] for one in inside)
         if len(losses) < 4:
-            assert row["low"] is row["high"] is None
+            assert row["ci_low"] is row["ci_high"] is None
             continue
         reach = stats.t.ppf(0.975, len(losses) - 1) * np.std(losses, ddof=1) / len(losses) ** 0.5
-        assert row["low"] == pytest.approx(math.exp(mean - reach))
-        assert row["high"] == pytest.approx(math.exp(mean + reach))
+        assert row["ci_low"] == pytest.approx(math.exp(mean - reach))
+        assert row["ci_high"] == pytest.approx(math.exp(mean + reach))
 
 
 def test_whole_streams_weigh_by_tokens():

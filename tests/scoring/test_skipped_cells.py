@@ -5,7 +5,7 @@ from needlework.scoring.compare import compare, compare_speed
 from needlework.scoring.score import score, unscored
 from needlework.scoring.summarize import summarize
 from needlework.tables import skipped
-from needlework.tables.skipped import NotRun
+from needlework.tables.skipped import Skipped
 
 
 def _scores(system, length, value=1.0):
@@ -34,7 +34,7 @@ def tables(tmp_path):
     paths = []
     for i, (system, length) in enumerate(gaps):
         paths.append(tmp_path / f"{i}.parquet")
-        why = NotRun(system, "passkey", length, "out of memory", "at 512: no more")
+        why = Skipped(system, "passkey", length, "out of memory", "at 512: no more")
         why.write(unscored(), paths[-1])
     whole = tmp_path / "whole.parquet"
     scores.write_parquet(whole)
@@ -46,13 +46,13 @@ def tables(tmp_path):
 
 def test_the_summary_has_a_row_for_what_was_not_run(tables):
     summary = summarize(*tables)
-    gaps = summary.filter(pl.col("not_run").is_not_null())
-    assert gaps.select("system", "length", "n", "accuracy", "metric", "not_run").rows() == [
+    gaps = summary.filter(pl.col("skip_reason").is_not_null())
+    assert gaps.select("system", "length", "n", "accuracy", "metric", "skip_reason").rows() == [
         (system, length, 0, None, None, "out of memory: at 512: no more")
         for system, length in (("far", 1024), ("never", 512), ("never", 1024))
     ]
-    rest = summary.filter(pl.col("not_run").is_null())
-    assert rest.drop("not_run").equals(summarize(*tables[:2]).drop("not_run"))
+    rest = summary.filter(pl.col("skip_reason").is_null())
+    assert rest.drop("skip_reason").equals(summarize(*tables[:2]).drop("skip_reason"))
 
 
 def test_a_run_without_an_answer_says_why(tables):

@@ -69,10 +69,10 @@ def test_every_cell_equals_a_loop_over_its_answers():
                         expected.append(
                             {"system": system, "task": task, "length": length}
                             | {"depth_percent": depth, "metric": metric, "n": n}
-                            | {"accuracy": mean, "low": low, "high": high}
+                            | {"accuracy": mean, "ci_low": low, "ci_high": high}
                             | {"prefill_density": density, "decode_density": None}
                             | {"cache_bytes": cache, "answered": n, "accuracy_answered": mean}
-                            | {"not_run": None}
+                            | {"skip_reason": None}
                         )
     assert summary.columns == list(expected[0])
     assert len(summary) == len(expected)
@@ -142,7 +142,7 @@ def test_at_a_depth_of_several_needles_needles_are_counted():
         low, high = map(float, wilson(sum(hits) / len(hits), len(hits)))
         expected.append((depth, len(hits), sum(hits) / len(hits), low, high))
         assert sum(densities) / len(densities) == 1
-    columns = ["depth_percent", "n", "accuracy", "low", "high"]
+    columns = ["depth_percent", "n", "accuracy", "ci_low", "ci_high"]
     assert at_depths.select(columns).rows() == expected
     assert sum(at_depths["n"]) == 3 * len(scores)
     together = summary.filter(pl.col("depth_percent").is_null())
@@ -212,7 +212,7 @@ def test_depths_over_lengths_are_those_of_all_answers_at_once():
     scores, predictions = scores.filter(~less), predictions.filter(~less)
     found = over_lengths(summarize(scores, predictions))
     assert found.columns == [
-        *("system", "task", "depth_percent", "metric", "n", "accuracy", "low", "high")
+        *("system", "task", "depth_percent", "metric", "n", "accuracy", "ci_low", "ci_high")
     ]
     assert len(found) == 2 * 3 * 4
     for row in found.to_dicts():
@@ -225,4 +225,4 @@ def test_depths_over_lengths_are_those_of_all_answers_at_once():
         assert row["n"] == len(own) == 4
         assert row["accuracy"] == pytest.approx(sum(own) / 4)
         low, high = wilson(sum(own) / 4, 4)
-        assert (row["low"], row["high"]) == pytest.approx((float(low), float(high)))
+        assert (row["ci_low"], row["ci_high"]) == pytest.approx((float(low), float(high)))

@@ -1,7 +1,7 @@
 """Common words extraction against RULER's published form."""
 
 import re
-from collections import Counter as Tally
+from collections import Counter as Accumulator
 from random import Random
 
 import pytest
@@ -9,7 +9,7 @@ from support.toy_tokenizers import ADDITIVE, FRAMES, TINY
 
 from needlework.config.tasks import CommonWords
 from needlework.tasks import cwe
-from needlework.tasks.context import Setting, Turn
+from needlework.tasks.context import SampleContext, Setting
 from needlework.tasks.generate import TRIED, Sampler, samples
 from needlework.tasks.haystacks.words import all_words
 from needlework.tasks.prompts.budget import Exhausted, text_of
@@ -36,7 +36,7 @@ def make(task, tokenizer, *, count=6, **settings):
 
 def draft_of(task, counter, length, index=0):
     drafts = cwe.drafts(task, counter, Setting(length, ("a test",)))
-    return drafts(Turn(Random(index), index, Spread([50.0], "a test")))
+    return drafts(SampleContext(Random(index), index, Spread([50.0], "a test")))
 
 
 def numbered(words):
@@ -73,10 +73,10 @@ def test_text_is_the_published_one(tokenizer, task, length, repeats, example):
         first, own = halves(row["prompt"])
         words, common = listed(own), task.common_words
         assert own == PUBLISHED.format(context=numbered(words), num_cw=common)
-        tally = Tally(words)
+        accumulator = Accumulator(words)
         assert set(words) <= set(all_words())
-        assert sorted(set(tally.values())) == sorted(repeats)
-        often = {word for word, times in tally.items() if times == repeats[0]}
+        assert sorted(set(accumulator.values())) == sorted(repeats)
+        often = {word for word, times in accumulator.items() if times == repeats[0]}
         assert often == set(row["outputs"])
         assert len(row["outputs"]) == common
         shown = listed(first)
@@ -84,9 +84,9 @@ def test_text_is_the_published_one(tokenizer, task, length, repeats, example):
         assert first == (
             f"{PUBLISHED.format(context=numbered(shown), num_cw=common)}{numbered(answered)}"
         )
-        tally = Tally(shown)
-        assert Tally(tally.values()) == {example[0]: common, example[1]: example[2]}
-        assert {word for word, times in tally.items() if times == example[0]} == set(answered)
+        accumulator = Accumulator(shown)
+        assert Accumulator(accumulator.values()) == {example[0]: common, example[1]: example[2]}
+        assert {word for word, times in accumulator.items() if times == example[0]} == set(answered)
         assert not set(answered) & set(words)
 
 
@@ -175,7 +175,7 @@ def test_slots_of_thousand_samples_are_spread_evenly():
     drafts = cwe.drafts(task, counter, Setting(2000, ("a test",)))
     spread, slots, stands = Spread([50.0], "a test"), [[], [], []], [[], [], []]
     for index in range(1000):
-        prompt = drafts(Turn(Random(index), index, spread)).build(1900)
+        prompt = drafts(SampleContext(Random(index), index, spread)).build(1900)
         line = prompt.context.rindex("often.\n") + len("often.\n")
         items = prompt.context.count(". ", line)
         for j, needle in enumerate(prompt.needles):

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections import Counter as Tally
+from collections import Counter as Accumulator
 from random import Random
 
 import pytest
@@ -10,7 +10,7 @@ from support.toy_tokenizers import ADDITIVE, FRAMES
 
 from needlework.config.tasks import FrequentWords
 from needlework.tasks import fwe
-from needlework.tasks.context import Setting, Turn
+from needlework.tasks.context import SampleContext, Setting
 from needlework.tasks.generate import TRIED, Sampler, samples
 from needlework.tasks.prompts.budget import text_of
 from needlework.tasks.prompts.depth_sampler import Spread
@@ -38,7 +38,7 @@ def make(task, tokenizer, *, count=6, **settings):
 
 def draft_of(task, counter, length, index=0):
     drafts = fwe.drafts(task, counter, Setting(length, ("a test",)))
-    return drafts(Turn(Random(index), index, Spread([50.0], "a test")))
+    return drafts(SampleContext(Random(index), index, Spread([50.0], "a test")))
 
 
 def coded(prompt):
@@ -57,11 +57,11 @@ def test_text_is_the_published_one(tokenizer, task, length):
     for row in make(task, tokenizer, length=length).iter_rows(named=True):
         words = coded(row["prompt"])
         assert row["prompt"] == PUBLISHED.format(context=" ".join(words))
-        tally = Tally(words).most_common()
-        assert tally[0][0] == "..."
-        assert [word for word, _ in tally[1:4]] == row["outputs"]
-        assert all(re.fullmatch(rf"[a-z]{{{task.letters}}}", word) for word, _ in tally[1:])
-        counts, vocabulary = [count for _, count in tally], task.vocabulary or length // 50
+        accumulator = Accumulator(words).most_common()
+        assert accumulator[0][0] == "..."
+        assert [word for word, _ in accumulator[1:4]] == row["outputs"]
+        assert all(re.fullmatch(rf"[a-z]{{{task.letters}}}", word) for word, _ in accumulator[1:])
+        counts, vocabulary = [count for _, count in accumulator], task.vocabulary or length // 50
         assert counts[1] > counts[2] > counts[3] > [*counts, 0][4]
         # The first rank tells n but for what its own count leaves open.
         share = ZETA[task.alpha]
@@ -161,7 +161,7 @@ def test_slots_of_thousand_samples_are_spread_evenly():
     drafts = fwe.drafts(FrequentWords(), counter, Setting(1500, ("a test",)))
     spread, slots, stands = Spread([50.0], "a test"), [[], [], []], [[], [], []]
     for index in range(1000):
-        prompt = drafts(Turn(Random(index), index, spread)).build(1450)
+        prompt = drafts(SampleContext(Random(index), index, spread)).build(1450)
         line = prompt.context.index("coded words. ") + len("coded words. ")
         items = prompt.context.count(" ", line) + 1
         places = [prompt.context.count(" ", line, n.character) for n in prompt.needles]

@@ -40,7 +40,7 @@ def test_a_length_that_cannot_be_is_told_before_any_work(changes, says):
 
 def test_the_natural_end_is_told_before_any_work():
     config = {"tasks": {"words": {"type": "cwe"}}, "lengths": [400_000]}
-    config["models"] = {"base": {"path": str(TINY), "beyond_positions": True}}
+    config["models"] = {"base": {"path": str(TINY), "allow_extrapolation": True}}
     with pytest.raises(ValueError, match="400000 is beyond the natural end of task words; set 1"):
         preflight(experiment(**config))
 

@@ -8,7 +8,7 @@ from support.toy_tokenizers import ADDITIVE, FRAMES
 
 from needlework.config.tasks import VariableTracking
 from needlework.tasks import vt
-from needlework.tasks.context import Setting, Turn
+from needlework.tasks.context import SampleContext, Setting
 from needlework.tasks.generate import TRIED, Sampler, samples
 from needlework.tasks.prompts.budget import text_of
 from needlework.tasks.prompts.depth_sampler import Spread
@@ -40,7 +40,7 @@ def make(task, tokenizer, *, count=6, **settings):
 
 def draft_of(task, counter, length, index=0):
     drafts = vt.drafts(task, counter, Setting(length, ("a test",)))
-    return drafts(Turn(Random(index), index, Spread(DEPTHS, "a test")))
+    return drafts(SampleContext(Random(index), index, Spread(DEPTHS, "a test")))
 
 
 def published(context, value, count):
@@ -182,7 +182,7 @@ def test_thousand_samples_visit_every_depth_evenly(byte_tokenizer):
     spread = Spread(depths, "a test")
     found = []
     for index in range(1000):
-        prompt = drafts(Turn(Random(index), index, spread)).build(0)
+        prompt = drafts(SampleContext(Random(index), index, spread)).build(0)
         at = [needle.depth_percent for needle in prompt.needles]
         assert at == sorted(set(at))
         found += at

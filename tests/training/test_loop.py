@@ -45,7 +45,7 @@ def _linear() -> torch.nn.Linear:
 
 def test_train_takes_the_steps_of_adamw_written_out():
     model, reference = _linear(), _linear()
-    metrics, _ = _train(model, options={"clip": 0.5})
+    metrics, _ = _train(model, options={"max_grad_norm": 0.5})
 
     moments = {p: (torch.zeros_like(p), torch.zeros_like(p)) for p in reference.parameters()}
     losses, norms = [], []
@@ -157,7 +157,8 @@ def test_signs_are_told_once(caplog, losses, gates, says):
 
 def test_warmup_cosine_rises_stays_and_falls():
     factors = [
-        warmup_cosine(step, steps=100, warmup=10, flat=0.5, final=0.2) for step in range(100)
+        warmup_cosine(step, steps=100, warmup=10, stable_fraction=0.5, final=0.2)
+        for step in range(100)
     ]
     assert factors[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
     assert factors[10:51] == [1.0] * 41

@@ -31,7 +31,7 @@ TABLES = ("summary.csv", "failures.csv", "comparison.md", "comparison_speed.json
 
 def experiment(url: str) -> dict:
     """Two systems on one API, the second's prompts a message longer."""
-    remote = {"api": url, "model": "m", "key_variable": "THE_KEY", "retries": 1, "concurrency": 2}
+    remote = {"api": url, "model": "m", "key_env": "THE_KEY", "retries": 1, "concurrency": 2}
     remote |= {"tokenizer": "base", "price": {"prompt": 1.0, "completion": 2.0}}
     return {
         "experiment": "small",
@@ -154,8 +154,8 @@ def test_a_missing_key_is_one_line_before_any_work(
     done = project.needlework("run", "--configfile", name)
     assert done.returncode != 0
     assert done.stderr.splitlines() == [
-        "needlework: models.right.key_variable THE_KEY: is not set in the environment; "
-        "export it, or write key_variable: null for an API that asks for no key"
+        "needlework: models.right.key_env THE_KEY: is not set in the environment; "
+        "export it, or write key_env: null for an API that asks for no key"
     ]
     assert not (project.root / "results/small").exists()
 
@@ -186,8 +186,8 @@ def test_a_key_is_asked_for_where_a_request_has_to_be_made(
         assert table.read_bytes() == before
         assert len(server.asked) == 5
 
-        refusal = "needlework: models.right.key_variable THE_KEY: is not set in the environment; "
-        refusal += "export it, or write key_variable: null for an API that asks for no key"
+        refusal = "needlework: models.right.key_env THE_KEY: is not set in the environment; "
+        refusal += "export it, or write key_env: null for an API that asks for no key"
         project.write(asked | {"seed": 43})
         done = project.needlework("run", "--configfile", name, "--cores", "2")
         assert (done.returncode, done.stderr.splitlines()) == (1, [refusal])
@@ -206,7 +206,9 @@ def test_a_ladder_says_why_a_length_was_refused(project: Project, monkeypatch: p
     monkeypatch.setenv("THE_KEY", KEY)
     server = ApiServer(key_in, fault)
     with serving(server):
-        name = project.write(experiment(server.url) | {"lengths": [128, 512, 640], "ladder": True})
+        name = project.write(
+            experiment(server.url) | {"lengths": [128, 512, 640], "early_stopping": True}
+        )
         folder = "results/small/predictions"
         tables = [f"{folder}/{system}/passkey/640.parquet" for system in ("right", "faulty")]
         done = project.snakemake("--configfile", name, "--cores", "1", "--", *tables)
@@ -262,7 +264,7 @@ def test_transformers_serve_answers_as_the_model_does_here(project: Project, tmp
             {
                 "experiment": "small",
                 "models": {
-                    "base": {"path": "resources/needlework-tiny", "beyond_positions": True},
+                    "base": {"path": "resources/needlework-tiny", "allow_extrapolation": True},
                     "served": served,
                 },
                 "systems": {"here": {"model": "base"}, "served": {"model": "served"}},

@@ -26,7 +26,7 @@ def climbed(project, small_experiment):
         "short": {"model": "short"},
         "blind": {"model": "base", "attention": blind},
     }
-    small_experiment |= {"lengths": [512, 128, 256], "ladder": True}
+    small_experiment |= {"lengths": [512, 128, 256], "early_stopping": True}
     name = project.write(small_experiment)
     run = project.snakemake("--configfile", name, "--cores", "2")
     assert run.returncode == 0, run.stdout + run.stderr
@@ -36,14 +36,14 @@ def climbed(project, small_experiment):
 def test_systems_stop_with_a_reason_and_the_run_goes_on(climbed):
     results = climbed.root / "results" / "small"
     summary = pl.read_parquet(results / "summary.parquet")
-    gaps = summary.filter(pl.col("not_run").is_not_null()).sort("system")
+    gaps = summary.filter(pl.col("skip_reason").is_not_null()).sort("system")
     assert gaps.select("system", "length").rows() == [("blind", 512), ("short", 512)]
-    blind, short = gaps["not_run"].to_list()
+    blind, short = gaps["skip_reason"].to_list()
     assert blind.startswith("accuracy below the floor: accuracy of ")
     assert " at 128 and 256, below the floor of 10 %" in blind
     assert short.startswith("length refused: ")
     assert short.endswith("tokens at 512, beyond the model's 400 positions")
-    reached = summary.filter(pl.col("not_run").is_null(), pl.col("system") == "dense")
+    reached = summary.filter(pl.col("skip_reason").is_null(), pl.col("system") == "dense")
     assert sorted(set(reached["length"])) == list(LENGTHS)
     compared = json.loads((results / "comparison.json").read_text())
     assert all(row["length"] < 512 for row in compared)

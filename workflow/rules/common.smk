@@ -2,7 +2,7 @@
 
 import re
 
-from needlework.pipeline.job_resources import Reservations
+from needlework.pipeline.job_resources import JobResources
 
 
 include: "common/models.smk"
@@ -13,7 +13,7 @@ include: "common/streams.smk"
 include: "common/targets.smk"
 
 
-RESERVED = Reservations(experiment)
+JOB_RESOURCES = JobResources(experiment)
 
 
 wildcard_constraints:

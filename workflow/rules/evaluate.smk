@@ -19,10 +19,10 @@ rule evaluate_system:
         "../../envs/torch.yaml"
     threads: lambda w: opening_of(experiment.systems[w.system].model).devices
     resources:
-        mem_mb=lambda w, attempt: RESERVED.mem_mb(4000, "evaluate", w.system, w.length)
+        mem_mb=lambda w, attempt: JOB_RESOURCES.mem_mb(4000, "evaluate", w.system, w.length)
         * attempt,
-        runtime=lambda w: RESERVED.minutes(120, "evaluate", w.system, w.length),
-        gpu=lambda w: RESERVED.gpus("evaluate", w.system, w.length),
+        runtime=lambda w: JOB_RESOURCES.minutes(120, "evaluate", w.system, w.length),
+        gpu=lambda w: JOB_RESOURCES.gpus("evaluate", w.system, w.length),
     params:
         code=lambda w: code_version("evaluate_system.py", *system_modules(w.system)),
         modules=lambda w: system_modules(w.system),
@@ -33,9 +33,9 @@ rule evaluate_system:
         ),
         attention=lambda w: attention_of(experiment.systems[w.system]),
         allow_pickle=lambda w: allows_pickle(experiment.systems[w.system].model),
-        ladder=ladder_of,
+        early_stopping=early_stopping_of,
         opening=lambda w: dump_opening(experiment.systems[w.system].model),
-        beyond_positions=lambda w: is_beyond_positions(w.system),
+        allow_extrapolation=lambda w: allows_extrapolation(w.system),
         thinking_tokens=lambda w: (
             chat_of(experiment.root_model(experiment.systems[w.system].model)) or {}
         ).get("thinking_tokens", 0),
@@ -110,7 +110,7 @@ rule evaluate_api:
         api=1,
     params:
         code=code_version("evaluate_api.py"),
-        ladder=ladder_of,
+        early_stopping=early_stopping_of,
         api=lambda w: dump(experiment.models[experiment.systems[w.system].model]),
         lock=lambda w: f"{RESULTS}/.{experiment.systems[w.system].model}.lock",
     script:

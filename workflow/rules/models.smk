@@ -78,12 +78,12 @@ rule finetune_model:
         "../../envs/torch.yaml"
     threads: lambda w: experiment.models[w.model].finetune.processes
     resources:
-        mem_mb=lambda w, attempt, threads: RESERVED.mem_mb(
+        mem_mb=lambda w, attempt, threads: JOB_RESOURCES.mem_mb(
             6000 * threads, "finetune", w.model
         )
         * attempt,
-        runtime=lambda w: RESERVED.minutes(120, "finetune", w.model),
-        gpu=lambda w: RESERVED.gpus("finetune", w.model),
+        runtime=lambda w: JOB_RESOURCES.minutes(120, "finetune", w.model),
+        gpu=lambda w: JOB_RESOURCES.gpus("finetune", w.model),
     params:
         code=lambda w: code_version("finetune_model.py", *training_modules(w.model)),
         modules=lambda w: training_modules(w.model),

@@ -43,10 +43,10 @@ rule stream_perplexity:
         "../../envs/torch.yaml"
     threads: 1
     resources:
-        mem_mb=lambda w, attempt: RESERVED.mem_mb(4000, "streams", w.stream, w.system)
+        mem_mb=lambda w, attempt: JOB_RESOURCES.mem_mb(4000, "streams", w.stream, w.system)
         * attempt,
-        runtime=lambda w: RESERVED.minutes(24 * 60, "streams", w.stream, w.system),
-        gpu=lambda w: RESERVED.gpus("streams", w.stream, w.system),
+        runtime=lambda w: JOB_RESOURCES.minutes(24 * 60, "streams", w.stream, w.system),
+        gpu=lambda w: JOB_RESOURCES.gpus("streams", w.stream, w.system),
     params:
         code=lambda w: code_version("stream_perplexity.py", *modules_of(streamed(w))),
         modules=lambda w: modules_of(streamed(w)),

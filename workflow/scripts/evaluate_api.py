@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 
 
 def answers() -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Predictions and measurements; on a ladder one that is refused whole stops the climb."""
+    """Predictions and measurements; with early_stopping one that is refused whole stops the climb."""
     api = TypeAdapter(Api).validate_python(s.params.api)
     samples, journal = pl.read_parquet(s.input.samples), journal_of(s.named["predictions"])
-    key = None if is_answered(api, samples, journal) else api_key(api.key_variable)
+    key = None if is_answered(api, samples, journal) else api_key(api.key_env)
     # Limits are the API's, not a job's: one cell after the other.
     with alone(s.params.lock):
         predictions, measurements = ask(
             api, samples, system=s.wildcards.system, key=key, journal=journal
         )
-    if s.params.ladder is not None and (predictions["status"] == "refused").all():
+    if s.params.early_stopping is not None and (predictions["status"] == "refused").all():
         told, length = predictions["reason"], int(s.wildcards.length)
         why = LENGTH if all(map(is_too_long, told)) else REFUSED
         raise Stopped(why, f"at {length:,}: {told[0]}")
@@ -45,7 +45,7 @@ with stage(snakemake) as s:
         [s.output.predictions, s.output.measurements],
         unasked(),
         cell=(s.wildcards.system, s.wildcards.task, int(s.wildcards.length)),
-        ladder=s.params.ladder,
+        early_stopping=s.params.early_stopping,
         before=s.input.before,
         scores_before=s.input.scores_before,
     )

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from needlework.evaluation.early_stopping import climb
-from needlework.evaluation.generation.answers import Asked, answers
+from needlework.evaluation.generation.answers import EvaluationJob, answers
 from needlework.evaluation.generation.generate import unanswered
 from needlework.pipeline.stage import stage
 
@@ -17,7 +17,7 @@ with stage(snakemake) as s:
     count = pl.scan_parquet(s.input.samples).select(pl.len()).collect().item()
     shard, shards = int(s.wildcards.get("shard", 0)), s.params.shards
     rows = slice(shard * count // shards, (shard + 1) * count // shards)
-    asked, ladder = Asked.of(s.wildcards.system, s.params), s.params.ladder
+    asked, early_stopping = EvaluationJob.of(s.wildcards.system, s.params), s.params.early_stopping
     journal = s.kept("journal").with_suffix(".jsonl")
     climb(
         partial(
@@ -26,13 +26,13 @@ with stage(snakemake) as s:
             s.input.samples,
             rows,
             s.threads,
-            is_rung=ladder is not None,
+            stops_early=early_stopping is not None,
             journal=(journal, s.key),
         ),
         [s.output.predictions, s.output.measurements, s.output.densities],
         unanswered(),
         cell=(s.wildcards.system, s.wildcards.task, int(s.wildcards.length)),
-        ladder=ladder,
+        early_stopping=early_stopping,
         before=s.input.before,
         scores_before=s.input.scores_before,
     )

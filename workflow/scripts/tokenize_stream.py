@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 SENTENCES_AT_ONCE = 256
 
 
-def generated(seed: int, recalls: float):
+def generated(seed: int, recall_fraction: float):
     """Endless text in parts."""
-    sentences = recall_text(seed, recalls)
+    sentences = recall_text(seed, recall_fraction)
     while True:
         yield "".join(islice(sentences, SENTENCES_AT_ONCE))
 
@@ -31,7 +31,7 @@ with stage(snakemake) as s:
     tokenizer = open_tokenizer(s.params.tokenizer, s.params.revision)
     if stream.path is None:
         seed = stream_seed(s.params.seed, "stream", s.wildcards.stream, shard)
-        documents = [encoded(generated(seed, stream.recalls), uncut(tokenizer))]
+        documents = [encoded(generated(seed, stream.recall_fraction), uncut(tokenizer))]
     else:
         found = token_documents(
             stream.path,

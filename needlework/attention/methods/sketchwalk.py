@@ -171,7 +171,7 @@ class Selector:
 
     def _remember(self, step: Tensor, blocks: Blocks, held: dict[str, Tensor]) -> None:
         """Put the rows of W among those of earlier forwards."""
-        if self.system.walk_memory == "whole":
+        if self.system.walk_memory == "full":
             held["steps"] = write_rows(held.get("steps"), step, blocks)
             return
         for name, rows in zip(("to", "weights"), self._entries(step, blocks), strict=True):
@@ -192,7 +192,7 @@ class Selector:
 
     def _advance(self, walk: Tensor, blocks: Blocks, held: dict[str, Tensor]) -> Tensor:
         """R W, of the entries that the rows of both keep if the memory holds no others."""
-        if self.system.walk_memory == "whole":
+        if self.system.walk_memory == "full":
             return walk @ held["steps"]
         to, weights = self._entries(walk, blocks)
         found = torch.zeros_like(walk)

@@ -36,10 +36,10 @@ def problems(experiment: Experiment) -> Iterator[Problem]:
     yield from _tasks(experiment)
     yield from stream_problems(experiment)
     for name, system in experiment.systems.items():
-        if system.ladder and experiment.ladder is None:
+        if system.early_stopping and experiment.early_stopping is None:
             yield (
-                ("systems", name, "ladder"),
-                "needs the experiment's; write ladder: true beside lengths",
+                ("systems", name, "early_stopping"),
+                "needs the experiment's; write early_stopping: true beside lengths",
             )
     if not models:
         yield from validation_problems(experiment)
@@ -138,8 +138,10 @@ def _grid(experiment: Experiment) -> Iterator[Problem]:
             yield ("lengths", i), "is not a number of tokens; write a whole number above 0"
         if experiment.length_unit == "characters":
             continue
-        # On a ladder a length that is too long is a rung that the system does not reach.
-        free = [system for system in experiment.systems if experiment.ladder_of(system) is None]
+        # On an early_stopping a length that is too long is a rung that the system does not reach.
+        free = [
+            system for system in experiment.systems if experiment.early_stopping_of(system) is None
+        ]
         for name in {experiment.systems[system].model: None for system in free}:
             if name not in experiment.models:
                 continue
@@ -148,5 +150,5 @@ def _grid(experiment: Experiment) -> Iterator[Problem]:
                 yield (
                     ("lengths", i),
                     f"is beyond the {limit} positions of model `{name}`; write at most {limit}, "
-                    f"or say `beyond_positions: true` in models.{name}",
+                    f"or say `allow_extrapolation: true` in models.{name}",
                 )

@@ -73,5 +73,5 @@ def stream_problems(experiment: Experiment) -> Iterator[Problem]:
                     (*where, "tokens"),
                     f"may go beyond the {limit} positions of model `{model}`, whose state system "
                     f"`{system}` carries; write at most {limit}, an overlap for it, or "
-                    f"`beyond_positions: true` in models.{model}",
+                    f"`allow_extrapolation: true` in models.{model}",
                 )

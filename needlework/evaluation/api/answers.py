@@ -14,7 +14,7 @@ import polars as pl
 from needlework.config.models import Api, Price
 from needlework.evaluation.answer_journal import AnswerJournal
 from needlework.evaluation.answer_tables import MEASUREMENTS, PREDICTIONS
-from needlework.evaluation.api.rate_limit import Pace
+from needlework.evaluation.api.rate_limit import RateLimiter
 from needlework.models.api.client import Answer, Endpoint, Failed, Refused, Stop, TryAgain
 from needlework.runtime.progress import track
 
@@ -26,7 +26,7 @@ _MEASUREMENTS = {
     "prompt_tokens": pl.Int64,
     "cached_tokens": pl.Int64,
     "price_dollars": pl.Float64,
-    "tries": pl.Int64,
+    "attempts": pl.Int64,
 }
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 1.0, 60.0
 _LONGEST_PAUSE_SECONDS = 3600.0
@@ -74,7 +74,7 @@ class _Asking:
     ):
         self.api, self.samples, self.system, self.journal = api, samples, system, journal
         self.endpoint = Endpoint(api, key)
-        self.pace = Pace(api.requests_per_minute, api.tokens_per_minute)
+        self.pace = RateLimiter(api.requests_per_minute, api.tokens_per_minute)
         self.entries = journal.load()
         self.rows: dict[int, dict[str, Any]] = {}
         self.stop: str | None = None
@@ -125,9 +125,9 @@ class _Asking:
         key = self.endpoint.key_of(request)
         if key in self.entries:
             return self.entries[key]
-        tries, answer, status, reason = await self._ask(request, row)
+        attempts, answer, status, reason = await self._ask(request, row)
         entry = {"key": key, "sample": row["sample"], "status": status, "reason": reason}
-        entry |= {"tries": tries, "answer": answer and asdict(answer)}
+        entry |= {"attempts": attempts, "answer": answer and asdict(answer)}
         if status != "error":
             # A slow disk must not hold up those whose time is measured.
             async with self.writing:
@@ -138,35 +138,35 @@ class _Asking:
         self, request: dict[str, Any], row: dict[str, Any]
     ) -> tuple[int, Answer | None, str, str | None]:
         tokens = row["tokens"] + row["max_new_tokens"] + self.api.thinking_tokens
-        tries, reason = 0, ""
+        attempts, reason = 0, ""
         while self.stop is None:
             while (wait := self.pace.wait_seconds) > 0 and self.stop is None:
                 await self._sleep(wait)
             self.pace.start(tokens)
-            tries += 1
+            attempts += 1
             try:
                 answer = await self.endpoint.ask(request)
                 self.reached = self.answered = True
-                return tries, answer, "ok", None
+                return attempts, answer, "ok", None
             except Refused as fault:
-                return tries, None, "refused", str(fault)
+                return attempts, None, "refused", str(fault)
             except Failed as fault:
-                return tries, None, "error", str(fault)
+                return attempts, None, "error", str(fault)
             except Stop as fault:
                 if self.answered and not fault.of_all:
-                    return tries, None, "refused", str(fault)
+                    return attempts, None, "refused", str(fault)
                 self._stop(str(fault))
             except TryAgain as fault:
-                reason = f"{fault} (tried {tries} times)"
+                reason = f"{fault} (tried {attempts} times)"
                 self.reached |= fault.reached
-                if tries > self.api.retries:
+                if attempts > self.api.retries:
                     if not self.reached:
                         self._stop(f"{self.api.api} cannot be reached: {reason}; is it running?")
                     break
-                wait = self._wait_seconds(fault, tries)
+                wait = self._wait_seconds(fault, attempts)
                 _log.info("sample %s: %s; again in %.1f s", row["sample"], fault, wait)
                 await self._sleep(wait)
-        return tries, None, "error", reason
+        return attempts, None, "error", reason
 
     def _stop(self, reason: str) -> None:
         """Ask nothing more; what is under way is paid, so it is waited for."""
@@ -178,11 +178,11 @@ class _Asking:
         with suppress(TimeoutError):
             await asyncio.wait_for(self.stopped.wait(), seconds)
 
-    def _wait_seconds(self, fault: TryAgain, tries: int) -> float:
+    def _wait_seconds(self, fault: TryAgain, attempts: int) -> float:
         """How long to wait: as asked, or twice as long each time; never all at once."""
         asked = fault.wait_seconds
         if asked is None:
-            wait = min(LONGEST_WAIT_SECONDS, FIRST_WAIT_SECONDS * 2 ** (tries - 1))
+            wait = min(LONGEST_WAIT_SECONDS, FIRST_WAIT_SECONDS * 2 ** (attempts - 1))
             return wait * random.uniform(0.5, 1)
         if asked > _LONGEST_PAUSE_SECONDS:
             self._stop(
@@ -235,7 +235,7 @@ class _Asking:
                 }
             )
             measurements.append(
-                {**named, **_measured(answer, self.api.price), "tries": entry["tries"]}
+                {**named, **_measured(answer, self.api.price), "attempts": entry["attempts"]}
             )
         return (
             pl.DataFrame(predictions, schema=_PREDICTIONS),

@@ -20,7 +20,7 @@ def without_key(experiment: Experiment) -> dict[str, str]:
         model = experiment.models[name]
         if isinstance(model, Api):
             try:
-                api_key(model.key_variable)
+                api_key(model.key_env)
             except ValueError as error:
                 found[name] = f"models.{name}.{error}"
     return found

@@ -3,7 +3,7 @@
 import time
 
 
-class Pace:
+class RateLimiter:
     """Starts spread evenly, so that no minute has more requests or tokens than is allowed.
 
     Args:

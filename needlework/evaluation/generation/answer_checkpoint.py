@@ -10,7 +10,7 @@ Entry = dict[str, Any]
 """What `retrieve` found of a sample: answer, measured and layers."""
 
 
-class Finished:
+class AnswerCheckpoint:
     """Entries by sample: those of an earlier run, and each as soon as it is there.
 
     Args:

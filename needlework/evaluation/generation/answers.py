@@ -18,7 +18,7 @@ from transformers import PreTrainedConfig
 from needlework.config.attention import AnyAttention
 from needlework.config.opening import Opening
 from needlework.evaluation.early_stopping import Stopped
-from needlework.evaluation.generation.answer_checkpoint import Entry, Finished
+from needlework.evaluation.generation.answer_checkpoint import AnswerCheckpoint, Entry
 from needlework.evaluation.generation.generate import retrieve
 from needlework.models.checkpoint import open_config, open_model
 from needlework.models.convert import convert
@@ -33,7 +33,7 @@ _NAMES = ("predictions", "measurements", "densities")
 
 
 @dataclass(frozen=True)
-class Asked:
+class EvaluationJob:
     """A system and how it is opened; what JSON can hold."""
 
     system: str
@@ -42,23 +42,23 @@ class Asked:
     revision: str | None
     allow_pickle: bool
     opening: dict[str, Any]
-    beyond_positions: bool
+    allow_extrapolation: bool
     attention: dict[str, Any] | None
     thinking_tokens: int
 
     @classmethod
-    def of(cls, system: str, params: Any) -> "Asked":
+    def of(cls, system: str, params: Any) -> "EvaluationJob":
         """From the params of a rule that evaluates `system`."""
         names = [name for name in cls.__dataclass_fields__ if name != "system"]
         return cls(system, **{name: getattr(params, name) for name in names})
 
 
 def answers(
-    asked: Asked,
+    asked: EvaluationJob,
     samples: str | Path,
     rows: slice,
     threads: int,
-    is_rung: bool = False,
+    stops_early: bool = False,
     journal: tuple[str | Path | None, str] = (None, ""),
 ) -> Tables:
     """Answers to some rows of the table `samples`, in the samples' order.
@@ -67,7 +67,7 @@ def answers(
     tables are as one process would make them, the memory is that of all, the time the longest.
 
     Args:
-        is_rung: of a ladder, whose climb stops where memory or positions run out; the machine's
+        stops_early: of an early_stopping, whose climb stops where memory or positions run out; the machine's
             free memory is then the limit.
         journal: where each sample is put as soon as it is answered, and a hash of what answers
             follow from: those that are there already are not answered again.
@@ -75,18 +75,18 @@ def answers(
     Raises:
         ValueError: what the user has to mend, from whichever process.
         RuntimeError: a process was ended from outside.
-        Stopped: where it `is_rung`.
+        Stopped: where it `stops_early`.
     """
     count = Opening(**asked.opening).processes
     if count == 1:
-        return _answers(asked, samples, rows, threads, is_rung, Finished(*journal))
+        return _answers(asked, samples, rows, threads, stops_early, AnswerCheckpoint(*journal))
     with TemporaryDirectory() as folder:
         job = {
             "asked": asdict(asked),
             "samples": str(samples),
             "rows": [rows.start, rows.stop],
             "threads": max(1, threads // count),
-            "is_rung": is_rung,
+            "stops_early": stops_early,
             "journal": [journal[0] and str(journal[0]), journal[1]],
         }
         try:
@@ -104,19 +104,19 @@ def _stopped_file(folder: str | Path) -> Path:
 
 
 def _answers(
-    asked: Asked,
+    asked: EvaluationJob,
     samples: str | Path,
     rows: slice,
     threads: int,
-    is_rung: bool,
-    finished: Finished,
+    stops_early: bool,
+    finished: AnswerCheckpoint,
 ) -> Tables:
     torch.set_num_threads(threads)
     opening, table = Opening(**asked.opening), pl.read_parquet(samples)[rows]
     length, longest = table["length"][0], (table["tokens"] + table["max_new_tokens"]).max()
-    if not asked.beyond_positions:
-        _require_positions(asked, opening, longest, length if is_rung else None)
-    if is_rung:
+    if not asked.allow_extrapolation:
+        _require_positions(asked, opening, longest, length if stops_early else None)
+    if stops_early:
         bound_memory(opening.processes)
     model = None
     try:
@@ -150,7 +150,7 @@ def _answers(
         if not is_out_of_memory(error):
             raise
         doing, most = ("opening", None) if model is None else ("answering", longest)
-        if is_rung:
+        if stops_early:
             told = str(error).partition("\n")[0] or type(error).__name__
             raise Stopped(MEMORY, f"{doing} at {length:,}: {told}") from None
         raise ValueError(
@@ -158,8 +158,10 @@ def _answers(
         ) from None
 
 
-def _require_positions(asked: Asked, opening: Opening, tokens: int, rung: int | None) -> None:
-    """Whether the model takes so many tokens; `rung` is the length, on a ladder."""
+def _require_positions(
+    asked: EvaluationJob, opening: Opening, tokens: int, rung: int | None
+) -> None:
+    """Whether the model takes so many tokens; `rung` is the length, with early_stopping."""
     limit = _positions(open_config(asked.model, asked.revision, opening.trust_remote_code))
     if limit is None or tokens <= limit:
         return
@@ -169,7 +171,7 @@ def _require_positions(asked: Asked, opening: Opening, tokens: int, rung: int | 
         )
     raise ValueError(
         f"{asked.model}: prompt and answer of {tokens} tokens are beyond its {limit} positions; "
-        "write smaller lengths, `beyond_positions: true` beside the model's path, or `ladder: true`"
+        "write smaller lengths, `allow_extrapolation: true` beside the model's path, or `early_stopping: true`"
     )
 
 
@@ -202,7 +204,7 @@ def main() -> None:
     job = json.loads(path.read_text())
     is_main = os.environ["RANK"] == "0"
     log_marked(is_main)
-    asked = Asked(**job["asked"])
+    asked = EvaluationJob(**job["asked"])
     together = partial(_together, opening=Opening(**asked.opening))
     try:
         tables = _answers(
@@ -210,8 +212,8 @@ def main() -> None:
             job["samples"],
             slice(*job["rows"]),
             job["threads"],
-            job["is_rung"],
-            Finished(*job["journal"], is_main, together),
+            job["stops_early"],
+            AnswerCheckpoint(*job["journal"], is_main, together),
         )
     except Stopped as why:
         _stopped_file(path.parent).write_text(json.dumps([why.reason, why.detail]))

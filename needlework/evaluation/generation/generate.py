@@ -18,7 +18,7 @@ from needlework.attention.apply import apply
 from needlework.attention.density import Density, LayerDensity
 from needlework.config.attention import Attention
 from needlework.evaluation.answer_tables import CELL, MEASUREMENTS, PREDICTIONS
-from needlework.evaluation.generation.answer_checkpoint import Finished
+from needlework.evaluation.generation.answer_checkpoint import AnswerCheckpoint
 from needlework.evaluation.generation.thinking_budget import ThinkingBudget, opens_thought
 from needlework.evaluation.memory_monitor import MemoryMonitor
 from needlework.evaluation.meter import FirstTokenClock, cache_bytes
@@ -45,7 +45,7 @@ def retrieve(
     thinking_tokens: int = 0,
     cache: str = "dynamic",
     prefill_chunk_tokens: int | None = None,
-    finished: Finished | None = None,
+    finished: AnswerCheckpoint | None = None,
 ) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
     """Predictions and measurements, one row a sample in the samples' order, and densities.
 
@@ -76,7 +76,7 @@ def retrieve(
         ValueError: the tokenizer does not count a prompt's tokens as the sample does.
     """
     predictions, measurements = [], []
-    finished = finished or Finished()
+    finished = finished or AnswerCheckpoint()
     layers: dict[tuple[str, int], list[LayerDensity]] = {}
     put_on = apply(model, attention) if attention is not None else nullcontext()
     with put_on as handle, _greedy(model, tokenizer, cache, prefill_chunk_tokens):

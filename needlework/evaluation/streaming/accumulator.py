@@ -52,7 +52,7 @@ _COLUMNS = {
 """Of a chunk: the name and the `array` type of each number that is held."""
 
 
-class Tally:
+class Accumulator:
     """Chunks, counted as they come; a few numbers a chunk are held, no losses of tokens."""
 
     def __init__(self) -> None:

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from needlework.attention.apply import Handle
 from needlework.config.attention import Window
-from needlework.evaluation.streaming.accumulator import Chunk, Tally
+from needlework.evaluation.streaming.accumulator import Accumulator, Chunk
 from needlework.evaluation.streaming.checkpoint import Journal, other_text, part
 from needlework.evaluation.streaming.document_reader import Reader
 from needlework.evaluation.streaming.equivalence import check, tokens_to_check
@@ -27,10 +27,10 @@ from needlework.evaluation.streaming.token_source import Pieces
 from needlework.evaluation.streaming.windows import Reading, Step, next_step
 from needlework.runtime.memory import (
     begin_peak,
-    give_back,
+    free_cache,
     has_room,
     is_out_of_memory,
-    patiently,
+    retry_on_oom,
     used_bytes,
 )
 
@@ -63,10 +63,10 @@ class ChunkRun:
         self._model, self._handle, self._device = model, handle, device
         self._reading, self._losses = reading, TokenLosses(model)
         self.size, self.overlap = reading.chunk_size, reading.overlap
-        self.windows_at_once = reading.windows_at_once
+        self.window_batch_size = reading.window_batch_size
         # Chunks in a row that went through, and how many must before a larger one is tried.
         self._calm, self._patience, self._is_trial = 0, _PATIENCE, False
-        self._largest, self._is_enlarged = (self.size, self.windows_at_once), False
+        self._largest, self._is_enlarged = (self.size, self.window_batch_size), False
         self._carried = None if self.overlap else carried_by(model, handle)
         self.mode = self._find_mode()
         self.is_checked = self.mode == "strided"
@@ -76,7 +76,7 @@ class ChunkRun:
         self._vocabulary = vocabulary_of(model)
 
     def chunks(
-        self, documents: Iterable[Pieces], tally: Tally, journal: Journal | None
+        self, documents: Iterable[Pieces], accumulator: Accumulator, journal: Journal | None
     ) -> Iterator[Chunk]:
         """As StreamingEvaluator.chunks."""
         saved = journal.load() if journal is not None else None
@@ -90,16 +90,16 @@ class ChunkRun:
             if self._carried is not None:
                 self._carried.reset()
             if saved is not None:
-                self._resume(told, tensors, reader, tally)
+                self._resume(told, tensors, reader, accumulator)
                 saved = None
             elif reader.ahead(2).size == 2:
                 self._prepare(reader)
             while (step := self._next(reader)) is not None:
-                for chunk in self._do(step, number, reader, tally):
-                    tally.add(chunk)
+                for chunk in self._do(step, number, reader, accumulator):
+                    accumulator.add(chunk)
                     yield chunk
                 if journal is not None and journal.is_due:
-                    self._save(journal, number, reader, tally)
+                    self._save(journal, number, reader, accumulator)
         if saved is not None:
             raise other_text(told)
 
@@ -107,7 +107,7 @@ class ChunkRun:
         if self._carried is None:
             return "strided"
         try:
-            grows = patiently(self._grows, _TRIES)
+            grows = retry_on_oom(self._grows, _TRIES)
         except MemoryError:
             raise ValueError(_TOO_SMALL) from None
         self._carried.reset()
@@ -122,10 +122,12 @@ class ChunkRun:
         return self._carried.grows
 
     def _next(self, reader: Reader) -> Step | None:
-        most = self.windows_at_once if self._carried is None else 1
+        most = self.window_batch_size if self._carried is None else 1
         return next_step(reader, self.size, self.overlap, most)
 
-    def _do(self, step: Step, document: int, reader: Reader, tally: Tally) -> list[Chunk]:
+    def _do(
+        self, step: Step, document: int, reader: Reader, accumulator: Accumulator
+    ) -> list[Chunk]:
         """Score the next windows, in smaller ones where memory is short, and pass them."""
         before = self._carried.snapshot(brief=True) if self._carried is not None else None
         started, short, tries = time.perf_counter(), 0, 0
@@ -141,7 +143,7 @@ class ChunkRun:
             short += 1
             if self._carried is not None:
                 self._carried.restore(before)
-            give_back()
+            free_cache()
             tries += 1
             if len(step.ids) == 1 and self.overlap and tries < _TRIES_OF_A_WINDOW:
                 # A smaller window is another result, and stays.
@@ -150,13 +152,13 @@ class ChunkRun:
                 tries = 0
             elif tries > _TRIES:
                 raise ValueError(
-                    f"chunk {len(tally)}: out of memory at token {step.first_token} with "
+                    f"chunk {len(accumulator)}: out of memory at token {step.first_token} with "
                     f"{step.ids.shape[1]} tokens, and no smaller chunk is to be had; use a smaller "
                     "model or dtype, or a device with more memory"
                 )
             _log.warning(
                 "chunk %d: out of memory at token %d; going on with %d tokens, %d windows at once",
-                len(tally), step.first_token, self.size, self.windows_at_once,
+                len(accumulator), step.first_token, self.size, self.window_batch_size,
             )  # fmt: skip
             step = self._next(reader)
         seconds = time.perf_counter() - started
@@ -171,7 +173,7 @@ class ChunkRun:
             if not bool(row.isfinite().all()):
                 token = first_token + int((~row.isfinite()).int().argmax())
                 raise ValueError(
-                    f"chunk {len(tally) + window}, document {document}: the logits for token "
+                    f"chunk {len(accumulator) + window}, document {document}: the logits for token "
                     f"{token} are not finite; the model has overflown: try another dtype"
                 )
             chunks.append(
@@ -212,7 +214,7 @@ class ChunkRun:
             self._patience = min(2 * self._patience, _MOST_PATIENCE)
         self._calm, self._is_trial = 0, False
         if len(step.ids) > 1:
-            self.windows_at_once = len(step.ids) // 2
+            self.window_batch_size = len(step.ids) // 2
             return True
         half = tokens // 2 // least * least
         if half == 0:
@@ -230,12 +232,12 @@ class ChunkRun:
             self._patience, self._is_trial = _PATIENCE, False
         self._calm += 1
         if self._calm >= self._patience:
-            before = (self.size, self.windows_at_once)
+            before = (self.size, self.window_batch_size)
             if self._carried is not None:
                 self.size = min(2 * self.size, self._largest[0])
             else:
-                self.windows_at_once = min(2 * self.windows_at_once, self._largest[1])
-            self._calm, self._is_trial = 0, before != (self.size, self.windows_at_once)
+                self.window_batch_size = min(2 * self.window_batch_size, self._largest[1])
+            self._calm, self._is_trial = 0, before != (self.size, self.window_batch_size)
 
     def _prepare(self, reader: Reader) -> None:
         """Before the first chunk of a document: is it exact, and how large may it be."""
@@ -257,11 +259,11 @@ class ChunkRun:
                 self.is_checked = True
         if self._reading.adaptive and not self._is_enlarged:
             self._enlarge(reader)
-            self._largest, self._is_enlarged = (self.size, self.windows_at_once), True
+            self._largest, self._is_enlarged = (self.size, self.window_batch_size), True
 
     def _enlarge(self, reader: Reader) -> None:
         """Double the chunk (strided: the windows at once) while it fits and the text is longer."""
-        before, windows, size = used_bytes(), self.windows_at_once, self.size
+        before, windows, size = used_bytes(), self.window_batch_size, self.size
         while has_room(before):
             if self._carried is None:
                 windows *= 2
@@ -277,37 +279,43 @@ class ChunkRun:
                 if not is_out_of_memory(error):
                     raise
                 break
-            self.windows_at_once, self.size = windows, size
+            self.window_batch_size, self.size = windows, size
         if self._carried is not None:
             self._carried.reset()
-        give_back()
-        _log.info("chunks of %d tokens, %d at once, fit", self.size, self.windows_at_once)
+        free_cache()
+        _log.info("chunks of %d tokens, %d at once, fit", self.size, self.window_batch_size)
 
-    def _save(self, journal: Journal, document: int, reader: Reader, tally: Tally) -> None:
+    def _save(
+        self, journal: Journal, document: int, reader: Reader, accumulator: Accumulator
+    ) -> None:
         frozen, tensors = (None, []) if self._carried is None else self._carried.snapshot()
         told = {
             "document": document,
             "at": reader.at,
             "size": self.size,
             "overlap": self.overlap,
-            "windows_at_once": self.windows_at_once,
+            "window_batch_size": self.window_batch_size,
             "memory": [self._calm, self._patience, self._is_trial, self._largest],
             "state": frozen,
             "ahead": reader.unchecked(_TOKENS_AHEAD).tolist(),
         }
         state = {f"state.{name}": x for name, x in on_cpu(tensors).items()}
-        journal.save(told, {**state, **{f"tally.{k}": x for k, x in tally.tensors().items()}})
+        journal.save(
+            told, {**state, **{f"accumulator.{k}": x for k, x in accumulator.tensors().items()}}
+        )
 
     @torch.no_grad()
-    def _resume(self, told: dict, tensors: dict[str, Tensor], reader: Reader, tally: Tally) -> None:
+    def _resume(
+        self, told: dict, tensors: dict[str, Tensor], reader: Reader, accumulator: Accumulator
+    ) -> None:
         self.size, self.overlap = told["size"], told["overlap"]
-        self.windows_at_once = told["windows_at_once"]
+        self.window_batch_size = told["window_batch_size"]
         self.is_checked = self._is_enlarged = True
         self._calm, self._patience, self._is_trial, self._largest = told["memory"]
         reader.pass_by(told["at"])
         if reader.unchecked(_TOKENS_AHEAD).tolist() != told["ahead"]:
             raise other_text(told)
-        tally.restore(part(tensors, "tally."))
+        accumulator.restore(part(tensors, "accumulator."))
         if self._carried is not None:
             state = numbered(part(tensors, "state."), self._device)
             self._carried.restore((told["state"], state))

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from needlework.evaluation.streaming.kv_state import Carried, InCache, start_of_segments
+from needlework.evaluation.streaming.kv_state import InCache, KVState, start_of_segments
 from needlework.evaluation.streaming.token_losses import TokenLosses
-from needlework.runtime.memory import patiently
+from needlework.runtime.memory import retry_on_oom
 
 MOST_TOKENS = 9216
 MOST_LOGITS = 2**27
@@ -30,7 +30,7 @@ def tokens_to_check(chunk: int, reach: int, vocabulary: int) -> int:
 
 
 @torch.no_grad()
-def check(losses: TokenLosses, carried: Carried, ids: Tensor, chunk: int, granule: int) -> None:
+def check(losses: TokenLosses, carried: KVState, ids: Tensor, chunk: int, granule: int) -> None:
     """Compare losses by token in chunks and at once; `carried` is reset.
 
     Chunks are those of the run, or a third of the text (a multiple of `granule`) if that is less;
@@ -45,20 +45,20 @@ def check(losses: TokenLosses, carried: Carried, ids: Tensor, chunk: int, granul
         MemoryError: memory is too small even for an eighth of the text.
     """
     lengths = [max(2, ids.shape[1] >> halved) for halved in range(4)]
-    patiently(
+    retry_on_oom(
         lambda attempt: _check(losses, carried, ids[:, : lengths[attempt]], chunk, granule),
         len(lengths),
     )
 
 
-def _check(losses: TokenLosses, carried: Carried, ids: Tensor, chunk: int, granule: int) -> None:
+def _check(losses: TokenLosses, carried: KVState, ids: Tensor, chunk: int, granule: int) -> None:
     ids, targets = ids[:, :-1], ids[:, 1:]
     third = max(granule, ids.shape[1] // 3 // granule * granule)
     chunk = min(chunk, third)
     carried.reset()
     plain = {"use_cache": False} if isinstance(carried, InCache) else {}
     plain |= start_of_segments(losses.model)
-    at_once, _ = patiently(
+    at_once, _ = retry_on_oom(
         lambda _: losses.whole(ids, targets, **plain), _TRIES, undo=carried.reset
     )
     said = _difference(losses.model, at_once, _in_chunks(losses, carried, ids, targets, chunk))
@@ -75,7 +75,7 @@ def _check(losses: TokenLosses, carried: Carried, ids: Tensor, chunk: int, granu
 
 
 def _in_chunks(
-    losses: TokenLosses, carried: Carried, ids: Tensor, targets: Tensor, chunk: int
+    losses: TokenLosses, carried: KVState, ids: Tensor, targets: Tensor, chunk: int
 ) -> Tensor:
     carried.reset()
     found = []
@@ -84,9 +84,9 @@ def _in_chunks(
     return torch.cat(found, 1)
 
 
-def _patient(losses: TokenLosses, carried: Carried, part: Tensor, wanted: Tensor) -> Tensor:
+def _patient(losses: TokenLosses, carried: KVState, part: Tensor, wanted: Tensor) -> Tensor:
     before, tokens = carried.snapshot(brief=True), part.shape[1]
-    found, output = patiently(
+    found, output = retry_on_oom(
         lambda _: losses(part, wanted, **carried.arguments(tokens)),
         _TRIES,
         undo=lambda: carried.restore(before),

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from needlework.attention.apply import Handle, apply
 from needlework.config.attention import Attention
-from needlework.evaluation.streaming.accumulator import Chunk, Tally
+from needlework.evaluation.streaming.accumulator import Accumulator, Chunk
 from needlework.evaluation.streaming.checkpoint import Journal
 from needlework.evaluation.streaming.chunk_run import ChunkRun
 from needlework.evaluation.streaming.default_chunk import USUAL_CHUNK, own_chunk, reach_of
@@ -74,7 +74,7 @@ class StreamingEvaluator:
         overlap: tokens that each window repeats of the one before, for context; above 0: strided.
         device: None: the GPU if there is one.
         verbose: tell progress.
-        windows_at_once: strided windows in one forward.
+        window_batch_size: strided windows in one forward.
         adaptive: begin with the largest chunk that fits into memory: doublings of chunk_size.
         separate_documents: begin each document with no context; else they are one text.
         attention: a system to put on the model while it reads.
@@ -93,7 +93,7 @@ class StreamingEvaluator:
         device: str | None = None,
         verbose: bool = True,
         *,
-        windows_at_once: int = 1,
+        window_batch_size: int = 1,
         adaptive: bool = False,
         separate_documents: bool = False,
         attention: Attention | None = None,
@@ -102,7 +102,7 @@ class StreamingEvaluator:
         require_causal(model)
         require_whole("chunk_size", chunk_size, 1, none="the model's own")
         require_whole("overlap", overlap, 0)
-        require_whole("windows_at_once", windows_at_once, 1)
+        require_whole("window_batch_size", window_batch_size, 1)
         size = own_chunk(model, attention, overlap) if chunk_size is None else chunk_size
         if overlap >= size:
             raise ValueError(
@@ -114,7 +114,9 @@ class StreamingEvaluator:
             model.to(self.device)
         self.tokenizer = tokenizer
         reach = reach_of(model, attention)
-        self.reading = Reading(size, overlap, windows_at_once, adaptive, separate_documents, reach)
+        self.reading = Reading(
+            size, overlap, window_batch_size, adaptive, separate_documents, reach
+        )
         self.max_tokens: int | None = None
         self.log_interval = 10
         self._is_checked = False
@@ -163,8 +165,8 @@ class StreamingEvaluator:
             [total_tokens], nats; None unless asked for).
         """
         kept: list[Tensor] | None = [] if compute_per_token_metrics else None
-        found, tally = self._evaluate(data, max_tokens, None, None, kept)
-        losses = tally["loss"].tolist()
+        found, accumulator = self._evaluate(data, max_tokens, None, None, kept)
+        losses = accumulator["loss"].tolist()
         if kept is not None:
             found["per_token_losses"] = torch.cat(kept) if kept else torch.empty(0)
         return {
@@ -172,7 +174,7 @@ class StreamingEvaluator:
             **found,
             "chunk_losses": losses,
             "chunk_perplexities": [_exp(loss) for loss in losses],
-            "chunk_times": tally["seconds"].tolist(),
+            "chunk_times": accumulator["seconds"].tolist(),
             "avg_chunk_loss": statistics.fmean(losses) if losses else math.nan,
             "std_chunk_loss": statistics.pstdev(losses) if losses else math.nan,
         }
@@ -184,45 +186,45 @@ class StreamingEvaluator:
         log_interval: int | None,
         resume: str | Path | None,
         kept: list[Tensor] | None = None,
-    ) -> tuple[dict[str, Any], Tally]:
+    ) -> tuple[dict[str, Any], Accumulator]:
         max_tokens = self.max_tokens if max_tokens is None else max_tokens
-        tally, journal = Tally(), None
+        accumulator, journal = Accumulator(), None
         if resume is not None:
             key = (fingerprint(self.model), self.attention, self.reading, max_tokens)
             journal = Journal(resume, repr(key))
         started = time.perf_counter()
-        for chunk in self.chunks(data, max_tokens, tally, journal, log_interval):
+        for chunk in self.chunks(data, max_tokens, accumulator, journal, log_interval):
             if kept is not None:
                 kept.append(chunk.losses)
         if journal is not None:
             journal.path.unlink(missing_ok=True)
         seconds = time.perf_counter() - started
-        tokens = tally.tokens
+        tokens = accumulator.tokens
         return {
-            "loss": tally.loss,
-            "perplexity": _exp(tally.loss),
+            "loss": accumulator.loss,
+            "perplexity": _exp(accumulator.loss),
             "total_tokens": tokens,
-            "num_chunks": len(tally),
+            "num_chunks": len(accumulator),
             "total_time": seconds,
             "tokens_per_second": tokens / seconds if seconds else 0.0,
-            "avg_chunk_time": float(tally["seconds"].mean()) if len(tally) else 0.0,
+            "avg_chunk_time": float(accumulator["seconds"].mean()) if len(accumulator) else 0.0,
             "mode": self.run.mode,
             "chunk_size": self.run.size,
             "overlap": self.run.overlap,
-            "out_of_memory": int(tally["out_of_memory"].sum()),
-        }, tally
+            "out_of_memory": int(accumulator["out_of_memory"].sum()),
+        }, accumulator
 
     def chunks(
         self,
         data: Any,
         max_tokens: int | None = None,
-        tally: Tally | None = None,
+        accumulator: Accumulator | None = None,
         journal: Journal | None = None,
         log_interval: int | None = None,
     ) -> Iterator[Chunk]:
-        """The chunks of a run, one after the other, each counted in `tally` before it is given.
+        """The chunks of a run, one after the other, each counted in `accumulator` before it is given.
 
-        With a journal that holds a state the run goes on from there, and `tally` holds what was
+        With a journal that holds a state the run goes on from there, and `accumulator` holds what was
         before.
 
         Raises:
@@ -230,7 +232,7 @@ class StreamingEvaluator:
         """
         require_whole("max_tokens", max_tokens, 0, none="all")
         require_whole("log_interval", log_interval, 1, none="the evaluator's")
-        tally = Tally() if tally is None else tally
+        accumulator = Accumulator() if accumulator is None else accumulator
         together = not self.reading.separate_documents
         documents = documents_of(data, together, max_tokens, self.tokenizer)
         with self._reading() as handle:
@@ -239,11 +241,13 @@ class StreamingEvaluator:
             total = tokens_in(data, max_tokens)
             named = {"description": f"streaming, {run.mode}", "total": total, "unit": "token"}
             with track(**named) if self.verbose else nullcontext() as bar:
-                for chunk in run.chunks(documents, tally, journal):
+                for chunk in run.chunks(documents, accumulator, journal):
                     if bar is not None:
-                        bar.update(tally.tokens - bar.n)
-                        if len(tally) % (log_interval or self.log_interval) == 0:
-                            bar.set_postfix(perplexity=f"{_exp(tally.loss):.4g}", refresh=False)
+                        bar.update(accumulator.tokens - bar.n)
+                        if len(accumulator) % (log_interval or self.log_interval) == 0:
+                            bar.set_postfix(
+                                perplexity=f"{_exp(accumulator.loss):.4g}", refresh=False
+                            )
                     yield chunk
             self._is_checked = run.is_checked
 

@@ -16,7 +16,7 @@ from needlework.evaluation.streaming.snapshot import Plain, freeze, thaw
 Snapshot = tuple[Plain, list[Tensor]]
 
 
-class Carried(Protocol):
+class KVState(Protocol):
     """State between forwards over one text."""
 
     def reset(self) -> None:
@@ -44,7 +44,7 @@ class Carried(Protocol):
         """Bytes held."""
 
 
-def carried_by(model: nn.Module, handle: Handle | None) -> Carried | None:
+def carried_by(model: nn.Module, handle: Handle | None) -> KVState | None:
     """How `model` keeps state; None where it does not."""
     if isinstance(model, PreTrainedModel):
         return InCache(model, handle)

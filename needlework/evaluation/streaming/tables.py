@@ -4,7 +4,7 @@ from typing import Any
 
 import polars as pl
 
-from needlework.evaluation.streaming.accumulator import Tally
+from needlework.evaluation.streaming.accumulator import Accumulator
 from needlework.evaluation.streaming.checkpoint import Journal
 from needlework.evaluation.streaming.evaluator import StreamingEvaluator
 
@@ -31,10 +31,10 @@ def stream_tables(
     Raises:
         ValueError: as StreamingEvaluator.evaluate_streaming; or nothing could be scored.
     """
-    tally = Tally()
-    for _ in evaluator.chunks(documents, tally=tally, journal=journal):
+    accumulator = Accumulator()
+    for _ in evaluator.chunks(documents, accumulator=accumulator, journal=journal):
         pass
-    if not len(tally):
+    if not len(accumulator):
         raise ValueError(
             f"stream {stream}: shard {shard} has no token to score; give documents of two or more"
         )
@@ -44,14 +44,20 @@ def stream_tables(
     ]
     chunks = pl.DataFrame(
         {
-            "chunk": range(len(tally)),
-            **{k: tally[k] for k in ("document", "first_token", "tokens", "tokens_read", "loss")},
+            "chunk": range(len(accumulator)),
+            **{
+                k: accumulator[k]
+                for k in ("document", "first_token", "tokens", "tokens_read", "loss")
+            },
             "mode": evaluator.run.mode,
-            "out_of_memory": tally["out_of_memory"],
-            "state_bytes": tally["state_bytes"],
+            "out_of_memory": accumulator["out_of_memory"],
+            "state_bytes": accumulator["state_bytes"],
         }
     )
     measured = chunks.select("chunk", "first_token", "tokens").with_columns(
-        seconds=pl.Series(tally["seconds"]), memory_bytes=pl.Series(tally["memory_bytes"])
+        seconds=pl.Series(accumulator["seconds"]),
+        memory_bytes=pl.Series(accumulator["memory_bytes"]),
     )
-    return tuple(table.select(*which, pl.all()) for table in (chunks, tally.positions(), measured))
+    return tuple(
+        table.select(*which, pl.all()) for table in (chunks, accumulator.positions(), measured)
+    )

@@ -14,7 +14,7 @@ class Reading:
 
     chunk_size: int
     overlap: int = 0
-    windows_at_once: int = 1
+    window_batch_size: int = 1
     adaptive: bool = False
     separate_documents: bool = False
     reach: int = 0

@@ -28,8 +28,8 @@ METRICS = {
 
 ACCURACY = [
     alt.Tooltip("percent:Q", title="Accuracy (%)", format=".1f"),
-    alt.Tooltip("low:Q", title="Low (%)", format=".1f"),
-    alt.Tooltip("high:Q", title="High (%)", format=".1f"),
+    alt.Tooltip("ci_low:Q", title="Low (%)", format=".1f"),
+    alt.Tooltip("ci_high:Q", title="High (%)", format=".1f"),
 ]
 """What is told of an accuracy where the pointer rests, with its interval."""
 

@@ -84,7 +84,7 @@ class Endpoint:
 
     Args:
         api: its part of the experiment file.
-        key: what `api.key_variable` holds.
+        key: what `api.key_env` holds.
     """
 
     def __init__(self, api: Api, key: str | None):
@@ -110,16 +110,16 @@ class Endpoint:
         body = {
             "model": api.model,
             "temperature": api.temperature,
-            api.limit_key: row["max_new_tokens"] + api.thinking_tokens,
+            api.max_tokens_key: row["max_new_tokens"] + api.thinking_tokens,
         }
         if api.endpoint == "completions":
             body["prompt"] = row["prompt"]
         else:
             asked, prefix = row["context"] + row["question"], row["answer_prefix"]
-            turns = [("user", asked if api.begin_answer else asked + prefix)]
+            turns = [("user", asked if api.prefill_answer else asked + prefix)]
             if api.system_prompt is not None:
                 turns.insert(0, ("system", api.system_prompt))
-            if api.begin_answer and prefix.strip():
+            if api.prefill_answer and prefix.strip():
                 turns.append(("assistant", prefix.strip()))
             body["messages"] = [{"role": role, "content": text} for role, text in turns]
         return {k: v for k, v in body.items() if v is not None} | api.extra_body
@@ -205,8 +205,8 @@ class Endpoint:
         api, status = self.api, error.status_code
         reason = f"{status}: {self._line(_message(error))}"
         if status == 401:
-            held = f"the key in {api.key_variable}" if api.key_variable else "a request without key"
-            remedy = "export a valid key" if api.key_variable else "name its key_variable"
+            held = f"the key in {api.key_env}" if api.key_env else "a request without key"
+            remedy = "export a valid key" if api.key_env else "name its key_env"
             return Stop(f"{api.api} refuses {held} ({reason}); {remedy} and run again")
         if status in (404, 405):
             return Stop(
@@ -221,7 +221,7 @@ class Endpoint:
         if error.code in _UNKNOWN_KEY:
             return Stop(
                 f"{api.api} refuses a key of the request ({reason}); write temperature: null, "
-                "another limit_key, or mend extra_body"
+                "another max_tokens_key, or mend extra_body"
             )
         if status in (408, 409, 425, 429) or status >= 500:
             return TryAgain(reason, _retry_after_seconds(error.response.headers))

@@ -14,10 +14,10 @@ def api_key(variable: str | None) -> str | None:
     key = os.environ.get(variable, "").strip()
     if not key:
         raise ValueError(
-            f"key_variable {variable}: is not set in the environment; export it, or write "
-            "key_variable: null for an API that asks for no key"
+            f"key_env {variable}: is not set in the environment; export it, or write "
+            "key_env: null for an API that asks for no key"
         )
     if not (key.isascii() and key.isprintable()) or " " in key:
         # An HTTP library would tell the whole header, and so the key, in its own error.
-        raise ValueError(f"key_variable {variable}: holds no key but other text; export the key")
+        raise ValueError(f"key_env {variable}: holds no key but other text; export the key")
     return key

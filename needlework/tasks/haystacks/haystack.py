@@ -22,7 +22,7 @@ _LEAST_UNITS = 1000
 _MOST_CHANGED = 64
 
 
-class Hay(Protocol):
+class HaystackSample(Protocol):
     """The haystack of one sample."""
 
     def take(self, tokens: int) -> tuple[list[str], list[int]]:
@@ -37,7 +37,7 @@ class Haystack(Protocol):
     taken: Collection[str]
     """Keys and values that it holds, which no needle hidden in it may have."""
 
-    def start(self, random: Random) -> Hay:
+    def start(self, random: Random) -> HaystackSample:
         """The haystack of one sample."""
 
 
@@ -50,7 +50,7 @@ class Noise:
     def __init__(self, counter: Counter):
         self._filler = Filler(counter)
 
-    def start(self, random: Random) -> Hay:
+    def start(self, random: Random) -> HaystackSample:
         return self
 
     def take(self, tokens: int) -> tuple[list[str], list[int]]:
@@ -72,7 +72,7 @@ class Pool:
         self._units, self._counts, self.joiner, self.taken = units, counts, joiner, taken
         self._stopgaps = stopgaps
 
-    def start(self, random: Random) -> Hay:
+    def start(self, random: Random) -> HaystackSample:
         numbers = np.random.Generator(np.random.PCG64(random.getrandbits(64)))
         order = numbers.random(len(self._units)).argsort(kind="stable")
         stopgaps = None if self._stopgaps is None else self._stopgaps.start(random)
@@ -88,7 +88,7 @@ class Passage:
     def __init__(self, units: list[str], counts: np.ndarray):
         self._units, self._counts = units, counts
 
-    def start(self, random: Random) -> Hay:
+    def start(self, random: Random) -> HaystackSample:
         order = np.roll(np.arange(len(self._units)), -random.randrange(len(self._units)))
         return _Taken(self._units, self._counts, order, tighten=False)
 
@@ -103,7 +103,7 @@ class _Taken:
         order: np.ndarray,
         *,
         tighten: bool,
-        stopgaps: Hay | None = None,
+        stopgaps: HaystackSample | None = None,
     ):
         self._units, self._counts, self._order = units, counts, order
         self._tighten, self._stopgaps = tighten, stopgaps

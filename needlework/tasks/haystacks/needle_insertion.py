@@ -3,12 +3,12 @@
 from itertools import accumulate
 from typing import NamedTuple
 
-from needlework.tasks.haystacks.haystack import Hay, Haystack
+from needlework.tasks.haystacks.haystack import Haystack, HaystackSample
 from needlework.tasks.prompts.prompt import Needle, Prompt
 from needlework.tasks.prompts.token_counter import Counter
 
 
-class Hidden(NamedTuple):
+class NeedlePlacement(NamedTuple):
     """A needle to hide: its line or sentence, and where."""
 
     text: str
@@ -17,15 +17,15 @@ class Hidden(NamedTuple):
     depth_percent: float
 
 
-class Hiding:
+class NeedlePrompt:
     """A draft: an intro, needles in a haystack, a question. A fill.Draft."""
 
     def __init__(
         self,
         counter: Counter,
         haystack: Haystack,
-        hay: Hay,
-        needles: list[Hidden],
+        hay: HaystackSample,
+        needles: list[NeedlePlacement],
         *,
         intro: str,
         question: str,

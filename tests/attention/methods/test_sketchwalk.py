@@ -84,7 +84,7 @@ def without_others(system, x):
 
 def times(system, r, w):
     """R W, block by block."""
-    if system.walk_memory == "kept":
+    if system.walk_memory == "sparse":
         r, w = without_others(system, r), without_others(system, w)
     found = np.zeros_like(r)
     for i in range(len(r)):
@@ -159,7 +159,7 @@ def reference(system, query, key, is_decode, sketch):
             "sparsity_exponent": st.sampled_from([1.0, 3.0]),
             "walk": st.sampled_from(["product", "damped", "off"]),
             "walk_steps": st.integers(1, 3),
-            "walk_memory": st.sampled_from(["whole", "kept"]),
+            "walk_memory": st.sampled_from(["full", "sparse"]),
             "select": st.sampled_from(["topk", "quantile"]),
             "quantile": st.sampled_from([0.4, 0.75]),
             "local_share": st.sampled_from([0.0, 0.1, 0.3]),
@@ -182,7 +182,7 @@ def test_walk_and_choice_follow_the_formulae(
     count = {}
     if form["select"] == "topk":
         # Of rows that keep their own block alone, W can be too small for float32.
-        count["top_k_blocks"] = max(top_k_blocks, 2 if form["walk_memory"] == "kept" else 1)
+        count["top_k_blocks"] = max(top_k_blocks, 2 if form["walk_memory"] == "sparse" else 1)
     system = SketchWalk(block_size=size, **form, **count)
     sketch = np.eye(d)
     if system.sketch_dim is not None:
@@ -217,7 +217,7 @@ def test_walk_and_choice_follow_the_formulae(
                     assert kept[layer][b][row] == selected(system, wanted, tokens, is_decode)
 
 
-@pytest.mark.parametrize("memory", ["whole", "kept"])
+@pytest.mark.parametrize("memory", ["full", "sparse"])
 @pytest.mark.parametrize("preset", ["paper", "official", "box"])
 def test_chunks_of_whole_blocks_choose_as_one_shot(select, preset, memory):
     torch.manual_seed(0)
@@ -234,7 +234,7 @@ def test_chunks_of_whole_blocks_choose_as_one_shot(select, preset, memory):
     assert choices([24, 4, 52, *[1] * 10]) == whole
 
 
-@pytest.mark.parametrize("memory", ["whole", "kept"])
+@pytest.mark.parametrize("memory", ["full", "sparse"])
 @pytest.mark.parametrize("preset", ["paper", "official", "box"])
 def test_what_decoded_densely_is_chosen_from_after(select, preset, memory):
     """Tokens that decode over the ends of blocks, then another prompt."""
@@ -258,7 +258,7 @@ def test_what_decoded_densely_is_chosen_from_after(select, preset, memory):
 def test_memory_of_kept_entries_grows_with_blocks_times_kept(select):
     torch.manual_seed(0)
     query, key = torch.randn(2, 1, 2, 256, 8), torch.randn(2, 1, 2, 256, 8)
-    system = SketchWalk(block_size=4, top_k_blocks=3, walk_memory="kept")
+    system = SketchWalk(block_size=4, top_k_blocks=3, walk_memory="sparse")
     state = []
 
     class Watched(Selector):
@@ -275,7 +275,7 @@ def test_memory_of_kept_entries_grows_with_blocks_times_kept(select):
 def test_advance_in_parts_is_the_same(select, monkeypatch):
     torch.manual_seed(0)
     query, key = torch.randn(3, 2, 2, 90, 8), torch.randn(3, 2, 2, 90, 8)
-    system = SketchWalk(block_size=4, top_k_blocks=3, walk_memory="kept")
+    system = SketchWalk(block_size=4, top_k_blocks=3, walk_memory="sparse")
     whole = select(Selector(system), [90], query, key, [90, 53])
     monkeypatch.setattr(sketchwalk, "SCORES_AT_ONCE", 1)
     parts = select(Selector(system), [90], query, key, [90, 53])
@@ -452,7 +452,7 @@ def test_density_keeps_that_share_of_causal_blocks():
     )
 
 
-@pytest.mark.parametrize("memory", ["whole", "kept"])
+@pytest.mark.parametrize("memory", ["full", "sparse"])
 @pytest.mark.parametrize("walk", ["product", "damped", "off"])
 @pytest.mark.parametrize("preset", ["paper", "official", "box"])
 def test_nothing_comes_from_later_blocks(check_future, preset, walk, memory):

@@ -14,7 +14,7 @@ models:
   base: {path: checkpoint}
   long:
     base: base
-    beyond_positions: true
+    allow_extrapolation: true
     finetune: {data: keys, sequence_length: 256, learning_rate: 1.0e-3}
   infini:
     base: base
@@ -80,7 +80,7 @@ WRONG = [
     ("lengths: [512, 1024]", "lengths: 512", "lengths = 512: write a list, such as [1, 2]"),
     ("1.0e-3", "1e-3", "models.long.finetune.learning_rate = '1e-3': write a number, such as 0.25"),
     ("density: 0.25", "density: a quarter", "systems.walk.attention.density = 'a quarter': write"),
-    ("ons: true", "ons: 1", "models.long.beyond_positions = 1: write true or false"),
+    ("ons: true", "ons: 1", "models.long.allow_extrapolation = 1: write true or false"),
     ("dense: {model: base}", "dense: base", "systems.dense = 'base': write a mapping of keys"),
     ("experiment: trial", "experiment: 3", "experiment = 3: write text"),
     ("baseline: dense", "baseline: [dense]", "baseline: write text"),
@@ -330,7 +330,7 @@ WRONG = [
         "1024]",
         "1025]",
         "lengths.1 = 1025: is beyond the 1024 positions of model `base`; write at most 1024, "
-        "or say `beyond_positions: true` in models.base",
+        "or say `allow_extrapolation: true` in models.base",
     ),
     ("[512, 1024]", "[0, 1024]", "lengths.0 = 0: is not a number of tokens; write a whole number"),
     (
@@ -501,7 +501,7 @@ def test_pickled_weights_are_refused_unless_allowed(folder):
 
 
 def test_bases_in_a_ring_are_told(folder):
-    text = GOOD.replace("base: base\n    beyond_positions: true", "base: infini", 1)
+    text = GOOD.replace("base: base\n    allow_extrapolation: true", "base: infini", 1)
     message = _message(text.replace("  infini:\n    base: base", "  infini:\n    base: long"))
     assert message.startswith("trial.yaml:7: models.long.base = 'infini': leads back to itself")
 
@@ -578,7 +578,7 @@ def test_positions_count_where_the_model_says_so(folder):
     derived = {"base": "base", "finetune": recipe}
     with pytest.raises(ValueError, match="beyond the 1024 positions of model `tuned`"):
         lengths(2048, tuned=derived)
-    assert lengths(2048, tuned={**derived, "beyond_positions": True}) == [2048]
+    assert lengths(2048, tuned={**derived, "allow_extrapolation": True}) == [2048]
     # Infini-attention counts positions within a segment.
     assert lengths(2048, tuned={**derived, "attention": {"type": "infini"}}) == [2048]
     (folder / "checkpoint/config.json").write_text(

@@ -20,7 +20,7 @@ from needlework.config.models import Api, Price
 from needlework.evaluation.answer_journal import AnswerJournal, alone
 from needlework.evaluation.api import answers as asking
 from needlework.evaluation.api.answers import ask, price_dollars
-from needlework.evaluation.api.rate_limit import Pace
+from needlework.evaluation.api.rate_limit import RateLimiter
 
 EXPLAINED = re.compile(
     r"(429: Slow down|500: The server is <b>out</b> of order|no whole answer within \d+ s"
@@ -94,8 +94,8 @@ def test_a_thousand_requests_of_a_faulty_server(tmp_path: Path):
     # Every request is accounted for, and none was made behind an answer.
     assert Counter(map(asked_of, answers)) == Counter(answered["prediction"])
     times = Counter(map(asked_of, asked))
-    for i, tries in enumerate(measurements["tries"]):
-        assert times[str(i)] <= tries <= 2
+    for i, attempts in enumerate(measurements["attempts"]):
+        assert times[str(i)] <= attempts <= 2
     assert (measurements["price_dollars"] > 0).sum() == len(answered)
     assert measurements["price_dollars"].null_count() == len(failed)
 
@@ -160,7 +160,7 @@ def test_retry_after_holds_for_all(tmp_path: Path):
     with serving(server):
         predictions, measurements = run(server, 4, tmp_path / "j", concurrency=2)
     assert set(predictions["status"]) == {"ok"}
-    assert sorted(measurements["tries"]) == [1, 1, 1, 2]
+    assert sorted(measurements["attempts"]) == [1, 1, 1, 2]
     assert min(server.times[2:]) - server.times[0] >= 2
 
 
@@ -173,11 +173,11 @@ def test_a_day_of_waiting_stops_the_run(tmp_path: Path):
 
 
 def test_pace_spreads_requests_and_tokens():
-    pace = Pace(requests_per_minute=1, tokens_per_minute=None)
+    pace = RateLimiter(requests_per_minute=1, tokens_per_minute=None)
     assert pace.wait_seconds <= 0
     pace.start(tokens=10**9)
     assert 50 < pace.wait_seconds <= 60
-    pace = Pace(requests_per_minute=None, tokens_per_minute=1000)
+    pace = RateLimiter(requests_per_minute=None, tokens_per_minute=1000)
     pace.start(tokens=500)
     assert 20 < pace.wait_seconds <= 30
     pace.pause(3000)

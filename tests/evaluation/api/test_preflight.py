@@ -20,7 +20,7 @@ ROWS = [
 
 
 def experiment(url: str, **api) -> Experiment:
-    remote = {"api": url, "model": "m", "key_variable": "THE_KEY", "tokenizer": "base", **api}
+    remote = {"api": url, "model": "m", "key_env": "THE_KEY", "tokenizer": "base", **api}
     return load_experiment(
         {
             "experiment": "small",
@@ -95,7 +95,7 @@ def test_a_trial_is_not_asked_for_where_all_is_answered(answered):
 def test_a_key_that_is_there_is_not_missed(answered, monkeypatch: pytest.MonkeyPatch):
     made, *_ = answered
     (told,) = without_key(made).values()
-    assert told.startswith("models.remote.key_variable THE_KEY: is not set in the environment")
+    assert told.startswith("models.remote.key_env THE_KEY: is not set in the environment")
     monkeypatch.setenv("THE_KEY", "sk-1")
     assert without_key(made) == {}
 

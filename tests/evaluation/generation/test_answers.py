@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 from needlework.config.attention import Infini
 from needlework.config.opening import Opening
 from needlework.evaluation.early_stopping import Stopped
-from needlework.evaluation.generation.answers import Asked, answers
+from needlework.evaluation.generation.answers import EvaluationJob, answers
 from needlework.models.checkpoint import open_model
 from needlework.runtime.processes import start
 from needlework.tables.skipped import LENGTH, MEMORY
@@ -75,14 +75,14 @@ def samples(tmp_path_factory):
 
 
 def asked(folder, attention=None, **keys):
-    return Asked(
+    return EvaluationJob(
         system="s",
         model=str(folder),
         dtype="float32",
         revision=None,
         allow_pickle=False,
         opening=Opening(**keys).model_dump(mode="json"),
-        beyond_positions=False,
+        allow_extrapolation=False,
         attention=attention,
         thinking_tokens=0,
     )
@@ -242,22 +242,22 @@ def test_a_length_beyond_the_positions_is_an_error_or_stops_a_climb(checkpoint, 
     with pytest.raises(ValueError, match="600 tokens are beyond its 512 positions; write smaller"):
         answers(job, long, slice(None), 1)
     with pytest.raises(Stopped, match="600 tokens at 600, beyond the model's 512 positions") as why:
-        answers(job, long, slice(None), 1, is_rung=True)
+        answers(job, long, slice(None), 1, stops_early=True)
     assert why.value.reason == LENGTH
-    assert len(answers(replace(job, beyond_positions=True), long, slice(None), 1)[0]) == 1
+    assert len(answers(replace(job, allow_extrapolation=True), long, slice(None), 1)[0]) == 1
 
 
 def test_memory_that_runs_out_is_an_error_or_stops_a_climb(checkpoint, tmp_path):
     # Eager attention holds all pairs: more than a terabyte.
     long = _of_one_prompt(tmp_path / "600.parquet", 300_000)
     job = asked(checkpoint("qwen3"), attn_implementation="eager")
-    job = replace(job, beyond_positions=True)
+    job = replace(job, allow_extrapolation=True)
     bounds = resource.getrlimit(resource.RLIMIT_DATA)
     try:
         with pytest.raises(ValueError, match="out of memory in answering; write lengths below 300"):
             answers(job, long, slice(None), 1)
         with pytest.raises(Stopped, match=r"^answering at 600: .*allocate") as why:
-            answers(job, long, slice(None), 1, is_rung=True)
+            answers(job, long, slice(None), 1, stops_early=True)
     finally:
         resource.setrlimit(resource.RLIMIT_DATA, bounds)
     assert why.value.reason == MEMORY
@@ -267,5 +267,5 @@ def test_memory_that_runs_out_is_an_error_or_stops_a_climb(checkpoint, tmp_path)
 def test_what_stops_one_of_several_processes_stops_the_job(checkpoint, tmp_path):
     long, job = _of_one_prompt(tmp_path / "600.parquet", 590), asked(checkpoint("mixtral"), tp=2)
     with pytest.raises(Stopped, match="600 tokens at 600, beyond") as why:
-        answers(job, long, slice(None), 1, is_rung=True)
+        answers(job, long, slice(None), 1, stops_early=True)
     assert why.value.reason == LENGTH

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from needlework.evaluation.streaming.accumulator import Chunk, Tally
+from needlework.evaluation.streaming.accumulator import Accumulator, Chunk
 
 
 def _span(position: int) -> tuple[int, int]:
@@ -27,37 +27,37 @@ def _chunks() -> list[Chunk]:
 
 
 def test_losses_by_position_are_those_counted_one_by_one():
-    tally, spans = Tally(), {}
+    accumulator, spans = Accumulator(), {}
     for chunk in _chunks():
-        tally.add(chunk)
+        accumulator.add(chunk)
         for i, loss in enumerate(chunk.losses.tolist()):
             spans.setdefault(_span(chunk.first_token + i), []).append(loss)
-    rows = tally.positions().rows()
+    rows = accumulator.positions().rows()
     assert [row[:2] for row in rows] == sorted(spans)
     for first, end, tokens, loss in rows:
         assert tokens == len(spans[first, end])
         assert loss == pytest.approx(np.mean(spans[first, end]), rel=1e-6)
     everything = [loss for chunk in _chunks() for loss in chunk.losses.tolist()]
-    assert tally.loss == pytest.approx(np.mean(everything), rel=1e-6)
-    assert len(tally) == 6
+    assert accumulator.loss == pytest.approx(np.mean(everything), rel=1e-6)
+    assert len(accumulator) == 6
 
 
 def test_a_tally_is_restored_whole():
-    tally, other = Tally(), Tally()
+    accumulator, other = Accumulator(), Accumulator()
     for chunk in _chunks():
-        tally.add(chunk)
-    other.restore(tally.tensors())
-    assert other.loss == tally.loss
-    assert other.positions().equals(tally.positions())
-    assert other["loss"].tolist() == tally["loss"].tolist()
-    for one in (tally, other):
+        accumulator.add(chunk)
+    other.restore(accumulator.tensors())
+    assert other.loss == accumulator.loss
+    assert other.positions().equals(accumulator.positions())
+    assert other["loss"].tolist() == accumulator["loss"].tolist()
+    for one in (accumulator, other):
         one.add(_chunks()[-1])
-    assert other.loss == tally.loss
+    assert other.loss == accumulator.loss
 
 
 def test_the_far_end_of_positions():
-    tally = Tally()
-    tally.add(Chunk(0, 10_000_000, torch.ones(3), 3, 0, 0, 0.1, 0))
-    ((first, end, tokens, _),) = tally.positions().rows()
+    accumulator = Accumulator()
+    accumulator.add(Chunk(0, 10_000_000, torch.ones(3), 3, 0, 0, 0.1, 0))
+    ((first, end, tokens, _),) = accumulator.positions().rows()
     assert first <= 10_000_000 < 10_000_003 <= end
     assert tokens == 3

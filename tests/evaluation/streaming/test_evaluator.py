@@ -23,7 +23,7 @@ from needlework.evaluation import (
     create_streaming_evaluator,
 )
 from needlework.evaluation.streaming import chunk_run, token_losses
-from needlework.evaluation.streaming.accumulator import Tally
+from needlework.evaluation.streaming.accumulator import Accumulator
 from needlework.evaluation.streaming.checkpoint import Journal
 
 T5 = T5Config(vocab_size=VOCABULARY, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)
@@ -113,13 +113,13 @@ def test_the_window_streams_in_constant_memory_with_its_own_losses(chunk):
     with apply(model, WINDOW):
         wanted = _reference(model, ids)
     assert np.abs(np.array(wanted) - _reference(model, ids)).max() > 0.1
-    evaluator, tally = _evaluator(model, chunk, attention=WINDOW), Tally()
-    losses = torch.cat([one.losses for one in evaluator.chunks(ids, tally=tally)])
+    evaluator, accumulator = _evaluator(model, chunk, attention=WINDOW), Accumulator()
+    losses = torch.cat([one.losses for one in evaluator.chunks(ids, accumulator=accumulator)])
     assert evaluator.run.mode == "state"
     assert losses.tolist() == pytest.approx(wanted, rel=1e-5, abs=1e-5)
     # Keys and values of 3 sinks and 49 recent tokens, in 3 layers with 2 heads of 8.
-    full = tally["first_token"] + tally["tokens"] > 53
-    assert set(tally["state_bytes"][full].tolist()) == {2 * 3 * 2 * 8 * 4 * 52}
+    full = accumulator["first_token"] + accumulator["tokens"] > 53
+    assert set(accumulator["state_bytes"][full].tolist()) == {2 * 3 * 2 * 8 * 4 * 52}
     assert model.config._attn_implementation != "needlework"
 
 
@@ -276,8 +276,11 @@ def test_strided_windows_are_those_of_the_plain_loop(data):
     overlap = data.draw(st.integers(1, window - 1))
     ids = _ids(data.draw(st.integers(2, 120)))
     at_once = data.draw(st.integers(1, 5))
-    evaluator, tally = _evaluator(model, window, overlap, windows_at_once=at_once), Tally()
-    chunks = list(evaluator.chunks(ids, tally=tally))
+    evaluator, accumulator = (
+        _evaluator(model, window, overlap, window_batch_size=at_once),
+        Accumulator(),
+    )
+    chunks = list(evaluator.chunks(ids, accumulator=accumulator))
     losses = torch.cat([chunk.losses for chunk in chunks]).tolist()
     assert losses == pytest.approx(_strided(model, ids, window, overlap), rel=1e-5, abs=1e-5)
     at = 1
@@ -291,7 +294,7 @@ def test_strided_windows_of_a_transformer():
     model, ids = make("llama"), _ids(200)
     wanted = _strided(model, ids, 64, 32)
     for at_once in (1, 3):
-        found = _losses(_evaluator(model, 64, 32, windows_at_once=at_once), ids)
+        found = _losses(_evaluator(model, 64, 32, window_batch_size=at_once), ids)
         assert found["per_token_losses"].tolist() == pytest.approx(wanted, rel=1e-5, abs=1e-5)
         assert found["num_chunks"] == 6
 
@@ -348,11 +351,11 @@ def test_documents_are_joined_or_kept_apart():
     assert joined["per_token_losses"].tolist() == pytest.approx(
         _reference(model, torch.cat(parts)), rel=1e-5, abs=1e-5
     )
-    evaluator, tally = _evaluator(model, 20, separate_documents=True), Tally()
-    losses = torch.cat([chunk.losses for chunk in evaluator.chunks(parts, tally=tally)])
+    evaluator, accumulator = _evaluator(model, 20, separate_documents=True), Accumulator()
+    losses = torch.cat([chunk.losses for chunk in evaluator.chunks(parts, accumulator=accumulator)])
     wanted = _reference(model, parts[0]) + _reference(model, parts[2])
     assert losses.tolist() == pytest.approx(wanted, rel=1e-5, abs=1e-5)
-    assert set(tally["document"].tolist()) == {0, 2}
+    assert set(accumulator["document"].tolist()) == {0, 2}
     limited = _losses(_evaluator(model, 20, separate_documents=True), parts, 70)
     assert limited["total_tokens"] == 49 + 0 + 18
     rows = torch.stack([_ids(40, 1), _ids(40, 2)])
@@ -407,10 +410,10 @@ def test_out_of_memory_loses_and_repeats_no_token(name, monkeypatch):
     model, ids = make(name), _ids(301)
     wanted = _reference(model, ids)
     short = _Short(model, 0.2, monkeypatch)
-    evaluator, tally = _evaluator(model, 64), Tally()
-    chunks = list(evaluator.chunks(ids, tally=tally))
+    evaluator, accumulator = _evaluator(model, 64), Accumulator()
+    chunks = list(evaluator.chunks(ids, accumulator=accumulator))
     assert short.failed > 2
-    assert tally["out_of_memory"].sum() > 0
+    assert accumulator["out_of_memory"].sum() > 0
     assert torch.cat([c.losses for c in chunks]).tolist() == pytest.approx(
         wanted, rel=1e-5, abs=1e-5
     )
@@ -423,9 +426,13 @@ def test_out_of_memory_loses_and_repeats_no_token(name, monkeypatch):
 def test_out_of_memory_takes_fewer_windows_then_smaller_ones(monkeypatch, caplog):
     model, ids = make("llama"), _ids(301)
     _Short(model, 0, monkeypatch, longest=40)
-    evaluator, tally = _evaluator(model, 64, 32, windows_at_once=4), Tally()
-    chunks = list(evaluator.chunks(ids, tally=tally))
-    assert (evaluator.run.size, evaluator.run.overlap, evaluator.run.windows_at_once) == (32, 16, 1)
+    evaluator, accumulator = _evaluator(model, 64, 32, window_batch_size=4), Accumulator()
+    chunks = list(evaluator.chunks(ids, accumulator=accumulator))
+    assert (evaluator.run.size, evaluator.run.overlap, evaluator.run.window_batch_size) == (
+        32,
+        16,
+        1,
+    )
     assert "chunk 0: out of memory at token 1; going on with 32 tokens" in caplog.text
     assert torch.cat([c.losses for c in chunks]).tolist() == pytest.approx(
         _strided(model, ids, 32, 16), rel=1e-5, abs=1e-5
@@ -466,13 +473,13 @@ def test_a_window_is_tried_again_before_it_is_made_smaller(monkeypatch):
     model, ids = make("llama"), _ids(301)
     wanted = _strided(model, ids, 64, 32)
     short = _Short(model, 0, monkeypatch)
-    evaluator, tally = _evaluator(model, 64, 32), Tally()
+    evaluator, accumulator = _evaluator(model, 64, 32), Accumulator()
     losses = []
-    for chunk in evaluator.chunks(ids, tally=tally):
+    for chunk in evaluator.chunks(ids, accumulator=accumulator):
         losses += chunk.losses.tolist()
         short.next_fail = short.failed + 2
-    assert tally["out_of_memory"].tolist() == [0, *[2] * (len(tally) - 1)]
-    assert set(tally["tokens_read"].tolist()[:-1]) == {63}
+    assert accumulator["out_of_memory"].tolist() == [0, *[2] * (len(accumulator) - 1)]
+    assert set(accumulator["tokens_read"].tolist()[:-1]) == {63}
     assert losses == pytest.approx(wanted, rel=1e-5, abs=1e-5)
 
 
@@ -502,7 +509,7 @@ def test_adaptive_chunks_grow_as_far_as_memory_and_text_reach(monkeypatch):
     assert _losses(_evaluator(model, adaptive=True), ids)["chunk_size"] == 512
     evaluator = _evaluator(model, 32, 16, adaptive=True)
     assert _losses(evaluator, ids)["mode"] == "strided"
-    assert (evaluator.run.size, evaluator.run.windows_at_once) == (32, 16)
+    assert (evaluator.run.size, evaluator.run.window_batch_size) == (32, 16)
 
 
 KILLED = {
@@ -545,20 +552,20 @@ def test_a_killed_run_goes_on_to_the_same_last_bit(name, killed):
     model_name, chunk, attention = KILLED[name]
 
     def run(journal):
-        tally = Tally()
+        accumulator = Accumulator()
         evaluator = _evaluator(
             make(model_name), *chunk, attention=attention, separate_documents=True
         )
-        rest = list(evaluator.chunks(_DOCUMENTS, tally=tally, journal=journal))
-        return rest, tally
+        rest = list(evaluator.chunks(_DOCUMENTS, accumulator=accumulator, journal=journal))
+        return rest, accumulator
 
     rest, resumed = run(Journal(killed / name, "k"))
-    whole, tally = run(None)
+    whole, accumulator = run(None)
     assert 0 < len(rest) < len(whole) == len(resumed)
     for column in ("document", "first_token", "tokens", "loss", "state_bytes"):
-        assert resumed[column].tolist() == tally[column].tolist()
-    assert resumed.loss == tally.loss
-    assert resumed.positions().equals(tally.positions())
+        assert resumed[column].tolist() == accumulator[column].tolist()
+    assert resumed.loss == accumulator.loss
+    assert resumed.positions().equals(accumulator.positions())
     for one, other in zip(rest, whole[-len(rest) :], strict=True):
         assert torch.equal(one.losses, other.losses)
     # The state of another setting is not taken up.
@@ -582,17 +589,17 @@ def test_a_state_serves_no_other_text_or_model(tmp_path, monkeypatch, caplog):
     path, model, ids = tmp_path / "state", make("llama"), _ids(200)
 
     def stopped(model):
-        own, counted = Tally.add, []
+        own, counted = Accumulator.add, []
 
-        def add(tally, chunk):
+        def add(accumulator, chunk):
             counted.append(chunk)
             if len(counted) == 5:
                 raise KeyboardInterrupt
-            own(tally, chunk)
+            own(accumulator, chunk)
 
         evaluator = _evaluator(model, 30)
         with monkeypatch.context() as patch:
-            patch.setattr(Tally, "add", add)
+            patch.setattr(Accumulator, "add", add)
             with pytest.raises(KeyboardInterrupt):
                 evaluator.evaluate_streaming(ids, resume=path)
         assert [file.name for file in tmp_path.iterdir()] == ["state"]
@@ -636,8 +643,8 @@ def test_what_is_wrong_is_one_line(tmp_path):
         ({"device": "gpu"}, "device 'gpu': not to be had here .*; write cpu, cuda, or None$"),
         ({"device": "cuda:77"}, "device 'cuda:77': not to be had here"),
         (
-            {"chunk_size": 8, "windows_at_once": 0},
-            "windows_at_once 0: write a whole number, 1 or more",
+            {"chunk_size": 8, "window_batch_size": 0},
+            "window_batch_size 0: write a whole number, 1 or more",
         ),
     ):
         with pytest.raises(ValueError, match=f"^{told}"):

@@ -13,7 +13,7 @@ def _row(system, length, depth, percent=None, why=None):
     return {
         "system": system, "task": "passkey", "length": length, "depth_percent": depth,
         "metric": None if why else "all", "n": 0 if why else 4, "accuracy": percent,
-        "low": percent, "high": percent, "not_run": why,
+        "ci_low": percent, "ci_high": percent, "skip_reason": why,
     }  # fmt: skip
 
 
@@ -38,9 +38,9 @@ def test_the_heatmap_is_grey_and_crossed_where_nothing_was_run(summary, tmp_path
     assert f"Not run: {WHY}" in drawn
     assert "not run: far at 1,024 (out of memory)" in drawn
     assert ">never<" in drawn
-    whole = summary.filter(pl.col("not_run").is_null())
+    whole = summary.filter(pl.col("skip_reason").is_null())
     assert "not run" not in _drawn(heatmap(whole, "passkey"), tmp_path)
-    assert "not run" not in _drawn(heatmap(whole.drop("not_run"), "passkey"), tmp_path)
+    assert "not run" not in _drawn(heatmap(whole.drop("skip_reason"), "passkey"), tmp_path)
 
 
 def test_accuracy_is_no_point_but_a_cross_where_nothing_was_run(summary, tmp_path):
@@ -52,7 +52,7 @@ def test_accuracy_is_no_point_but_a_cross_where_nothing_was_run(summary, tmp_pat
 
 
 def test_a_task_that_no_system_was_run_on_is_drawn_all_the_same(summary, tmp_path):
-    other = summary.filter(pl.col("not_run").is_not_null()).with_columns(task=pl.lit("niah"))
+    other = summary.filter(pl.col("skip_reason").is_not_null()).with_columns(task=pl.lit("niah"))
     both = pl.concat([summary, other])
     assert _drawn(heatmap(both, "niah"), tmp_path).count(f">{MARK}</text>") == 4
     assert ">niah<" in _drawn(accuracy(both), tmp_path)

@@ -68,7 +68,7 @@ def test_a_chat_is_asked_with_the_whole_context():
         {"role": "assistant", "content": "It was"},
     ]
     extra = {"continue_final_message": True}
-    assert sent(begin_answer=True, extra_body=extra) == {**usual, "messages": begun, **extra}
+    assert sent(prefill_answer=True, extra_body=extra) == {**usual, "messages": begun, **extra}
 
 
 def test_a_completion_is_asked_with_the_prompt():
@@ -77,7 +77,7 @@ def test_a_completion_is_asked_with_the_prompt():
 
 
 def test_what_some_models_refuse_is_left_out():
-    body = sent(temperature=None, limit_key="max_completion_tokens", thinking_tokens=100)
+    body = sent(temperature=None, max_tokens_key="max_completion_tokens", thinking_tokens=100)
     assert "temperature" not in body
     assert "max_tokens" not in body
     assert body["max_completion_tokens"] == 107
@@ -192,7 +192,7 @@ def test_a_refusal_is_told_with_its_code(code: str):
     ],
 )
 def test_what_is_wrong_for_all_stops(how: tuple[int, dict], line: str):
-    assert line in str(fault(how, Stop, key_variable="A_KEY"))
+    assert line in str(fault(how, Stop, key_env="A_KEY"))
 
 
 def test_a_wrong_request_is_not_repeated():
@@ -252,7 +252,7 @@ def test_a_retry_after_that_says_nothing_is_left_aside():
 
 def test_a_key_that_a_server_repeats_is_blotted_out():
     echo = (401, error(f"Incorrect API key provided: {KEY}.\nAsk us.\x1b[31m"))
-    line = str(fault(echo, Stop, key=KEY, key_variable="A_KEY"))
+    line = str(fault(echo, Stop, key=KEY, key_env="A_KEY"))
     assert "Incorrect API key provided: [key]. Ask us.?[31m" in line
     assert KEY not in line
     assert ask(says(f"It is {KEY}."), key=KEY).text == "It is [key]."
@@ -285,9 +285,9 @@ def test_a_key_is_read_from_its_variable_and_never_told(monkeypatch: pytest.Monk
     assert api_key("A_KEY") == KEY
     for wrong in (f"{KEY}\nX", f"{KEY} {KEY}", f"{KEY}ö"):
         monkeypatch.setenv("A_KEY", wrong)
-        with pytest.raises(ValueError, match=r"^key_variable A_KEY: holds no key") as caught:
+        with pytest.raises(ValueError, match=r"^key_env A_KEY: holds no key") as caught:
             api_key("A_KEY")
         assert KEY not in str(caught.value)
     monkeypatch.delenv("A_KEY")
-    with pytest.raises(ValueError, match=r"^key_variable A_KEY: is not set in the environment"):
+    with pytest.raises(ValueError, match=r"^key_env A_KEY: is not set in the environment"):
         api_key("A_KEY")

@@ -6,7 +6,7 @@ import pytest
 
 from needlework.config.tasks import NiahMultikey1, NiahMultikey2, NiahSingle1, Passkey
 from needlework.tasks import niah, passkey
-from needlework.tasks.context import Setting, Turn
+from needlework.tasks.context import SampleContext, Setting
 from needlework.tasks.prompts.budget import TooLong, fill, least_tokens, smallest_length, text_of
 from needlework.tasks.prompts.depth_sampler import Spread
 from needlework.tasks.prompts.prompt import PLAIN, Prompt
@@ -22,7 +22,7 @@ CASES = [
 
 def draft_of(module, task, counter, depth_percent=35.0):
     drafts = module.drafts(task, counter, Setting(1000, ("a test",)))
-    return drafts(Turn(Random(5), 0, Spread([depth_percent], "a test")))
+    return drafts(SampleContext(Random(5), 0, Spread([depth_percent], "a test")))
 
 
 @pytest.mark.parametrize(("module", "task"), CASES, ids=lambda case: getattr(case, "type", ""))

@@ -43,7 +43,7 @@ def reading_of(w):
     return {
         "chunk_size": how.chunk_size,
         "overlap": how.overlap,
-        "windows_at_once": how.windows_at_once,
+        "window_batch_size": how.window_batch_size,
         "separate_documents": stream.separate_documents,
         "adaptive": stream.adaptive,
     }

@@ -38,12 +38,12 @@ def attention_of(system):
     return found if path is None else {**found, "gates": path}
 
 
-def is_beyond_positions(system):
+def allows_extrapolation(system):
     """Whether lengths past the positions of a system's model, or of one it came from, are meant."""
     model = experiment.models[experiment.systems[system].model]
-    while isinstance(model, Derived) and not model.beyond_positions:
+    while isinstance(model, Derived) and not model.allow_extrapolation:
         model = experiment.models[model.base]
-    return model.beyond_positions
+    return model.allow_extrapolation
 
 
 def api_systems():
@@ -125,11 +125,11 @@ def samples_of(system, task, length):
 
 def rungs_before(stage, w, count):
     """Tables of the same system and task at the `count` next shorter lengths, shortest first; none
-    where the system climbs no ladder."""
+    where the system climbs no early_stopping."""
     lengths = [
         length for length in sorted(experiment.lengths) if length < int(w.length)
     ]
-    if experiment.ladder_of(w.system) is None:
+    if experiment.early_stopping_of(w.system) is None:
         return []
     return [
         f"{RESULTS}/{stage}/{w.system}/{w.task}/{length}.parquet"
@@ -137,9 +137,9 @@ def rungs_before(stage, w, count):
     ]
 
 
-def ladder_of(w):
+def early_stopping_of(w):
     """What decides whether a system may be asked at the next length; None: it always may."""
-    ladder = experiment.ladder_of(w.system)
-    if ladder is None:
+    early_stopping = experiment.early_stopping_of(w.system)
+    if early_stopping is None:
         return None
-    return {"floor": ladder.floor, "metric": experiment.tasks[w.task].metric}
+    return {"min_accuracy": early_stopping.min_accuracy, "metric": experiment.tasks[w.task].metric}
