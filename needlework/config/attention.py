@@ -107,8 +107,8 @@ class SketchWalk(Ranked):
     walk_steps: int = Field(3, ge=1, description="steps of the damped walk in each layer")
     walk_damping: float = Field(0.25, ge=0, le=1, description="share of R in a damped step")
     walk_memory: Literal["full", "sparse"] = Field(
-        "whole",
-        description="kept: rows of W and R carry on only the entries that they keep, an "
+        "full",
+        description="sparse: rows of W and R keep only the entries of their kept blocks, an "
         "approximation whose memory grows with blocks times kept blocks",
     )
     select: Literal["topk", "quantile"] = Field(

@@ -34,7 +34,7 @@ class Selector:
     apart (1 for `heads: mean`): `keys` [batch, h_kv, blocks, r], sketched means of blocks, or
     their boxes [batch, h_kv, blocks, 2 r];
     `queries` [batch, h, block_size, r], sketched queries of the last block; `steps` [batch, blocks,
-    blocks], the W of the layer, or with `walk_memory: kept` its entries, k a row: `to` [batch,
+    blocks], the W of the layer, or with `walk_memory: sparse` its entries, k a row: `to` [batch,
     blocks, k], block numbers, and `weights` [batch, blocks, k]. With decode_queries above 1 also
     `recent` [batch, h, slots, r], the last tokens' sketched queries, and `recent_at` [batch,
     slots], their positions.
