@@ -59,7 +59,7 @@ def run(
     Picks up after a killed run by itself. Further options go to snakemake as they are.
     """
     # The client of APIs takes a second to import, and the other commands do not need it.
-    from needlework.evaluation.api.preflight import require_keys, without_key
+    from needlework.evaluation.api.preflight import missing_keys, require_keys
 
     if configfile is None:
         # No argument of its own: it would take the value of an option of snakemake's.
@@ -68,7 +68,7 @@ def run(
     experiment = read_experiment(configfile)
     preflight(experiment, fetch=True)
     results = Path("results") / experiment.experiment
-    if missing := without_key(experiment):
+    if missing := missing_keys(experiment):
         require_keys(experiment, results, missing, due(configfile, context.args))
     report = run_workflow(configfile, results, cores, context.args)
     verify(results)

@@ -1,6 +1,5 @@
-"""Answers that were paid for, on disk as soon as they are there."""
+"""A file that keeps each answer as soon as it arrives, so that none is computed or paid twice."""
 
-import fcntl
 import json
 import logging
 import os
@@ -9,54 +8,60 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 _log = logging.getLogger(__name__)
 
 
 class AnswerJournal:
-    """One JSON object a line, each on the disk before the next thing is done.
+    """Append-only JSON lines, each flushed to disk before the next step.
 
-    An entry is found by its `key`, a hash of all that the answer follows from, so entries never go
-    stale: what is asked otherwise has another key.
+    The `key` of an entry is a hash of everything the answer depends on. Entries never go stale: a
+    changed request has another key.
     """
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
 
     def load(self) -> dict[str, dict[str, Any]]:
-        """Entries by key. A line that a kill or a full disk cut short is taken off the file.
+        """Read entries by key, and remove a last line that a kill or a full disk cut short.
 
         Raises:
-            ValueError: a whole line is no entry.
+            ValueError: a complete line is not an entry.
         """
         if not self.path.exists():
             return {}
-        whole = self._whole_lines()
-        if len(whole) < self.path.stat().st_size:
-            os.truncate(self.path, len(whole))
+        complete = self._complete_lines()
+        if len(complete) < self.path.stat().st_size:
+            os.truncate(self.path, len(complete))
         return self.read()
 
     def read(self) -> dict[str, dict[str, Any]]:
-        """As `load`, for one who adds nothing: another process may be at work on the last line."""
+        """Read entries by key without changing the file, which another process may be writing.
+
+        Raises:
+            ValueError: as `load`.
+        """
         if not self.path.exists():
             return {}
-        whole, found = self._whole_lines(), {}
-        for number, line in enumerate(whole.splitlines(), start=1):
+        entries = {}
+        for number, line in enumerate(self._complete_lines().splitlines(), start=1):
             try:
                 entry = json.loads(line)
-                found[entry["key"]] = entry
+                entries[entry["key"]] = entry
             except (ValueError, TypeError, KeyError):
                 raise ValueError(
-                    f"{self.path}:{number}: no entry of a journal; delete the line, and that "
-                    "sample is asked again"
+                    f"{self.path}:{number}: is not a journal entry; delete the line to answer its "
+                    "sample again"
                 ) from None
-        return found
+        return entries
 
-    def _whole_lines(self) -> bytes:
+    def _complete_lines(self) -> bytes:
         content = self.path.read_bytes()
         return content[: content.rfind(b"\n") + 1]
 
     def add(self, entry: dict[str, Any]) -> None:
-        """Append an entry; it has a `key`."""
+        """Append an entry, which must have a `key`."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8", newline="\n") as file:
             file.write(json.dumps(entry) + "\n")
@@ -64,19 +69,22 @@ class AnswerJournal:
             os.fsync(file.fileno())
 
 
-def journal_of(predictions: str | Path) -> Path:
-    """Where the answers lie that a table of an API's predictions is made of."""
+def journal_path(predictions: str | Path) -> Path:
+    """Path of the journal that belongs to an API's table of predictions."""
     return Path(predictions).with_name(f".journal-{Path(predictions).stem}.jsonl")
 
 
 @contextmanager
-def alone(path: str | Path) -> Iterator[None]:
-    """Wait until no other process holds `path`, and hold it; it is let go if this one dies."""
+def exclusive_lock(path: str | Path) -> Iterator[None]:
+    """Hold a lock on `path`, waiting for other processes; a process that dies releases it."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with Path(path).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            _log.info("%s: another job asks this API; waiting for it", path)
-            fcntl.flock(file, fcntl.LOCK_EX)
+    lock = FileLock(path)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        _log.info("%s: another job is using this API; waiting for it", path)
+        lock.acquire()
+    try:
         yield
+    finally:
+        lock.release()

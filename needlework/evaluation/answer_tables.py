@@ -1,9 +1,13 @@
-"""Columns of the tables of answers, the same for every system: null where one is not known."""
+"""Columns of the tables of answers, the same for every system; unknown values are null."""
 
 import polars as pl
+from polars.datatypes import DataTypeClass
 
-CELL = {"system": pl.String, "task": pl.String, "length": pl.Int64}
-PREDICTIONS = {
+Columns = dict[str, DataTypeClass | pl.DataType]
+"""Columns of a table and their types."""
+
+CELL: Columns = {"system": pl.String, "task": pl.String, "length": pl.Int64}
+PREDICTIONS: Columns = {
     **CELL,
     "sample": pl.Int64,
     "prediction": pl.String,
@@ -13,7 +17,7 @@ PREDICTIONS = {
     "decode_density": pl.Float64,
     "cache_bytes": pl.Int64,
 }
-MEASUREMENTS = {
+MEASUREMENTS: Columns = {
     **CELL,
     "sample": pl.Int64,
     "prefill_seconds": pl.Float64,

@@ -8,7 +8,7 @@ from typing import Any
 import psutil
 import torch
 
-from needlework.runtime.memory import begin_peak
+from needlework.runtime.memory import reset_peak_memory
 
 _EVERY_SECONDS = 0.05
 _MOST_POINTS = 256
@@ -35,7 +35,7 @@ class MemoryMonitor:
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> "MemoryMonitor":
-        begin_peak()
+        reset_peak_memory()
         self._began = time.perf_counter()
         self.points.append(self._read())
         self._thread.start()

@@ -1,11 +1,11 @@
-"""Thoughts, which models that reason write before the answer."""
+"""Tags around the reasoning that thinking models write before the answer."""
 
-OPEN, CLOSE = "<think>", "</think>"
-END = f"\n{CLOSE}\n\n"
-"""What ends a thought that has used up its budget."""
+OPEN_TAG, CLOSE_TAG = "<think>", "</think>"
+CLOSING_TEXT = f"\n{CLOSE_TAG}\n\n"
+"""Closes reasoning that has used up its token budget."""
 
 
-def without_thought(prediction: str) -> str:
-    """What stands after the last `</think>`; empty if that begins with a thought never closed."""
-    answer = prediction.rpartition(CLOSE)[2]
-    return "" if answer.lstrip().startswith(OPEN) else answer
+def strip_reasoning(prediction: str) -> str:
+    """Return the text after the last `</think>`; empty if reasoning opens there and never closes."""
+    answer = prediction.rpartition(CLOSE_TAG)[2]
+    return "" if answer.lstrip().startswith(OPEN_TAG) else answer

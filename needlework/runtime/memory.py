@@ -1,4 +1,4 @@
-"""Memory of the device that a model runs on, and what running out of it looks like."""
+"""Memory of the device a model runs on: peaks, limits, and recovery from out-of-memory errors."""
 
 import gc
 import resource
@@ -10,7 +10,7 @@ from typing import TypeVar
 import psutil
 import torch
 
-Found = TypeVar("Found")
+Result = TypeVar("Result")
 _SPARE_BYTES = 2**28
 
 
@@ -18,88 +18,97 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an allocation failed, on a GPU or in the process."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    told = str(error).lower()
+    message = str(error).lower()
     return isinstance(error, RuntimeError) and (
-        "out of memory" in told
-        or "can't allocate memory" in told
-        or "not enough memory" in told
-        or "alloc_failed" in told  # cuBLAS and cuDNN
+        "out of memory" in message
+        or "can't allocate memory" in message
+        or "not enough memory" in message
+        or "alloc_failed" in message  # cuBLAS and cuDNN
     )
 
 
 def retry_on_oom(
-    do: Callable[[int], Found], tries: int, undo: Callable[[], object] = lambda: None
-) -> Found:
-    """`do(0)`; where memory runs out `undo()` and `do(1)`, and so on: `tries` times in all.
+    attempt: Callable[[int], Result], max_attempts: int, undo: Callable[[], object] = lambda: None
+) -> Result:
+    """Call `attempt(0)`, `attempt(1)`, ... until one fits in memory.
+
+    Args:
+        attempt: takes the number of the attempt.
+        max_attempts: number of attempts.
+        undo: called after each failed attempt.
 
     Raises:
-        MemoryError: it ran out each time.
+        MemoryError: memory ran out in every attempt.
     """
-    for attempt in range(tries):
+    for number in range(max_attempts):
         try:
-            return do(attempt)
+            return attempt(number)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-        # Outside of `except`, where the failed attempt's tensors are no longer held.
+        # Outside `except`, where the failed attempt's tensors are no longer referenced.
         undo()
         free_cache()
     raise MemoryError("out of memory")
 
 
 def free_cache() -> None:
-    """Return what is no longer used to the device."""
+    """Return unused memory to the GPU."""
     if torch.cuda.is_available():
         gc.collect()
         torch.cuda.empty_cache()
 
 
-def begin_peak() -> None:
-    """Forget the GPU's peak."""
+def reset_peak_memory() -> None:
+    """Reset the GPU's peak memory statistics."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
 
 
 def peak_memory_bytes() -> int:
-    """Peak bytes since the process began: allocated on the GPU if there is one, else resident."""
+    """Peak bytes since the last reset if there is a GPU, else peak resident bytes of the process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def used_bytes() -> int:
-    """Peak bytes allocated on the GPU since `begin_peak`, if there is one; else resident bytes."""
+def peak_or_resident_bytes() -> int:
+    """Peak bytes since the last reset if there is a GPU, else current resident bytes."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     return psutil.Process().memory_info().rss
 
 
-def has_room(before: int) -> bool:
-    """Whether something of twice the size may be tried, where the process held `before` bytes
-    before anything was. A GPU says when it is full; the system would end the process instead."""
+def can_double_memory(baseline_bytes: int) -> bool:
+    """Whether work may grow to twice its size, given the process's memory before any work.
+
+    Always true on a GPU, which raises when it is full; on a CPU the system would kill the process.
+    """
     if torch.cuda.is_available():
         return True
-    return 4 * (peak_memory_bytes() - before) < psutil.virtual_memory().available
+    return 4 * (peak_memory_bytes() - baseline_bytes) < psutil.virtual_memory().available
 
 
-def bound_memory(processes: int = 1) -> None:
-    """Let allocations fail beyond this process's share of the memory that is free now, which can be
-    told and recorded; the system would end the process, which cannot. GPUs tell by themselves."""
+def limit_memory(processes: int = 1) -> None:
+    """Make allocations beyond this process's share of the free memory raise an error.
+
+    Without a limit the system kills the process, and nothing can be recorded. GPUs raise anyway.
+    """
     process = psutil.Process().memory_info()
     free = psutil.virtual_memory().available - _SPARE_BYTES
-    if (bound := _control_group_bytes()) is not None:
-        free = min(free, bound - process.rss - _SPARE_BYTES)
+    if (cgroup_limit := _cgroup_limit_bytes()) is not None:
+        free = min(free, cgroup_limit - process.rss - _SPARE_BYTES)
     free = max(_SPARE_BYTES, free // processes)
-    wanted = process.data + free if hasattr(process, "data") else free
-    _, most = resource.getrlimit(resource.RLIMIT_DATA)
-    if most != resource.RLIM_INFINITY:
-        wanted = min(wanted, most)
-    resource.setrlimit(resource.RLIMIT_DATA, (wanted, most))
+    limit = process.data + free if hasattr(process, "data") else free
+    _, hard_limit = resource.getrlimit(resource.RLIMIT_DATA)
+    if hard_limit != resource.RLIM_INFINITY:
+        limit = min(limit, hard_limit)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, hard_limit))
 
 
-def _control_group_bytes() -> int | None:
-    """The bound of the process's control group, as Slurm and containers set it; None: none."""
+def _cgroup_limit_bytes() -> int | None:
+    """Memory limit of the process's control group (Slurm, containers), or None."""
     for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         try:
             return int(Path(path).read_text())

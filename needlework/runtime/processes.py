@@ -1,4 +1,4 @@
-"""Several processes for one job: started, heard, and ended with the one that started them."""
+"""Run one job in several processes: launch them, collect their logs, end them with the parent."""
 
 import ctypes
 import json
@@ -7,29 +7,34 @@ import signal
 import subprocess
 import sys
 from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 _log = logging.getLogger(__name__)
-MARK = "needlework| "
-"""Before each line that a process has for the log of the job."""
+LOG_PREFIX = "needlework| "
+"""Marks the lines of a process that go to the job's log."""
 
 
-def start(
-    module: str, job: dict[str, Any], folder: str | Path, count: int, launcher: list[str] = ()
+def run_processes(
+    module: str,
+    job: dict[str, Any],
+    folder: str | Path,
+    count: int,
+    launcher: Sequence[str] = (),
 ) -> None:
-    """Run `python -m module FILE` in `count` processes, hand their lines to the log, and wait.
+    """Run `python -m module FILE` in `count` processes, log their lines, and wait for them.
 
     Args:
-        module: a name whose `__main__` reads FILE.
-        job: what FILE, `folder`/job.json, holds as JSON.
-        folder: made if it is not there.
-        count: of processes.
-        launcher: module and arguments that start them; none: torchrun, on this machine.
+        module: a module whose `__main__` reads FILE.
+        job: content of FILE, written to `folder`/job.json.
+        folder: created if missing.
+        count: number of processes.
+        launcher: module and arguments that launch the processes; default: torchrun on this machine.
 
     Raises:
-        ValueError: what a process said that the user has to mend, or that one was killed.
-        RuntimeError: a process ended otherwise; what it said is in the log.
+        ValueError: a process reported an error that the user can fix, or was killed.
+        RuntimeError: a process failed otherwise; its output is in the log.
     """
     path = Path(folder) / "job.json"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -38,45 +43,44 @@ def start(
     error.unlink(missing_ok=True)
     launcher = launcher or ["torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
     command = [sys.executable, "-m", *launcher, "-m", module, str(path)]
-    rest: deque[str] = deque(maxlen=200)
+    output: deque[str] = deque(maxlen=200)
     with subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        preexec_fn=end_with_parent,
+        preexec_fn=exit_with_parent,
     ) as process:
-        for line in process.stdout:
-            if line.startswith(MARK):
-                _log.info(line.removeprefix(MARK).rstrip())
+        for line in process.stdout or ():
+            if line.startswith(LOG_PREFIX):
+                _log.info(line.removeprefix(LOG_PREFIX).rstrip())
             else:
-                rest.append(line)
+                output.append(line)
     if process.returncode != 0:
         if error.is_file():
             raise ValueError(error.read_text())
-        if any("SIGKILL" in line for line in rest):
+        if any("SIGKILL" in line for line in output):
             raise ValueError(
-                f"one of {count} processes was killed, as the system does where memory runs out; "
-                "run again, with more memory: what is finished is kept"
+                f"one of {count} processes was killed, probably because memory ran out; give the "
+                "job more memory and run again: finished work is kept"
             )
-        _log.error("".join(rest))
-        raise RuntimeError(f"a process of {count} ended with {process.returncode}")
+        _log.error("".join(output))
+        raise RuntimeError(f"one of {count} processes failed with exit code {process.returncode}")
 
 
-def end_with_parent() -> None:
-    """Have Linux kill this process when the one that started it ends, killed or not."""
+def exit_with_parent() -> None:
+    """Have Linux kill this process when its parent ends, however that ends."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
 def error_file(job: Path) -> Path:
-    """Where a process of `job` leaves the line that the user is to read."""
+    """File where a process of `job` writes an error message for the user."""
     return job.with_name("error.txt")
 
 
-def log_marked(is_main: bool) -> None:
-    """Have this process say what it logs to the one that started it; all but the main one only
-    what went wrong."""
+def log_to_parent(is_main: bool) -> None:
+    """Print log records for the parent's log; processes other than the main one log errors only."""
     logging.basicConfig(
-        level=logging.INFO if is_main else logging.ERROR, format=f"{MARK}%(message)s"
+        level=logging.INFO if is_main else logging.ERROR, format=f"{LOG_PREFIX}%(message)s"
     )

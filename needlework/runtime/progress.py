@@ -1,28 +1,30 @@
-"""Progress of long work: a bar with rate and time left on a terminal, plain lines in a log."""
+"""Progress of long work: a bar on a terminal, plain lines in a log."""
 
 import logging
 import sys
 import time
 from collections.abc import Iterable
+from typing import Any
 
 from tqdm import tqdm
 
 _log = logging.getLogger(__name__)
-LINE_EVERY_SECONDS = 15.0
+LOG_EVERY_SECONDS = 15.0
 
 
 class Track(tqdm):
-    """A tqdm that also logs a plain line now and then, and draws a bar only on a terminal."""
+    """A tqdm that draws a bar only on a terminal, and also logs a plain line at intervals."""
 
-    _next_line = 0.0
+    _next_log_time = 0.0
 
-    def display(self, msg=None, pos=None):
+    # The stub of tqdm omits the return value.
+    def display(self, msg: str | None = None, pos: int | None = None) -> bool:  # type: ignore[override]
         is_drawn = sys.stderr.isatty()
         if is_drawn:
             super().display(msg, pos)
         now = time.monotonic()
-        if now >= self._next_line or (self.total is not None and self.n >= self.total):
-            self._next_line = now + LINE_EVERY_SECONDS
+        if now >= self._next_log_time or (self.total is not None and self.n >= self.total):
+            self._next_log_time = now + LOG_EVERY_SECONDS
             meter = {**self.format_dict, "ncols": 0, "bar_format": "{desc}{n_fmt}/{total_fmt}"}
             meter["bar_format"] += " [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
             _log.info(self.format_meter(**meter))
@@ -30,14 +32,22 @@ class Track(tqdm):
 
 
 def track(
-    iterable: Iterable | None = None,
+    iterable: Iterable[Any] | None = None,
     *,
     description: str,
     total: int | None = None,
     unit: str = "it",
     initial: int = 0,
 ) -> Track:
-    """Iterate as tqdm does (`update`, `set_postfix` too), under `description`, counting `unit`s."""
+    """Track progress as tqdm does, through iteration or `update`.
+
+    Args:
+        iterable: items to iterate over; None: call `update`.
+        description: text before the bar.
+        total: expected number of `unit`s.
+        unit: name of what is counted.
+        initial: units done before the start.
+    """
     return Track(
         iterable,
         total=total,

@@ -4,7 +4,7 @@ from typing import Any, get_args
 
 import polars as pl
 
-from needlework.reasoning.tags import without_thought
+from needlework.reasoning.tags import strip_reasoning
 from needlework.scoring.metrics import METRICS, EvaluationJob, found
 from needlework.scoring.pairing import KEYS, pair
 from needlework.tables.columns import require
@@ -60,7 +60,7 @@ def score(
             )
         if row["prediction"] is None:
             raise ValueError(f"predictions: {where} has no prediction; evaluate the system again")
-        answer = without_thought(row["prediction"])
+        answer = strip_reasoning(row["prediction"])
         try:
             scores = {
                 name: judge(answer, row["outputs"], row["value_type"], metric)

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from tokenizers import Tokenizer
 
 from needlework.config.tasks import Task
-from needlework.reasoning.tags import END
+from needlework.reasoning.tags import CLOSING_TEXT
 from needlework.runtime.progress import track
 from needlework.tasks.context import SampleContext, Setting
 from needlework.tasks.prompts.budget import (
@@ -101,7 +101,7 @@ class Sampler:
         self._key = "length" if training else "lengths"
         self._new_tokens = task.max_new_tokens
         if thinking_tokens:
-            ending = self._tokenizer.encode(END, add_special_tokens=False)
+            ending = self._tokenizer.encode(CLOSING_TEXT, add_special_tokens=False)
             self._new_tokens += thinking_tokens + len(ending)
         # Where a file lies is no parameter: what it holds is.
         self._parameters = {

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from needlework.config import training
 from needlework.config.training import Loop
 from needlework.models.checkpoint import save_model
-from needlework.runtime.processes import end_with_parent, error_file, log_marked, start
+from needlework.runtime.processes import error_file, exit_with_parent, log_to_parent, run_processes
 from needlework.training.checkpoints import Checkpoints, fingerprint
 from needlework.training.state import whole
 
@@ -159,16 +159,16 @@ def _start(job: dict[str, Any], recipe: Loop) -> None:
     if file is not None:
         launcher = ["accelerate.commands.launch", f"--config_file={file}"]
         launcher.append(f"--num_processes={recipe.processes}")
-    start(__name__, job, job["folder"], recipe.processes, launcher)
+    run_processes(__name__, job, job["folder"], recipe.processes, launcher)
 
 
 def main() -> None:
     """One of the processes of a job."""
-    end_with_parent()
+    exit_with_parent()
     path = Path(sys.argv[1])
     # Without `cpu`, accelerate would take each process on CPUs for one alone.
     main_process = PartialState(cpu=not torch.cuda.is_available()).is_main_process
-    log_marked(main_process)
+    log_to_parent(main_process)
     try:
         _train(json.loads(path.read_text()))
     except (ValueError, OSError) as error:

@@ -15,7 +15,7 @@ from needlework.config.attention import AnyAttention, Infini, Window
 from needlework.config.models import Checkpoint
 from needlework.config.opening import Opening
 from needlework.config.tasks import Passkey
-from needlework.evaluation.generation.generate import retrieve
+from needlework.evaluation.generation.generate import generate_answers
 from needlework.models.checkpoint import open_model, save_model
 from needlework.models.convert import convert
 from needlework.scoring.intervals import wilson
@@ -46,7 +46,7 @@ def test_answers_are_those_of_the_stages():
     )
     table = samples(sampler, 4)
     attention = Window(recent_tokens=200, sink_tokens=4, block_size=8, dense_layers=0)
-    answers, _, _ = retrieve(*open_model(TINY), table, system="other", attention=attention)
+    answers, _, _ = generate_answers(*open_model(TINY), table, system="other", attention=attention)
     generations = [line.removeprefix("  generation: ") for line in lines if "generation: " in line]
     assert generations == [repr(answer) for answer in answers["prediction"]]
     right = [row["outputs"][0] in answer for row, answer in zip(

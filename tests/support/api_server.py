@@ -1,4 +1,4 @@
-"""A real HTTP server that speaks OpenAI's protocol, right or wrong as the test says."""
+"""HTTP server that speaks OpenAI's protocol and fails as a test prescribes."""
 
 import json
 import socket
@@ -17,13 +17,13 @@ STALL_SECONDS = 30
 
 
 class ApiServer:
-    """What it was asked, and how it answers.
+    """The server, its answers, and a record of its requests.
 
     Args:
         answer: text of the answer to a request's body.
-        fault: what goes wrong with the n-th request (from 1): one of FAULTS, a (status, body) pair,
-            or None.
-        seconds: how long an answer takes.
+        fault: failure of the n-th request (from 1): one of FAULTS, a (status, body) pair, or None.
+        seconds: duration of an answer.
+        retry_after: header of a 429 response.
     """
 
     def __init__(
@@ -35,13 +35,13 @@ class ApiServer:
     ):
         self.answer, self.fault, self.seconds = answer, fault, seconds
         self.retry_after = retry_after
-        self.asked: list[dict] = []
+        self.requests: list[dict] = []
         self.headers: list[dict[str, str]] = []
         self.times: list[float] = []
-        self.answered: list[dict] = []
-        self.at_once = self.most_at_once = 0
+        self.answered_requests: list[dict] = []
+        self.concurrent = self.max_concurrent = 0
         self.lock = threading.Lock()
-        self.over = threading.Event()
+        self.stopping = threading.Event()
         self._http = _Server(("127.0.0.1", 0), _Handler)
         self._http.api = self
 
@@ -57,7 +57,7 @@ def serving(server: ApiServer) -> Iterator[ApiServer]:
     try:
         yield server
     finally:
-        server.over.set()
+        server.stopping.set()
         server._http.shutdown()
         server._http.server_close()
 
@@ -68,7 +68,7 @@ class _Server(ThreadingHTTPServer):
     request_queue_size = 128
 
     def handle_error(self, request, client_address):
-        pass  # clients that went away
+        pass  # clients that disconnect
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -82,20 +82,20 @@ class _Handler(BaseHTTPRequestHandler):
         api: ApiServer = self.server.api
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         with api.lock:
-            api.asked.append(body)
+            api.requests.append(body)
             api.headers.append({k.lower(): v for k, v in self.headers.items()})
             api.times.append(time.monotonic())
-            number = len(api.asked)
-            api.at_once += 1
-            api.most_at_once = max(api.most_at_once, api.at_once)
+            number = len(api.requests)
+            api.concurrent += 1
+            api.max_concurrent = max(api.max_concurrent, api.concurrent)
         try:
             self._respond(api, body, api.fault(number, body))
         finally:
             with api.lock:
-                api.at_once -= 1
+                api.concurrent -= 1
 
     def _respond(self, api: ApiServer, body: dict, fault):
-        api.over.wait(api.seconds)
+        api.stopping.wait(api.seconds)
         if isinstance(fault, tuple):
             return self._json(*fault)
         if fault == "429":
@@ -106,7 +106,7 @@ class _Handler(BaseHTTPRequestHandler):
         if fault == "reset":
             return self._reset()
         if fault == "stall":
-            api.over.wait(STALL_SECONDS)
+            api.stopping.wait(STALL_SECONDS)
             return self._reset()
         if fault == "html":
             return self._send(200, "text/html", b"<html><script>alert(1)</script></html>")
@@ -120,8 +120,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._event({"choices": []})
             return self._end("data: [DONE]\n\n")
         if fault == "no text":
-            said = {"delta": {}, "text": "", "finish_reason": "stop"}
-            self._event({"choices": [{"index": 0, **said}]})
+            choice = {"index": 0, "delta": {}, "text": "", "finish_reason": "stop"}
+            self._event({"choices": [choice]})
             return self._end("data: [DONE]\n\n")
         self._stream(api, body, fault)
 
@@ -136,7 +136,7 @@ class _Handler(BaseHTTPRequestHandler):
             if fault == "truncated":
                 return self._end("")
         with api.lock:
-            api.answered.append(body)
+            api.answered_requests.append(body)
         last = {"delta": {}} if chat else {"text": ""}
         self._event({"choices": [{"index": 0, **last, "finish_reason": "stop"}]})
         prompt = json.dumps(body.get("messages") or body["prompt"])
@@ -175,6 +175,6 @@ class _Handler(BaseHTTPRequestHandler):
         self.close_connection = True
         linger = struct.pack("ii", 1, 0)
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-        # Closed now, not when the handler ends: the client is to see a reset.
+        # Close now rather than when the handler ends, so that the client sees a reset.
         self.wfile.flush()
         socket.socket(fileno=self.connection.detach()).close()

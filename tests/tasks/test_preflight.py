@@ -2,7 +2,7 @@ import pytest
 from support.paths import TINY
 
 from needlework.config.parsing.load import load_experiment
-from needlework.reasoning.tags import END
+from needlework.reasoning.tags import CLOSING_TEXT
 from needlework.tasks.haystacks.punkt import split
 from needlework.tasks.preflight import preflight, sampler_of
 from needlework.tasks.prompts.prompt import PLAIN, Frame
@@ -73,7 +73,7 @@ def test_samples_are_what_the_experiment_and_the_model_ask_for():
     )
     assert plain["prompt"].count(wool.strip()) > 20
     assert thoughtful["prompt"].startswith("Listen: ")
-    thought = 30 + len(tokenizer.encode(END, add_special_tokens=False))
+    thought = 30 + len(tokenizer.encode(CLOSING_TEXT, add_special_tokens=False))
     assert thoughtful["max_new_tokens"] == plain["max_new_tokens"] + thought
     for sample in (plain, thoughtful):
         assert 800 < sample["tokens"] + sample["max_new_tokens"] <= 1024

@@ -84,14 +84,14 @@ def test_a_run_with_a_faulty_api(project: Project, monkeypatch: pytest.MonkeyPat
         tables = [f"results/small/{table}" for table in TABLES]
         done = project.snakemake("--configfile", name, "--cores", "2", "--", *tables)
         assert done.returncode == 0, done.stdout + done.stderr
-        asked = len(server.asked)
+        count = len(server.requests)
         # An edit that no answer follows from asks nothing again.
         dearer = experiment(server.url)
         dearer["models"]["right"]["price"] = {"prompt": 1000.0, "completion": 2.0}
         project.write(dearer)
         again = project.snakemake("--configfile", name, "--cores", "2", "--", *tables)
         assert again.returncode == 0, again.stdout + again.stderr
-        assert len(server.asked) == asked
+        assert len(server.requests) == count
     report = project.snakemake("--configfile", name, "--report", "report.html", "--", *tables)
     assert report.returncode == 0, report.stdout + report.stderr
 
@@ -142,8 +142,8 @@ def test_a_wrong_key_is_one_line(project: Project, monkeypatch: pytest.MonkeyPat
     assert done.returncode != 0
     log = project.root / "results/small/logs/evaluate_api/right/passkey/128.log"
     (line,) = [line for line in log.read_text().splitlines() if "needlework:" in line]
-    assert "refuses the key in THE_KEY (401: Wrong key)" in line
-    assert len(server.asked) <= 2
+    assert "rejects the key in THE_KEY (401: Wrong key)" in line
+    assert len(server.requests) <= 2
 
 
 def test_a_missing_key_is_one_line_before_any_work(
@@ -174,7 +174,7 @@ def test_a_key_is_asked_for_where_a_request_has_to_be_made(
         wanted = ["--", str(table.relative_to(project.root))]
         done = project.snakemake("--configfile", name, "--cores", "1", *wanted)
         assert done.returncode == 0, done.stderr
-        assert len(server.asked) == 5
+        assert len(server.requests) == 5
         monkeypatch.delenv("THE_KEY")
         before = table.read_bytes()
         # Half a line, as another job would have it that is writing: not this one's to take off.
@@ -184,14 +184,14 @@ def test_a_key_is_asked_for_where_a_request_has_to_be_made(
         done = project.needlework("run", "--configfile", name, "--cores", "2")
         assert done.returncode == 0, done.stdout + done.stderr
         assert table.read_bytes() == before
-        assert len(server.asked) == 5
+        assert len(server.requests) == 5
 
         refusal = "needlework: models.right.key_env THE_KEY: is not set in the environment; "
         refusal += "export it, or write key_env: null for an API that asks for no key"
         project.write(asked | {"seed": 43})
         done = project.needlework("run", "--configfile", name, "--cores", "2")
         assert (done.returncode, done.stderr.splitlines()) == (1, [refusal])
-        assert len(server.asked) == 5
+        assert len(server.requests) == 5
 
 
 def test_a_ladder_says_why_a_length_was_refused(project: Project, monkeypatch: pytest.MonkeyPatch):
@@ -293,7 +293,7 @@ def test_transformers_serve_answers_as_the_model_does_here(project: Project, tmp
             local = table(stage, here).schema
             assert dict(list(table(stage, served).schema.items())[: len(local)]) == dict(local)
     assert set(table("predictions", "served/passkey/16384")["status"]) == {"ok"}
-    asked = pl.read_parquet(project.root / "results/small/samples/base/passkey/16384.parquet")
+    samples = pl.read_parquet(project.root / "results/small/samples/base/passkey/16384.parquet")
     counted = table("measurements", "served/passkey/16384")["prompt_tokens"]
-    assert counted.to_list() == asked["tokens"].to_list()
+    assert counted.to_list() == samples["tokens"].to_list()
     assert counted.min() > 16_000

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from needlework.evaluation.early_stopping import climb
+from needlework.evaluation.early_stopping import write_unless_stopped
 from needlework.evaluation.generation.answers import EvaluationJob, answers
-from needlework.evaluation.generation.generate import unanswered
+from needlework.evaluation.generation.generate import empty_tables
 from needlework.pipeline.stage import stage
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ with stage(snakemake) as s:
     rows = slice(shard * count // shards, (shard + 1) * count // shards)
     asked, early_stopping = EvaluationJob.of(s.wildcards.system, s.params), s.params.early_stopping
     journal = s.kept("journal").with_suffix(".jsonl")
-    climb(
+    write_unless_stopped(
         partial(
             answers,
             asked,
@@ -30,11 +30,11 @@ with stage(snakemake) as s:
             journal=(journal, s.key),
         ),
         [s.output.predictions, s.output.measurements, s.output.densities],
-        unanswered(),
+        empty_tables(),
         cell=(s.wildcards.system, s.wildcards.task, int(s.wildcards.length)),
         early_stopping=early_stopping,
-        before=s.input.before,
-        scores_before=s.input.scores_before,
+        shorter_predictions=s.input.before,
+        shorter_scores=s.input.scores_before,
     )
-# The tables hold it all, and a cell that is asked for anew is to be measured anew.
+# The tables hold every answer; a forced rerun measures the cell again.
 journal.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Answers of a model behind an API: many at a time, each asked again until it is there."""
+"""Answers of a model behind an API: concurrent requests, retried until each sample has one."""
 
 import asyncio
 import logging
@@ -10,18 +10,32 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+from tenacity import (
+    AsyncRetrying,
+    RetryCallState,
+    retry_if_exception_type,
+    stop_after_attempt,
+    wait_exponential,
+)
 
 from needlework.config.models import Api, Price
 from needlework.evaluation.answer_journal import AnswerJournal
-from needlework.evaluation.answer_tables import MEASUREMENTS, PREDICTIONS
+from needlework.evaluation.answer_tables import MEASUREMENTS, PREDICTIONS, Columns
 from needlework.evaluation.api.rate_limit import RateLimiter
-from needlework.models.api.client import Answer, Endpoint, Failed, Refused, Stop, TryAgain
-from needlework.runtime.progress import track
+from needlework.models.api.client import (
+    Answer,
+    Endpoint,
+    FatalError,
+    RequestFailed,
+    RequestRefused,
+    RetryableError,
+)
+from needlework.runtime.progress import Track, track
 
 _log = logging.getLogger(__name__)
 
-_PREDICTIONS = {**PREDICTIONS, "status": pl.String, "reason": pl.String}
-_MEASUREMENTS = {
+_PREDICTIONS: Columns = {**PREDICTIONS, "status": pl.String, "reason": pl.String}
+_MEASUREMENTS: Columns = {
     **MEASUREMENTS,
     "prompt_tokens": pl.Int64,
     "cached_tokens": pl.Int64,
@@ -30,203 +44,237 @@ _MEASUREMENTS = {
 }
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 1.0, 60.0
 _LONGEST_PAUSE_SECONDS = 3600.0
-_FAR_FEWER = 0.5
+_TRUNCATED_FRACTION = 0.5
+"""A prompt that the API counts as less than this fraction of its tokens was probably truncated."""
 
 
-def ask(
+def request_answers(
     api: Api, samples: pl.DataFrame, *, system: str, key: str | None, journal: str | Path
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Predictions and measurements, one row a sample in the samples' order.
+    """Answer samples; return predictions and measurements, one row per sample in their order.
 
-    Each answer is put into the journal as soon as it is there, and one that the journal has is not
-    asked for again. So is what the API refuses; what failed is asked again by the next run.
+    The journal receives each answer and each refusal as soon as it arrives, and no sample that it
+    holds is requested again. Samples that failed are requested again by the next run.
 
-    status is ok, refused (the API will not answer this prompt: too long, or filtered) or error (it
-    was asked as often as `api.retries` says, or cannot be answered); where it is not ok, reason
-    says why in one line and the prediction is empty. new_tokens are those that the API counts,
-    thoughts among them. Densities, cache_bytes and memory are null. prefill_seconds are those to
-    the first text, the network's and the waiting line's among them; decode_seconds those from there
-    to the end; both of the try that was answered. prompt_tokens and cached_tokens are the API's
-    count, price_dollars that of the try that was answered; null where they are not known.
+    Predictions: status is ok, refused (the API refuses the prompt: too long, or filtered) or error
+    (all retries failed, or the request is invalid). Unless it is ok, reason is one line and the
+    prediction is empty. new_tokens is the API's count, reasoning included. Densities and
+    cache_bytes are null.
+
+    Measurements: prefill_seconds is the time to the first text, including network and queue;
+    decode_seconds the time from there to the end; both of the attempt that succeeded. prompt_tokens
+    and cached_tokens are the API's counts, price_dollars is the price of that attempt, attempts the
+    number of requests; null where unknown. Memory is null.
 
     Raises:
-        ValueError: what is wrong holds for every sample: the key, the model, the account, a server
-            that is not there. What is answered by then is in the journal.
+        ValueError: an error that concerns every sample: the key, the model, the account, no
+            server. Answers received before it are in the journal.
     """
-    return asyncio.run(_Asking(api, samples, system, key, AnswerJournal(journal)).run())
+    return asyncio.run(_AnswerRequests(api, samples, system, key, AnswerJournal(journal)).run())
 
 
 def is_answered(api: Api, samples: pl.DataFrame, journal: str | Path) -> bool:
-    """Whether the journal has every answer, so that `ask` makes no request."""
+    """Whether the journal holds every answer, so that `request_answers` makes no request."""
     endpoint, entries = Endpoint(api, None), AnswerJournal(journal).read()
-    requests = map(endpoint.request, samples.iter_rows(named=True))
-    return all(endpoint.key_of(request) in entries for request in requests)
+    bodies = map(endpoint.request_body, samples.iter_rows(named=True))
+    return all(endpoint.request_key(body) in entries for body in bodies)
 
 
-def unasked() -> tuple[pl.DataFrame, pl.DataFrame]:
-    """The tables of `ask` without a row."""
+def empty_tables() -> tuple[pl.DataFrame, pl.DataFrame]:
+    """The tables of `request_answers` without rows."""
     return pl.DataFrame(schema=_PREDICTIONS), pl.DataFrame(schema=_MEASUREMENTS)
 
 
-class _Asking:
+class _AnswerRequests:
+    """The requests of one cell."""
+
     def __init__(
         self, api: Api, samples: pl.DataFrame, system: str, key: str | None, journal: AnswerJournal
     ):
         self.api, self.samples, self.system, self.journal = api, samples, system, journal
         self.endpoint = Endpoint(api, key)
-        self.pace = RateLimiter(api.requests_per_minute, api.tokens_per_minute)
+        self.rate_limiter = RateLimiter(api.requests_per_minute, api.tokens_per_minute)
         self.entries = journal.load()
         self.rows: dict[int, dict[str, Any]] = {}
-        self.stop: str | None = None
+        self.stop_reason: str | None = None
         self.stopped = asyncio.Event()
-        self.writing = asyncio.Lock()
-        self.reached, self.answered = False, bool(self.entries)
+        self.journal_lock = asyncio.Lock()
+        self.was_reached, self.has_answers = False, bool(self.entries)
 
     async def run(self) -> tuple[pl.DataFrame, pl.DataFrame]:
         name = f"{self.system} {self.samples['task'][0]} {self.samples['length'][0]}"
         async with self.endpoint:
             if self.api.test_mode and not is_answered(self.api, self.samples, self.journal.path):
-                await self._probe()
+                await self._send_test_request()
             with track(description=name, total=len(self.samples), unit="sample") as progress:
-                waiting = enumerate(self.samples.iter_rows(named=True))
+                queue = enumerate(self.samples.iter_rows(named=True))
                 try:
                     async with asyncio.TaskGroup() as group:
                         for _ in range(self.api.concurrency):
-                            group.create_task(self._work(waiting, progress))
-                except* OSError as found:
-                    self._stop(f"{self.journal.path}: {found.exceptions[0]}")
-        if self.stop is not None:
-            raise ValueError(self.stop)
-        self._report(name)
+                            group.create_task(self._work(queue, progress))
+                except* OSError as errors:
+                    self._stop(f"{self.journal.path}: {errors.exceptions[0]}")
+        if self.stop_reason is not None:
+            raise ValueError(self.stop_reason)
+        self._warn(name)
         return self._tables()
 
-    async def _probe(self) -> None:
-        """Ask the first sample's question without its context."""
+    async def _send_test_request(self) -> None:
+        """Send the first sample's question without its context."""
         row = self.samples.row(0, named=True)
         question = row["prompt"].replace(row["context"], "", 1)
-        found = await self._outcome(
+        entry = await self._entry(
             {**row, "context": "", "prompt": question, "sample": -1, "tokens": 0}
         )
-        if self.stop is None and found["status"] == "error":
-            self._stop(f"{self.api.api} does not answer a small sample: {found['reason']}")
-        if self.stop is not None:
-            raise ValueError(self.stop)
+        if self.stop_reason is None and entry["status"] == "error":
+            self._stop(f"{self.api.api} does not answer a short test prompt: {entry['reason']}")
+        if self.stop_reason is not None:
+            raise ValueError(self.stop_reason)
 
-    async def _work(self, waiting: Iterator[tuple[int, dict[str, Any]]], progress: Any) -> None:
-        for index, row in waiting:
-            if self.stop is not None:
+    async def _work(self, queue: Iterator[tuple[int, dict[str, Any]]], progress: Track) -> None:
+        for index, row in queue:
+            if self.stop_reason is not None:
                 return
-            self.rows[index] = await self._outcome(row)
+            self.rows[index] = await self._entry(row)
             progress.update()
 
-    async def _outcome(self, row: dict[str, Any]) -> dict[str, Any]:
-        """The entry of a sample: what the journal has, or what comes of asking."""
-        request = self.endpoint.request(row)
-        key = self.endpoint.key_of(request)
+    async def _entry(self, row: dict[str, Any]) -> dict[str, Any]:
+        """The journal's entry for a sample, requested if it is missing."""
+        body = self.endpoint.request_body(row)
+        key = self.endpoint.request_key(body)
         if key in self.entries:
             return self.entries[key]
-        attempts, answer, status, reason = await self._ask(request, row)
+        attempts, answer, status, reason = await self._request(body, row)
         entry = {"key": key, "sample": row["sample"], "status": status, "reason": reason}
         entry |= {"attempts": attempts, "answer": answer and asdict(answer)}
         if status != "error":
-            # A slow disk must not hold up those whose time is measured.
-            async with self.writing:
+            # A slow disk must not delay requests whose time is being measured.
+            async with self.journal_lock:
                 await asyncio.to_thread(self.journal.add, entry)
         return entry
 
-    async def _ask(
-        self, request: dict[str, Any], row: dict[str, Any]
+    async def _request(
+        self, body: dict[str, Any], row: dict[str, Any]
     ) -> tuple[int, Answer | None, str, str | None]:
-        tokens = row["tokens"] + row["max_new_tokens"] + self.api.thinking_tokens
-        attempts, reason = 0, ""
-        while self.stop is None:
-            while (wait := self.pace.wait_seconds) > 0 and self.stop is None:
-                await self._sleep(wait)
-            self.pace.start(tokens)
+        """Send a request until it succeeds; returns attempts, answer, status and reason."""
+        attempts = 0
+
+        async def attempt() -> Answer:
+            nonlocal attempts
+            await self._wait_for_rate_limit()
+            self.rate_limiter.start(row["tokens"] + row["max_new_tokens"] + api.thinking_tokens)
             attempts += 1
             try:
-                answer = await self.endpoint.ask(request)
-                self.reached = self.answered = True
-                return attempts, answer, "ok", None
-            except Refused as fault:
-                return attempts, None, "refused", str(fault)
-            except Failed as fault:
-                return attempts, None, "error", str(fault)
-            except Stop as fault:
-                if self.answered and not fault.of_all:
-                    return attempts, None, "refused", str(fault)
-                self._stop(str(fault))
-            except TryAgain as fault:
-                reason = f"{fault} (tried {attempts} times)"
-                self.reached |= fault.reached
-                if attempts > self.api.retries:
-                    if not self.reached:
-                        self._stop(f"{self.api.api} cannot be reached: {reason}; is it running?")
-                    break
-                wait = self._wait_seconds(fault, attempts)
-                _log.info("sample %s: %s; again in %.1f s", row["sample"], fault, wait)
-                await self._sleep(wait)
-        return attempts, None, "error", reason
+                answer = await self.endpoint.complete(body)
+            except RetryableError as error:
+                self.was_reached |= error.reached
+                raise
+            self.was_reached = self.has_answers = True
+            return answer
+
+        def pause_all(state: RetryCallState) -> None:
+            error, wait = _error_of(state), state.upcoming_sleep
+            _log.info("sample %s: %s; next attempt in %.1f s", row["sample"], error, wait)
+            self._pause_all(error)
+
+        api = self.api
+        retrying = AsyncRetrying(
+            retry=retry_if_exception_type(RetryableError),
+            stop=stop_after_attempt(api.retries + 1),
+            wait=_wait_seconds,
+            before_sleep=pause_all,
+            sleep=self._sleep,
+            reraise=True,
+        )
+        try:
+            answer: Answer = await retrying(attempt)
+            return attempts, answer, "ok", None
+        except RequestRefused as error:
+            return attempts, None, "refused", str(error)
+        except RequestFailed as error:
+            return attempts, None, "error", str(error)
+        except FatalError as error:
+            if self.has_answers and not error.affects_all:
+                return attempts, None, "refused", str(error)
+            self._stop(str(error))
+            return attempts, None, "error", str(error)
+        except RetryableError as error:
+            reason = f"{error} ({attempts} attempts)"
+            if not self.was_reached:
+                self._stop(f"{api.api} cannot be reached: {reason}; is it running?")
+            return attempts, None, "error", reason
+
+    async def _wait_for_rate_limit(self) -> None:
+        """Wait until the next request may start.
+
+        Raises:
+            RequestFailed: the run is stopping.
+        """
+        while self.stop_reason is None and (wait := self.rate_limiter.wait_seconds) > 0:
+            await self._sleep(wait)
+        if self.stop_reason is not None:
+            raise RequestFailed(self.stop_reason)
+
+    def _pause_all(self, error: RetryableError) -> None:
+        """Pause all requests for as long as the API asks."""
+        seconds = error.wait_seconds
+        if seconds is None:
+            return
+        if seconds > _LONGEST_PAUSE_SECONDS:
+            self._stop(
+                f"{self.api.api} asks to wait {seconds:,.0f} s ({error}); run again after that: "
+                "answers so far are kept"
+            )
+        self.rate_limiter.pause(seconds)
 
     def _stop(self, reason: str) -> None:
-        """Ask nothing more; what is under way is paid, so it is waited for."""
-        self.stop = self.stop or reason
+        """Start no more requests; those in flight are paid for, so they are awaited."""
+        self.stop_reason = self.stop_reason or reason
         self.stopped.set()
 
     async def _sleep(self, seconds: float) -> None:
-        """Sleep, but not beyond a stop."""
+        """Sleep until `seconds` have passed or the run stops."""
         with suppress(TimeoutError):
             await asyncio.wait_for(self.stopped.wait(), seconds)
 
-    def _wait_seconds(self, fault: TryAgain, attempts: int) -> float:
-        """How long to wait: as asked, or twice as long each time; never all at once."""
-        asked = fault.wait_seconds
-        if asked is None:
-            wait = min(LONGEST_WAIT_SECONDS, FIRST_WAIT_SECONDS * 2 ** (attempts - 1))
-            return wait * random.uniform(0.5, 1)
-        if asked > _LONGEST_PAUSE_SECONDS:
-            self._stop(
-                f"{self.api.api} asks to wait {asked:,.0f} s ({fault}); run again after that, what "
-                "is answered is kept"
-            )
-        self.pace.pause(asked)
-        return asked + random.uniform(0, FIRST_WAIT_SECONDS)
-
-    def _report(self, name: str) -> None:
+    def _warn(self, name: str) -> None:
+        """Log samples without an answer, and prompts that the API seems to truncate."""
         for status in ("refused", "error"):
-            found = [row for row in self.rows.values() if row["status"] == status]
-            if found:
-                _log.warning("%s: %d %s, such as: %s", name, len(found), status, found[0]["reason"])
+            rows = [row for row in self.rows.values() if row["status"] == status]
+            if rows:
+                _log.warning("%s: %d %s, such as: %s", name, len(rows), status, rows[0]["reason"])
         if self.api.tokenizer is not None:
-            pairs = zip(self.samples["tokens"], self._ordered(), strict=True)
-            fewer = [
+            pairs = zip(self.samples["tokens"], self._entries_in_order(), strict=True)
+            truncated = [
                 (counted, tokens)
                 for tokens, row in pairs
                 if row["answer"]
                 and (counted := row["answer"]["prompt_tokens"]) is not None
-                and counted < _FAR_FEWER * tokens
+                and counted < _TRUNCATED_FRACTION * tokens
             ]
-            if fewer:
+            if truncated:
+                counted, tokens = truncated[0]
                 _log.warning(
-                    "%s: the API counts %d tokens where the sample has %d (%d such); does it cut "
-                    "what it reads?",
+                    "%s: the API counts %d tokens where the sample has %d (%d samples); does it "
+                    "truncate prompts?",
                     name,
-                    *fewer[0],
-                    len(fewer),
+                    counted,
+                    tokens,
+                    len(truncated),
                 )
 
-    def _ordered(self) -> list[dict[str, Any]]:
+    def _entries_in_order(self) -> list[dict[str, Any]]:
         return [self.rows[index] for index in range(len(self.samples))]
 
     def _tables(self) -> tuple[pl.DataFrame, pl.DataFrame]:
         keys = self.samples.select("task", "length", "sample").rows(named=True)
         predictions, measurements = [], []
-        for key, entry in zip(keys, self._ordered(), strict=True):
-            named = {"system": self.system, **key}
+        for key, entry in zip(keys, self._entries_in_order(), strict=True):
+            sample = {"system": self.system, **key}
             answer = entry["answer"] or {}
             predictions.append(
                 {
-                    **named,
+                    **sample,
                     "prediction": answer.get("text", ""),
                     "new_tokens": answer.get("new_tokens"),
                     "stop_reason": answer.get("stop_reason"),
@@ -235,7 +283,7 @@ class _Asking:
                 }
             )
             measurements.append(
-                {**named, **_measured(answer, self.api.price), "attempts": entry["attempts"]}
+                {**sample, **_measurements(answer, self.api.price), "attempts": entry["attempts"]}
             )
         return (
             pl.DataFrame(predictions, schema=_PREDICTIONS),
@@ -243,7 +291,24 @@ class _Asking:
         )
 
 
-def _measured(answer: dict[str, Any], price: Price | None) -> dict[str, Any]:
+def _error_of(state: RetryCallState) -> RetryableError:
+    """The error of a failed attempt."""
+    assert state.outcome is not None
+    error = state.outcome.exception()
+    assert isinstance(error, RetryableError)
+    return error
+
+
+def _wait_seconds(state: RetryCallState) -> float:
+    """Seconds to the next attempt: Retry-After, or exponential backoff; both with jitter."""
+    seconds = _error_of(state).wait_seconds
+    if seconds is not None:
+        return seconds + random.uniform(0, FIRST_WAIT_SECONDS)
+    backoff = wait_exponential(multiplier=FIRST_WAIT_SECONDS, max=LONGEST_WAIT_SECONDS)
+    return backoff(state) * random.uniform(0.5, 1)
+
+
+def _measurements(answer: dict[str, Any], price: Price | None) -> dict[str, Any]:
     if not answer:
         return {}
     return {
@@ -263,7 +328,7 @@ def price_dollars(
     new_tokens: int | None,
     cached_tokens: int | None,
 ) -> float | None:
-    """What one answer costs; None where price or counts are not known."""
+    """Price of one answer, or None where the price or the token counts are unknown."""
     if price is None or prompt_tokens is None or new_tokens is None:
         return None
     return price.dollars(prompt_tokens, new_tokens, cached_tokens or 0)

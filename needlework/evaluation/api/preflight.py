@@ -1,4 +1,4 @@
-"""Which APIs a run will ask, and whether their keys are there."""
+"""Checks before a run that every API it will call has a key."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -8,36 +8,36 @@ from polars.exceptions import PolarsError
 
 from needlework.config.experiment import Experiment
 from needlework.config.models import Api
-from needlework.evaluation.answer_journal import journal_of
+from needlework.evaluation.answer_journal import journal_path
 from needlework.evaluation.api.answers import is_answered
 from needlework.models.api.key import api_key
 
 
-def without_key(experiment: Experiment) -> dict[str, str]:
-    """Models behind an API, of any system, whose key is not there: why, in one line each."""
-    found = {}
+def missing_keys(experiment: Experiment) -> dict[str, str]:
+    """Find models behind an API whose key is missing; return an error message for each by name."""
+    messages = {}
     for name in dict.fromkeys(system.model for system in experiment.systems.values()):
         model = experiment.models[name]
         if isinstance(model, Api):
             try:
                 api_key(model.key_env)
             except ValueError as error:
-                found[name] = f"models.{name}.{error}"
-    return found
+                messages[name] = f"models.{name}.{error}"
+    return messages
 
 
 def require_keys(
     experiment: Experiment, results: Path, missing: dict[str, str], due: Iterable[Path]
 ) -> None:
-    """Find out before any work whether an API has to be asked that has no key.
+    """Fail if the run has to call an API whose key is missing.
 
     Args:
-        results: the experiment's folder.
-        missing: of `without_key`.
-        due: what the run is to make.
+        results: the experiment's results folder.
+        missing: result of `missing_keys`.
+        due: files that the run will make.
 
     Raises:
-        ValueError: one has.
+        ValueError: an API without a key has to be called.
     """
     due = set(due)
     for system, entry in experiment.systems.items():
@@ -51,7 +51,7 @@ def require_keys(
                 model = experiment.models[entry.model]
                 if predictions in due and (
                     samples in due
-                    or not is_answered(model, _read(samples), journal_of(predictions))
+                    or not is_answered(model, _read(samples), journal_path(predictions))
                 ):
                     raise ValueError(missing[entry.model])
 
@@ -60,5 +60,7 @@ def _read(samples: Path) -> pl.DataFrame:
     try:
         return pl.read_parquet(samples)
     except PolarsError as error:
-        told = str(error).partition("\n")[0]
-        raise ValueError(f"{samples}: no whole table ({told}); delete it and run again") from None
+        message = str(error).partition("\n")[0]
+        raise ValueError(
+            f"{samples}: is not a complete table ({message}); delete it and run again"
+        ) from None

@@ -7,7 +7,7 @@ from typing import Any
 from needlework.evaluation.answer_journal import AnswerJournal
 
 Entry = dict[str, Any]
-"""What `retrieve` found of a sample: answer, measured and layers."""
+"""What `generate_answers` found of a sample: answer, measured and layers."""
 
 
 class AnswerCheckpoint:

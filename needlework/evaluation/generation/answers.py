@@ -17,18 +17,18 @@ from transformers import PreTrainedConfig
 
 from needlework.config.attention import AnyAttention
 from needlework.config.opening import Opening
-from needlework.evaluation.early_stopping import Stopped
+from needlework.evaluation.early_stopping import EarlyStop
 from needlework.evaluation.generation.answer_checkpoint import AnswerCheckpoint, Entry
-from needlework.evaluation.generation.generate import retrieve
+from needlework.evaluation.generation.generate import generate_answers
 from needlework.models.checkpoint import open_config, open_model
 from needlework.models.convert import convert
 from needlework.models.loading import out_of_memory
-from needlework.runtime.memory import bound_memory, is_out_of_memory
-from needlework.runtime.processes import end_with_parent, error_file, log_marked, start
+from needlework.runtime.memory import is_out_of_memory, limit_memory
+from needlework.runtime.processes import error_file, exit_with_parent, log_to_parent, run_processes
 from needlework.tables.skipped import LENGTH, MEMORY
 
 Tables = tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]
-"""Predictions, measurements and densities, as `retrieve` returns them."""
+"""Predictions, measurements and densities, as `generate_answers` returns them."""
 _NAMES = ("predictions", "measurements", "densities")
 
 
@@ -67,7 +67,7 @@ def answers(
     tables are as one process would make them, the memory is that of all, the time the longest.
 
     Args:
-        stops_early: of an early_stopping, whose climb stops where memory or positions run out; the machine's
+        stops_early: of an early_stopping, whose write_unless_stopped stops where memory or positions run out; the machine's
             free memory is then the limit.
         journal: where each sample is put as soon as it is answered, and a hash of what answers
             follow from: those that are there already are not answered again.
@@ -75,7 +75,7 @@ def answers(
     Raises:
         ValueError: what the user has to mend, from whichever process.
         RuntimeError: a process was ended from outside.
-        Stopped: where it `stops_early`.
+        EarlyStop: where it `stops_early`.
     """
     count = Opening(**asked.opening).processes
     if count == 1:
@@ -90,10 +90,10 @@ def answers(
             "journal": [journal[0] and str(journal[0]), journal[1]],
         }
         try:
-            start(__name__, job, folder, count)
+            run_processes(__name__, job, folder, count)
         except ValueError:
             if (stopped := _stopped_file(folder)).is_file():
-                raise Stopped(*json.loads(stopped.read_text())) from None
+                raise EarlyStop(*json.loads(stopped.read_text())) from None
             raise
         return tuple(pl.read_parquet(Path(folder) / f"{name}.parquet") for name in _NAMES)
 
@@ -117,7 +117,7 @@ def _answers(
     if not asked.allow_extrapolation:
         _require_positions(asked, opening, longest, length if stops_early else None)
     if stops_early:
-        bound_memory(opening.processes)
+        limit_memory(opening.processes)
     model = None
     try:
         model, tokenizer = open_model(
@@ -130,7 +130,7 @@ def _answers(
         attention = TypeAdapter(AnyAttention | None).validate_python(asked.attention)
         if attention is not None and attention.converts_model:
             model, attention = convert(model, attention), None
-        return retrieve(
+        return generate_answers(
             model,
             tokenizer,
             table,
@@ -152,7 +152,7 @@ def _answers(
         doing, most = ("opening", None) if model is None else ("answering", longest)
         if stops_early:
             told = str(error).partition("\n")[0] or type(error).__name__
-            raise Stopped(MEMORY, f"{doing} at {length:,}: {told}") from None
+            raise EarlyStop(MEMORY, f"{doing} at {length:,}: {told}") from None
         raise ValueError(
             f"{asked.model}: out of memory in {doing}; {out_of_memory(opening, most)}"
         ) from None
@@ -166,7 +166,7 @@ def _require_positions(
     if limit is None or tokens <= limit:
         return
     if rung is not None:
-        raise Stopped(
+        raise EarlyStop(
             LENGTH, f"{tokens:,} tokens at {rung:,}, beyond the model's {limit:,} positions"
         )
     raise ValueError(
@@ -199,11 +199,11 @@ def _together(mine: Entry, opening: Opening) -> Entry:
 
 def main() -> None:
     """One of the processes of a job."""
-    end_with_parent()
+    exit_with_parent()
     path = Path(sys.argv[1])
     job = json.loads(path.read_text())
     is_main = os.environ["RANK"] == "0"
-    log_marked(is_main)
+    log_to_parent(is_main)
     asked = EvaluationJob(**job["asked"])
     together = partial(_together, opening=Opening(**asked.opening))
     try:
@@ -215,7 +215,7 @@ def main() -> None:
             job["stops_early"],
             AnswerCheckpoint(*job["journal"], is_main, together),
         )
-    except Stopped as why:
+    except EarlyStop as why:
         _stopped_file(path.parent).write_text(json.dumps([why.reason, why.detail]))
         error_file(path).write_text(why.detail)
         sys.exit(1)

@@ -22,7 +22,7 @@ from needlework.evaluation.generation.answer_checkpoint import AnswerCheckpoint
 from needlework.evaluation.generation.thinking_budget import ThinkingBudget, opens_thought
 from needlework.evaluation.memory_monitor import MemoryMonitor
 from needlework.evaluation.meter import FirstTokenClock, cache_bytes
-from needlework.reasoning.tags import CLOSE, OPEN
+from needlework.reasoning.tags import CLOSE_TAG, OPEN_TAG
 from needlework.runtime.memory import peak_memory_bytes
 from needlework.runtime.progress import track
 
@@ -35,7 +35,7 @@ _DENSITIES = {
 }
 
 
-def retrieve(
+def generate_answers(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
     samples: pl.DataFrame,
@@ -118,8 +118,8 @@ def retrieve(
     )
 
 
-def unanswered() -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
-    """The tables of `retrieve` without a row."""
+def empty_tables() -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
+    """The tables of `generate_answers` without a row."""
     schemas = (PREDICTIONS, MEASUREMENTS, _DENSITIES)
     return tuple(pl.DataFrame(schema=schema) for schema in schemas)
 
@@ -181,7 +181,7 @@ def _answer(
     new = generated.sequences[0, prompt_tokens:].tolist()
     eos = model.generation_config.eos_token_id
     eos = set(eos) if isinstance(eos, list) else {eos}
-    opened = OPEN if thinking_tokens and opens_thought(prompt) else ""
+    opened = OPEN_TAG if thinking_tokens and opens_thought(prompt) else ""
     answer = {
         "prediction": opened + _text(tokenizer, new),
         "new_tokens": len(new),
@@ -208,7 +208,9 @@ def _input_device(model: PreTrainedModel) -> torch.device:
 def _text(tokenizer: PreTrainedTokenizerFast, ids: list[int]) -> str:
     """The text of tokens without special ones, but with the tags of a thought, special or not."""
     added = tokenizer.added_tokens_decoder
-    tags = {i for i, token in added.items() if token.special and token.content in (OPEN, CLOSE)}
+    tags = {
+        i for i, token in added.items() if token.special and token.content in (OPEN_TAG, CLOSE_TAG)
+    }
     if tags.isdisjoint(ids):
         return tokenizer.decode(ids, skip_special_tokens=True)
     special = {i for i, token in added.items() if token.special} - tags

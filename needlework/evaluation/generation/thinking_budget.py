@@ -3,12 +3,12 @@
 import torch
 from transformers import LogitsProcessor, PreTrainedTokenizerFast
 
-from needlework.reasoning.tags import CLOSE, END, OPEN
+from needlework.reasoning.tags import CLOSE_TAG, CLOSING_TEXT, OPEN_TAG
 
 
 def opens_thought(prompt: str) -> bool:
     """Whether a prompt ends inside a thought that it has opened."""
-    return prompt.rstrip().endswith(OPEN)
+    return prompt.rstrip().endswith(OPEN_TAG)
 
 
 class ThinkingBudget(LogitsProcessor):
@@ -31,9 +31,9 @@ class ThinkingBudget(LogitsProcessor):
     ):
         self._tokenizer = tokenizer
         self._thinking_tokens, self._prompt_tokens = thinking_tokens, prompt_tokens
-        self._ending = tokenizer.encode(END, add_special_tokens=False)
-        if CLOSE not in self._text(self._ending):
-            raise ValueError(f"thinking_tokens: the tokenizer cannot write {CLOSE}; set 0")
+        self._ending = tokenizer.encode(CLOSING_TEXT, add_special_tokens=False)
+        if CLOSE_TAG not in self._text(self._ending):
+            raise ValueError(f"thinking_tokens: the tokenizer cannot write {CLOSE_TAG}; set 0")
         self._rows: list[_Row] = []
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.Tensor) -> torch.Tensor:
@@ -59,7 +59,7 @@ class ThinkingBudget(LogitsProcessor):
     def _end(self, ids: torch.Tensor) -> str:
         # A token has a character at least, so a tag that the last one ends lies within; the white
         # space behind a prompt's tag needs a few more.
-        return self._text(ids[-2 * len(CLOSE) :].tolist())
+        return self._text(ids[-2 * len(CLOSE_TAG) :].tolist())
 
     def _text(self, ids: list[int]) -> str:
         return self._tokenizer.decode(ids, clean_up_tokenization_spaces=False)
@@ -75,5 +75,5 @@ class _Row:
         """Tokens of the ending that have been forced."""
 
     def read(self, end: str) -> None:
-        self.open |= OPEN in end
-        self.closed |= self.open and CLOSE in end
+        self.open |= OPEN_TAG in end
+        self.closed |= self.open and CLOSE_TAG in end

@@ -26,12 +26,12 @@ from needlework.evaluation.streaming.token_losses import TokenLosses
 from needlework.evaluation.streaming.token_source import Pieces
 from needlework.evaluation.streaming.windows import Reading, Step, next_step
 from needlework.runtime.memory import (
-    begin_peak,
+    can_double_memory,
     free_cache,
-    has_room,
     is_out_of_memory,
+    peak_or_resident_bytes,
+    reset_peak_memory,
     retry_on_oom,
-    used_bytes,
 )
 
 _log = logging.getLogger(__name__)
@@ -131,7 +131,7 @@ class ChunkRun:
         """Score the next windows, in smaller ones where memory is short, and pass them."""
         before = self._carried.snapshot(brief=True) if self._carried is not None else None
         started, short, tries = time.perf_counter(), 0, 0
-        begin_peak()
+        reset_peak_memory()
         while True:
             try:
                 losses = self._forward(step)
@@ -168,7 +168,7 @@ class ChunkRun:
         ]
         self._take_more()
         held = 0 if self._carried is None else self._carried.nbytes
-        memory, chunks = used_bytes(), []
+        memory, chunks = peak_or_resident_bytes(), []
         for window, (first_token, row) in enumerate(zip(first_tokens, losses, strict=True)):
             if not bool(row.isfinite().all()):
                 token = first_token + int((~row.isfinite()).int().argmax())
@@ -263,8 +263,8 @@ class ChunkRun:
 
     def _enlarge(self, reader: Reader) -> None:
         """Double the chunk (strided: the windows at once) while it fits and the text is longer."""
-        before, windows, size = used_bytes(), self.window_batch_size, self.size
-        while has_room(before):
+        before, windows, size = peak_or_resident_bytes(), self.window_batch_size, self.size
+        while can_double_memory(before):
             if self._carried is None:
                 windows *= 2
             else:

@@ -9,7 +9,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from needlework.reasoning.tags import without_thought
+from needlework.reasoning.tags import strip_reasoning
 
 KVPRESS = pa.schema(
     {
@@ -76,7 +76,7 @@ def export_ruler(
                 asked["token_position_answer"] = sample["needles"][0]["token_position"]
             answer = {
                 "index": asked["index"],
-                "pred": without_thought(found.pop(key)),
+                "pred": strip_reasoning(found.pop(key)),
                 "input": asked["input"],
                 "outputs": asked["outputs"],
                 "others": {},

@@ -16,7 +16,7 @@ from jinja2.ext import Extension, LoopControlExtension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from needlework.reasoning.tags import CLOSE, OPEN
+from needlework.reasoning.tags import CLOSE_TAG, OPEN_TAG
 from needlework.tasks.prompts.prompt import Frame
 from needlework.tasks.prompts.tokenizer import open_tokenizer, tokenizer_folder
 
@@ -74,13 +74,13 @@ def open_frame(
     for token in _leading_special_tokens(folder):
         head = head.removeprefix(token)
 
-    knows_thinking = any(name in source for name in ("enable_thinking", OPEN, CLOSE))
-    if thinks and (not knows_thinking or tail.rstrip().endswith(CLOSE)):
+    knows_thinking = any(name in source for name in ("enable_thinking", OPEN_TAG, CLOSE_TAG))
+    if thinks and (not knows_thinking or tail.rstrip().endswith(CLOSE_TAG)):
         raise ValueError(
             f"{folder}: the chat template cannot switch thinking on; set thinking_tokens: 0"
         )
-    if not thinks and tail.rstrip().endswith(OPEN):
-        tail = f"{tail.rstrip()}\n\n{CLOSE}\n\n"
+    if not thinks and tail.rstrip().endswith(OPEN_TAG):
+        tail = f"{tail.rstrip()}\n\n{CLOSE_TAG}\n\n"
     return Frame(head, tail, system_prompt, prefills=not thinks)
 
 

@@ -14,10 +14,10 @@ from transformers import AutoTokenizer
 
 from needlework.config.attention import Infini
 from needlework.config.opening import Opening
-from needlework.evaluation.early_stopping import Stopped
+from needlework.evaluation.early_stopping import EarlyStop
 from needlework.evaluation.generation.answers import EvaluationJob, answers
 from needlework.models.checkpoint import open_model
-from needlework.runtime.processes import start
+from needlework.runtime.processes import run_processes
 from needlework.tables.skipped import LENGTH, MEMORY
 
 WALK = {"type": "sketchwalk", "block_size": 16, "density": 0.4, "dense_layers": 0}
@@ -119,7 +119,7 @@ def test_processes_answer_as_one_does(checkpoint, samples, tmp_path, monkeypatch
         for family, system, keys in IN_PROCESSES
     ]
     monkeypatch.setenv("PYTHONPATH", PYTHONPATH)
-    start("support.processes_of_model", {"cases": cases}, tmp_path, 2)
+    run_processes("support.processes_of_model", {"cases": cases}, tmp_path, 2)
     for number, (family, system, keys) in enumerate(IN_PROCESSES):
         found = pl.read_parquet(tmp_path / f"{number}.parquet")
         alone = predicted(checkpoint(family), samples, SYSTEMS[system])
@@ -241,7 +241,9 @@ def test_a_length_beyond_the_positions_is_an_error_or_stops_a_climb(checkpoint, 
     long, job = _of_one_prompt(tmp_path / "600.parquet", 590), asked(checkpoint("qwen3"))
     with pytest.raises(ValueError, match="600 tokens are beyond its 512 positions; write smaller"):
         answers(job, long, slice(None), 1)
-    with pytest.raises(Stopped, match="600 tokens at 600, beyond the model's 512 positions") as why:
+    with pytest.raises(
+        EarlyStop, match="600 tokens at 600, beyond the model's 512 positions"
+    ) as why:
         answers(job, long, slice(None), 1, stops_early=True)
     assert why.value.reason == LENGTH
     assert len(answers(replace(job, allow_extrapolation=True), long, slice(None), 1)[0]) == 1
@@ -256,7 +258,7 @@ def test_memory_that_runs_out_is_an_error_or_stops_a_climb(checkpoint, tmp_path)
     try:
         with pytest.raises(ValueError, match="out of memory in answering; write lengths below 300"):
             answers(job, long, slice(None), 1)
-        with pytest.raises(Stopped, match=r"^answering at 600: .*allocate") as why:
+        with pytest.raises(EarlyStop, match=r"^answering at 600: .*allocate") as why:
             answers(job, long, slice(None), 1, stops_early=True)
     finally:
         resource.setrlimit(resource.RLIMIT_DATA, bounds)
@@ -266,6 +268,6 @@ def test_memory_that_runs_out_is_an_error_or_stops_a_climb(checkpoint, tmp_path)
 @pytest.mark.workflow
 def test_what_stops_one_of_several_processes_stops_the_job(checkpoint, tmp_path):
     long, job = _of_one_prompt(tmp_path / "600.parquet", 590), asked(checkpoint("mixtral"), tp=2)
-    with pytest.raises(Stopped, match="600 tokens at 600, beyond") as why:
+    with pytest.raises(EarlyStop, match="600 tokens at 600, beyond") as why:
         answers(job, long, slice(None), 1, stops_early=True)
     assert why.value.reason == LENGTH

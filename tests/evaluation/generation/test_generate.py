@@ -7,7 +7,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from needlework.attention.apply import apply
 from needlework.attention.methods.infini import convert
 from needlework.config.attention import Infini, Random
-from needlework.evaluation.generation.generate import retrieve
+from needlework.evaluation.generation.generate import generate_answers
 
 WORDS = ["<pad>", "<s>", "</s>", *(f"w{i}" for i in range(61))]
 LAYERS, KV_HEADS, HEAD_SIZE = 3, 2, 8
@@ -80,7 +80,7 @@ def _text(ids: list[int]) -> str:
 
 def test_answers_are_those_of_a_greedy_loop(tokenizer):
     model, samples = _llama(), _samples([5, 20, 41, 20, 7])
-    predictions, *_ = retrieve(model, tokenizer, samples, system="dense")
+    predictions, *_ = generate_answers(model, tokenizer, samples, system="dense")
     for row, prompt in zip(predictions.iter_rows(named=True), samples["prompt"], strict=True):
         new = _greedy(model, prompt, 8, {2})
         assert row["prediction"] == _text(new)
@@ -95,7 +95,7 @@ def test_an_answer_ends_with_eos_or_its_length(tokenizer, as_list):
     # A token that the first answer holds and the second does not.
     eos = next(token for token in free[0][1:] if token not in free[1])
     model = _llama([2, eos] if as_list else eos)
-    predictions, *_ = retrieve(model, tokenizer, samples, system="dense")
+    predictions, *_ = generate_answers(model, tokenizer, samples, system="dense")
 
     cut = free[0][: free[0].index(eos) + 1]
     assert predictions["stop_reason"].to_list() == ["eos", "length"]
@@ -107,7 +107,7 @@ def test_the_last_token_that_fits_may_be_eos(tokenizer):
     samples = _samples([9], max_new_tokens=3)
     third = _greedy(_llama(), samples["prompt"][0], 3, set())
     assert third.index(third[2]) == 2
-    predictions, *_ = retrieve(_llama(third[2]), tokenizer, samples, system="dense")
+    predictions, *_ = generate_answers(_llama(third[2]), tokenizer, samples, system="dense")
     assert predictions.select("new_tokens", "stop_reason").row(0) == (3, "eos")
 
 
@@ -122,23 +122,23 @@ def test_a_model_that_names_no_end_takes_the_tokenizers(tokenizer, none):
         PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, eos_token=end)
         for end in (WORDS[eos], None)
     )
-    predictions, *_ = retrieve(model, ending, samples, system="dense")
+    predictions, *_ = generate_answers(model, ending, samples, system="dense")
     assert predictions["stop_reason"].to_list() == ["eos", "length"]
     assert predictions["new_tokens"].to_list() == [free[0].index(eos) + 1, 8]
-    predictions, *_ = retrieve(model, endless, samples, system="dense")
+    predictions, *_ = generate_answers(model, endless, samples, system="dense")
     assert predictions["stop_reason"].to_list() == ["length", "length"]
     assert predictions["prediction"].to_list() == [_text(new) for new in free]
 
 
 def test_generation_settings_of_a_checkpoint_are_left_out_and_put_back(tokenizer):
     samples, model = _samples([5, 20, 41]), _llama()
-    plain, *_ = retrieve(model, tokenizer, samples, system="dense")
+    plain, *_ = generate_answers(model, tokenizer, samples, system="dense")
     own = model.generation_config
     own.do_sample, own.temperature, own.top_k, own.max_length = True, 5.0, 3, 4
     own.repetition_penalty, own.no_repeat_ngram_size, own.min_new_tokens = 9.0, 1, 6
     own.suppress_tokens = list(range(3, 40))
     before = own.to_dict()
-    predictions, *_ = retrieve(model, tokenizer, samples, system="dense")
+    predictions, *_ = generate_answers(model, tokenizer, samples, system="dense")
     assert predictions.equals(plain)
     assert model.generation_config is own
     assert own.to_dict() == before
@@ -147,12 +147,12 @@ def test_generation_settings_of_a_checkpoint_are_left_out_and_put_back(tokenizer
 def test_a_tokenizer_that_counts_otherwise_is_told(tokenizer):
     samples = _samples([5, 20, 7]).with_columns(tokens=pl.Series([6, 20, 8]))
     with pytest.raises(ValueError, match=r"^sample 1 of task key at 64: .* 21 tokens.* 20; make"):
-        retrieve(_llama(), tokenizer, samples, system="dense")
+        generate_answers(_llama(), tokenizer, samples, system="dense")
 
 
 def test_the_cache_holds_prompt_and_answer_but_its_last_token(tokenizer):
     samples = _samples([5, 40])
-    predictions, *_ = retrieve(_llama(), tokenizer, samples, system="dense")
+    predictions, *_ = generate_answers(_llama(), tokenizer, samples, system="dense")
     for row, words in zip(predictions.iter_rows(named=True), [5, 40], strict=True):
         tokens = 1 + words + row["new_tokens"] - 1
         assert row["cache_bytes"] == 2 * LAYERS * KV_HEADS * HEAD_SIZE * 4 * tokens
@@ -160,7 +160,9 @@ def test_the_cache_holds_prompt_and_answer_but_its_last_token(tokenizer):
 
 def test_tables_have_one_row_a_sample_in_its_order(tokenizer):
     samples = _samples([6, 5, 4]).with_columns(sample=pl.Series([7, 3, 5]))
-    predictions, measurements, densities = retrieve(_llama(), tokenizer, samples, system="dense")
+    predictions, measurements, densities = generate_answers(
+        _llama(), tokenizer, samples, system="dense"
+    )
     key = {"system": ["dense"] * 3, "task": ["key"] * 3, "length": [64] * 3, "sample": [7, 3, 5]}
     for table in (predictions, measurements):
         assert table.select(list(key)).to_dict(as_series=False) == key
@@ -189,12 +191,12 @@ def test_a_system_is_put_on_measured_by_sample_and_taken_off(tokenizer):
     model, samples = _llama(), _samples([60, 20, 60])
     stock = model.config._attn_implementation
     system = Random(block_size=4, density=0.25, dense_layers=1)
-    predictions, *_ = retrieve(model, tokenizer, samples, system="random", attention=system)
+    predictions, *_ = generate_answers(model, tokenizer, samples, system="random", attention=system)
 
     assert model.config._attn_implementation == stock
     alone = []
     for i in range(3):
-        table, *_ = retrieve(
+        table, *_ = generate_answers(
             model, tokenizer, samples[i : i + 1], system="random", attention=system
         )
         alone.append(table)
@@ -207,14 +209,14 @@ def test_a_system_is_put_on_measured_by_sample_and_taken_off(tokenizer):
             measured = handle.density()
         assert row["prefill_density"] == measured.prefill < 1
         assert row["decode_density"] == measured.decode < 1
-    dense, *_ = retrieve(model, tokenizer, samples, system="dense")
+    dense, *_ = generate_answers(model, tokenizer, samples, system="dense")
     assert dense["prediction"].to_list() != predictions["prediction"].to_list()
 
 
 def test_densities_of_a_layer_count_the_pairs_of_every_sample(tokenizer):
     model, words = _llama(), [60, 20, 41]
     system = Random(block_size=4, top_k_blocks=3, dense_layers=1)
-    predictions, _, densities = retrieve(
+    predictions, _, densities = generate_answers(
         model, tokenizer, _samples(words), system="random", attention=system
     )
     new = predictions["new_tokens"].to_list()
@@ -241,17 +243,17 @@ def test_densities_tell_tasks_and_lengths_apart(tokenizer):
     model, samples = _llama(), _samples([60, 20, 41])
     samples = samples.with_columns(length=pl.Series([64, 32, 64]))
     system = Random(block_size=4, density=0.25, dense_layers=1)
-    *_, densities = retrieve(model, tokenizer, samples, system="random", attention=system)
+    *_, densities = generate_answers(model, tokenizer, samples, system="random", attention=system)
     for length in (32, 64):
         part = samples.filter(pl.col("length") == length)
-        *_, alone = retrieve(model, tokenizer, part, system="random", attention=system)
+        *_, alone = generate_answers(model, tokenizer, part, system="random", attention=system)
         assert densities.filter(pl.col("length") == length).equals(alone)
 
 
 def test_an_answer_of_one_token_has_no_decode_density(tokenizer):
     system = Random(block_size=4, density=0.25, dense_layers=1)
     samples = _samples([30], max_new_tokens=1)
-    predictions, _, densities = retrieve(
+    predictions, _, densities = generate_answers(
         _llama(), tokenizer, samples, system="random", attention=system
     )
     assert predictions.select("new_tokens", "decode_density").row(0) == (1, None)
@@ -262,7 +264,7 @@ def test_infini_answers_with_a_cache_of_one_size(tokenizer):
     system = Infini(segment_length=8)
     model = convert(_llama(), system).eval()
     samples = _samples([12, 30, 61], max_new_tokens=6)
-    predictions, *_ = retrieve(model, tokenizer, samples, system="infini")
+    predictions, *_ = generate_answers(model, tokenizer, samples, system="infini")
     # Per layer: keys and values of a segment; a memory of d x d and a norm of d for each kv head.
     local = 2 * KV_HEADS * 8 * HEAD_SIZE
     memory = KV_HEADS * HEAD_SIZE * (HEAD_SIZE + 1)

@@ -7,7 +7,7 @@ from support.random_checkpoints import save_checkpoint
 
 from needlework.attention.seer.gates import Gates
 from needlework.config.attention import AnyAttention, Ranked
-from needlework.evaluation.generation.generate import retrieve
+from needlework.evaluation.generation.generate import generate_answers
 from needlework.models.checkpoint import open_model
 from needlework.models.convert import convert
 from needlework.models.loading import CARRYING
@@ -71,7 +71,7 @@ def test_answers_densities_and_cache_are_those_of_one_forward(name, checkpoints,
         model, attention = convert(model, attention), None
 
     def answered(chunk):
-        return retrieve(
+        return generate_answers(
             model,
             tokenizer,
             samples,

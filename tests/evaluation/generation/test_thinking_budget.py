@@ -8,7 +8,7 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LogitsProcessorList, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from needlework.evaluation.generation.generate import retrieve
+from needlework.evaluation.generation.generate import generate_answers
 from needlework.evaluation.generation.thinking_budget import ThinkingBudget, opens_thought
 
 ENDING = "\n</think>\n\n"
@@ -193,7 +193,9 @@ def _samples(tokenizer: PreTrainedTokenizerFast, *prompts: str) -> pl.DataFrame:
 def test_answers_keep_their_thoughts(tokenizer):
     model = _reciter(tokenizer, "\nabc</think>defg", "?z", " uvw")
     samples = _samples(tokenizer, "x<think>\n", "y<think> ", "what?")
-    predictions, *_ = retrieve(model, tokenizer, samples, system="dense", thinking_tokens=14)
+    predictions, *_ = generate_answers(
+        model, tokenizer, samples, system="dense", thinking_tokens=14
+    )
     closed, forced, plain = predictions["prediction"]
     # Of a thought that the prompt opens, the answer has the beginning too.
     assert closed.startswith("<think>abc</think>defg~~")
@@ -206,7 +208,7 @@ def test_answers_keep_their_thoughts(tokenizer):
 def test_no_thinking_leaves_generation_alone(tokenizer):
     model = _reciter(tokenizer, "?a<think>bcdefg", "!xyz")
     samples = _samples(tokenizer, "what?", "so!", "x<think>")
-    predictions, *_ = retrieve(model, tokenizer, samples, system="dense")
+    predictions, *_ = generate_answers(model, tokenizer, samples, system="dense")
     for answer, prompt in zip(predictions["prediction"], samples["prompt"], strict=True):
         new = _greedy(model, tokenizer.encode(prompt), 30)
         assert answer == tokenizer.decode(new)
@@ -218,7 +220,7 @@ def test_special_tokens_but_the_tags_are_left_out_of_answers():
     tokenizer = _tokenizer("special")
     model = _reciter(tokenizer, "\nab</think>c<eos>")
     samples = _samples(tokenizer, "x<think>\n")
-    predictions, *_ = retrieve(model, tokenizer, samples, system="dense", thinking_tokens=9)
+    predictions, *_ = generate_answers(model, tokenizer, samples, system="dense", thinking_tokens=9)
     assert predictions["prediction"].to_list() == ["<think>ab</think>c"]
     assert predictions["stop_reason"].to_list() == ["eos"]
 

@@ -499,7 +499,7 @@ def test_memory_too_small_for_anything_is_told(monkeypatch):
 def test_adaptive_chunks_grow_as_far_as_memory_and_text_reach(monkeypatch):
     model, ids = make("infini"), _ids(1001)
     short = _Short(model, 0, monkeypatch, longest=300)
-    monkeypatch.setattr(chunk_run, "has_room", lambda before: True)
+    monkeypatch.setattr(chunk_run, "can_double_memory", lambda before: True)
     found = _losses(_evaluator(model, adaptive=True), ids)
     assert found["chunk_size"] == 256
     short.longest = None

@@ -1,4 +1,4 @@
-"""One request to a real server: what is sent, what is read, how faults are told apart."""
+"""One request to a real server: what is sent, what is read, how errors are classified."""
 
 import asyncio
 import json
@@ -15,10 +15,10 @@ from needlework.models.api import client as api_module
 from needlework.models.api.client import (
     Answer,
     Endpoint,
-    Failed,
-    Refused,
-    Stop,
-    TryAgain,
+    FatalError,
+    RequestFailed,
+    RequestRefused,
+    RetryableError,
     is_too_long,
 )
 from needlework.models.api.key import api_key
@@ -33,36 +33,36 @@ ROW = {
 KEY = "sk-very-secret"
 
 
-def ask(server: ApiServer, key: str | None = None, row: dict = ROW, **settings) -> Answer:
+def complete(server: ApiServer, key: str | None = None, row: dict = ROW, **settings) -> Answer:
     api = Api(api=server.url, model="m", **{"timeout_seconds": 5, **settings})
 
     async def once() -> Answer:
         async with Endpoint(api, key) as endpoint:
-            return await endpoint.ask(endpoint.request(row))
+            return await endpoint.complete(endpoint.request_body(row))
 
     with serving(server):
         return asyncio.run(once())
 
 
-def says(text: str, **settings) -> ApiServer:
+def server_with_answer(text: str, **settings) -> ApiServer:
     return ApiServer(lambda body: text, **settings)
 
 
 def sent(**settings) -> dict:
-    server = says("long ago")
-    ask(server, **settings)
-    (body,) = server.asked
+    server = server_with_answer("long ago")
+    complete(server, **settings)
+    (body,) = server.requests
     for key, value in {"stream": True, "stream_options": {"include_usage": True}}.items():
         assert body.pop(key) == value
     return body
 
 
-def test_a_chat_is_asked_with_the_whole_context():
-    asked = {"role": "user", "content": "Long ago.\nWhen was it? It was"}
-    usual = {"model": "m", "messages": [asked], "temperature": 0.0, "max_tokens": 7}
+def test_a_chat_request_holds_the_whole_context():
+    user = {"role": "user", "content": "Long ago.\nWhen was it? It was"}
+    usual = {"model": "m", "messages": [user], "temperature": 0.0, "max_tokens": 7}
     assert sent() == usual
     brief = {"role": "system", "content": "Be brief"}
-    assert sent(system_prompt="Be brief") == {**usual, "messages": [brief, asked]}
+    assert sent(system_prompt="Be brief") == {**usual, "messages": [brief, user]}
     begun = [
         {"role": "user", "content": "Long ago.\nWhen was it?"},
         {"role": "assistant", "content": "It was"},
@@ -71,12 +71,12 @@ def test_a_chat_is_asked_with_the_whole_context():
     assert sent(prefill_answer=True, extra_body=extra) == {**usual, "messages": begun, **extra}
 
 
-def test_a_completion_is_asked_with_the_prompt():
+def test_a_completion_request_holds_the_prompt():
     expected = {"model": "m", "prompt": ROW["prompt"], "temperature": 0.0, "max_tokens": 7}
     assert sent(endpoint="completions") == expected
 
 
-def test_what_some_models_refuse_is_left_out():
+def test_unsupported_parameters_can_be_left_out():
     body = sent(temperature=None, max_tokens_key="max_completion_tokens", thinking_tokens=100)
     assert "temperature" not in body
     assert "max_tokens" not in body
@@ -84,38 +84,44 @@ def test_what_some_models_refuse_is_left_out():
 
 
 @pytest.mark.parametrize("endpoint", ["chat", "completions"])
-def test_an_answer_is_read_to_its_end(endpoint: str):
-    server = says("in 1970 or so")
-    answer = ask(server, endpoint=endpoint)
+def test_an_answer_is_read_to_the_end(endpoint: str):
+    server = server_with_answer("in 1970 or so")
+    answer = complete(server, endpoint=endpoint)
     assert (answer.text, answer.stop_reason) == ("in 1970 or so", "eos")
     assert (answer.new_tokens, answer.cached_tokens) == (3, 2)
-    assert answer.prompt_tokens == len(json.dumps(server.asked[0].get("messages") or ROW["prompt"]))
+    assert answer.prompt_tokens == len(
+        json.dumps(server.requests[0].get("messages") or ROW["prompt"])
+    )
     assert 0 < answer.first_token_seconds <= answer.seconds
 
 
-def test_the_key_goes_to_the_api_and_no_other_is_sent(monkeypatch: pytest.MonkeyPatch):
+def test_only_the_configured_key_is_sent(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-of-somebody-else")
     monkeypatch.setenv("OPENAI_ADMIN_KEY", "sk-of-somebody-else")
-    with_key, without = says("yes"), says("yes")
-    ask(with_key, key=KEY)
-    ask(without)
+    with_key, without = server_with_answer("yes"), server_with_answer("yes")
+    complete(with_key, key=KEY)
+    complete(without)
     assert with_key.headers[0]["authorization"] == f"Bearer {KEY}"
     assert without.headers[0]["authorization"] == "Bearer none"
     assert "somebody" not in json.dumps(without.headers)
     assert os.environ["OPENAI_API_KEY"] == "sk-of-somebody-else"
 
 
-def test_nothing_is_sent_that_the_config_does_not_name(monkeypatch: pytest.MonkeyPatch):
-    usual, server, elsewhere = says("yes"), says("yes"), says("no")
-    ask(usual, key=KEY)
+def test_client_variables_of_the_environment_are_not_sent(monkeypatch: pytest.MonkeyPatch):
+    usual, server, elsewhere = (
+        server_with_answer("yes"),
+        server_with_answer("yes"),
+        server_with_answer("no"),
+    )
+    complete(usual, key=KEY)
     for name in ("ORG_ID", "PROJECT_ID", "WEBHOOK_SECRET", "ADMIN_KEY", "API_KEY"):
         monkeypatch.setenv(f"OPENAI_{name}", "of-somebody")
     lines = "X-Account: of-somebody\nAuthorization: Bearer of-somebody"
     monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", lines)
     monkeypatch.setenv("OPENAI_BASE_URL", elsewhere.url)
     with serving(elsewhere):
-        assert ask(server, key=KEY).text == "yes"
-    assert not elsewhere.asked
+        assert complete(server, key=KEY).text == "yes"
+    assert not elsewhere.requests
     sent, expected = server.headers[0], usual.headers[0]
     assert "of-somebody" not in json.dumps(sent)
     assert sent.keys() == expected.keys()
@@ -125,44 +131,52 @@ def test_nothing_is_sent_that_the_config_does_not_name(monkeypatch: pytest.Monke
 def fault(how: str | tuple[int, dict], kind: type, key: str | None = None, **settings) -> Exception:
     server = ApiServer(lambda body: "never", lambda number, body: how)
     with pytest.raises(kind) as caught:
-        ask(server, key=key, **settings)
+        complete(server, key=key, **settings)
     assert type(caught.value) is kind
-    assert len(server.asked) == 1
+    assert len(server.requests) == 1
     assert "\n" not in str(caught.value)
     return caught.value
 
 
-def test_a_model_may_end_at_once():
-    """Told from no answer by the tokens that it counts."""
-    answer = ask(says(""))
+def test_an_answer_may_be_empty():
+    """The token count distinguishes it from a missing answer."""
+    answer = complete(server_with_answer(""))
     assert (answer.text, answer.new_tokens) == ("", 3)
 
 
 @pytest.mark.parametrize("how", FAULTS)
-def test_what_passes_is_tried_again(how: str):
-    found = fault(how, TryAgain, timeout_seconds=2 if how == "stall" else 9)
-    assert found.reached
-    assert str(found)
+def test_transient_failures_are_retryable(how: str):
+    error = fault(how, RetryableError, timeout_seconds=2 if how == "stall" else 9)
+    assert error.reached
+    assert str(error)
 
 
-def error(message: str, **more) -> dict:
+def error_body(message: str, **more) -> dict:
     return {"error": {"message": message, **more}}
 
 
 @pytest.mark.parametrize(
     "how",
     [
-        (400, error("This model's maximum context length is 8192 tokens. You requested 9000")),
-        (400, error("The input (9000 tokens) is longer than the model's context length (8192)")),
-        (400, error("the request exceeds the available context size, try increasing it")),
-        (400, error("The input token count (9) exceeds the maximum number of tokens allowed (8).")),
-        (400, error("prompt is too long: 210000 tokens > 200000 maximum")),
-        (413, error("Request Entity")),
+        (400, error_body("This model's maximum context length is 8192 tokens. You requested 9000")),
+        (
+            400,
+            error_body("The input (9000 tokens) is longer than the model's context length (8192)"),
+        ),
+        (400, error_body("the request exceeds the available context size, try increasing it")),
+        (
+            400,
+            error_body(
+                "The input token count (9) exceeds the maximum number of tokens allowed (8)."
+            ),
+        ),
+        (400, error_body("prompt is too long: 210000 tokens > 200000 maximum")),
+        (413, error_body("Request Entity")),
     ],
     ids=lambda how: how[1]["error"]["message"][:20],
 )
 def test_a_prompt_that_is_too_long_is_refused(how: tuple[int, dict]):
-    reason = str(fault(how, Refused))
+    reason = str(fault(how, RequestRefused))
     assert reason == f"{how[0]}: {how[1]['error']['message']}"
     assert is_too_long(reason)
 
@@ -170,8 +184,8 @@ def test_a_prompt_that_is_too_long_is_refused(how: tuple[int, dict]):
 @pytest.mark.parametrize(
     "code", ["context_length_exceeded", "content_filter", "content_policy_violation"]
 )
-def test_a_refusal_is_told_with_its_code(code: str):
-    reason = str(fault((400, error("No.", code=code)), Refused))
+def test_a_refusal_names_its_code(code: str):
+    reason = str(fault((400, error_body("No.", code=code)), RequestRefused))
     assert reason == f"400: No. ({code})"
     assert is_too_long(reason) == (code == "context_length_exceeded")
 
@@ -179,43 +193,55 @@ def test_a_refusal_is_told_with_its_code(code: str):
 @pytest.mark.parametrize(
     ("how", "line"),
     [
-        ((401, error("Bad key")), "refuses the key in A_KEY (401: Bad key); export a valid key"),
-        ((404, error("No such model")), "has no model m, or no endpoint chat (404: No such model)"),
+        (
+            (401, error_body("Bad key")),
+            "rejects the key in A_KEY (401: Bad key); export a valid key",
+        ),
+        (
+            (404, error_body("No such model")),
+            "has no model m or no endpoint chat (404: No such model)",
+        ),
         (
             (405, {"detail": "Not Allowed"}),
-            "or no endpoint chat (405: Not Allowed); mend api, model",
+            "or no endpoint chat (405: Not Allowed); correct api, model",
         ),
-        ((402, error("Pay")), "the account has nothing left (402: Pay)"),
-        ((403, error("Not yours")), "does not let this key ask m (403: Not yours)"),
-        ((429, error("Quota", code="insufficient_quota")), "the account has nothing left (429: Qu"),
-        ((400, error("max_tokens?", code="unsupported_parameter")), "refuses a key of the request"),
+        ((402, error_body("Pay")), "the account has no credit left (402: Pay)"),
+        ((403, error_body("Not yours")), "does not allow this key to use m (403: Not yours)"),
+        (
+            (429, error_body("Quota", code="insufficient_quota")),
+            "the account has no credit left (429: Q",
+        ),
+        (
+            (400, error_body("max_tokens?", code="unsupported_parameter")),
+            "rejects a parameter of the request",
+        ),
     ],
 )
-def test_what_is_wrong_for_all_stops(how: tuple[int, dict], line: str):
-    assert line in str(fault(how, Stop, key_env="A_KEY"))
+def test_errors_of_every_sample_are_fatal(how: tuple[int, dict], line: str):
+    assert line in str(fault(how, FatalError, key_env="A_KEY"))
 
 
-def test_a_wrong_request_is_not_repeated():
-    assert str(fault((400, error("n must be 1")), Failed)) == "400: n must be 1"
-    assert str(fault((422, {"detail": "Unexpected"}), Failed)) == "422: Unexpected"
+def test_an_invalid_request_is_not_retried():
+    assert str(fault((400, error_body("n must be 1")), RequestFailed)) == "400: n must be 1"
+    assert str(fault((422, {"detail": "Unexpected"}), RequestFailed)) == "422: Unexpected"
 
 
-def test_no_server_is_told_from_one_that_resets():
+def test_a_missing_server_differs_from_one_that_resets():
     api = Api(api="http://127.0.0.1:9/v1", model="m")
 
     async def once():
         async with Endpoint(api, None) as endpoint:
-            await endpoint.ask(endpoint.request(ROW))
+            await endpoint.complete(endpoint.request_body(ROW))
 
-    with pytest.raises(TryAgain) as caught:
+    with pytest.raises(RetryableError) as caught:
         asyncio.run(once())
     assert not caught.value.reached
 
 
-def test_a_host_that_says_nothing_is_no_server(monkeypatch: pytest.MonkeyPatch):
+def test_a_host_that_does_not_respond_is_a_missing_server(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(api_module, "CONNECT_SECONDS", 0.2)
     with socket.create_server(("127.0.0.1", 0), backlog=0) as full:
-        # A full queue is what a firewall looks like from outside: no word at all.
+        # A full queue looks like a firewall: connections get no response.
         queue = [socket.socket() for _ in range(3)]
         for waiting in queue:
             waiting.setblocking(False)
@@ -224,45 +250,45 @@ def test_a_host_that_says_nothing_is_no_server(monkeypatch: pytest.MonkeyPatch):
 
         async def once():
             async with Endpoint(api, None) as endpoint:
-                await endpoint.ask(endpoint.request(ROW))
+                await endpoint.complete(endpoint.request_body(ROW))
 
-        with pytest.raises(TryAgain, match=r"^no connection within 0.2 s$") as caught:
+        with pytest.raises(RetryableError, match=r"^no connection within 0.2 s$") as caught:
             asyncio.run(once())
         for waiting in queue:
             waiting.close()
     assert not caught.value.reached
 
 
-@pytest.mark.parametrize("told", ["7", "7.0", "date"])
-def test_retry_after_is_seconds_or_a_date(told: str):
-    if told == "date":
-        told = format_datetime(datetime.now(UTC) + timedelta(seconds=20), usegmt=True)
-    server = ApiServer(lambda body: "", lambda number, body: "429", retry_after=told)
-    with pytest.raises(TryAgain) as caught:
-        ask(server)
+@pytest.mark.parametrize("retry_after", ["7", "7.0", "date"])
+def test_retry_after_is_seconds_or_a_date(retry_after: str):
+    if retry_after == "date":
+        retry_after = format_datetime(datetime.now(UTC) + timedelta(seconds=20), usegmt=True)
+    server = ApiServer(lambda body: "", lambda number, body: "429", retry_after=retry_after)
+    with pytest.raises(RetryableError) as caught:
+        complete(server)
     assert 0 < caught.value.wait_seconds <= 20
 
 
-def test_a_retry_after_that_says_nothing_is_left_aside():
+def test_an_invalid_retry_after_is_ignored():
     server = ApiServer(lambda body: "", lambda number, body: "429", retry_after="soon")
-    with pytest.raises(TryAgain) as caught:
-        ask(server)
+    with pytest.raises(RetryableError) as caught:
+        complete(server)
     assert caught.value.wait_seconds is None
 
 
-def test_a_key_that_a_server_repeats_is_blotted_out():
-    echo = (401, error(f"Incorrect API key provided: {KEY}.\nAsk us.\x1b[31m"))
-    line = str(fault(echo, Stop, key=KEY, key_env="A_KEY"))
+def test_a_key_that_the_server_repeats_is_redacted():
+    echo = (401, error_body(f"Incorrect API key provided: {KEY}.\nAsk us.\x1b[31m"))
+    line = str(fault(echo, FatalError, key=KEY, key_env="A_KEY"))
     assert "Incorrect API key provided: [key]. Ask us.?[31m" in line
     assert KEY not in line
-    assert ask(says(f"It is {KEY}."), key=KEY).text == "It is [key]."
-    assert ask(says("It is 12 o'clock."), key="12").text == "It is 12 o'clock."
+    assert complete(server_with_answer(f"It is {KEY}."), key=KEY).text == "It is [key]."
+    assert complete(server_with_answer("It is 12 o'clock."), key="12").text == "It is 12 o'clock."
 
 
-def test_a_key_of_each_request_tells_what_it_asks():
+def test_request_keys_differ_where_answers_may():
     def key(row=ROW, **settings):
         endpoint = Endpoint(Api(**{"api": "http://a/v1", "model": "m", **settings}), None)
-        return endpoint.key_of(endpoint.request(row))
+        return endpoint.request_key(endpoint.request_body(row))
 
     others = [
         key(api="http://b/v1"),
@@ -279,13 +305,13 @@ def test_a_key_of_each_request_tells_what_it_asks():
     assert {key(), *same} == {key()}
 
 
-def test_a_key_is_read_from_its_variable_and_never_told(monkeypatch: pytest.MonkeyPatch):
+def test_a_key_is_read_from_its_variable_and_never_printed(monkeypatch: pytest.MonkeyPatch):
     assert api_key(None) is None
     monkeypatch.setenv("A_KEY", f"{KEY}\n")
     assert api_key("A_KEY") == KEY
     for wrong in (f"{KEY}\nX", f"{KEY} {KEY}", f"{KEY}ö"):
         monkeypatch.setenv("A_KEY", wrong)
-        with pytest.raises(ValueError, match=r"^key_env A_KEY: holds no key") as caught:
+        with pytest.raises(ValueError, match=r"^key_env A_KEY: does not hold a key") as caught:
             api_key("A_KEY")
         assert KEY not in str(caught.value)
     monkeypatch.delenv("A_KEY")
