@@ -1,14 +1,14 @@
-"""What every part of an experiment file shares: strict models and plain-word names."""
+"""Base classes and shared field types of the experiment file."""
 
-from typing import Annotated, Union
+from typing import Annotated, Any, Union
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_.-]*$", max_length=64)]
-"""A name that becomes a folder and a wildcard: letters, digits, `_`, `.`, `-`; a letter first."""
+"""A name used as a folder and a wildcard: a letter, then letters, digits, `_`, `.` or `-`."""
 
 Percent = Annotated[float, Field(ge=0, le=100)]
-"""A depth in percent of the context: 0 is its start, 100 its end."""
+"""A depth in percent of the context, from 0 (start) to 100 (end)."""
 
 
 def _not_blank(text: str) -> str:
@@ -18,21 +18,21 @@ def _not_blank(text: str) -> str:
 
 
 Text = Annotated[str, AfterValidator(_not_blank)]
-"""Text that says something."""
+"""Text with at least one character that is not whitespace."""
 
 
 class Strict(BaseModel):
-    """A part of the experiment file: unknown keys and wrong types are errors, values are fixed."""
+    """A section of the experiment file: immutable; unknown keys and wrong types are errors."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
-def tagged_union(parent: type[Strict]):
-    """The union of every class below `parent` that names a `type`, told apart by that key."""
-    found, stack = [], [parent]
+def tagged_union(parent: type[Strict]) -> Any:  # Any: the union's members are known at run time
+    """The union of all subclasses of `parent` with a `type` field, discriminated by that field."""
+    members, stack = [], [parent]
     while stack:
         cls = stack.pop()
         stack.extend(reversed(cls.__subclasses__()))
         if "type" in cls.model_fields:
-            found.append(cls)
-    return Annotated[Union[tuple(found)], Field(discriminator="type")]  # noqa: UP007
+            members.append(cls)
+    return Annotated[Union[tuple(members)], Field(discriminator="type")]  # noqa: UP007

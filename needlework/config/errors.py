@@ -1,15 +1,18 @@
-"""What is wrong with an experiment file, in words: where, and what to write instead."""
+"""Problems in an experiment file: where they are and what to write instead."""
 
 import difflib
 from collections.abc import Iterable
 
-Problem = tuple[tuple[str | int, ...], str]
-"""Where in the file, and what is wrong with the remedy."""
+Location = tuple[str | int, ...]
+"""Keys and list indices that lead to a value in the experiment file."""
+
+Problem = tuple[Location, str]
+"""Where the problem is; what is wrong and what to write instead."""
 
 
-def one_of(names: Iterable[str], wrong: str = "") -> str:
-    """`write one of a, b`, the nearest to `wrong` put first as a guess."""
+def suggest(names: Iterable[str], wrong: str = "") -> str:
+    """`write one of a, b`, preceded by the closest match to `wrong` if there is one."""
     names = list(names)
-    near = difflib.get_close_matches(str(wrong), names, n=1)
-    guess = f"did you mean `{near[0]}`? " if near else ""
-    return f"{guess}write one of {', '.join(names)}" if names else "there is none to name"
+    close = difflib.get_close_matches(str(wrong), names, n=1)
+    guess = f"did you mean `{close[0]}`? " if close else ""
+    return f"{guess}write one of {', '.join(names)}" if names else "none is defined"

@@ -1,4 +1,4 @@
-"""Gates of SeerAttention: whose they are, their shape, how they are trained."""
+"""SeerAttention gates: the model they belong to, their shape and their training."""
 
 from typing import Annotated, Literal
 
@@ -9,14 +9,14 @@ from needlework.config.training import Distill
 
 
 class SeerGates(Strict):
-    """Gates that tell which blocks a model attends to; the model itself stays as it is."""
+    """Gates that predict which blocks a model attends to; the model's weights do not change."""
 
-    model: Name = Field(description="a name under models; the gates serve this one alone")
-    block_size: int = Field(64, ge=1, description="tokens a block")
+    model: Name = Field(description="a name under models; the gates work with this model only")
+    block_size: int = Field(64, ge=1, description="tokens per block")
     gate_dim: int | None = Field(
-        None, ge=2, multiple_of=2, description="width of a gate; null: the model's head size"
+        None, ge=2, multiple_of=2, description="gate width; null: the model's head size"
     )
     stages: Annotated[list[Literal["prefill", "decode"]], Field(min_length=1)] = Field(
-        ["prefill", "decode"], description="what gates are made for, each with its own"
+        ["prefill", "decode"], description="stages to make gates for; each gets its own gates"
     )
-    distill: Distill = Field(description="the recipe")
+    distill: Distill = Field(description="the training recipe")

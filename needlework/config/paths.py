@@ -1,30 +1,30 @@
-"""What a path of the user's names: a file, a folder, or something on the hub."""
+"""Paths in an experiment file: a file, a folder, or a Hugging Face hub name."""
 
 import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from needlework.config.errors import Problem
+from needlework.config.errors import Location, Problem
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 def is_hub_name(path: str) -> bool:
-    """Whether a path that is not there may be an owner/name of the hub."""
+    """Whether a path that does not exist may be an owner/name on the hub."""
     return bool(_HUB_NAME.fullmatch(path)) and not Path(path).parent.is_dir()
 
 
-def source_problems(where: tuple[str, ...], path: str) -> Iterator[Problem]:
-    """Whether `path`, which stands at `where`, is there or may be on the hub."""
+def source_problems(where: Location, path: str) -> Iterator[Problem]:
+    """A problem if `path`, the value at `where`, neither exists nor looks like a hub name."""
     if not Path(path).exists() and not is_hub_name(path):
-        yield where, "no such file or folder; name an existing one, or a hub's owner/name"
+        yield where, "no such file or folder; write an existing path or an owner/name on the hub"
 
 
 def json_object(file: Path) -> dict | None:
-    """The mapping that the file holds as JSON; None where it is none."""
+    """The JSON object in `file`; None if the file holds anything else."""
     try:
-        found = json.loads(file.read_bytes())
+        content = json.loads(file.read_bytes())
     except ValueError:
         return None
-    return found if isinstance(found, dict) else None
+    return content if isinstance(content, dict) else None

@@ -1,6 +1,7 @@
-"""The reference of experiment files, written from the models that check them."""
+"""Reference of the experiment file, generated from the models that validate it."""
 
 import json
+import types
 import typing
 from inspect import cleandoc
 
@@ -15,77 +16,80 @@ from needlework.config.models import Model, Price
 from needlework.config.streams import Stream, StreamedSystem
 from needlework.config.tasks import Examples, Task
 
-_HEAD = """# The experiment file
+_HEADER = """# The experiment file
 
-One experiment is one YAML file; everything under `results/{experiment}/` follows from it. Run
-another one with `make run ARGS="--configfile FILE"` or `snakemake --cores all --configfile FILE`.
-An unknown key, a wrong type or a combination that cannot work stops before any work starts, with
-one line that says where and what to write instead; `needlework check FILE` asks for it alone.
-Editors that read JSON schemas find one in `experiment.schema.json`.
+An experiment is one YAML file; its results go to `results/{experiment}/`. Run it with
+`make run ARGS="--configfile FILE"`, `needlework run FILE` or `snakemake --cores all --configfile FILE`.
 
-This page is written from the code: `needlework schema --markdown`.
+Unknown keys, wrong types and impossible combinations fail before any work starts. Each error names
+the file, line, key and value, and says what to write instead. `needlework check FILE` runs only
+these checks. Editors that support JSON schemas can use `experiment.schema.json`.
+
+This page is generated: `needlework schema --markdown > config/README.md`.
 """
 
 
 def reference() -> str:
-    """Markdown: every key with its type, default and meaning."""
+    """Markdown reference: every key with its type, default and meaning."""
     sections: dict[str, tuple[str, list[type[Strict]]]] = {
-        "The file": ("Keys of the whole file.", [Experiment, EarlyStopping, EffectiveLength]),
+        "The file": ("Top-level keys.", [Experiment, EarlyStopping, EffectiveLength]),
         "Models": (
-            "An entry of `models:` is told by the key it has.",
+            "Entries of `models:`. The key in the title decides which kind of model an entry is.",
             [*Model.__subclasses__(), Price],
         ),
         "Training": (
             "Recipes under `finetune:`, `pretrain:` and `distill:`.",
-            _parts(training),
+            _classes_of(training),
         ),
-        "Training data": ("An entry of `finetune_data:`.", _typed(Examples)),
-        "Gates": ("An entry of `gates:`.", [SeerGates]),
+        "Training data": (
+            "Entries of `finetune_data:`, selected by `type`.",
+            _with_type(Examples),
+        ),
+        "Gates": ("Entries of `gates:`.", [SeerGates]),
         "Systems": (
-            "An entry of `systems:`, and what `attention:` may be.",
-            [System, *_typed(Attention)],
+            "Entries of `systems:`, and the values of `attention:`, selected by `type`.",
+            [System, *_with_type(Attention)],
         ),
-        "Tasks": ("An entry of `tasks:`, told by its `type`.", _typed(Task)),
+        "Tasks": ("Entries of `tasks:`, selected by `type`.", _with_type(Task)),
         "Streams": (
-            "An entry of `streams:`, and of its `systems:`.",
+            "Entries of `streams:`, and of the `systems:` of a stream.",
             [Stream, StreamedSystem],
         ),
     }
-    parts = [_HEAD]
+    parts = [_HEADER]
     for title, (text, classes) in sections.items():
         parts.append(f"## {title}\n\n{text}\n")
         parts += [_table(cls) for cls in classes]
     return "\n".join(parts)
 
 
-def _parts(module: typing.Any) -> list[type[Strict]]:
-    found = [value for value in vars(module).values() if isinstance(value, type)]
-    return [cls for cls in found if issubclass(cls, Strict) and cls.__module__ == module.__name__]
+def _classes_of(module: types.ModuleType) -> list[type[Strict]]:
+    classes = [value for value in vars(module).values() if isinstance(value, type)]
+    return [cls for cls in classes if issubclass(cls, Strict) and cls.__module__ == module.__name__]
 
 
-def _typed(parent: type[Strict]) -> list[type[Strict]]:
-    below = []
+def _with_type(parent: type[Strict]) -> list[type[Strict]]:
+    classes = []
     for cls in parent.__subclasses__():
-        below += ([cls] if "type" in cls.model_fields else []) + _typed(cls)
-    return below
+        classes += ([cls] if "type" in cls.model_fields else []) + _with_type(cls)
+    return classes
 
 
 def _table(cls: type[Strict]) -> str:
-    kind = cls.model_fields.get("type")
-    title = f"`type: {kind.default}`" if kind else cls.__name__
-    lines = [f"### {title}", "", cleandoc(cls.__doc__ or ""), ""]
+    tag = cls.model_fields.get("type")
+    source = f"`{cls.source}`: {cls.__name__}" if issubclass(cls, Model) else cls.__name__
+    lines = [f"### {f'`type: {tag.default}`' if tag else source}", ""]
+    lines += [cleandoc(cls.__doc__ or ""), ""]
     lines += ["| key | type | default | meaning |", "|---|---|---|---|"]
     for name, field in cls.model_fields.items():
-        if name != "type":
-            default = field.get_default(call_default_factory=True)
-            shown = (
-                "required"
-                if default is PydanticUndefined
-                else f"`{json.dumps(to_jsonable_python(default))}`"
-            )
-            lines.append(
-                f"| `{name}` | {_type(field.annotation)} | {shown} | {field.description or ''} |"
-            )
+        if name == "type":
+            continue
+        default = field.get_default(call_default_factory=True)
+        shown = "required"
+        if default is not PydanticUndefined:
+            shown = f"`{json.dumps(to_jsonable_python(default))}`"
+        meaning = field.description or ""
+        lines.append(f"| `{name}` | {_type(field.annotation)} | {shown} | {meaning} |")
     return "\n".join(lines) + "\n"
 
 
@@ -100,7 +104,7 @@ def _type(annotation: typing.Any) -> str:
     if origin is dict:
         return f"names: {_type(args[1])}"
     if args:
-        shown = [_type(arg) for arg in args if arg is not type(None)]
-        return " or ".join(dict.fromkeys(shown))
-    names = {int: "whole number", float: "number", str: "text", bool: "true, false"}
+        choices = [_type(arg) for arg in args if arg is not type(None)]
+        return " or ".join(dict.fromkeys(choices))
+    names = {int: "integer", float: "number", str: "text", bool: "true, false"}
     return names.get(annotation, getattr(annotation, "__name__", str(annotation)))

@@ -9,84 +9,89 @@ from needlework.config.base import Name, Strict
 
 
 class StreamedSystem(Strict):
-    """How one system reads a stream; what is left out is as the stream says."""
+    """How one system reads a stream; omitted keys default to the stream's."""
 
     model: Name | None = Field(
-        None, description="for a system of the stream's own: a name under models"
+        None, description="a name under models, for a system that only this stream uses"
     )
     attention: AnyAttention | None = Field(
-        None, description="of a system of the stream's own; null: the model's own attention"
+        None,
+        description="attention of a system that only this stream uses; null: the model's own",
     )
     chunk_size: int | None = Field(
-        None, ge=1, description="tokens a forward; null: the stream's, or the model's own"
+        None, ge=1, description="tokens per forward; null: the stream's, or the model's default"
     )
     overlap: int | None = Field(
         None, ge=0, description="above 0: strided windows; null: the stream's"
     )
-    window_batch_size: int = Field(1, ge=1, description="strided windows in one forward")
+    window_batch_size: int = Field(1, ge=1, description="strided windows per forward")
 
 
 class Stream(Strict):
-    """A long text, generated or from disk, and how it is read."""
+    """A long text, generated or from disk, and how systems read it."""
 
     path: str | None = Field(
         None,
         min_length=1,
         description="token files (.bin, .npy), text (.txt, .md), tables (.parquet, .jsonl, .json, "
-        ".csv), a folder of one kind or that `datasets` saved, or a hub's owner/name; null: "
-        "generated text",
+        ".csv), a folder of one of these, a saved `datasets` folder, or an owner/name on the hub; "
+        "null: generated text",
     )
     column: str | None = Field(
-        None, description="of a table; null: input_ids where there is one, else text"
+        None, description="column of a table; null: input_ids if present, else text"
     )
-    split: str = Field("train", description="of a dataset that has several")
-    dtype: Literal["uint16", "uint32"] = Field("uint16", description="of .bin files")
+    split: str = Field("train", description="split of a dataset")
+    dtype: Literal["uint16", "uint32"] = Field("uint16", description="integer type of .bin files")
     separator: int | None = Field(
-        None, ge=0, description="id that ends each document of a token file"
+        None, ge=0, description="token id that ends each document of a token file"
     )
     recall_fraction: float = Field(
         0.5,
         ge=0,
         lt=1,
-        description="share of the generated text's turns that ask for a number told before, at any "
-        "distance (evenly over its doublings), and answer: what a longer memory foretells",
+        description="share of the generated text's turns that ask for an earlier number and answer "
+        "it; distances are spread evenly over powers of two, so longer memory lowers the loss",
     )
     tokens: int | None = Field(
-        None, ge=2, description="most tokens of each shard; null: all there are"
+        None, ge=2, description="maximum tokens per shard; null: the whole text"
     )
     shards: int = Field(
         1,
         ge=1,
-        description="jobs for each system; documents are dealt out to them, or each has generated "
-        "text of its own",
+        description="jobs per system; documents are divided among them, or each generates its own "
+        "text",
     )
     separate_documents: bool = Field(
-        False, description="true: each document begins with no context; else they are one text"
+        False,
+        description="true: each document starts with an empty context; false: documents form one "
+        "text",
     )
     chunk_size: int | None = Field(
-        None, ge=1, description="tokens a forward; null: the model's own segment, window, positions"
+        None,
+        ge=1,
+        description="tokens per forward; null: the model's segment, window or position limit",
     )
     overlap: int = Field(
         0,
         ge=0,
-        description="tokens that a window repeats of the one before; 0: state is carried, exactly; "
-        "above 0: strided, an approximation",
+        description="tokens that a window shares with the one before; 0: carry the state (exact); "
+        "above 0: strided windows (an approximation)",
     )
     adaptive: bool = Field(
-        False, description="true: begin with the largest chunk that fits into memory"
+        False, description="true: start with the largest chunk that fits into memory"
     )
     systems: dict[Name, StreamedSystem] = Field(
-        {}, description="the systems that read it, each with what differs; empty: all, alike"
+        {}, description="systems that read this stream, with their own settings; empty: all systems"
     )
 
     @model_validator(mode="after")
     def _has_an_end(self) -> Self:
         if self.path is None and self.tokens is None:
-            raise ValueError("generated text has no end; write tokens, such as 50000")
+            raise ValueError("generated text has no end; set tokens, such as 50000")
         return self
 
     def read_by(self, system: str) -> StreamedSystem:
-        """How `system` reads, the stream's own settings filled in."""
+        """How `system` reads this stream, with the stream's chunk size and overlap as defaults."""
         own = self.systems.get(system, StreamedSystem())
         chunk_size = self.chunk_size if own.chunk_size is None else own.chunk_size
         overlap = self.overlap if own.overlap is None else own.overlap

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from needlework.config.training import Exercise, Pretrain, Stage
+from needlework.config.training import Exercise, Pretrain, PretrainStage
 from needlework.tasks import niah, passkey
 from needlework.tasks.haystacks.filler import PARAGRAPH
 from needlework.tasks.haystacks.haystack import NEEDLE
@@ -222,7 +222,7 @@ def batches(config: Pretrain, tokenizer: PreTrainedTokenizerFast, seed: int) -> 
             yield _batch(stage, writer, generator)
 
 
-def _batch(stage: Stage, writer: Writer, generator: torch.Generator) -> Batch:
+def _batch(stage: PretrainStage, writer: Writer, generator: torch.Generator) -> Batch:
     config, tokenizer = writer.config, writer.tokenizer
     shape = (stage.rows, stage.length)
     ids = torch.full(shape, tokenizer.pad_token_id)

@@ -78,8 +78,8 @@ def finetune(
         )
     tables = {config.data: rows} if isinstance(rows, pl.DataFrame) else rows
     encoded, owners = [], {}
-    for name in config.weights:
-        of = f" of {name}" if len(config.weights) > 1 else ""
+    for name in config.data_weights:
+        of = f" of {name}" if len(config.data_weights) > 1 else ""
         found = encode(tokenizer, tables[name], config.sequence_length, of)
         _require_own_tokens(model, tables[name], found, of)
         owners[of] = range(len(encoded), len(encoded) + len(found))
@@ -99,7 +99,9 @@ def finetune(
             shuffled(_numbers_of(encoded, numbers, stages, i, of), generator)
             for of, numbers in owners.items()
         ]
-        batches_of_stage = mix(orders, list(config.weights.values()), stage.batch_size, choices)
+        batches_of_stage = mix(
+            orders, list(config.data_weights.values()), stage.batch_size, choices
+        )
         drawn.append(islice(batches_of_stage, stage.steps))
 
     def batches() -> Iterator[Batch]:

@@ -15,7 +15,7 @@ from accelerate.utils import DistributedDataParallelKwargs, DistributedType
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
-from needlework.config.training import Loop, WholeModel
+from needlework.config.training import ModelTraining, TrainingLoop
 from needlework.runtime.memory import peak_memory_bytes
 from needlework.runtime.progress import track
 from needlework.training.checkpoints import Checkpoints
@@ -57,7 +57,7 @@ class _Progress:
 def train(
     model: nn.Module,
     batches: Iterable[Batch],
-    recipe: Loop,
+    recipe: TrainingLoop,
     *,
     steps: int,
     groups: Sequence[dict[str, Any]],
@@ -104,7 +104,7 @@ def train(
             configuration is of another kind of training.
     """
     # Gates of a frozen model have none of these keys.
-    of_model = recipe if isinstance(recipe, WholeModel) else WholeModel()
+    of_model = recipe if isinstance(recipe, ModelTraining) else ModelTraining()
     accelerator = Accelerator(
         mixed_precision=of_model.mixed_precision,
         # Gates of a memory that is off get no gradient.

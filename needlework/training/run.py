@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from needlework.config import training
-from needlework.config.training import Loop
+from needlework.config.training import TrainingLoop
 from needlework.models.checkpoint import save_model
 from needlework.runtime.processes import error_file, exit_with_parent, log_to_parent, run_processes
 from needlework.training.checkpoints import Checkpoints, fingerprint
@@ -32,7 +32,7 @@ LAYOUT = ("checkpoint_every", "keep_checkpoints")
 
 def run(
     train: Training,
-    recipe: Loop,
+    recipe: TrainingLoop,
     folder: str | Path,
     *,
     threads: int,
@@ -154,7 +154,7 @@ def _named(name: str) -> Callable[..., Any]:
     return getattr(importlib.import_module(module), attribute)
 
 
-def _start(job: dict[str, Any], recipe: Loop) -> None:
+def _start(job: dict[str, Any], recipe: TrainingLoop) -> None:
     launcher, file = [], job["recipe"].get("accelerate_config")
     if file is not None:
         launcher = ["accelerate.commands.launch", f"--config_file={file}"]

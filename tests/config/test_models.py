@@ -69,7 +69,7 @@ GPT = "models.gpt"
         ("https://api.openai.com/v1", "api.openai.com", f"{GPT}.api = 'api.openai.com': is no URL"),
         ("https://api", "https://me:secret@api", f"{GPT}.api"),
         ("com/v1", "com/v1?key=secret", f"{GPT}.api"),
-        ("model: gpt, ", "", f"{GPT}.model: is missing; add it: the model's name there"),
+        ("model: gpt, ", "", f"{GPT}.model: is required; add it: the model's name there"),
         ("A_KEY", "sk-1234", f"{GPT}.key_env"),
         (
             "tokenizer: base",
@@ -88,7 +88,7 @@ GPT = "models.gpt"
         (
             "gpt: {model: gpt}",
             "gpt: {model: gpt, attention: {type: random}}",
-            "systems.gpt.attention: is for models whose weights are here; leave it out",
+            "systems.gpt.attention: cannot apply to a model behind an API; remove it",
         ),
         (
             "systems:",

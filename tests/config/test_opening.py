@@ -118,7 +118,7 @@ def test_weights_stored_in_few_bits_are_not_quantized_again(folder):
 @pytest.mark.parametrize(
     ("file", "says"),
     [
-        ("llama-3.1-8b", "systems.seer.attention.gates = '/path/to/seer-gates': names no gates"),
+        ("llama-3.1-8b", "systems.seer.attention.gates = '/path/to/seer-gates': unknown gates"),
         ("infini-checkpoint", "models.mine.path = '/path/to/infini-checkpoint': no such folder"),
     ],
 )

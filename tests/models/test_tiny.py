@@ -2,7 +2,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from needlework.config.training import Pretrain, Stage
+from needlework.config.training import Pretrain, PretrainStage
 from needlework.models.tiny import tiny_llama, word_tokenizer
 
 TEXTS = [" cat happy-dog The", "The grass is green."]
@@ -14,7 +14,7 @@ def tokenizer():
 
 
 def _config(**changes) -> Pretrain:
-    stage = Stage(length=64, rows=1, steps=1, exercises=["recall"])
+    stage = PretrainStage(length=64, rows=1, steps=1, exercises=["recall"])
     return Pretrain(stages=[stage], max_positions=4096, **changes)
 
 

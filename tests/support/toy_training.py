@@ -109,7 +109,7 @@ def finetuned(
         threads=1,
         decisive={},
         base=written["base"],
-        rows={name: written["rows"][name] for name in config.weights},
+        rows={name: written["rows"][name] for name in config.data_weights},
         validation=validation,
         revision=None,
         dtype="float32",

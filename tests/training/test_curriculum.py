@@ -4,7 +4,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from needlework.config.training import Pretrain, Stage
+from needlework.config.training import Pretrain, PretrainStage
 from needlework.models.tiny import word_tokenizer
 from needlework.tasks import passkey
 from needlework.tasks.haystacks.words import is_held_out
@@ -21,7 +21,7 @@ def tokenizer():
 
 def _config(**stage) -> Pretrain:
     defaults = {"length": 256, "rows": 8, "steps": 2, "exercises": EXERCISES}
-    return Pretrain(stages=[Stage(**{**defaults, **stage})])
+    return Pretrain(stages=[PretrainStage(**{**defaults, **stage})])
 
 
 def _texts(tokenizer, exercise: str, length: int, count: int = 20) -> list[str]:

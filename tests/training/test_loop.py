@@ -5,7 +5,7 @@ import polars as pl
 import pytest
 import torch
 
-from needlework.config.training import WholeModel
+from needlework.config.training import ModelTraining
 from needlework.training.loop import train, warmup_cosine
 from needlework.training.stall_warnings import warn
 
@@ -26,7 +26,7 @@ def _train(model, *, steps=50, options=None, **changes):
     return train(
         model,
         changes.pop("batches", _regression(0)),
-        WholeModel(**{"log_every": 20, **(options or {})}),
+        ModelTraining(**{"log_every": 20, **(options or {})}),
         steps=steps,
         groups=[
             {"params": [weight], "lr": 0.05, "weight_decay": 0.1},

@@ -2,7 +2,7 @@ import torch
 from torch.nn.functional import log_softmax
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
-from needlework.config.training import Pretrain, Stage
+from needlework.config.training import Pretrain, PretrainStage
 from needlework.models.checkpoint import save_model
 from needlework.models.tiny import tiny_llama, word_tokenizer
 from needlework.training.curriculum import IGNORED, batches, vocabulary
@@ -10,8 +10,8 @@ from needlework.training.pretrain import losses, pretrain
 
 CONFIG = Pretrain(
     stages=[
-        Stage(length=64, rows=4, steps=3, exercises=["recall"]),
-        Stage(length=128, rows=2, steps=3, exercises=["passkey", "sentences"], jumps=0.5),
+        PretrainStage(length=64, rows=4, steps=3, exercises=["recall"]),
+        PretrainStage(length=128, rows=2, steps=3, exercises=["passkey", "sentences"], jumps=0.5),
     ],
     layers=2,
     log_every=2,

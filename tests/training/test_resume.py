@@ -10,7 +10,7 @@ import pytest
 from support.killable import Pool, kill_when
 from support.toy_training import finetuned, mixed, product, write
 
-from needlework.config.training import Distill, Pretrain, Stage
+from needlework.config.training import Distill, Pretrain, PretrainStage
 from needlework.training.checkpoints import Checkpoints
 from needlework.training.distill.gates import distill_checkpoint
 from needlework.training.pretrain import pretrain_model
@@ -19,8 +19,8 @@ from needlework.training.run import run
 
 def pretrained(folder: Path) -> Checkpoints:
     stages = [
-        Stage(length=64, rows=2, steps=9, exercises=["recall"]),
-        Stage(length=128, rows=2, steps=12, exercises=["passkey", "noise"], jumps=0.5),
+        PretrainStage(length=64, rows=2, steps=9, exercises=["recall"]),
+        PretrainStage(length=128, rows=2, steps=12, exercises=["passkey", "noise"], jumps=0.5),
     ]
     config = Pretrain(
         stages=stages, layers=1, hidden_size=32, head_size=16, log_every=4, checkpoint_every=6

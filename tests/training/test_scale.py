@@ -15,7 +15,7 @@ from support.toy_training import ROWS, characters, finetuned, llama, product, re
 from needlework.attention.infini.memory import read, write
 from needlework.attention.methods import infini
 from needlework.config.attention import Infini
-from needlework.config.training import Pretrain, Stage
+from needlework.config.training import Pretrain, PretrainStage
 from needlework.training.finetune import finetune
 from needlework.training.pretrain import pretrain
 
@@ -39,7 +39,7 @@ def test_parts_of_a_batch_add_up_to_it(parts):
 
 def test_parts_of_a_pretraining_batch_add_up_to_it():
     def found(parts: int):
-        stage = Stage(length=128, rows=4, steps=5, exercises=["passkey", "noise", "recall"])
+        stage = PretrainStage(length=128, rows=4, steps=5, exercises=["passkey", "noise", "recall"])
         config = Pretrain(stages=[stage], layers=1, log_every=1, gradient_accumulation_steps=parts)
         metrics = pretrain(config, 0)[2]
         return metrics.select("loss", "answer_loss", "text_loss", "gradient_norm").to_numpy()

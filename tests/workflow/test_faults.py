@@ -39,7 +39,7 @@ def said(done: subprocess.CompletedProcess[str]) -> list[str]:
     ("right", "wrong", "says"),
     [
         ("samples: 4", "sampels: 4", "sampels = 4: unknown key; did you mean `samples`?"),
-        ("samples: 4", "samples: four", "samples = 'four': write a whole number"),
+        ("samples: 4", "samples: four", "samples = 'four': write an integer"),
         (
             "density: 0.25",
             "density: 25",
@@ -48,10 +48,14 @@ def said(done: subprocess.CompletedProcess[str]) -> list[str]:
         (
             "model: base\n  r",
             "model: bass\n  r",
-            "systems.dense.model = 'bass': names no model; did",
+            "systems.dense.model = 'bass': unknown model; did",
         ),
         ("  random:\n", "  dense:\n", "systems.dense: stands twice, first in line "),
-        ("  passkey:\n", "  pass key:\n", "tasks.pass key: is no plain word; a letter first"),
+        (
+            "  passkey:\n",
+            "  pass key:\n",
+            "tasks.pass key: is not a valid name; start with a letter",
+        ),
         ("- 256", "- 256000000", "lengths.1 = 256000000: is beyond the "),
     ],
     ids=lambda text: text.strip(),
@@ -86,7 +90,7 @@ def test_an_experiment_that_lacks_a_key_is_named_not_the_default(
     (line,) = said(project.snakemake("-n", "--configfile", project.write(small_experiment)))
     assert (
         line
-        == f"needlework: {project.root}/small.yaml:1: systems: is missing; add it: what is compared"
+        == f"needlework: {project.root}/small.yaml:1: systems: is required; add it: what is compared"
     )
 
 

@@ -57,7 +57,7 @@ rule pretrain_model:
 rule finetune_model:
     input:
         model=lambda w: model_files(experiment.models[w.model].base),
-        rows=lambda w: rows_of(w.model, *experiment.models[w.model].finetune.weights),
+        rows=lambda w: rows_of(w.model, *experiment.models[w.model].finetune.data_weights),
         held_out=lambda w: held_out_files(w.model),
     output:
         config=f"{RESULTS}/models/{{model}}/config.json",

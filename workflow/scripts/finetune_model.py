@@ -23,7 +23,7 @@ with stage(snakemake) as s:
         dtype=s.params.dtype,
         allow_pickle=s.params.allow_pickle,
         attention=s.params.attention,
-        rows=dict(zip(recipe.weights, s.input.rows, strict=True)),
+        rows=dict(zip(recipe.data_weights, s.input.rows, strict=True)),
         seed=s.params.seed,
         validation=s.params.validation,
     )

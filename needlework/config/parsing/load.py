@@ -1,20 +1,21 @@
-"""From a mapping to a checked Experiment, or one line that says what to mend and where."""
+"""Parse and validate an experiment; report a problem as one line with place and remedy."""
 
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
-from needlework.config.errors import one_of
+from needlework.config.errors import Location, suggest
 from needlework.config.experiment import Experiment
 from needlework.config.parsing.sweep import expand
 from needlework.config.parsing.yaml_source import SourceMap
-from needlework.config.validation.experiment import problems
+from needlework.config.validation.experiment import experiment_problems
 
-_WANTED = {
-    "int_type": "write a whole number",
-    "int_from_float": "write a whole number",
+_REMEDIES = {
+    "int_type": "write an integer",
+    "int_from_float": "write an integer",
     "float_type": "write a number, such as 0.25 or 1.0e-3 (YAML reads 1e-3 as text)",
     "string_type": "write text, in quotes if it looks like a number",
     "bool_type": "write true or false",
@@ -22,9 +23,10 @@ _WANTED = {
     "dict_type": "write a mapping of names",
     "model_type": "write a mapping of keys",
     "model_attributes_type": "write a mapping of keys",
-    "missing": "is missing; add it",
-    "string_pattern_mismatch": "is no plain word; a letter first, then letters, digits, `_.-`",
-    "too_short": "is empty; name at least one",
+    "missing": "is required; add it",
+    "string_pattern_mismatch": "is not a valid name; start with a letter, then use letters, "
+    "digits, `_`, `.` or `-`",
+    "too_short": "is empty; write at least one entry",
 }
 _BOUNDS = {
     "less_than": ("below", "lt"),
@@ -35,70 +37,76 @@ _BOUNDS = {
 
 
 def load_experiment(config: dict[str, Any], files: Iterable[str | Path] = ()) -> Experiment:
-    """The experiment that `config` describes, its sweeps expanded to plain systems.
+    """Validate `config` and expand its sweeps to plain systems.
 
-    `files` are those that `config` was read from, for line numbers.
+    `files` are the YAML files that `config` was read from; errors refer to their lines.
 
     Raises:
-        ValueError: the first thing that is wrong: file, line, key, value and remedy in one line.
+        ValueError: the experiment is invalid. The message is one line that gives file, line, key,
+            value and remedy of the first problem, and counts the others.
     """
     sources = [SourceMap(file) for file in files]
     expansion = expand(config)
-    found = expansion.problems
+    problems = expansion.problems
     try:
         experiment = Experiment.model_validate(expansion.config)
     except ValidationError as error:
-        for item in error.errors():
-            where, what = _explain(expansion.config, item)
-            found.append((expansion.in_file(where, item["type"] == "extra_forbidden"), what))
+        for details in error.errors():
+            where, what = _explain(expansion.config, details)
+            is_key = details["type"] == "extra_forbidden"
+            problems.append((expansion.location_in_file(where, is_key), what))
     else:
-        found += [(expansion.in_file(where), what) for where, what in problems(experiment)]
-        if not found:
+        for where, what in experiment_problems(experiment):
+            problems.append((expansion.location_in_file(where), what))
+        if not problems:
             return experiment
-    # What is wrong with a sweep is so in each of its systems.
-    lines = list(dict.fromkeys(_line(sources, config, *one) for one in found))
+    # A problem with a sweep occurs in each of its systems, so drop duplicates.
+    lines = list(dict.fromkeys(_format(sources, config, *problem) for problem in problems))
     more = f" (and {len(lines) - 1} more)" if len(lines) > 1 else ""
     raise ValueError(lines[0] + more)
 
 
 def read_experiment(path: str | Path) -> Experiment:
-    """The experiment in one YAML file.
+    """Read and validate the experiment in a YAML file.
 
     Raises:
-        ValueError: as load_experiment, or the file cannot be read.
+        ValueError: the file cannot be read, or the experiment is invalid (see `load_experiment`).
     """
     content = SourceMap(path).content
     return load_experiment({} if content is None else content, [path])
 
 
-def _explain(config: dict, error: dict) -> tuple[tuple[str | int, ...], str]:
+def _explain(config: Any, error: ErrorDetails) -> tuple[Location, str]:
+    """Location and remedy of a pydantic error."""
     loc, kind = error["loc"], error["type"]
+    context = error.get("ctx", {})
     if isinstance(error["input"], dict) and loc and error["input"].get("type") == loc[-1]:
-        loc = loc[:-1]  # what is wrong with a whole part: its tag is no key of the file
-    where = _in_file(config, loc)
+        loc = loc[:-1]  # an error of a whole section: its last part is a tag, not a key of the file
+    where = _without_tags(config, loc)
     if kind == "extra_forbidden":
-        return where, "unknown key; " + one_of(_properties(loc), str(where[-1]))
+        return where, "unknown key; " + suggest(_properties(loc), str(where[-1]))
     if kind in ("union_tag_invalid", "literal_error"):
         key = "expected_tags" if kind == "union_tag_invalid" else "expected"
-        tags = error["ctx"][key].replace("'", "").replace(" or ", ", ").split(", ")
+        tags = context[key].replace("'", "").replace(" or ", ", ").split(", ")
         where = (*where, "type") if kind == "union_tag_invalid" else where
-        return where, one_of(tags, str(_value(config, where)))
+        return where, suggest(tags, str(_value(config, where)))
     if kind == "union_tag_not_found":
-        return (*where, "type"), "is missing; add it"
+        return (*where, "type"), _REMEDIES["missing"]
     if kind in _BOUNDS:
         words, key = _BOUNDS[kind]
-        return where, f"write a number {words} {error['ctx'][key]}"
+        bound = str(context[key]).removesuffix(".0")
+        return where, f"write a number {words} {bound}"
     if kind == "missing":
-        meaning = _properties(loc).get(loc[-1], {}).get("description")
-        return where, _WANTED[kind] + (f": {meaning}" if meaning else "")
-    wanted = str(error["ctx"]["error"]) if kind == "value_error" else _WANTED.get(kind)
-    if wanted is None:
-        wanted = error["msg"][:1].lower() + error["msg"][1:]
-    return where, wanted
+        meaning = _properties(loc).get(str(loc[-1]), {}).get("description")
+        return where, _REMEDIES[kind] + (f": {meaning}" if meaning else "")
+    remedy = str(context["error"]) if kind == "value_error" else _REMEDIES.get(kind)
+    if remedy is None:
+        remedy = error["msg"][:1].lower() + error["msg"][1:]
+    return where, remedy
 
 
-def _in_file(config: Any, loc: tuple) -> tuple[str | int, ...]:
-    """`loc` without the tags and `[key]` marks that pydantic puts between the file's keys."""
+def _without_tags(config: Any, loc: Location) -> Location:
+    """`loc` without the union tags and `[key]` markers that pydantic inserts."""
     where: list[str | int] = []
     for i, part in enumerate(loc):
         if part == "[key]" or str(part).endswith(":"):
@@ -113,27 +121,28 @@ def _in_file(config: Any, loc: tuple) -> tuple[str | int, ...]:
     return tuple(where)
 
 
-def _properties(loc: tuple) -> dict[str, dict]:
-    """Keys of the model that `loc`'s last part stands in, read from the JSON schema."""
+def _properties(loc: Location) -> dict[str, dict]:
+    """JSON schemas of the keys that are allowed next to the last part of `loc`."""
     schema = Experiment.model_json_schema()
     node = schema
     for part in loc[:-1]:
-        node = _step(schema, node, part)
+        node = _descend(schema, node, part)
     for choice in _resolve(schema, node).get("anyOf", []):
         node = choice if "$ref" in choice else node
     return _resolve(schema, node).get("properties", {})
 
 
-def _step(schema: dict, node: dict, part: str | int) -> dict:
+def _descend(schema: dict, node: dict, part: str | int) -> dict:
+    """Schema of the value at key, index or union tag `part` of `node`."""
     node = _resolve(schema, node)
     for choice in node.get("anyOf", []):
         if "$ref" in choice or "oneOf" in choice:
             node = _resolve(schema, choice)
     for choice in node.get("oneOf", []):
-        found = _resolve(schema, choice)
-        tags = (found["properties"].get("type", {}).get("const"), *found.get("required", []))
+        member = _resolve(schema, choice)
+        tags = (member["properties"].get("type", {}).get("const"), *member.get("required", []))
         if str(part).removesuffix(":") in tags:
-            return found
+            return member
     if part in node.get("properties", {}):
         return node["properties"][part]
     if isinstance(part, int):
@@ -144,12 +153,13 @@ def _step(schema: dict, node: dict, part: str | int) -> dict:
 
 
 def _resolve(schema: dict, node: Any) -> dict:
+    """`node` with references into `$defs` followed; empty if it is not a schema."""
     while isinstance(node, dict) and "$ref" in node:
         node = schema["$defs"][node["$ref"].rsplit("/", 1)[1]]
     return node if isinstance(node, dict) else {}
 
 
-def _value(config: Any, where: tuple[str | int, ...]) -> Any:
+def _value(config: Any, where: Location) -> Any:
     for part in where:
         try:
             config = config[part]
@@ -158,7 +168,8 @@ def _value(config: Any, where: tuple[str | int, ...]) -> Any:
     return config
 
 
-def _line(sources: list[SourceMap], config: dict, where: tuple[str | int, ...], what: str) -> str:
+def _format(sources: list[SourceMap], config: Any, where: Location, what: str) -> str:
+    """`FILE:LINE: KEY = VALUE: WHAT`."""
     source = next((s for s in sources if where in s), sources[0] if sources else None)
     place = f"{source.path}:{source.line(where)}: " if source else ""
     value = _value(config, where)

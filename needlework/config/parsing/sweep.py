@@ -1,4 +1,4 @@
-"""Sweeps: a system of the file that stands for several, one at each combination of values."""
+"""Expand systems with a `sweep` into one system per combination of values."""
 
 import re
 from dataclasses import dataclass, field
@@ -6,41 +6,42 @@ from itertools import product
 from typing import Any, get_args
 
 from needlework.config.base import Name
-from needlework.config.errors import Problem
+from needlework.config.errors import Location, Problem
 
-Where = tuple[str | int, ...]
-_PLAIN, _LONGEST = get_args(Name)[1].pattern, get_args(Name)[1].max_length
+_NAME_PATTERN, _MAX_LENGTH = get_args(Name)[1].pattern, get_args(Name)[1].max_length
 
 
 @dataclass
 class Expansion:
-    """An experiment's mapping in which each sweep is replaced by its systems."""
+    """An experiment with each sweep replaced by its systems."""
 
     config: Any
     problems: list[Problem] = field(default_factory=list)
-    """What is wrong with the sweeps themselves; places as in the file."""
-    _made: dict[str, tuple[str, dict[str, int]]] = field(default_factory=dict)
+    """Problems with the sweeps themselves, at their locations in the file."""
+    _origins: dict[str | int, tuple[str, dict[str, int]]] = field(default_factory=dict)
+    """Each expanded system: the sweep it comes from, and the index of each parameter's value."""
 
-    def in_file(self, where: Where, is_key: bool = False) -> Where:
-        """The place in the file of what stands at `where` in `config`.
+    def location_in_file(self, where: Location, is_key: bool = False) -> Location:
+        """The location in the file that `where` in the expanded config comes from.
 
-        A swept parameter stands at one of its values, or with `is_key` where the sweep names it.
+        A swept parameter leads to its value in the sweep or, with `is_key`, to its key there.
         """
-        if where[:1] != ("systems",) or (len(where) > 1 and where[1]) not in self._made:
+        if where[:1] != ("systems",) or len(where) < 2 or where[1] not in self._origins:
             return where
-        name, chosen = self._made[where[1]]
-        if where[2:3] == ("attention",) and len(where) > 3 and where[3] in chosen:
-            swept = ("systems", name, "sweep", where[3])
-            return swept if is_key else (*swept, chosen[where[3]])
+        name, indices = self._origins[where[1]]
+        parameter = where[3] if where[2:3] == ("attention",) and len(where) > 3 else None
+        if isinstance(parameter, str) and parameter in indices:
+            sweep = ("systems", name, "sweep", parameter)
+            return sweep if is_key else (*sweep, indices[parameter])
         return ("systems", name, *where[2:])
 
 
 def expand(config: Any) -> Expansion:
-    """Replace every system that has a `sweep` by one system a combination, in its place.
+    """Replace each system that has a `sweep` by one system per combination, in place.
 
     `walk: {attention: {...}, sweep: {top_k_blocks: [4, 8], heads: [sum]}}` gives
-    `walk_top_k_blocks4_heads-sum` and `walk_top_k_blocks8_heads-sum`, of family `walk`. Whatever is
-    not of the right type is left for the models to complain of.
+    `walk_top_k_blocks4_heads-sum` and `walk_top_k_blocks8_heads-sum`, of family `walk`. Sections
+    of the wrong type stay unchanged, so that validation reports them.
     """
     systems = config.get("systems") if isinstance(config, dict) else None
     if not isinstance(systems, dict):
@@ -57,17 +58,17 @@ def expand(config: Any) -> Expansion:
             expansion.problems.append(problem)
             plain[name] = rest
             continue
-        for made, chosen in _combinations(name, system["sweep"]):
-            values = {key: system["sweep"][key][i] for key, i in chosen.items()}
+        for expanded, indices in _combinations(name, system["sweep"]):
+            values = {key: system["sweep"][key][i] for key, i in indices.items()}
             attention = {**rest["attention"], **values}
-            plain[made] = {"family": name, **rest, "attention": attention}
-            expansion._made[made] = name, chosen
+            plain[expanded] = {"family": name, **rest, "attention": attention}
+            expansion._origins[expanded] = name, indices
     return expansion
 
 
 def _is_sweep(name: Any, system: Any) -> bool:
-    """Whether there is a sweep, and all that its systems are made of has the right type."""
-    if not (isinstance(name, str) and re.match(_PLAIN, name) and isinstance(system, dict)):
+    """Whether `system` has a sweep and everything needed to expand it has the right type."""
+    if not (isinstance(name, str) and re.match(_NAME_PATTERN, name) and isinstance(system, dict)):
         return False
     sweep, attention = system.get("sweep"), system.get("attention")
     return (
@@ -81,43 +82,44 @@ def _is_sweep(name: Any, system: Any) -> bool:
 
 
 def _combinations(name: str, sweep: dict[str, list]) -> list[tuple[str, dict[str, int]]]:
-    """Name of each system made, and which value each key has in it; the last key runs fastest."""
-    made = []
+    """Each combination: its system's name and the index of each key's value; last key fastest."""
+    combinations = []
     for at in product(*(range(len(values)) for values in sweep.values())):
-        chosen = dict(zip(sweep, at, strict=True))
-        labels = (_label(key, sweep[key][i]) for key, i in chosen.items())
-        made.append(("_".join([name, *labels]), chosen))
-    return made
+        indices = dict(zip(sweep, at, strict=True))
+        labels = (_label(key, sweep[key][i]) for key, i in indices.items())
+        combinations.append(("_".join([name, *labels]), indices))
+    return combinations
 
 
 def _label(key: str, value: Any) -> str:
-    """`top_k_blocks4`, `heads-sum`, `skip_decode-true`: a part of a system's name."""
+    """Part of a system's name: `top_k_blocks4`, `heads-sum`, `skip_decode-true`."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         return f"{key}{value}".replace("+", "")
     word = {True: "true", False: "false", None: "null"}.get(value, value)
     return f"{key}-" + re.sub(r"[^A-Za-z0-9_.-]", "-", str(word))
 
 
-def _problem(name: str, system: dict, taken: set) -> Problem | None:
+def _problem(name: str, system: dict, names: set) -> Problem | None:
+    """The first problem with the sweep of system `name`; `names` are already in use."""
     where, sweep = ("systems", name, "sweep"), system["sweep"]
     attention = system.get("attention")
     if attention is None:
-        return where, "has no attention to vary; write one beside it, or leave the sweep out"
+        return where, "needs an attention to vary; add one next to it, or remove the sweep"
     for key, values in sweep.items():
         if key == "type":
-            return (*where, key), "is no parameter; write a system for each type"
+            return (*where, key), "cannot be swept; write a system for each type"
         if key in attention:
-            return (*where, key), "stands in the attention too; write it in one of the two"
+            return (*where, key), "is also set in the attention; remove it from one of the two"
         labels = [_label(key, value) for value in values]
         for i, label in enumerate(labels):
             if label in labels[:i]:
-                return (*where, key, i), "stands twice; write it once"
-    for made, _ in _combinations(name, sweep):
-        if len(made) > _LONGEST:
+                return (*where, key, i), "is a duplicate; remove it"
+    for expanded, _ in _combinations(name, sweep):
+        if len(expanded) > _MAX_LENGTH:
             return where, (
-                f"names a system `{made}`, of more than {_LONGEST} characters; "
-                f"shorten `{name}`, or sweep fewer keys at once"
+                f"creates a system `{expanded}` of more than {_MAX_LENGTH} characters; "
+                f"shorten `{name}`, or sweep fewer keys"
             )
-        if made in taken:
-            return where, f"names a system `{made}`, which is there already; rename one of them"
+        if expanded in names:
+            return where, f"creates a system `{expanded}`, which already exists; rename one of them"
     return None

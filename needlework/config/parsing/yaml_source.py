@@ -1,17 +1,18 @@
-"""Where in a YAML file a key stands, and which key stands twice."""
+"""YAML files with the line of each key; duplicate keys are errors."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 import yaml
 
+from needlework.config.errors import Location
+
 
 class SourceMap:
-    """Lines of the keys of one YAML file.
+    """Content of a YAML file and the line of each of its keys.
 
     Raises:
-        ValueError: the file cannot be read, is not YAML, or a key stands twice in one mapping; one
-            line each.
+        ValueError: the file cannot be read, is not valid YAML, or has a duplicate key.
     """
 
     def __init__(self, path: str | Path):
@@ -27,34 +28,36 @@ class SourceMap:
             raise ValueError(f"{path}: not UTF-8 text; save it as UTF-8") from None
         except yaml.MarkedYAMLError as error:
             line = error.problem_mark.line + 1 if error.problem_mark else 1
-            raise ValueError(f"{path}:{line}: not YAML: {error.problem}; mend the line") from None
+            raise ValueError(
+                f"{path}:{line}: invalid YAML: {error.problem}; fix this line"
+            ) from None
         except yaml.YAMLError:
             raise ValueError(
-                f"{path}: not YAML: it holds control characters; take them out"
+                f"{path}: invalid YAML: contains control characters; remove them"
             ) from None
         if root is not None:
             self._walk(root, ())
 
-    def line(self, where: tuple[str | int, ...]) -> int:
-        """The 1-based line of a key, or of the nearest key above it."""
+    def line(self, where: Location) -> int:
+        """The 1-based line of a key, or of its closest ancestor."""
         keys = _keys(where)
         while keys and keys not in self._lines:
             keys = keys[:-1]
         return self._lines.get(keys, 1)
 
-    def __contains__(self, where: tuple[str | int, ...]) -> bool:
+    def __contains__(self, where: Location) -> bool:
         return _keys(where) in self._lines
 
     def _walk(self, node: yaml.Node, where: tuple[str, ...]) -> None:
         for key, mark, child in self._children(node):
-            here = (*where, key)
-            if here in self._lines:
+            location = (*where, key)
+            if location in self._lines:
                 raise ValueError(
-                    f"{self.path}:{mark.line + 1}: {'.'.join(here)}: stands twice, first "
-                    f"in line {self._lines[here]}; give each its own name"
+                    f"{self.path}:{mark.line + 1}: {'.'.join(location)}: duplicate key, first "
+                    f"on line {self._lines[location]}; rename or remove one of them"
                 )
-            self._lines[here] = mark.line + 1
-            self._walk(child, here)
+            self._lines[location] = mark.line + 1
+            self._walk(child, location)
 
     @staticmethod
     def _children(node: yaml.Node) -> Iterator[tuple[str, yaml.Mark, yaml.Node]]:
@@ -66,6 +69,6 @@ class SourceMap:
                 yield str(i), child.start_mark, child
 
 
-def _keys(where: tuple[str | int, ...]) -> tuple[str, ...]:
-    # A name like 1 is text in the file's words, a number when it is read.
+def _keys(where: Location) -> tuple[str, ...]:
+    # A key such as 1 is text in the YAML source, but a number once it is parsed.
     return tuple(map(str, where))

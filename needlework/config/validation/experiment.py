@@ -1,11 +1,11 @@
-"""What no single key can tell: names that lead nowhere, combinations that cannot work."""
+"""Validation across sections of the experiment file: references and combinations."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
-from needlework.config.attention import InfiniAlignment
+from needlework.config.attention import InfiniAlignment, Seer
 from needlework.config.devices import devices
-from needlework.config.errors import Problem, one_of
+from needlework.config.errors import Problem, suggest
 from needlework.config.experiment import Experiment
 from needlework.config.model_info import converted_by, is_behind_api, max_positions
 from needlework.config.paths import source_problems
@@ -16,43 +16,46 @@ from needlework.config.validation.opening import opening_problems
 from needlework.config.validation.streams import stream_problems
 from needlework.config.validation.training import validation_problems
 
+_DUPLICATE = "is a duplicate; remove it"
 
-def problems(experiment: Experiment) -> Iterator[Problem]:
-    """Everything that is wrong with a well-typed experiment, in the file's order."""
+
+def experiment_problems(experiment: Experiment) -> Iterator[Problem]:
+    """All problems of an experiment whose types are correct, in file order."""
     models = list(model_problems(experiment))
     yield from models
     for name, data in experiment.finetune_data.items():
         where = ("finetune_data", name)
         if isinstance(data, TaskExamples) and data.task not in experiment.tasks:
-            yield (*where, "task"), "names no task; " + one_of(experiment.tasks, data.task)
+            yield (*where, "task"), "unknown task; " + suggest(experiment.tasks, data.task)
         if isinstance(data, RowExamples | TextExamples):
             yield from source_problems((*where, "path"), data.path)
     if not models:
         yield from opening_problems(experiment)
-        yield from _own_attention(experiment)
+        yield from _conversion_problems(experiment)
     yield from gates_problems(experiment)
-    yield from _systems(experiment)
-    yield from _haystacks(experiment)
-    yield from _tasks(experiment)
+    yield from _system_problems(experiment)
+    yield from _haystack_problems(experiment)
+    yield from _task_problems(experiment)
     yield from stream_problems(experiment)
     for name, system in experiment.systems.items():
         if system.early_stopping and experiment.early_stopping is None:
             yield (
                 ("systems", name, "early_stopping"),
-                "needs the experiment's; write early_stopping: true beside lengths",
+                "has no effect unless the experiment sets it; write `early_stopping: true` next to "
+                "lengths",
             )
     if not models:
         yield from validation_problems(experiment)
-        yield from _grid(experiment)
+        yield from _grid_problems(experiment)
 
 
-def _systems(experiment: Experiment) -> Iterator[Problem]:
+def _system_problems(experiment: Experiment) -> Iterator[Problem]:
     for name, system in experiment.systems.items():
         where = ("systems", name)
         if system.model not in experiment.models:
             yield (
                 (*where, "model"),
-                "names no model; " + one_of(experiment.models, system.model),
+                "unknown model; " + suggest(experiment.models, system.model),
             )
         if system.attention is not None and system.attention.converts_model:
             yield (
@@ -60,95 +63,98 @@ def _systems(experiment: Experiment) -> Iterator[Problem]:
                 "is part of a model's weights; write it under models, with a `base`",
             )
         if system.attention is not None and is_behind_api(experiment, system.model):
-            yield (*where, "attention"), "is for models whose weights are here; leave it out"
-        elif system.attention is not None and system.attention.type == "seer":
+            yield (
+                (*where, "attention"),
+                "cannot apply to a model behind an API; remove it",
+            )
+        elif isinstance(system.attention, Seer):
             yield from seer_problems(experiment, where, system.model, system.attention)
-    if experiment.baseline is not None and experiment.baseline not in experiment.systems:
-        family = [n for n, s in experiment.systems.items() if s.family == experiment.baseline]
-        named = "several systems" if family else "no system"
-        yield (
-            ("baseline",),
-            f"names {named}; " + one_of(family or experiment.systems, experiment.baseline),
-        )
+    baseline = experiment.baseline
+    if baseline is not None and baseline not in experiment.systems:
+        family = [name for name, s in experiment.systems.items() if s.family == baseline]
+        what = "is a family of systems; " if family else "unknown system; "
+        yield ("baseline",), what + suggest(family or experiment.systems, baseline)
 
 
-def _own_attention(experiment: Experiment) -> Iterator[Problem]:
-    """Whether a system or gates are for a model whose attention was converted already."""
+def _conversion_problems(experiment: Experiment) -> Iterator[Problem]:
+    """Systems and gates that do not fit the attention that their model was converted to."""
     for name, gates in experiment.gates.items():
-        if found := converted_by(experiment, gates.model):
-            at, kind = found
+        if conversion := converted_by(experiment, gates.model):
+            converted, attention = conversion
             yield (
                 ("gates", name, "model"),
-                f"has {kind} as its own attention, by models.{at}; name a model that has none",
+                f"uses {attention} attention (see models.{converted}); write a model that keeps "
+                "its original attention",
             )
     for name, system in experiment.systems.items():
         if system.attention is None or system.attention.converts_model:
             continue
+        conversion = converted_by(experiment, system.model)
         if isinstance(system.attention, InfiniAlignment):
-            if (converted_by(experiment, system.model) or (None, None))[1] != "infini":
+            if conversion is None or conversion[1] != "infini":
                 yield (
                     ("systems", name, "attention", "type"),
-                    f"is for Infini models and {system.model} is none; name another model",
+                    f"needs an Infini model, and {system.model} is not one; write another model",
                 )
-        elif found := converted_by(experiment, system.model):
-            at, kind = found
+        elif conversion is not None:
+            converted, attention = conversion
             yield (
                 ("systems", name, "model"),
-                f"has {kind} as its own attention, by models.{at}; leave out the system's "
-                "attention, or name another model",
+                f"uses {attention} attention (see models.{converted}); remove the system's "
+                "attention, or write another model",
             )
 
 
-def _haystacks(experiment: Experiment) -> Iterator[Problem]:
+def _haystack_problems(experiment: Experiment) -> Iterator[Problem]:
     for name, haystack in experiment.haystacks.items():
         if name in BUILT_IN_HAYSTACKS and name != "essay":
-            yield ("haystacks", name), "is built in; give yours another name"
+            yield ("haystacks", name), "is the name of a built-in haystack; rename yours"
         yield from source_problems(("haystacks", name, "path"), haystack.path)
 
 
-def _tasks(experiment: Experiment) -> Iterator[Problem]:
+def _task_problems(experiment: Experiment) -> Iterator[Problem]:
     for name, task in experiment.tasks.items():
         depths = getattr(task, "depths", None) or []
         for i, depth in enumerate(depths if depths != "uniform" else []):
             if depth in depths[:i]:
-                yield ("tasks", name, "depths", i), "stands twice; write it once"
+                yield ("tasks", name, "depths", i), _DUPLICATE
         haystack = getattr(task, "haystack", None)
         known = dict.fromkeys([*BUILT_IN_HAYSTACKS, *experiment.haystacks])
         if haystack is not None and haystack not in known:
-            yield ("tasks", name, "haystack"), "names no haystack; " + one_of(known, haystack)
-        for file in task.files:
-            for length in experiment.lengths if "{length}" in file else [""]:
-                if not Path(found := file.replace("{length}", str(length))).is_file():
-                    yield ("tasks", name, "path"), f"no file {found}; name one that is there"
+            yield ("tasks", name, "haystack"), "unknown haystack; " + suggest(known, haystack)
+        for pattern in task.files:
+            for length in experiment.lengths if "{length}" in pattern else [0]:
+                file = pattern.replace("{length}", str(length))
+                if not Path(file).is_file():
+                    yield ("tasks", name, "path"), f"no file {file}; write the path of a file"
                     break
 
 
-def _grid(experiment: Experiment) -> Iterator[Problem]:
+def _grid_problems(experiment: Experiment) -> Iterator[Problem]:
     if experiment.device not in devices():
-        yield ("device",), "names no device; " + one_of(devices(), experiment.device)
+        yield ("device",), "unknown device; " + suggest(devices(), experiment.device)
     for key in ("lengths", "depths"):
         values = getattr(experiment, key)
         if values == "uniform":
             continue
         for i, value in enumerate(values):
             if value in values[:i]:
-                yield (key, i), "stands twice; write it once"
+                yield (key, i), _DUPLICATE
+    # Early stopping skips lengths that are too long for a model, so they are not errors.
+    systems = [name for name in experiment.systems if experiment.early_stopping_of(name) is None]
+    models = dict.fromkeys(experiment.systems[name].model for name in systems)
     for i, length in enumerate(experiment.lengths):
         if length < 1:
-            yield ("lengths", i), "is not a number of tokens; write a whole number above 0"
+            yield ("lengths", i), "is not a length; write an integer above 0"
         if experiment.length_unit == "characters":
             continue
-        # On an early_stopping a length that is too long is a rung that the system does not reach.
-        free = [
-            system for system in experiment.systems if experiment.early_stopping_of(system) is None
-        ]
-        for name in {experiment.systems[system].model: None for system in free}:
+        for name in models:
             if name not in experiment.models:
                 continue
             limit = max_positions(experiment, name)
             if limit is not None and length > limit:
                 yield (
                     ("lengths", i),
-                    f"is beyond the {limit} positions of model `{name}`; write at most {limit}, "
-                    f"or say `allow_extrapolation: true` in models.{name}",
+                    f"exceeds the {limit} positions of model `{name}`; write at most {limit}, "
+                    f"or set `allow_extrapolation: true` in models.{name}",
                 )

@@ -1,10 +1,10 @@
-"""Gates that cannot be distilled, or that do not fit what chooses blocks with them."""
+"""Validation of SeerAttention gates and of the systems that use them."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
-from needlework.config.attention import Attention
-from needlework.config.errors import Problem, one_of
+from needlework.config.attention import Seer
+from needlework.config.errors import Location, Problem, suggest
 from needlework.config.experiment import Experiment
 from needlework.config.model_info import BEHIND_API, is_behind_api
 from needlework.config.paths import json_object
@@ -12,58 +12,64 @@ from needlework.config.validation.training import process_problems, row_problems
 
 
 def gates_problems(experiment: Experiment) -> Iterator[Problem]:
-    """What is wrong with the gates that the experiment distils, in the file's order."""
+    """Problems with the gates that the experiment distills, in file order."""
     for name, gates in experiment.gates.items():
         where = ("gates", name)
         if gates.model not in experiment.models:
-            yield (*where, "model"), "names no model; " + one_of(experiment.models, gates.model)
+            yield (*where, "model"), "unknown model; " + suggest(experiment.models, gates.model)
         if is_behind_api(experiment, gates.model):
             yield (*where, "model"), BEHIND_API
         for i, stage in enumerate(gates.stages):
             if stage in gates.stages[:i]:
-                yield (*where, "stages", i), "stands twice; write it once"
+                yield (*where, "stages", i), "is a duplicate; remove it"
         yield from process_problems((*where, "distill"), gates.distill, [gates.distill])
         yield from row_problems(experiment, (*where, "distill"), gates.distill)
 
 
 def seer_problems(
-    experiment: Experiment, where: tuple[str, ...], model: str, attention: Attention
+    experiment: Experiment, where: Location, model: str, attention: Seer
 ) -> Iterator[Problem]:
-    """Whether the gates of `attention`, which stands below `where`, are there and fit `model`."""
+    """Problems with the gates of the system at `where`: missing, or unfit for `model`."""
     at = (*where, "attention", "gates")
     gates = experiment.gates.get(attention.gates)
-    if gates is not None:
-        size, stages = gates.block_size, gates.stages
-        if gates.model != model:
-            yield at, f"are gates of model `{gates.model}`; name gates of `{model}`, or that model"
-    elif not (folder := Path(attention.gates)).is_dir():
-        yield (
-            at,
-            f"names no gates; {one_of(experiment.gates, attention.gates)}, or a folder of them",
-        )
-        return
-    elif missing := [f for f in ("gates.json", "gates.safetensors") if not (folder / f).is_file()]:
-        yield at, f"has no {missing[0]}; name a folder that distilled gates were saved in"
-        return
-    elif (found := json_object(folder / "gates.json")) is None:
-        yield at, "has a gates.json that is no JSON object; fetch it again"
-        return
+    if gates is None:
+        saved = _saved_gates(experiment, attention.gates)
+        if isinstance(saved, str):
+            yield at, saved
+            return
+        block_size, stages = saved
     else:
-        size, stages = found.get("block_size"), found.get("stages")
-        if type(size) is not int or size < 1 or not isinstance(stages, list):
+        block_size, stages = gates.block_size, list[str](gates.stages)
+        if gates.model != model:
             yield (
                 at,
-                "has a gates.json without block_size or stages; distil or copy the gates again",
+                f"are gates of model `{gates.model}`; use gates of `{model}`, or change the model",
             )
-            return
     for stage, is_dense in (("prefill", attention.skip_prefill), ("decode", attention.skip_decode)):
         if not is_dense and stage not in stages:
             yield (
                 at,
-                f"has none for {stage}; write skip_{stage}: true, or name gates with that stage",
+                f"has no gates for {stage}; set skip_{stage}: true, or use gates with that stage",
             )
-    if size != attention.block_size:
+    if block_size != attention.block_size:
         yield (
             (*where, "attention", "block_size"),
-            f"is not the block size of the gates; write {size}, or name other gates",
+            f"differs from the gates' block size; write {block_size}, or use other gates",
         )
+
+
+def _saved_gates(experiment: Experiment, path: str) -> tuple[int, list[str]] | str:
+    """Block size and stages of the gates saved in a folder, or what is wrong with it."""
+    folder = Path(path)
+    if not folder.is_dir():
+        return f"unknown gates; {suggest(experiment.gates, path)}, or a folder of saved gates"
+    for file in ("gates.json", "gates.safetensors"):
+        if not (folder / file).is_file():
+            return f"has no {file}; write the path of a folder of saved gates"
+    saved = json_object(folder / "gates.json")
+    if saved is None:
+        return "has a gates.json that is not a JSON object; download it again"
+    block_size, stages = saved.get("block_size"), saved.get("stages")
+    if type(block_size) is not int or block_size < 1 or not isinstance(stages, list):
+        return "has a gates.json without block_size or stages; distill or copy the gates again"
+    return block_size, stages

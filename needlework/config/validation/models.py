@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from needlework.config.errors import Problem, one_of
+from needlework.config.errors import Problem, suggest
 from needlework.config.experiment import Experiment
 from needlework.config.model_info import BEHIND_API, is_behind_api
 from needlework.config.models import Api, Checkpoint, Derived, Pretrained
@@ -34,7 +34,7 @@ def model_problems(experiment: Experiment) -> Iterator[Problem]:
             yield from process_problems((*where, "pretrain"), model.pretrain, model.pretrain.stages)
     made = [name for name, m in experiment.models.items() if isinstance(m, Pretrained)]
     if experiment.package is not None and experiment.package not in made:
-        yield ("package",), "names no pretrained model; " + one_of(made, experiment.package)
+        yield ("package",), "names no pretrained model; " + suggest(made, experiment.package)
 
 
 def _api(experiment: Experiment, where: tuple[str, ...], model: Api) -> Iterator[Problem]:
@@ -51,7 +51,7 @@ def _api(experiment: Experiment, where: tuple[str, ...], model: Api) -> Iterator
             yield at, "has no tokenizer.json; name a folder that has one"
     elif not is_hub_name(name):
         names = [n for n, other in experiment.models.items() if not isinstance(other, Api)]
-        yield at, f"names no model; {one_of(names, name)}, or a folder with a tokenizer.json"
+        yield at, f"names no model; {suggest(names, name)}, or a folder with a tokenizer.json"
 
 
 def _weights(where: tuple[str, ...], model: Checkpoint) -> Iterator[Problem]:
@@ -89,7 +89,7 @@ def _derived(experiment: Experiment, name: str, model: Derived) -> Iterator[Prob
     where = ("models", name)
     if model.base not in experiment.models:
         others = [other for other in experiment.models if other != name]
-        yield (*where, "base"), "names no model; " + one_of(others, model.base)
+        yield (*where, "base"), "names no model; " + suggest(others, model.base)
         return
     if is_behind_api(experiment, model.base):
         yield (*where, "base"), BEHIND_API

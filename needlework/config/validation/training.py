@@ -1,45 +1,58 @@
-"""Trainings that cannot work: their rows, their processes, the text that they are validated on."""
+"""Validation of training recipes: data, processes and held-out text."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from needlework.config.errors import Problem, one_of
+from needlework.config.errors import Location, Problem, suggest
 from needlework.config.experiment import Experiment
 from needlework.config.model_info import max_positions
-from needlework.config.models import Api, Checkpoint, Derived
-from needlework.config.training import Distill, Finetune, FinetuneStage, Loop, Stage
+from needlework.config.models import Derived, Pretrained
+from needlework.config.training import (
+    Distill,
+    Finetune,
+    FinetuneStage,
+    ModelTraining,
+    PretrainStage,
+    TrainingLoop,
+)
 
 
 def process_problems(
-    where: tuple[str, ...], recipe: Loop, stages: list[FinetuneStage | Stage]
+    where: Location, recipe: TrainingLoop, stages: Sequence[FinetuneStage | PretrainStage]
 ) -> Iterator[Problem]:
-    """Whether `stages`, of the recipe at `where`, have rows for all its processes."""
+    """Stages of the recipe at `where` with fewer rows per step than processes to share them."""
     parts = recipe.processes * recipe.gradient_accumulation_steps
-    fewest = min(stage.rows if isinstance(stage, Stage) else stage.batch_size for stage in stages)
+    fewest = min(s.rows if isinstance(s, PretrainStage) else s.batch_size for s in stages)
     if fewest < parts:
         key = "processes" if recipe.processes > fewest else "gradient_accumulation_steps"
         yield (
             (*where, key),
-            f"shares the rows of a step among {parts}, and a stage has {fewest}; write processes "
-            f"times gradient_accumulation_steps of at most {fewest}",
+            f"divides the rows of a step into {parts} parts, but a stage has {fewest}; set "
+            f"processes x gradient_accumulation_steps to at most {fewest}",
         )
-    file = getattr(recipe, "accelerate_config", None)
+    file = recipe.accelerate_config if isinstance(recipe, ModelTraining) else None
     if file is not None and not Path(file).is_file():
-        yield (*where, "accelerate_config"), "no such file; name one that `accelerate config` wrote"
+        yield (
+            (*where, "accelerate_config"),
+            "no such file; write the path of a file that `accelerate config` made",
+        )
 
 
 def row_problems(
-    experiment: Experiment, where: tuple[str, ...], recipe: Finetune | Distill
+    experiment: Experiment, where: Location, recipe: Finetune | Distill
 ) -> Iterator[Problem]:
-    """Whether the rows that the recipe at `where` names are there, and fit."""
-    distils = isinstance(recipe, Distill)
-    for i, name in enumerate(recipe.data if distils else recipe.weights):
+    """Data of the recipe at `where` that is undefined, unsuitable or too long."""
+    names: list[tuple[Location, str]]
+    if isinstance(recipe, Distill):
+        names = [((*where, "data", i), name) for i, name in enumerate(recipe.data)]
+    else:
+        names = [((*where, "data"), name) for name in recipe.data_weights]
+    for at, name in names:
         data = experiment.finetune_data.get(name)
-        at = (*where, "data", i) if distils else (*where, "data")
         if data is None:
-            yield at, "names no finetune_data; " + one_of(experiment.finetune_data, name)
-        elif distils and not data.has_answers:
-            yield at, "is text, without the answers that gates are taught by; name other rows"
+            yield at, "unknown finetune_data; " + suggest(experiment.finetune_data, name)
+        elif isinstance(recipe, Distill) and not data.has_answers:
+            yield at, "is text without answers, which gates need; write the name of other data"
         elif (longest := max(data.lengths)) > recipe.sequence_length:
             yield (
                 (*where, "sequence_length"),
@@ -49,28 +62,32 @@ def row_problems(
 
 
 def validation_problems(experiment: Experiment) -> Iterator[Problem]:
-    """Whether what models are validated on is there and fits, in the file's order."""
+    """Problems with the held-out text of trained models, in file order."""
     for name, model in experiment.models.items():
-        if isinstance(model, Checkpoint | Api):
+        where: Location
+        recipe: ModelTraining
+        if isinstance(model, Derived):
+            where, recipe = ("models", name, "finetune"), model.finetune
+        elif isinstance(model, Pretrained):
+            where, recipe = ("models", name, "pretrain"), model.pretrain
+        else:
             continue
-        key = "finetune" if isinstance(model, Derived) else "pretrain"
-        where, recipe = ("models", name, key), getattr(model, key)
-        stream = experiment.streams.get(recipe.validation)
+        stream = None if recipe.validation is None else experiment.streams.get(recipe.validation)
         if recipe.validation is not None and stream is None:
-            near = one_of(experiment.streams, recipe.validation)
-            yield (*where, "validation"), "names no stream; " + near
+            hint = suggest(experiment.streams, recipe.validation)
+            yield (*where, "validation"), "unknown stream; " + hint
         elif stream is None:
             if recipe.validate_every:
-                what = "needs a text; name one of streams under validation, or write 0"
+                what = "needs held-out text; set validation to a name under streams, or write 0"
                 yield (*where, "validate_every"), what
         elif not recipe.validate_every:
-            what = "is never read; write validate_every too, or leave it out"
+            what = "is never used; set validate_every too, or remove this key"
             yield (*where, "validation"), what
         elif not stream.overlap:
             limit, tokens = max_positions(experiment, name), recipe.validation_tokens
             if limit is not None and min(tokens, stream.tokens or tokens) > limit:
                 yield (
                     (*where, "validation_tokens"),
-                    f"goes beyond the {limit} positions of the model; write at most {limit}, or "
-                    f"give streams.{recipe.validation} an overlap",
+                    f"exceeds the {limit} positions of the model; write at most {limit}, or "
+                    f"set an overlap in streams.{recipe.validation}",
                 )

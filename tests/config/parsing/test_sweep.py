@@ -27,8 +27,8 @@ tasks:
 lengths: [512]
 """
 
-# What is written in place of what, and the line of the file that is told, with place and remedy.
-WRONG = [
+# Text to replace, its replacement, and the start of the resulting error.
+CASES = [
     (
         "block_size: [16",
         "blok_size: [16",
@@ -39,35 +39,43 @@ WRONG = [
         "[16, 0]",
         "11: systems.walk.sweep.block_size.1 = 0: write a number of at least 1",
     ),
-    ("[16, 32]", "[x]", "11: systems.walk.sweep.block_size.0 = 'x': write a whole number"),
-    ("[16, 32]", "[16, 32.0]", "11: systems.walk.sweep.block_size.1 = 32.0: write a whole number"),
-    ("[16, 32]", "[16, 16]", "11: systems.walk.sweep.block_size.1 = 16: stands twice; write it"),
-    ("[16, 32]", "[]", "11: systems.walk.sweep.block_size: is empty; name at least one"),
+    ("[16, 32]", "[x]", "11: systems.walk.sweep.block_size.0 = 'x': write an integer"),
+    ("[16, 32]", "[16, 32.0]", "11: systems.walk.sweep.block_size.1 = 32.0: write an integer"),
+    ("[16, 32]", "[16, 16]", "11: systems.walk.sweep.block_size.1 = 16: is a duplicate; remove it"),
+    ("[16, 32]", "[]", "11: systems.walk.sweep.block_size: is empty; write at least one entry"),
     ("[16, 32]", "16", "11: systems.walk.sweep.block_size = 16: write a list, such as [1, 2]"),
-    ("[16, 32]", "[[16], 32]", "11: systems.walk.sweep.block_size.0: write one value in each"),
+    ("[16, 32]", "[[16], 32]", "11: systems.walk.sweep.block_size.0: write single values"),
     (
         "block_size: [16, 32]",
         "walk: [of]",
         "11: systems.walk.sweep.walk.0 = 'of': did you mean `off`",
     ),
-    ("block_size: [16", "heads: [mean", "11: systems.walk.sweep.heads: stands in the attention t"),
-    ("block_size: [16", "type: [x", "11: systems.walk.sweep.type: is no parameter; write a system"),
+    (
+        "block_size: [16",
+        "heads: [mean",
+        "11: systems.walk.sweep.heads: is also set in the attention",
+    ),
+    ("block_size: [16", "type: [x", "11: systems.walk.sweep.type: cannot be swept; write a system"),
     ("block_size: [16", "1: [16", "11: systems.walk.sweep.1: write text, in quotes if it looks"),
     ("    attention: {type: sketchwalk, heads: sum, dense_layers: 1}\n", "", "8: systems.walk.sw"),
     ("type: sketchwalk", "type: scatchwalk", "8: systems.walk.attention.type = 'scatchwalk': did"),
     ("heads: sum", "haeds: sum", "8: systems.walk.attention.haeds = 'sum': unknown key; did you"),
-    ("  walk:\n    model: base", "  walk:\n    model: bse", "7: systems.walk.model = 'bse': names"),
-    ("  walk:", "  a walk:", "6: systems.a walk: is no plain word; a letter first, then letters"),
-    ("  walk:", f"  {'walk' * 10}:", f"9: systems.{'walk' * 10}.sweep: names a system `walk"),
+    (
+        "  walk:\n    model: base",
+        "  walk:\n    model: bse",
+        "7: systems.walk.model = 'bse': unknown",
+    ),
+    ("  walk:", "  a walk:", "6: systems.a walk: is not a valid name; start with a letter, then"),
+    ("  walk:", f"  {'walk' * 10}:", f"9: systems.{'walk' * 10}.sweep: creates a system `walk"),
     (
         "  floor: {",
         "  walk_top_k_blocks8_block_size16: {",
-        "9: systems.walk.sweep: names a system `walk_top_k_blocks8_block_size16`, which is there",
+        "9: systems.walk.sweep: creates a system `walk_top_k_blocks8_block_size16`, which already exists",
     ),
     (
         "baseline: dense",
         "baseline: walk",
-        "13: baseline = 'walk': names several systems; write one of walk_top",
+        "13: baseline = 'walk': is a family of systems; write one of walk_top",
     ),
 ]
 
@@ -91,7 +99,7 @@ def _config(systems: dict) -> dict:
     }
 
 
-def test_a_sweep_is_a_system_for_each_combination_in_its_place(folder):
+def test_a_sweep_expands_in_place_to_one_system_per_combination(folder):
     (folder / "trial.yaml").write_text(FILE)
     experiment = read_experiment("trial.yaml")
     assert list(experiment.systems) == [
@@ -105,19 +113,19 @@ def test_a_sweep_is_a_system_for_each_combination_in_its_place(folder):
     for name, system in experiment.systems.items():
         assert system.sweep is None
         assert system.family == ("walk" if name.startswith("walk") else None)
-    one = experiment.systems["walk_top_k_blocks8_block_size16"]
-    assert one.model == "base"
-    assert (one.attention.top_k_blocks, one.attention.block_size) == (8, 16)
-    assert (one.attention.heads, one.attention.dense_layers) == ("sum", 1)
+    last = experiment.systems["walk_top_k_blocks8_block_size16"]
+    assert last.model == "base"
+    assert (last.attention.top_k_blocks, last.attention.block_size) == (8, 16)
+    assert (last.attention.heads, last.attention.dense_layers) == ("sum", 1)
 
 
-def test_an_expanded_experiment_is_read_back_the_same(folder):
+def test_an_expanded_experiment_survives_a_round_trip(folder):
     (folder / "trial.yaml").write_text(FILE)
     experiment = read_experiment("trial.yaml")
     assert load_experiment(experiment.model_dump(mode="json")) == experiment
 
 
-def test_words_and_fractions_make_plain_names():
+def test_values_of_all_types_form_valid_names():
     system = {
         "model": "base",
         "attention": {"type": "sketchwalk"},
@@ -132,7 +140,7 @@ def test_words_and_fractions_make_plain_names():
     assert all(s.attention.skip_decode and s.attention.heads == "sum" for s in systems.values())
 
 
-def test_two_sweeps_may_be_one_family():
+def test_two_sweeps_can_share_a_family():
     def swept(**attention) -> dict:
         parts = {"attention": {"type": "sketchwalk", **attention}, "sweep": {"density": [0.1, 0.2]}}
         return {"model": "base", "family": "all", **parts}
@@ -151,7 +159,7 @@ def test_two_sweeps_may_be_one_family():
         min_size=1,
     )
 )
-def test_every_combination_is_there_once(sweep):
+def test_each_combination_occurs_once(sweep):
     system = {"model": "base", "attention": {"type": "random"}, "sweep": sweep}
     systems = load_experiment(_config({"r": system})).systems
     expected = {}
@@ -160,24 +168,24 @@ def test_every_combination_is_there_once(sweep):
         for key, value in zip(sweep, values, strict=True):
             name += f"_{key}{value}"
         expected[name] = values
-    found = {n: tuple(getattr(s.attention, k) for k in sweep) for n, s in systems.items()}
-    assert found == expected
-    assert list(found) == list(expected)
+    actual = {n: tuple(getattr(s.attention, k) for k in sweep) for n, s in systems.items()}
+    assert actual == expected
+    assert list(actual) == list(expected)
 
 
-@pytest.mark.parametrize(("right", "wrong", "says"), WRONG, ids=lambda text: text[:30])
-def test_a_wrong_sweep_is_one_line_with_its_place_in_the_file(folder, right, wrong, says):
-    assert FILE.count(right) == 1
-    (folder / "trial.yaml").write_text(FILE.replace(right, wrong))
-    with pytest.raises(ValueError, match=f"^{re.escape(f'trial.yaml:{says}')}") as caught:
+@pytest.mark.parametrize(("old", "new", "message"), CASES, ids=lambda text: text[:30])
+def test_an_error_in_a_sweep_refers_to_its_line_in_the_file(folder, old, new, message):
+    assert FILE.count(old) == 1
+    (folder / "trial.yaml").write_text(FILE.replace(old, new))
+    with pytest.raises(ValueError, match=f"^{re.escape(f'trial.yaml:{message}')}") as caught:
         read_experiment("trial.yaml")
-    message = str(caught.value)
-    assert "\n" not in message
-    # Told once, not once for each system of the sweep.
-    assert "more)" not in message
+    actual = str(caught.value)
+    assert "\n" not in actual
+    # Reported once, not once for each system of the sweep.
+    assert "more)" not in actual
 
 
-def test_what_is_wrong_at_a_length_is_told_once_and_not_of_a_system(folder):
+def test_an_error_that_concerns_all_systems_is_reported_once(folder):
     (folder / "checkpoint/config.json").write_text('{"max_position_embeddings": 256}')
     (folder / "trial.yaml").write_text(FILE)
     with pytest.raises(ValueError, match=r"^trial\.yaml:16: lengths\.0 = 512: .*[^)]$"):

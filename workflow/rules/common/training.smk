@@ -33,7 +33,7 @@ def rows_of(model, *data):
 def training_rows():
     """tokenizer/data of everything that this experiment fine-tunes or distils on."""
     models = experiment.models
-    trained = [(name, models[name].finetune.weights) for name in finetuned_models()]
+    trained = [(name, models[name].finetune.data_weights) for name in finetuned_models()]
     trained += [
         (gates.model, gates.distill.data) for gates in experiment.gates.values()
     ]

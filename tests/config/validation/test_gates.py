@@ -1,0 +1,93 @@
+import pytest
+from support.experiment_file import case, check_error
+
+
+@pytest.mark.usefixtures("experiment_folder")
+@pytest.mark.parametrize(
+    ("old", "new", "message", "at"),
+    [
+        case(
+            "own, b",
+            "ow, b",
+            "systems.seer.attention.gates = 'ow': unknown gates; did you mean `own`?",
+        ),
+        case(
+            "gates: saved",
+            "gates: ./nowhere",
+            "systems.given.attention.gates = './nowhere': unknown gates; write one of own, or a",
+        ),
+        case(
+            "gates: saved",
+            "gates: checkpoint",
+            "systems.given.attention.gates = 'checkpoint': has no gates.json; write the path of a",
+        ),
+        case(
+            "gates: saved",
+            "gates: cut",
+            "systems.given.attention.gates = 'cut': has a gates.json that is not a JSON object;",
+        ),
+        case(
+            "gates: saved",
+            "gates: list",
+            "systems.given.attention.gates = 'list': has a gates.json that is not a JSON object;",
+        ),
+        case(
+            "gates: saved",
+            "gates: none",
+            "systems.given.attention.gates = 'none': has a gates.json without block_size or stages",
+        ),
+        case(
+            "gates: saved",
+            "gates: text",
+            "systems.given.attention.gates = 'text': has a gates.json without block_size or stages",
+        ),
+        case(
+            "gates: saved",
+            "gates: bool",
+            "systems.given.attention.gates = 'bool': has a gates.json without block_size or stages",
+        ),
+        case(
+            "gates: saved",
+            "gates: stageless",
+            "systems.given.attention.gates = 'stageless': has a gates.json without block_size or stages",
+        ),
+        case(
+            "gates: saved",
+            "gates: half",
+            "systems.given.attention.gates = 'half': has no gates for decode; set skip_decode: true",
+        ),
+        case(
+            "base, block_size: 32",
+            "base, stages: [decode], block_size: 32",
+            "systems.seer.attention.gates = 'own': has no gates for prefill; set skip_prefill: true",
+            at="seer: {model: base, atte",
+        ),
+        case(
+            "base, block_size: 32",
+            "base, stages: [prefill, decode, decode], block_size: 32",
+            "gates.own.stages.2 = 'decode': is a duplicate; remove it",
+        ),
+        case(
+            "seer: {model: base",
+            "seer: {model: long",
+            "systems.seer.attention.gates = 'own': are gates of model `base`; use gates of `long`",
+        ),
+        case(
+            "own, block_size: 32",
+            "own, block_size: 16",
+            "systems.seer.attention.block_size = 16: differs from the gates' block size; write 32",
+        ),
+        case(
+            "saved, block_size: 64",
+            "saved, block_size: 32",
+            "systems.given.attention.block_size = 32: differs from the gates' block size; write 64",
+        ),
+        case(
+            "own: {model: base",
+            "own: {model: bsae",
+            "gates.own.model = 'bsae': unknown model; did you mean",
+        ),
+    ],
+)
+def test_missing_or_unfit_gates_are_rejected(old, new, message, at):
+    check_error(old, new, message, at)
