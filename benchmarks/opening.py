@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, LlamaConfig
 
 from benchmarks.plan import TOKENIZER, beside, make_random
 from needlework.config.opening import Opening
-from needlework.evaluation.generation.answers import EvaluationJob, answers
+from needlework.evaluation.generation.answers import EvaluationJob, answer_samples
 from needlework.planning.cost import Model
 from needlework.planning.device_probe import device
 from needlework.planning.shape import Shape
@@ -143,8 +143,8 @@ def _row(folder: Path, setting: Setting, way: dict) -> str:
 def _answer(folder: Path, dtype: str, way: dict) -> tuple[int, int, float, float]:
     """Of the second prompt: cache and peak bytes, seconds of the prefill and of a token."""
     opening = Opening(**way).model_dump()
-    asked = EvaluationJob("opened", str(folder), dtype, None, False, opening, False, None, 0)
-    predictions, measurements, _ = answers(asked, folder / "samples.parquet", slice(0, 2), 1)
+    job = EvaluationJob("opened", str(folder), dtype, None, False, opening, False, None, 0)
+    predictions, measurements, _ = answer_samples(job, folder / "samples.parquet", slice(0, 2), 1)
     measured = measurements.row(1, named=True)
     return (
         predictions["cache_bytes"][1],

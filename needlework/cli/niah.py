@@ -11,7 +11,7 @@ import torch
 from needlework.cli.inline_experiment import NAME, experiment_of
 from needlework.config.attention import Attention
 from needlework.config.models import Checkpoint
-from needlework.evaluation.generation.answers import EvaluationJob, answers
+from needlework.evaluation.generation.answers import EvaluationJob, answer_samples
 from needlework.scoring.intervals import wilson
 from needlework.scoring.score import score
 from needlework.tasks.generate import samples
@@ -55,11 +55,13 @@ def ask(
     entry, task = experiment.models[NAME], experiment.tasks[NAME]
     framed, tokenizer = frame_of(entry), open_tokenizer(entry.path, entry.revision)
     sampler = sampler_of(experiment, NAME, length, tokenizer, framed)
-    table, asked = samples(sampler, count), _asked(entry, attention, framed[1])
+    table, job = samples(sampler, count), _job(entry, attention, framed[1])
     with TemporaryDirectory() as folder:
         path = Path(folder) / "samples.parquet"
         table.write_parquet(path)
-        predictions, measurements, _ = answers(asked, path, slice(None), torch.get_num_threads())
+        predictions, measurements, _ = answer_samples(
+            job, path, slice(None), torch.get_num_threads()
+        )
     scores = score(table, predictions, task.metric, task.has_depths)
     told = (table, predictions["prediction"], measurements["prefill_seconds"], scores)
     yield from _told(*told, task.metric)
@@ -67,7 +69,7 @@ def ask(
         yield f"{entry.path} has no {attention.type} of its own: it was put on untrained"
 
 
-def _asked(entry: Checkpoint, attention: Attention | None, thinking_tokens: int) -> EvaluationJob:
+def _job(entry: Checkpoint, attention: Attention | None, thinking_tokens: int) -> EvaluationJob:
     return EvaluationJob(
         system=NAME,
         model=entry.path,

@@ -1,4 +1,4 @@
-"""Memory over time: no peak is missed, and a long block has no more points than a short one."""
+"""Memory over time: no peak is missed, and the number of points is bounded."""
 
 import gc
 import random
@@ -15,49 +15,49 @@ from needlework.evaluation.memory_monitor import MemoryMonitor
 _BYTES = 300 * 2**20
 
 
-def _hold(seconds: float) -> None:
-    # Beyond what an allocator keeps: given back as soon as it is let go.
-    held = np.ones(_BYTES // 8)
+def _allocate(seconds: float) -> None:
+    """Hold memory that the allocator returns as soon as it is freed."""
+    array = np.ones(_BYTES // 8)
     time.sleep(seconds)
-    del held
+    del array
     gc.collect()
 
 
-def test_the_peak_between_two_moments_is_seen():
-    with MemoryMonitor() as watched:
+def test_a_peak_within_the_block_is_seen():
+    with MemoryMonitor() as monitor:
         time.sleep(0.2)
-        _hold(0.3)
+        _allocate(0.3)
         time.sleep(0.2)
-    bytes_ = [point["resident_bytes"] for point in watched.points]
-    assert watched.peak_resident_bytes == max(bytes_)
+    bytes_ = [point["resident_bytes"] for point in monitor.points]
+    assert monitor.peak_resident_bytes == max(bytes_)
     assert max(bytes_) - bytes_[0] > 0.9 * _BYTES
     assert max(bytes_) - bytes_[-1] > 0.9 * _BYTES
-    seconds = [point["seconds"] for point in watched.points]
+    seconds = [point["seconds"] for point in monitor.points]
     assert seconds == sorted(seconds)
     assert 0 <= seconds[0] < 0.1
     assert seconds[-1] > 0.69
-    assert {point["gpu_bytes"] for point in watched.points} == {None}
+    assert {point["gpu_bytes"] for point in monitor.points} == {None}
 
 
-def test_a_long_block_has_wider_steps_and_loses_no_peak(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(memory_monitor, "_EVERY_SECONDS", 1e-4)
-    monkeypatch.setattr(memory_monitor, "_MOST_POINTS", 12)
-    with MemoryMonitor() as watched:
-        _hold(0.1)
+def test_steps_of_a_long_block_widen_without_losing_peaks(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(memory_monitor, "_SAMPLE_EVERY_SECONDS", 1e-4)
+    monkeypatch.setattr(memory_monitor, "_MAX_POINTS", 12)
+    with MemoryMonitor() as monitor:
+        _allocate(0.1)
         time.sleep(0.4)
-    assert 4 <= len(watched.points) <= 12
-    bytes_ = [point["resident_bytes"] for point in watched.points]
+    assert 4 <= len(monitor.points) <= 12
+    bytes_ = [point["resident_bytes"] for point in monitor.points]
     assert max(bytes_) - bytes_[0] > 0.9 * _BYTES
-    seconds = [point["seconds"] for point in watched.points]
+    seconds = [point["seconds"] for point in monitor.points]
     assert seconds == sorted(seconds)
 
 
 class _Scripted(MemoryMonitor):
-    """Given its readings, without a clock: the first and last moment's, and those between."""
+    """A monitor of given readings, without a clock."""
 
     def __init__(self, readings: list[dict]):
         super().__init__()
-        self._left = iter(readings)
+        self._remaining = iter(readings)
         between = iter([False] * (len(readings) - 2))
         self._done = SimpleNamespace(wait=lambda _: next(between, True))
         self.points.append(self._read())
@@ -65,12 +65,14 @@ class _Scripted(MemoryMonitor):
         self.points.append(self._read())
 
     def _read(self) -> dict:
-        return next(self._left)
+        return next(self._remaining)
 
 
 @pytest.mark.parametrize("count", [2, 3, 11, 12, 13, 40, 41, 100, 333, 1000])
-def test_each_point_is_the_most_since_the_one_before(count: int, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(memory_monitor, "_MOST_POINTS", 12)
+def test_each_point_is_the_maximum_since_the_previous_one(
+    count: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(memory_monitor, "_MAX_POINTS", 12)
     draw = random.Random(count)
     readings = [
         {"seconds": i, "resident_bytes": draw.randrange(10**9), "gpu_bytes": draw.randrange(10**9)}
@@ -85,12 +87,12 @@ def test_each_point_is_the_most_since_the_one_before(count: int, monkeypatch: py
         steps.append(len(since))
         for key in ("resident_bytes", "gpu_bytes"):
             assert point[key] == max(reading[key] for reading in since)
-    # But for what is left over at the end, steps are of one width.
+    # Except for the last ones, steps have the same width.
     assert max(steps) <= 2 * min(steps[:-2], default=count)
 
 
-def test_a_block_that_fails_ends_the_watch():
-    with pytest.raises(KeyError), MemoryMonitor() as watched:
+def test_a_failing_block_ends_the_monitor():
+    with pytest.raises(KeyError), MemoryMonitor() as monitor:
         raise KeyError
-    assert not watched._thread.is_alive()
-    assert len(watched.points) >= 2
+    assert not monitor._thread.is_alive()
+    assert len(monitor.points) >= 2

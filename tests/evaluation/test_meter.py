@@ -30,7 +30,7 @@ def _cache(model: LlamaForCausalLM, tokens: int) -> DynamicCache:
     return cache
 
 
-def test_cache_bytes_are_those_of_its_shapes():
+def test_cache_bytes_follow_from_shapes():
     # 2 (key, value) x layers x kv heads x tokens x head size x bytes of a float32
     assert cache_bytes(_cache(_llama(), 10)) == 2 * 3 * 2 * 10 * 8 * 4
     assert cache_bytes(_cache(_llama(), 80)) == 8 * cache_bytes(_cache(_llama(), 10))
@@ -38,23 +38,23 @@ def test_cache_bytes_are_those_of_its_shapes():
     assert cache_bytes(_cache(half, 7)) == 2 * 3 * 6 * 7 * 8 * 2
 
 
-def test_cache_bytes_are_those_of_storage_each_counted_once():
+def test_cache_bytes_count_each_storage_once():
     memory = torch.zeros(4, 8)
     shared = SimpleNamespace(whole=memory, view=memory[1], again=[memory, {"key": memory.T}])
     assert cache_bytes(shared) == 4 * 8 * 4
-    # A view keeps all that lies behind it.
+    # A view keeps its whole storage.
     assert cache_bytes([torch.zeros(100, dtype=torch.float64)[:3]]) == 800
     assert cache_bytes((torch.zeros(2), {"a": [torch.zeros(3, dtype=torch.int8)]}, None)) == 11
 
 
-def test_cache_bytes_leave_modules_and_rings():
+def test_cache_bytes_skip_modules_and_reference_cycles():
     cache = SimpleNamespace(state=torch.zeros(5), model=torch.nn.Linear(3, 3), numbers=[1, "two"])
     cache.own = cache
     assert cache_bytes(cache) == 20
     assert cache_bytes(None) == 0
 
 
-def test_the_clock_splits_a_generation_and_stops_nothing():
+def test_the_clock_splits_a_generation_without_stopping_it():
     model, clock = _llama(), FirstTokenClock()
     seen = []
 
@@ -72,7 +72,7 @@ def test_the_clock_splits_a_generation_and_stops_nothing():
     prefill, decode = clock.seconds()
     assert out.shape == (2, 9)
     assert len(seen) == 4
-    # Prefill is fixed with the first token; decode goes on.
+    # Prefill is fixed at the first token; decode continues.
     assert seen == [prefill] * 4
     assert prefill > 0
     assert clock.seconds()[1] > decode > 0

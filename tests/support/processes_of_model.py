@@ -1,4 +1,4 @@
-"""Many cases answered in the processes of one launch: `python -m processes_of_model FILE`."""
+"""Answers of many jobs in the processes of one launch: `python -m support.processes_of_model FILE`."""
 
 import json
 import os
@@ -10,16 +10,15 @@ from torch import distributed
 
 from needlework.config.opening import Opening
 from needlework.evaluation.generation.answer_checkpoint import AnswerCheckpoint
-from needlework.evaluation.generation.answers import EvaluationJob, _answers, _together
+from needlework.evaluation.generation.answers import EvaluationJob, _answer_samples, _merge
 
 if __name__ == "__main__":
     path = Path(sys.argv[1])
     for number, case in enumerate(json.loads(path.read_text())["cases"]):
-        together = partial(_together, opening=Opening(**case["asked"]["opening"]))
-        finished = AnswerCheckpoint(together=together)
-        tables = _answers(
-            EvaluationJob(**case["asked"]), case["samples"], slice(None), 1, False, finished
-        )
+        job = EvaluationJob(**case["job"])
+        merge = partial(_merge, opening=Opening(**job.opening))
+        checkpoint = AnswerCheckpoint(merge=merge)
+        tables = _answer_samples(job, case["samples"], slice(None), 1, False, checkpoint)
         if os.environ["RANK"] == "0":
             tables[0].write_parquet(path.with_name(f"{number}.parquet"))
     distributed.destroy_process_group()

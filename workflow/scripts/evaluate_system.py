@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from needlework.evaluation.early_stopping import write_unless_stopped
-from needlework.evaluation.generation.answers import EvaluationJob, answers
+from needlework.evaluation.generation.answers import EvaluationJob, answer_samples
 from needlework.evaluation.generation.generate import empty_tables
 from needlework.pipeline.stage import stage
 
@@ -17,16 +17,16 @@ with stage(snakemake) as s:
     count = pl.scan_parquet(s.input.samples).select(pl.len()).collect().item()
     shard, shards = int(s.wildcards.get("shard", 0)), s.params.shards
     rows = slice(shard * count // shards, (shard + 1) * count // shards)
-    asked, early_stopping = EvaluationJob.of(s.wildcards.system, s.params), s.params.early_stopping
+    job, early_stopping = EvaluationJob.of(s.wildcards.system, s.params), s.params.early_stopping
     journal = s.kept("journal").with_suffix(".jsonl")
     write_unless_stopped(
         partial(
-            answers,
-            asked,
+            answer_samples,
+            job,
             s.input.samples,
             rows,
             s.threads,
-            stops_early=early_stopping is not None,
+            early_stopping=early_stopping is not None,
             journal=(journal, s.key),
         ),
         [s.output.predictions, s.output.measurements, s.output.densities],

@@ -1,4 +1,4 @@
-"""Samples of a cell that are answered, so that a job that is killed goes on where it was."""
+"""Answered samples of a cell, kept on disk so that an interrupted job can resume."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,17 +7,17 @@ from typing import Any
 from needlework.evaluation.answer_journal import AnswerJournal
 
 Entry = dict[str, Any]
-"""What `generate_answers` found of a sample: answer, measured and layers."""
+"""Results of `generate_answers` for one sample: answer, measured and layers."""
 
 
 class AnswerCheckpoint:
-    """Entries by sample: those of an earlier run, and each as soon as it is there.
+    """Entries by sample, from an earlier run and from this one.
 
     Args:
-        path: the journal; None: nothing outlives the process.
-        key: a hash of what the answers follow from. Entries of another are not found.
-        is_main: whether this process, of those that share a model, writes.
-        together: makes one entry of those of all such processes.
+        path: the journal; None: keep nothing.
+        key: a hash of everything the answers depend on; entries with another key are ignored.
+        is_main: whether this process writes, if several share a model.
+        merge: combines the entries of all processes that share a model.
     """
 
     def __init__(
@@ -25,19 +25,19 @@ class AnswerCheckpoint:
         path: str | Path | None = None,
         key: str = "",
         is_main: bool = True,
-        together: Callable[[Entry], Entry] = lambda entry: entry,
+        merge: Callable[[Entry], Entry] = lambda entry: entry,
     ):
         self._journal = None if path is None else AnswerJournal(path)
-        self._found = {} if self._journal is None else self._journal.load()
-        self._key, self._is_main, self._together = key, is_main, together
+        self._entries = {} if self._journal is None else self._journal.load()
+        self._key, self._is_main, self._merge = key, is_main, merge
 
     def get(self, sample: int) -> Entry | None:
-        """What was found of a sample; None: it is to be answered."""
-        return self._found.get(f"{self._key} {sample}")
+        """Return the entry of an answered sample, or None."""
+        return self._entries.get(f"{self._key} {sample}")
 
     def add(self, sample: int, entry: Entry) -> Entry:
-        """Keep what this process found of a sample; returns what all did."""
-        entry = self._together(entry)
+        """Keep this process's entry of a sample; return the merged entry of all processes."""
+        entry = self._merge(entry)
         if self._journal is not None and self._is_main:
             self._journal.add({"key": f"{self._key} {sample}", **entry})
         return entry

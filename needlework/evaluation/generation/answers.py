@@ -1,4 +1,4 @@
-"""The answers of one job: a model opened, put to samples, in this process or in several."""
+"""One evaluation job: open a model and answer samples, in this process or in several."""
 
 import json
 import os
@@ -28,13 +28,13 @@ from needlework.runtime.processes import error_file, exit_with_parent, log_to_pa
 from needlework.tables.skipped import LENGTH, MEMORY
 
 Tables = tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]
-"""Predictions, measurements and densities, as `generate_answers` returns them."""
-_NAMES = ("predictions", "measurements", "densities")
+"""Predictions, measurements and densities, as returned by `generate_answers`."""
+_TABLE_NAMES = ("predictions", "measurements", "densities")
 
 
 @dataclass(frozen=True)
 class EvaluationJob:
-    """A system and how it is opened; what JSON can hold."""
+    """A system and how to open its model, as JSON values."""
 
     system: str
     model: str
@@ -48,182 +48,198 @@ class EvaluationJob:
 
     @classmethod
     def of(cls, system: str, params: Any) -> "EvaluationJob":
-        """From the params of a rule that evaluates `system`."""
+        """Build the job from the params of the rule that evaluates `system`."""
         names = [name for name in cls.__dataclass_fields__ if name != "system"]
         return cls(system, **{name: getattr(params, name) for name in names})
 
 
-def answers(
-    asked: EvaluationJob,
+def answer_samples(
+    job: EvaluationJob,
     samples: str | Path,
     rows: slice,
     threads: int,
-    stops_early: bool = False,
+    early_stopping: bool = False,
     journal: tuple[str | Path | None, str] = (None, ""),
 ) -> Tables:
-    """Answers to some rows of the table `samples`, in the samples' order.
+    """Answer some rows of the table `samples`; return one row per sample, in their order.
 
-    Where the model is shared out over processes these are started, and end with this one; the
-    tables are as one process would make them, the memory is that of all, the time the longest.
+    A model that is divided over processes is run by child processes. The tables are those of one
+    process, except that memory is the sum over processes and time that of the slowest.
 
     Args:
-        stops_early: of an early_stopping, whose write_unless_stopped stops where memory or positions run out; the machine's
-            free memory is then the limit.
-        journal: where each sample is put as soon as it is answered, and a hash of what answers
-            follow from: those that are there already are not answered again.
+        job: system and model.
+        samples: Parquet file of samples.
+        rows: rows of it to answer.
+        threads: CPU threads of all processes together.
+        early_stopping: raise EarlyStop where memory or positions run out; allocations are limited
+            to the machine's free memory.
+        journal: file that keeps each answer as soon as it is made, and a hash of what answers
+            depend on. Samples with an entry are not answered again.
 
     Raises:
-        ValueError: what the user has to mend, from whichever process.
-        RuntimeError: a process was ended from outside.
-        EarlyStop: where it `stops_early`.
+        ValueError: an error that the user can fix, in any of the processes.
+        RuntimeError: a process was killed from outside.
+        EarlyStop: with `early_stopping`.
     """
-    count = Opening(**asked.opening).processes
+    count = Opening(**job.opening).processes
     if count == 1:
-        return _answers(asked, samples, rows, threads, stops_early, AnswerCheckpoint(*journal))
+        checkpoint = AnswerCheckpoint(*journal)
+        return _answer_samples(job, samples, rows, threads, early_stopping, checkpoint)
     with TemporaryDirectory() as folder:
-        job = {
-            "asked": asdict(asked),
+        arguments = {
+            "job": asdict(job),
             "samples": str(samples),
             "rows": [rows.start, rows.stop],
             "threads": max(1, threads // count),
-            "stops_early": stops_early,
+            "early_stopping": early_stopping,
             "journal": [journal[0] and str(journal[0]), journal[1]],
         }
         try:
-            run_processes(__name__, job, folder, count)
+            run_processes(__name__, arguments, folder, count)
         except ValueError:
-            if (stopped := _stopped_file(folder)).is_file():
-                raise EarlyStop(*json.loads(stopped.read_text())) from None
+            if (stop_file := _early_stop_file(folder)).is_file():
+                raise EarlyStop(*json.loads(stop_file.read_text())) from None
             raise
-        return tuple(pl.read_parquet(Path(folder) / f"{name}.parquet") for name in _NAMES)
+        predictions, measurements, densities = (
+            pl.read_parquet(Path(folder) / f"{name}.parquet") for name in _TABLE_NAMES
+        )
+        return predictions, measurements, densities
 
 
-def _stopped_file(folder: str | Path) -> Path:
-    """Where a process leaves why it stopped: reason and detail."""
+def _early_stop_file(folder: str | Path) -> Path:
+    """File in which a process records reason and detail of an EarlyStop."""
     return Path(folder) / "stopped.json"
 
 
-def _answers(
-    asked: EvaluationJob,
+def _answer_samples(
+    job: EvaluationJob,
     samples: str | Path,
     rows: slice,
     threads: int,
-    stops_early: bool,
-    finished: AnswerCheckpoint,
+    early_stopping: bool,
+    checkpoint: AnswerCheckpoint,
 ) -> Tables:
+    """Answer samples in this process."""
     torch.set_num_threads(threads)
-    opening, table = Opening(**asked.opening), pl.read_parquet(samples)[rows]
-    length, longest = table["length"][0], (table["tokens"] + table["max_new_tokens"]).max()
-    if not asked.allow_extrapolation:
-        _require_positions(asked, opening, longest, length if stops_early else None)
-    if stops_early:
+    opening, table = Opening(**job.opening), pl.read_parquet(samples)[rows]
+    length: int = table["length"][0]
+    longest: int = max((table["tokens"] + table["max_new_tokens"]).to_list())
+    if not job.allow_extrapolation:
+        _require_positions(job, opening, longest, length if early_stopping else None)
+    if early_stopping:
         limit_memory(opening.processes)
     model = None
     try:
         model, tokenizer = open_model(
-            asked.model,
-            dtype=asked.dtype,
-            revision=asked.revision,
-            allow_pickle=asked.allow_pickle,
+            job.model,
+            dtype=job.dtype,
+            revision=job.revision,
+            allow_pickle=job.allow_pickle,
             opening=opening,
         )
-        attention = TypeAdapter(AnyAttention | None).validate_python(asked.attention)
+        attention = TypeAdapter(AnyAttention | None).validate_python(job.attention)
         if attention is not None and attention.converts_model:
             model, attention = convert(model, attention), None
         return generate_answers(
             model,
             tokenizer,
             table,
-            system=asked.system,
+            system=job.system,
             attention=attention,
-            thinking_tokens=asked.thinking_tokens,
+            thinking_tokens=job.thinking_tokens,
             cache=opening.cache,
             prefill_chunk_tokens=opening.prefill_chunk_tokens,
-            finished=finished,
+            checkpoint=checkpoint,
         )
     except (RuntimeError, MemoryError) as error:
         if "meta tensor" in str(error):
             raise ValueError(
-                f"{asked.model}: models of this family do not compute with their first layers on a "
-                "disk; write more max_memory"
+                f"{job.model}: models of this family cannot compute with their first layers on "
+                "disk; raise max_memory"
             ) from None
         if not is_out_of_memory(error):
             raise
-        doing, most = ("opening", None) if model is None else ("answering", longest)
-        if stops_early:
-            told = str(error).partition("\n")[0] or type(error).__name__
-            raise EarlyStop(MEMORY, f"{doing} at {length:,}: {told}") from None
+        activity, tokens = ("opening", None) if model is None else ("answering", longest)
+        if early_stopping:
+            message = str(error).partition("\n")[0] or type(error).__name__
+            raise EarlyStop(MEMORY, f"{activity} at {length:,}: {message}") from None
         raise ValueError(
-            f"{asked.model}: out of memory in {doing}; {out_of_memory(opening, most)}"
+            f"{job.model}: out of memory while {activity}; {out_of_memory(opening, tokens)}"
         ) from None
 
 
 def _require_positions(
-    asked: EvaluationJob, opening: Opening, tokens: int, rung: int | None
+    job: EvaluationJob, opening: Opening, tokens: int, stop_at: int | None
 ) -> None:
-    """Whether the model takes so many tokens; `rung` is the length, with early_stopping."""
-    limit = _positions(open_config(asked.model, asked.revision, opening.trust_remote_code))
+    """Fail if the model has fewer positions than `tokens`.
+
+    Args:
+        stop_at: with early stopping, the length to report; None: raise ValueError instead.
+    """
+    limit = _max_positions(open_config(job.model, job.revision, opening.trust_remote_code))
     if limit is None or tokens <= limit:
         return
-    if rung is not None:
+    if stop_at is not None:
         raise EarlyStop(
-            LENGTH, f"{tokens:,} tokens at {rung:,}, beyond the model's {limit:,} positions"
+            LENGTH, f"{tokens:,} tokens at {stop_at:,}, beyond the model's {limit:,} positions"
         )
     raise ValueError(
-        f"{asked.model}: prompt and answer of {tokens} tokens are beyond its {limit} positions; "
-        "write smaller lengths, `allow_extrapolation: true` beside the model's path, or `early_stopping: true`"
+        f"{job.model}: prompt and answer of {tokens} tokens exceed its {limit} positions; write "
+        "smaller lengths, `early_stopping: true`, or `allow_extrapolation: true` next to the "
+        "model's path"
     )
 
 
-def _positions(config: PreTrainedConfig) -> int | None:
-    """Positions that a model is made for; None: any number."""
-    # Infini-attention counts them within a segment, so none is ever too far.
+def _max_positions(config: PreTrainedConfig) -> int | None:
+    """Positions that a model is made for, or None if unlimited."""
+    # Infini-attention counts positions within a segment.
     if getattr(config, "needlework_attention", None) == "infini":
         return None
     return getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
 
 
-def _together(mine: Entry, opening: Opening) -> Entry:
-    """One sample as the processes of a model found it: with what all of them hold and use."""
-    everyone: list[Any] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(everyone, mine)
-    held = [entry["answer"].pop("cache_bytes") for entry in everyone]
-    if any(entry["answer"] != everyone[0]["answer"] for entry in everyone):
+def _merge(mine: Entry, opening: Opening) -> Entry:
+    """Merge the entries of all processes: equal answers, total memory."""
+    entries: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(entries, mine)
+    cache_bytes = [entry["answer"].pop("cache_bytes") for entry in entries]
+    if any(entry["answer"] != entries[0]["answer"] for entry in entries):
         raise RuntimeError("the processes of a model gave different answers")
-    # Whole in each process, but for heads that are shared out.
-    mine["answer"]["cache_bytes"] = sum(held) if opening.tp > 1 else held[0]
-    peaks = [entry["measured"]["peak_memory_bytes"] for entry in everyone]
+    # Each process holds the whole cache, unless heads are divided.
+    mine["answer"]["cache_bytes"] = sum(cache_bytes) if opening.tp > 1 else cache_bytes[0]
+    peaks = [entry["measured"]["peak_memory_bytes"] for entry in entries]
     mine["measured"]["peak_memory_bytes"] = sum(peaks)
     return mine
 
 
 def main() -> None:
-    """One of the processes of a job."""
+    """Run one of the processes of a job."""
     exit_with_parent()
     path = Path(sys.argv[1])
-    job = json.loads(path.read_text())
+    arguments = json.loads(path.read_text())
     is_main = os.environ["RANK"] == "0"
     log_to_parent(is_main)
-    asked = EvaluationJob(**job["asked"])
-    together = partial(_together, opening=Opening(**asked.opening))
+    job = EvaluationJob(**arguments["job"])
+    merge = partial(_merge, opening=Opening(**job.opening))
+    journal_file, key = arguments["journal"]
     try:
-        tables = _answers(
-            asked,
-            job["samples"],
-            slice(*job["rows"]),
-            job["threads"],
-            job["stops_early"],
-            AnswerCheckpoint(*job["journal"], is_main, together),
+        tables = _answer_samples(
+            job,
+            arguments["samples"],
+            slice(*arguments["rows"]),
+            arguments["threads"],
+            arguments["early_stopping"],
+            AnswerCheckpoint(journal_file, key, is_main, merge),
         )
-    except EarlyStop as why:
-        _stopped_file(path.parent).write_text(json.dumps([why.reason, why.detail]))
-        error_file(path).write_text(why.detail)
+    except EarlyStop as stop:
+        _early_stop_file(path.parent).write_text(json.dumps([stop.reason, stop.detail]))
+        error_file(path).write_text(stop.detail)
         sys.exit(1)
     except (ValueError, OSError) as error:
         error_file(path).write_text(str(error))
         sys.exit(1)
     if is_main:
-        for name, table in zip(_NAMES, tables, strict=True):
+        for name, table in zip(_TABLE_NAMES, tables, strict=True):
             table.write_parquet(path.with_name(f"{name}.parquet"))
     distributed.destroy_process_group()
 

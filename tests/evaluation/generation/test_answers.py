@@ -1,4 +1,4 @@
-"""Answers through every way to open a model: offloaded, quantized, of one process or of two."""
+"""Answers with every way to open a model: offloaded, quantized, in one process or in two."""
 
 import functools
 import resource
@@ -15,15 +15,15 @@ from transformers import AutoTokenizer
 from needlework.config.attention import Infini
 from needlework.config.opening import Opening
 from needlework.evaluation.early_stopping import EarlyStop
-from needlework.evaluation.generation.answers import EvaluationJob, answers
+from needlework.evaluation.generation.answers import EvaluationJob, answer_samples
 from needlework.models.checkpoint import open_model
 from needlework.runtime.processes import run_processes
 from needlework.tables.skipped import LENGTH, MEMORY
 
-WALK = {"type": "sketchwalk", "block_size": 16, "density": 0.4, "dense_layers": 0}
+SKETCHWALK = {"type": "sketchwalk", "block_size": 16, "density": 0.4, "dense_layers": 0}
 SYSTEMS = {
     "dense": None,
-    "sketchwalk": WALK,
+    "sketchwalk": SKETCHWALK,
     "xattention": {"type": "xattention", "block_size": 16, "threshold": 0.5, "stride": 4},
     "window": {"type": "window", "block_size": 16, "sink_tokens": 4, "recent_tokens": 32},
 }
@@ -44,7 +44,7 @@ IN_PROCESSES = [
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """A folder with a small random model, by family; `infini` is a Mixtral with that attention."""
+    """Folder of a small random model, by family; `infini` is a Mixtral with Infini-attention."""
 
     @functools.cache
     def made(family: str) -> Path:
@@ -74,7 +74,7 @@ def samples(tmp_path_factory):
     return path
 
 
-def asked(folder, attention=None, **keys):
+def job_of(folder, attention=None, **keys):
     return EvaluationJob(
         system="s",
         model=str(folder),
@@ -89,31 +89,33 @@ def asked(folder, attention=None, **keys):
 
 
 def predicted(folder, samples, attention=None, **keys):
-    return answers(asked(folder, attention, **keys), samples, slice(None), 1)[0]
+    return answer_samples(job_of(folder, attention, **keys), samples, slice(None), 1)[0]
 
 
 @pytest.mark.parametrize("attention", ["dense", "sketchwalk"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_offloading_to_a_disk_changes_nothing(checkpoint, samples, tmp_path, family, attention):
+def test_offloading_to_disk_does_not_change_answers(
+    checkpoint, samples, tmp_path, family, attention
+):
     folder, system = checkpoint(family), SYSTEMS[attention]
     keys = {"device_map": "auto", "max_memory": {"cpu": "9MB"}}
-    found = predicted(folder, samples, system, offload_folder=str(tmp_path), **keys)
-    assert found.equals(predicted(folder, samples, system))
+    predictions = predicted(folder, samples, system, offload_folder=str(tmp_path), **keys)
+    assert predictions.equals(predicted(folder, samples, system))
     with pytest.raises(ValueError, match=r"do not fit; write .*offload_folder"):
         predicted(folder, samples, system, **keys)
 
 
-def test_an_infini_model_answers_from_a_disk_too(checkpoint, samples, tmp_path):
+def test_an_infini_model_answers_from_disk(checkpoint, samples, tmp_path):
     keys = {"device_map": "auto", "max_memory": {"cpu": "9MB"}, "offload_folder": str(tmp_path)}
     folder = checkpoint("infini")
     assert predicted(folder, samples, **keys).equals(predicted(folder, samples))
 
 
 @pytest.mark.workflow
-def test_processes_answer_as_one_does(checkpoint, samples, tmp_path, monkeypatch):
+def test_several_processes_give_the_answers_of_one(checkpoint, samples, tmp_path, monkeypatch):
     cases = [
         {
-            "asked": asdict(asked(checkpoint(family), SYSTEMS[system], **keys)),
+            "job": asdict(job_of(checkpoint(family), SYSTEMS[system], **keys)),
             "samples": str(samples),
         }
         for family, system, keys in IN_PROCESSES
@@ -121,16 +123,20 @@ def test_processes_answer_as_one_does(checkpoint, samples, tmp_path, monkeypatch
     monkeypatch.setenv("PYTHONPATH", PYTHONPATH)
     run_processes("support.processes_of_model", {"cases": cases}, tmp_path, 2)
     for number, (family, system, keys) in enumerate(IN_PROCESSES):
-        found = pl.read_parquet(tmp_path / f"{number}.parquet")
+        predictions = pl.read_parquet(tmp_path / f"{number}.parquet")
         alone = predicted(checkpoint(family), samples, SYSTEMS[system])
-        # What a system remembers is whole in each process.
-        assert found.drop("cache_bytes").equals(alone.drop("cache_bytes")), (family, system, keys)
-        ratio = (found["cache_bytes"] / alone["cache_bytes"]).max()
+        # Each process holds the whole state of a system.
+        assert predictions.drop("cache_bytes").equals(alone.drop("cache_bytes")), (
+            family,
+            system,
+            keys,
+        )
+        ratio = (predictions["cache_bytes"] / alone["cache_bytes"]).max()
         assert 1 <= ratio < 1.2, (family, system, keys)
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, "infini"])
-def test_quantized_weights_are_small_and_their_logits_close(checkpoint, family):
+def test_quantized_weights_are_smaller_and_logits_close(checkpoint, family):
     ids = torch.arange(100, 300)[None]
     plain, _ = open_model(checkpoint(family))
     with torch.inference_mode():
@@ -140,8 +146,8 @@ def test_quantized_weights_are_small_and_their_logits_close(checkpoint, family):
         model, _ = open_model(checkpoint(family), opening=Opening(quantization=quantization))
         assert model.get_memory_footprint() < plain.get_memory_footprint()
         with torch.inference_mode():
-            found = model(ids).logits
-        errors[quantization] = ((found - logits).norm() / logits.norm()).item()
+            predictions = model(ids).logits
+        errors[quantization] = ((predictions - logits).norm() / logits.norm()).item()
     assert 0 < errors["int8"] < errors["nf4"] < errors["fp4"] < 1
 
 
@@ -149,21 +155,21 @@ def test_quantized_weights_are_small_and_their_logits_close(checkpoint, family):
 def test_quantized_models_answer_with_an_attention_system(
     checkpoint, samples, quantization, caplog
 ):
-    found = predicted(checkpoint("qwen3"), samples, WALK, quantization=quantization)
-    plain = predicted(checkpoint("qwen3"), samples, WALK)
-    assert found["prefill_density"].equals(plain["prefill_density"])
-    assert found["cache_bytes"].equals(plain["cache_bytes"])
+    predictions = predicted(checkpoint("qwen3"), samples, SKETCHWALK, quantization=quantization)
+    plain = predicted(checkpoint("qwen3"), samples, SKETCHWALK)
+    assert predictions["prefill_density"].equals(plain["prefill_density"])
+    assert predictions["cache_bytes"].equals(plain["cache_bytes"])
     assert "MatMul8bitLt" not in caplog.text
 
 
-def test_shards_are_the_rows_of_the_whole(checkpoint, samples):
-    job = asked(checkpoint("qwen3"), WALK)
-    whole = answers(job, samples, slice(None), 1)[0]
-    parts = [answers(job, samples, slice(i, i + 1), 1)[0] for i in range(3)]
+def test_shards_are_rows_of_the_whole_table(checkpoint, samples):
+    job = job_of(checkpoint("qwen3"), SKETCHWALK)
+    whole = answer_samples(job, samples, slice(None), 1)[0]
+    parts = [answer_samples(job, samples, slice(i, i + 1), 1)[0] for i in range(3)]
     assert pl.concat(parts).equals(whole)
 
 
-def test_a_cache_in_few_bits_is_smaller_and_close(checkpoint, samples):
+def test_a_quantized_cache_is_smaller_and_answers_close(checkpoint, samples):
     folder = checkpoint("qwen3")
     for system in (None, SYSTEMS["window"]):
         plain, small = (
@@ -174,30 +180,30 @@ def test_a_cache_in_few_bits_is_smaller_and_close(checkpoint, samples):
         assert first[0].equals(first[1])
 
 
-def test_what_is_answered_is_not_answered_again(checkpoint, samples, tmp_path):
-    journal, job = tmp_path / "journal.jsonl", asked(checkpoint("mixtral"), WALK)
-    whole = answers(job, samples, slice(None), 1, journal=(journal, "key"))
+def test_answered_samples_are_not_answered_again(checkpoint, samples, tmp_path):
+    journal, job = tmp_path / "journal.jsonl", job_of(checkpoint("mixtral"), SKETCHWALK)
+    whole = answer_samples(job, samples, slice(None), 1, journal=(journal, "key"))
     lines = journal.read_text().splitlines()
     assert len(lines) == 3
-    # As a kill leaves it: two whole lines and a part of the third.
+    # What a kill leaves: two complete lines and a part of the third.
     journal.write_text("\n".join([*lines[:2], lines[2][:50]]))
-    again = answers(job, samples, slice(None), 1, journal=(journal, "key"))
+    again = answer_samples(job, samples, slice(None), 1, journal=(journal, "key"))
     assert again[0].equals(whole[0])
     assert again[1][:2].equals(whole[1][:2])
     assert again[1]["prefill_seconds"][2] != whole[1]["prefill_seconds"][2]
     assert again[2].equals(whole[2])
-    other = answers(job, samples, slice(None), 1, journal=(journal, "other"))
+    other = answer_samples(job, samples, slice(None), 1, journal=(journal, "other"))
     assert not set(other[1]["prefill_seconds"]) & set(again[1]["prefill_seconds"])
 
 
 @pytest.mark.parametrize("family", ["gpt_oss", "llama4"])
-def test_layers_that_slide_keep_their_cache_as_it_is(checkpoint, samples, family):
+def test_sliding_layers_refuse_a_quantized_cache(checkpoint, samples, family):
     with pytest.raises(ValueError, match="cache = 'quantized': is for models whose layers all"):
         predicted(checkpoint(family), samples, cache="quantized")
 
 
 @pytest.mark.parametrize(
-    ("family", "keys", "says"),
+    ("family", "keys", "message"),
     [
         ("qwen3", {"device_map": "cuda"}, "needs 1 GPU"),
         ("qwen3", {"pp": 2}, "needs 2 GPU"),
@@ -206,14 +212,14 @@ def test_layers_that_slide_keep_their_cache_as_it_is(checkpoint, samples, family
     ids=str,
 )
 @pytest.mark.usefixtures("no_gpu")
-def test_what_this_machine_has_not_is_one_line(checkpoint, samples, family, keys, says):
-    with pytest.raises(ValueError, match=says) as raised:
+def test_missing_hardware_is_a_one_line_error(checkpoint, samples, family, keys, message):
+    with pytest.raises(ValueError, match=message) as raised:
         predicted(checkpoint(family), samples, **keys)
     assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize(
-    ("family", "keys", "says"),
+    ("family", "keys", "message"),
     [
         ("gpt_oss", {"tp": 2}, "tp = 2: transformers does not know how to divide gpt_oss so"),
         ("llama4", {"ep": 2}, "ep = 2: transformers does not know how to divide llama4_text so"),
@@ -221,14 +227,14 @@ def test_what_this_machine_has_not_is_one_line(checkpoint, samples, family, keys
     ],
     ids=str,
 )
-def test_a_family_that_cannot_be_divided_so_is_one_line(checkpoint, family, keys, says):
-    with pytest.raises(ValueError, match=says) as raised:
+def test_a_family_that_cannot_be_divided_is_a_one_line_error(checkpoint, family, keys, message):
+    with pytest.raises(ValueError, match=message) as raised:
         open_model(checkpoint(family), opening=Opening(**keys))
     assert "\n" not in str(raised.value)
 
 
-def _of_one_prompt(path, tokens):
-    """Samples of one prompt with so many tokens."""
+def _one_prompt(path, tokens):
+    """Write a table with one prompt of `tokens` tokens."""
     tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
     prompt = " the" * (tokens - len(tokenizer("")["input_ids"]))
     assert len(tokenizer(prompt)["input_ids"]) == tokens
@@ -237,37 +243,39 @@ def _of_one_prompt(path, tokens):
     return path
 
 
-def test_a_length_beyond_the_positions_is_an_error_or_stops_a_climb(checkpoint, tmp_path):
-    long, job = _of_one_prompt(tmp_path / "600.parquet", 590), asked(checkpoint("qwen3"))
-    with pytest.raises(ValueError, match="600 tokens are beyond its 512 positions; write smaller"):
-        answers(job, long, slice(None), 1)
+def test_a_length_beyond_the_positions_is_an_error_or_stops_early(checkpoint, tmp_path):
+    long, job = _one_prompt(tmp_path / "600.parquet", 590), job_of(checkpoint("qwen3"))
+    with pytest.raises(ValueError, match="600 tokens exceed its 512 positions; write smaller"):
+        answer_samples(job, long, slice(None), 1)
     with pytest.raises(
         EarlyStop, match="600 tokens at 600, beyond the model's 512 positions"
-    ) as why:
-        answers(job, long, slice(None), 1, stops_early=True)
-    assert why.value.reason == LENGTH
-    assert len(answers(replace(job, allow_extrapolation=True), long, slice(None), 1)[0]) == 1
+    ) as stopped:
+        answer_samples(job, long, slice(None), 1, early_stopping=True)
+    assert stopped.value.reason == LENGTH
+    assert len(answer_samples(replace(job, allow_extrapolation=True), long, slice(None), 1)[0]) == 1
 
 
-def test_memory_that_runs_out_is_an_error_or_stops_a_climb(checkpoint, tmp_path):
+def test_out_of_memory_is_an_error_or_stops_early(checkpoint, tmp_path):
     # Eager attention holds all pairs: more than a terabyte.
-    long = _of_one_prompt(tmp_path / "600.parquet", 300_000)
-    job = asked(checkpoint("qwen3"), attn_implementation="eager")
+    long = _one_prompt(tmp_path / "600.parquet", 300_000)
+    job = job_of(checkpoint("qwen3"), attn_implementation="eager")
     job = replace(job, allow_extrapolation=True)
-    bounds = resource.getrlimit(resource.RLIMIT_DATA)
+    limits = resource.getrlimit(resource.RLIMIT_DATA)
     try:
-        with pytest.raises(ValueError, match="out of memory in answering; write lengths below 300"):
-            answers(job, long, slice(None), 1)
-        with pytest.raises(EarlyStop, match=r"^answering at 600: .*allocate") as why:
-            answers(job, long, slice(None), 1, stops_early=True)
+        with pytest.raises(
+            ValueError, match="out of memory while answering; write lengths below 300"
+        ):
+            answer_samples(job, long, slice(None), 1)
+        with pytest.raises(EarlyStop, match=r"^answering at 600: .*allocate") as stopped:
+            answer_samples(job, long, slice(None), 1, early_stopping=True)
     finally:
-        resource.setrlimit(resource.RLIMIT_DATA, bounds)
-    assert why.value.reason == MEMORY
+        resource.setrlimit(resource.RLIMIT_DATA, limits)
+    assert stopped.value.reason == MEMORY
 
 
 @pytest.mark.workflow
-def test_what_stops_one_of_several_processes_stops_the_job(checkpoint, tmp_path):
-    long, job = _of_one_prompt(tmp_path / "600.parquet", 590), asked(checkpoint("mixtral"), tp=2)
-    with pytest.raises(EarlyStop, match="600 tokens at 600, beyond") as why:
-        answers(job, long, slice(None), 1, stops_early=True)
-    assert why.value.reason == LENGTH
+def test_early_stopping_in_one_of_several_processes_stops_the_job(checkpoint, tmp_path):
+    long, job = _one_prompt(tmp_path / "600.parquet", 590), job_of(checkpoint("mixtral"), tp=2)
+    with pytest.raises(EarlyStop, match="600 tokens at 600, beyond") as stopped:
+        answer_samples(job, long, slice(None), 1, early_stopping=True)
+    assert stopped.value.reason == LENGTH

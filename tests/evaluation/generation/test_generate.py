@@ -62,7 +62,7 @@ def _samples(lengths: list[int], max_new_tokens: int = 8) -> pl.DataFrame:
 
 @torch.no_grad()
 def _greedy(model, prompt: str, most: int, eos: set[int]) -> list[int]:
-    """The most likely token, again and again, from the whole text each time: no cache."""
+    """Greedy decoding without a cache."""
     ids = [1, *(WORDS.index(word) for word in prompt.split())]
     new = []
     while len(new) < most:
@@ -78,7 +78,7 @@ def _text(ids: list[int]) -> str:
     return " ".join(WORDS[i] for i in ids if i > 2)
 
 
-def test_answers_are_those_of_a_greedy_loop(tokenizer):
+def test_answers_equal_greedy_decoding_without_a_cache(tokenizer):
     model, samples = _llama(), _samples([5, 20, 41, 20, 7])
     predictions, *_ = generate_answers(model, tokenizer, samples, system="dense")
     for row, prompt in zip(predictions.iter_rows(named=True), samples["prompt"], strict=True):
@@ -89,10 +89,10 @@ def test_answers_are_those_of_a_greedy_loop(tokenizer):
 
 
 @pytest.mark.parametrize("as_list", [False, True])
-def test_an_answer_ends_with_eos_or_its_length(tokenizer, as_list):
+def test_an_answer_ends_at_eos_or_max_new_tokens(tokenizer, as_list):
     samples = _samples([9, 30])
     free = [_greedy(_llama(), prompt, 8, set()) for prompt in samples["prompt"]]
-    # A token that the first answer holds and the second does not.
+    # A token of the first answer that the second does not contain.
     eos = next(token for token in free[0][1:] if token not in free[1])
     model = _llama([2, eos] if as_list else eos)
     predictions, *_ = generate_answers(model, tokenizer, samples, system="dense")
@@ -103,7 +103,7 @@ def test_an_answer_ends_with_eos_or_its_length(tokenizer, as_list):
     assert predictions["prediction"].to_list() == [_text(cut), _text(free[1])]
 
 
-def test_the_last_token_that_fits_may_be_eos(tokenizer):
+def test_the_last_token_may_be_eos(tokenizer):
     samples = _samples([9], max_new_tokens=3)
     third = _greedy(_llama(), samples["prompt"][0], 3, set())
     assert third.index(third[2]) == 2
@@ -112,7 +112,7 @@ def test_the_last_token_that_fits_may_be_eos(tokenizer):
 
 
 @pytest.mark.parametrize("none", [None, []])
-def test_a_model_that_names_no_end_takes_the_tokenizers(tokenizer, none):
+def test_a_model_without_eos_takes_the_tokenizers(tokenizer, none):
     samples = _samples([9, 30])
     free = [_greedy(_llama(), prompt, 8, set()) for prompt in samples["prompt"]]
     eos = next(token for token in free[0][1:] if token not in free[1])
@@ -130,7 +130,7 @@ def test_a_model_that_names_no_end_takes_the_tokenizers(tokenizer, none):
     assert predictions["prediction"].to_list() == [_text(new) for new in free]
 
 
-def test_generation_settings_of_a_checkpoint_are_left_out_and_put_back(tokenizer):
+def test_generation_settings_of_a_checkpoint_are_ignored_and_restored(tokenizer):
     samples, model = _samples([5, 20, 41]), _llama()
     plain, *_ = generate_answers(model, tokenizer, samples, system="dense")
     own = model.generation_config
@@ -144,13 +144,15 @@ def test_generation_settings_of_a_checkpoint_are_left_out_and_put_back(tokenizer
     assert own.to_dict() == before
 
 
-def test_a_tokenizer_that_counts_otherwise_is_told(tokenizer):
+def test_another_tokenizer_than_that_of_the_samples_is_an_error(tokenizer):
     samples = _samples([5, 20, 7]).with_columns(tokens=pl.Series([6, 20, 8]))
-    with pytest.raises(ValueError, match=r"^sample 1 of task key at 64: .* 21 tokens.* 20; make"):
+    with pytest.raises(
+        ValueError, match=r"^sample 1 of task key at 64: .* 21 prompt tokens.* 20; make"
+    ):
         generate_answers(_llama(), tokenizer, samples, system="dense")
 
 
-def test_the_cache_holds_prompt_and_answer_but_its_last_token(tokenizer):
+def test_the_cache_holds_prompt_and_answer_without_its_last_token(tokenizer):
     samples = _samples([5, 40])
     predictions, *_ = generate_answers(_llama(), tokenizer, samples, system="dense")
     for row, words in zip(predictions.iter_rows(named=True), [5, 40], strict=True):
@@ -158,7 +160,7 @@ def test_the_cache_holds_prompt_and_answer_but_its_last_token(tokenizer):
         assert row["cache_bytes"] == 2 * LAYERS * KV_HEADS * HEAD_SIZE * 4 * tokens
 
 
-def test_tables_have_one_row_a_sample_in_its_order(tokenizer):
+def test_tables_have_one_row_per_sample_in_order(tokenizer):
     samples = _samples([6, 5, 4]).with_columns(sample=pl.Series([7, 3, 5]))
     predictions, measurements, densities = generate_answers(
         _llama(), tokenizer, samples, system="dense"
@@ -176,7 +178,7 @@ def test_tables_have_one_row_a_sample_in_its_order(tokenizer):
     assert densities.columns == [
         *("system", "task", "length", "layer", "stage", "density", "pairs"),
     ]
-    assert densities.is_empty()  # the model's own attention leaves nothing to measure
+    assert densities.is_empty()  # the model's own attention is not measured
     assert measurements["prefill_seconds"].min() > 0
     assert measurements["peak_memory_bytes"].min() > 0
     for row in measurements.iter_rows(named=True):
@@ -187,7 +189,7 @@ def test_tables_have_one_row_a_sample_in_its_order(tokenizer):
     assert predictions["decode_density"].to_list() == [1.0] * 3
 
 
-def test_a_system_is_put_on_measured_by_sample_and_taken_off(tokenizer):
+def test_a_system_is_applied_measured_per_sample_and_removed(tokenizer):
     model, samples = _llama(), _samples([60, 20, 60])
     stock = model.config._attn_implementation
     system = Random(block_size=4, density=0.25, dense_layers=1)
@@ -200,7 +202,7 @@ def test_a_system_is_put_on_measured_by_sample_and_taken_off(tokenizer):
             model, tokenizer, samples[i : i + 1], system="random", attention=system
         )
         alone.append(table)
-    # Each row's densities are its own: nothing is carried from one sample to the next.
+    # No state carries over from one sample to the next.
     assert predictions.equals(pl.concat(alone))
     for row, prompt in zip(predictions.iter_rows(named=True), samples["prompt"], strict=True):
         ids = tokenizer(prompt, return_tensors="pt")
@@ -213,7 +215,7 @@ def test_a_system_is_put_on_measured_by_sample_and_taken_off(tokenizer):
     assert dense["prediction"].to_list() != predictions["prediction"].to_list()
 
 
-def test_densities_of_a_layer_count_the_pairs_of_every_sample(tokenizer):
+def test_layer_densities_count_the_pairs_of_every_sample(tokenizer):
     model, words = _llama(), [60, 20, 41]
     system = Random(block_size=4, top_k_blocks=3, dense_layers=1)
     predictions, _, densities = generate_answers(
@@ -229,17 +231,17 @@ def test_densities_of_a_layer_count_the_pairs_of_every_sample(tokenizer):
         kept = pairs = 0
         for count, answer in zip(words, new, strict=True):
             prompt = 1 + count
-            # The last token of an answer is never read.
+            # The model does not read the last token of an answer.
             queries = {"prefill": range(prompt), "decode": range(prompt, prompt + answer - 1)}
             for t in queries[row["stage"]]:
-                # Three blocks of four: the query's own up to itself, and two full ones before it.
+                # Three blocks of four: the query's own up to the query, and two full ones before it.
                 kept += min(t // 4, 2) * 4 + t % 4 + 1
                 pairs += t + 1
         assert row["pairs"] == pairs
         assert row["density"] == kept / pairs
 
 
-def test_densities_tell_tasks_and_lengths_apart(tokenizer):
+def test_densities_are_separate_for_tasks_and_lengths(tokenizer):
     model, samples = _llama(), _samples([60, 20, 41])
     samples = samples.with_columns(length=pl.Series([64, 32, 64]))
     system = Random(block_size=4, density=0.25, dense_layers=1)
@@ -260,12 +262,12 @@ def test_an_answer_of_one_token_has_no_decode_density(tokenizer):
     assert densities["stage"].to_list() == ["prefill", "prefill"]
 
 
-def test_infini_answers_with_a_cache_of_one_size(tokenizer):
+def test_the_cache_of_infini_attention_has_constant_size(tokenizer):
     system = Infini(segment_length=8)
     model = convert(_llama(), system).eval()
     samples = _samples([12, 30, 61], max_new_tokens=6)
     predictions, *_ = generate_answers(model, tokenizer, samples, system="infini")
-    # Per layer: keys and values of a segment; a memory of d x d and a norm of d for each kv head.
+    # Per layer: keys and values of a segment; per kv head, a memory [d, d] and a norm [d].
     local = 2 * KV_HEADS * 8 * HEAD_SIZE
     memory = KV_HEADS * HEAD_SIZE * (HEAD_SIZE + 1)
     sizes = predictions["cache_bytes"].unique().to_list()

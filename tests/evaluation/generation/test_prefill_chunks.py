@@ -1,4 +1,4 @@
-"""A prompt in several forwards gives the answers, densities and cache of one forward."""
+"""Chunked prefill gives the answers, densities and cache of one forward."""
 
 import polars as pl
 import pytest
@@ -29,7 +29,7 @@ CASES = {
     "random": ("llama4", {"type": "random", "density": 0.3, "block_size": 16, "dense_layers": 0}),
     "infini": ("llama", {"type": "infini", "segment_length": 32}),
     **{family: (family, None) for family in sorted(CARRYING)},
-    "sketchwalk beside states": (
+    "sketchwalk with states": (
         "qwen3_next",
         {"type": "sketchwalk", "top_k_blocks": 3, "block_size": 16, "dense_layers": 0},
     ),
@@ -59,18 +59,18 @@ def _samples(tokenizer, counts) -> pl.DataFrame:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_answers_densities_and_cache_are_those_of_one_forward(name, checkpoints, tmp_path):
-    family, given = CASES[name]
+def test_chunked_prefill_matches_one_forward(name, checkpoints, tmp_path):
+    family, parameters = CASES[name]
     model, tokenizer = open_model(checkpoints(family))
     samples = _samples(tokenizer, [123, 40])
     if name == "seer":
         Gates.new(model, block_size=16).save(tmp_path)
-        given = given | {"gates": str(tmp_path)}
-    attention = TypeAdapter(AnyAttention | None).validate_python(given)
+        parameters = parameters | {"gates": str(tmp_path)}
+    attention = TypeAdapter(AnyAttention | None).validate_python(parameters)
     if name == "infini":
         model, attention = convert(model, attention), None
 
-    def answered(chunk):
+    def answers(chunk):
         return generate_answers(
             model,
             tokenizer,
@@ -80,10 +80,10 @@ def test_answers_densities_and_cache_are_those_of_one_forward(name, checkpoints,
             prefill_chunk_tokens=chunk,
         )
 
-    whole, _, of_layers = answered(None)
+    expected, _, expected_densities = answers(None)
     assert samples["tokens"].to_list() == [129, 77]
-    # A last chunk of one token is none that decodes; rows of blocks are not to be cut.
+    # A last chunk of one token is not a decode step; chunks of ranked systems are whole blocks.
     for chunk in (128, 48 if isinstance(attention, Ranked) else 37):
-        predictions, _, densities = answered(chunk)
-        assert predictions.equals(whole)
-        assert densities.equals(of_layers)
+        predictions, _, densities = answers(chunk)
+        assert predictions.equals(expected)
+        assert densities.equals(expected_densities)

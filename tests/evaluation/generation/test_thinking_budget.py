@@ -1,4 +1,4 @@
-"""Budgets of thought, in real generation by small models: random ones, and ones that recite."""
+"""Thinking budgets in generation by small models with random or hand-set weights."""
 
 from itertools import pairwise
 
@@ -9,13 +9,13 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LogitsProcessorList, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from needlework.evaluation.generation.generate import generate_answers
-from needlework.evaluation.generation.thinking_budget import ThinkingBudget, opens_thought
+from needlework.evaluation.generation.thinking_budget import ThinkingBudget, opens_reasoning
 
 ENDING = "\n</think>\n\n"
 
 
 def _tokenizer(tags: str) -> PreTrainedTokenizerFast:
-    """Bytes; the tags of a thought are one token each (plain or special), or bytes too."""
+    """A tokenizer of bytes; reasoning tags are one token each (plain or special), or bytes."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE({letter: i for i, letter in enumerate(letters)}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -56,9 +56,9 @@ def _random_model() -> Qwen3ForCausalLM:
 
 @torch.no_grad()
 def _reciter(tokenizer: PreTrainedTokenizerFast, *lines: str) -> Qwen3ForCausalLM:
-    """A model that goes on with the rest of a line after any token of it, and behind it with "~".
+    """A model that continues any token of a line with the rest of the line, and then with "~".
 
-    No token stands twice in the lines; they have 31 at most.
+    No token occurs twice in the lines, which have at most 31 tokens.
     """
     model = _random_model()
     for layer in model.model.layers:
@@ -79,7 +79,7 @@ def _reciter(tokenizer: PreTrainedTokenizerFast, *lines: str) -> Qwen3ForCausalL
 
 @torch.no_grad()
 def _greedy(model: Qwen3ForCausalLM, ids: list[int], count: int) -> list[int]:
-    """The most likely token, again and again, from the whole text each time: no cache."""
+    """Greedy decoding without a cache."""
     new = []
     for _ in range(count):
         logits = model(torch.tensor([[*ids, *new]]), use_cache=False).logits[0, -1]
@@ -94,7 +94,7 @@ def _write(
     new_tokens: int,
     thinking_tokens: int | None,
 ) -> list[list[int]]:
-    """New tokens of each prompt, all in one batch."""
+    """Generate new tokens for each prompt, in one batch."""
     inputs = tokenizer(prompts, return_tensors="pt", padding=True)
     width = inputs["input_ids"].shape[1]
     budget = [] if thinking_tokens is None else [ThinkingBudget(tokenizer, thinking_tokens, width)]
@@ -111,22 +111,22 @@ def _write(
 
 @pytest.mark.parametrize("thinking_tokens", [1, 2, 7, 16])
 @pytest.mark.parametrize("opening", ["<think>", "<think>\n"])
-def test_an_open_thought_is_closed_at_its_budget(tokenizer, opening, thinking_tokens):
+def test_open_reasoning_is_closed_at_its_budget(tokenizer, opening, thinking_tokens):
     model, prompt = _random_model(), f"What is it?{opening}"
     ids, ending = tokenizer.encode(prompt), tokenizer.encode(ENDING)
-    thought = _greedy(model, ids, thinking_tokens)
-    answer = _greedy(model, [*ids, *thought, *ending], 10)
-    assert "think>" not in tokenizer.decode(thought + answer)
-    assert 256 not in thought + answer
+    reasoning = _greedy(model, ids, thinking_tokens)
+    answer = _greedy(model, [*ids, *reasoning, *ending], 10)
+    assert "think>" not in tokenizer.decode(reasoning + answer)
+    assert 256 not in reasoning + answer
     (new,) = _write(model, tokenizer, [prompt], thinking_tokens + len(ending) + 10, thinking_tokens)
-    assert new == thought + ending + answer
+    assert new == reasoning + ending + answer
     (free,) = _write(model, tokenizer, [prompt], len(new), None)
     assert free != new
 
 
-def test_a_thought_that_the_model_closes_is_left_alone(tokenizer):
+def test_reasoning_that_the_model_closes_is_unchanged(tokenizer):
     model = _reciter(tokenizer, "\nabc</think>defg")
-    # A budget that the tag's last token fits in, and one that it does not.
+    # Budgets with and without room for the last token of the tag.
     spent = len(tokenizer.encode("abc</think>")) - 1
     (free,) = _write(model, tokenizer, ["x<think>\n"], 30, None)
     assert tokenizer.decode(free).startswith("abc</think>defg~~~")
@@ -136,12 +136,12 @@ def test_a_thought_that_the_model_closes_is_left_alone(tokenizer):
     assert cut[: spent + len(tokenizer.encode(ENDING))] == free[:spent] + tokenizer.encode(ENDING)
 
 
-def test_a_prompt_that_opens_no_thought_leaves_it_to_the_model(tokenizer):
+def test_the_model_may_open_reasoning_itself(tokenizer):
     ending = tokenizer.encode(ENDING)
-    silent = _reciter(tokenizer, "?abcdefg")
+    no_reasoning = _reciter(tokenizer, "?abcdefg")
     for prompt in ("what?", "<think></think>what?", "is <think> what?"):
-        (free,) = _write(silent, tokenizer, [prompt], 20, None)
-        assert _write(silent, tokenizer, [prompt], 20, 3) == [free]
+        (free,) = _write(no_reasoning, tokenizer, [prompt], 20, None)
+        assert _write(no_reasoning, tokenizer, [prompt], 20, 3) == [free]
     model = _reciter(tokenizer, "?a<think>bcdefg")
     (free,) = _write(model, tokenizer, ["what?"], 40, None)
     assert tokenizer.decode(free).startswith("a<think>bcdefg")
@@ -151,13 +151,13 @@ def test_a_prompt_that_opens_no_thought_leaves_it_to_the_model(tokenizer):
         assert new[:thinking_tokens] == free[:thinking_tokens]
         assert new[thinking_tokens : thinking_tokens + len(ending)] == ending
         assert tokenizer.decode(new).count("</think>") == 1
-    # Opened when the budget is spent: closed at once.
+    # Reasoning that opens after the budget is spent is closed immediately.
     (new,) = _write(model, tokenizer, ["what?"], 40, 1)
     assert new[: opened + len(ending)] == free[:opened] + ending
 
 
-def test_a_second_thought_is_left_alone(tokenizer):
-    # After each line break it opens a thought: after the ending too.
+def test_a_second_reasoning_is_unchanged(tokenizer):
+    # The model opens reasoning after each line break, including that of the ending.
     model = _reciter(tokenizer, "\n<think>")
     (new,) = _write(model, tokenizer, ["<think>\n"], 40, 3)
     text = tokenizer.decode(new)
@@ -165,7 +165,7 @@ def test_a_second_thought_is_left_alone(tokenizer):
     assert "<think>" in text.split("</think>")[1]
 
 
-def test_rows_of_a_batch_have_budgets_of_their_own():
+def test_each_row_of_a_batch_has_its_own_budget():
     tokenizer = _tokenizer("plain")
     model = _reciter(tokenizer, "\nabc</think>defg", "?hij", "!klm<think>nopqrs", " uvw")
     prompts = ["x<think>\n", "a long one, so that others are padded?", "so!", "y<think> "]
@@ -190,14 +190,14 @@ def _samples(tokenizer: PreTrainedTokenizerFast, *prompts: str) -> pl.DataFrame:
     )
 
 
-def test_answers_keep_their_thoughts(tokenizer):
+def test_predictions_include_reasoning(tokenizer):
     model = _reciter(tokenizer, "\nabc</think>defg", "?z", " uvw")
     samples = _samples(tokenizer, "x<think>\n", "y<think> ", "what?")
     predictions, *_ = generate_answers(
         model, tokenizer, samples, system="dense", thinking_tokens=14
     )
     closed, forced, plain = predictions["prediction"]
-    # Of a thought that the prompt opens, the answer has the beginning too.
+    # The prediction includes an opening tag that is part of the prompt.
     assert closed.startswith("<think>abc</think>defg~~")
     assert forced.startswith("<think>uvw~~")
     assert forced.count("~\n</think>\n\n") == 1
@@ -205,7 +205,7 @@ def test_answers_keep_their_thoughts(tokenizer):
     assert "think>" not in plain
 
 
-def test_no_thinking_leaves_generation_alone(tokenizer):
+def test_generation_without_a_budget_is_unchanged(tokenizer):
     model = _reciter(tokenizer, "?a<think>bcdefg", "!xyz")
     samples = _samples(tokenizer, "what?", "so!", "x<think>")
     predictions, *_ = generate_answers(model, tokenizer, samples, system="dense")
@@ -216,7 +216,7 @@ def test_no_thinking_leaves_generation_alone(tokenizer):
     assert "</think>" not in "".join(predictions["prediction"])
 
 
-def test_special_tokens_but_the_tags_are_left_out_of_answers():
+def test_predictions_omit_special_tokens_except_tags():
     tokenizer = _tokenizer("special")
     model = _reciter(tokenizer, "\nab</think>c<eos>")
     samples = _samples(tokenizer, "x<think>\n")
@@ -225,16 +225,16 @@ def test_special_tokens_but_the_tags_are_left_out_of_answers():
     assert predictions["stop_reason"].to_list() == ["eos"]
 
 
-def test_a_tokenizer_without_the_letters_is_told():
+def test_a_tokenizer_that_cannot_encode_the_tag_is_an_error():
     words = Tokenizer(models.WordLevel({"<unk>": 0, "a": 1}, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>")
-    with pytest.raises(ValueError, match=r"cannot write </think>; set 0$"):
+    with pytest.raises(ValueError, match=r"cannot write </think>; write 0$"):
         ThinkingBudget(tokenizer, 5, 1)
 
 
-def test_a_thought_is_open_where_a_prompt_ends_with_its_tag():
-    assert opens_thought("a<think>")
-    assert opens_thought("a<think>\n\n")
-    assert not opens_thought("a<think>\n\n</think>\n\n")
-    assert not opens_thought("write <think> first")
+def test_reasoning_is_open_if_a_prompt_ends_with_the_tag():
+    assert opens_reasoning("a<think>")
+    assert opens_reasoning("a<think>\n\n")
+    assert not opens_reasoning("a<think>\n\n</think>\n\n")
+    assert not opens_reasoning("write <think> first")
