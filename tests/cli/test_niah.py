@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from needlework.cli.app import app
 from needlework.cli.inline_experiment import mapping
-from needlework.cli.niah import _asked, shortened
+from needlework.cli.niah import _job, shortened
 from needlework.config.attention import AnyAttention, Infini, Window
 from needlework.config.models import Checkpoint
 from needlework.config.opening import Opening
@@ -97,13 +97,13 @@ def test_a_model_is_opened_as_it_was_given():
     given = {"path": "m", "dtype": "bfloat16", "revision": "v1", "allow_pickle": True}
     given |= {"allow_extrapolation": True, "cache": "quantized", "prefill_chunk_tokens": 64}
     entry = Checkpoint(**given)
-    asked = _asked(entry, Window(recent_tokens=9), 7)
+    asked = _job(entry, Window(recent_tokens=9), 7)
     names = ("dtype", "revision", "allow_pickle", "allow_extrapolation")
     assert [getattr(asked, name) for name in names] == [given[name] for name in names]
     assert Opening(**asked.opening) == entry.opening
     assert (asked.model, asked.thinking_tokens) == ("m", 7)
     assert TypeAdapter(AnyAttention).validate_python(asked.attention) == Window(recent_tokens=9)
-    assert _asked(entry, None, 0).attention is None
+    assert _job(entry, None, 0).attention is None
 
 
 @pytest.fixture
