@@ -50,13 +50,13 @@ def said(done: subprocess.CompletedProcess[str]) -> list[str]:
             "model: bass\n  r",
             "systems.dense.model = 'bass': unknown model; did",
         ),
-        ("  random:\n", "  dense:\n", "systems.dense: stands twice, first in line "),
+        ("  random:\n", "  dense:\n", "systems.dense: duplicate key, first on line "),
         (
             "  passkey:\n",
             "  pass key:\n",
             "tasks.pass key: is not a valid name; start with a letter",
         ),
-        ("- 256", "- 256000000", "lengths.1 = 256000000: is beyond the "),
+        ("- 256", "- 256000000", "lengths.1 = 256000000: exceeds the "),
     ],
     ids=lambda text: text.strip(),
 )
@@ -90,7 +90,7 @@ def test_an_experiment_that_lacks_a_key_is_named_not_the_default(
     (line,) = said(project.snakemake("-n", "--configfile", project.write(small_experiment)))
     assert (
         line
-        == f"needlework: {project.root}/small.yaml:1: systems: is required; add it: what is compared"
+        == f"needlework: {project.root}/small.yaml:1: systems: is required; add it: systems to compare"
     )
 
 

@@ -329,7 +329,7 @@ def test_max_tokens_and_config():
     assert (found["total_tokens"], found["num_chunks"]) == (59, 2)
     usual = create_streaming_evaluator(model)
     assert (usual.reading.chunk_size, usual.reading.overlap) == (8192, 0)
-    with pytest.raises(ValueError, match=r"^max_tokens -1: write an integer, 0 or more"):
+    with pytest.raises(ValueError, match=r"^max_tokens -1: write a whole number, 0 or more"):
         _evaluator(model, 50).evaluate_streaming(ids, max_tokens=-1)
 
 
@@ -636,22 +636,22 @@ def test_what_is_wrong_is_one_line(tmp_path):
             StreamingEvaluator(other)
     for kwargs, told in (
         ({"chunk_size": 8, "overlap": 8}, "overlap 8: is not below chunk_size 8; write at most 7"),
-        ({"chunk_size": 0}, "chunk_size 0: write an integer, 1 or more, or None"),
-        ({"chunk_size": 8, "overlap": -1}, "overlap -1: write an integer, 0 or more"),
-        ({"chunk_size": 8.5}, "chunk_size 8.5: write an integer"),
-        ({"chunk_size": "8"}, "chunk_size '8': write an integer"),
+        ({"chunk_size": 0}, "chunk_size 0: write a whole number, 1 or more, or None"),
+        ({"chunk_size": 8, "overlap": -1}, "overlap -1: write a whole number, 0 or more"),
+        ({"chunk_size": 8.5}, "chunk_size 8.5: write a whole number"),
+        ({"chunk_size": "8"}, "chunk_size '8': write a whole number"),
         ({"device": "gpu"}, "device 'gpu': not to be had here .*; write cpu, cuda, or None$"),
         ({"device": "cuda:77"}, "device 'cuda:77': not to be had here"),
         (
             {"chunk_size": 8, "window_batch_size": 0},
-            "window_batch_size 0: write an integer, 1 or more",
+            "window_batch_size 0: write a whole number, 1 or more",
         ),
     ):
         with pytest.raises(ValueError, match=f"^{told}"):
             StreamingEvaluator(model, **{"device": "cpu", **kwargs})
     evaluator = _evaluator(model, 50)
     ids = _ids(200)
-    with pytest.raises(ValueError, match=r"^log_interval 0: write an integer, 1 or more"):
+    with pytest.raises(ValueError, match=r"^log_interval 0: write a whole number, 1 or more"):
         evaluator.evaluate_streaming(ids, log_interval=0)
     ids[123] = VOCABULARY
     with pytest.raises(ValueError, match=r"^token 123: id 61 is not below .* vocabulary of 61;"):
