@@ -23,7 +23,7 @@ try:
     RESULTS = f"results/{experiment.experiment}"
     require_writable(RESULTS)
 except ValueError as error:
-    sys.exit(f"needlework: {error}")
+    sys.exit("\n".join(f"needlework: {line}" for line in str(error).splitlines()))
 # With every default filled in, for captions.
 config.update(experiment.model_dump(mode="json"))
 

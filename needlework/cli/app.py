@@ -89,19 +89,19 @@ def verify(
     folder: Annotated[Path, typer.Argument(help="A results folder, such as results/quick.")],
 ) -> None:
     """Recompute every hash; name the first link that does not hold and what stands on it."""
-    found = provenance.verify(folder)
-    for path, what in found.broken.items():
-        console.print(f"[bold red]broken[/bold red] {path} {what}")
-        for figure in found.figures[path]:
-            console.print(f"       on it stands {figure}")
-    if found.broken:
-        first = next(iter(found.broken))
+    result = provenance.verify(folder)
+    for path, problem in result.invalid.items():
+        console.print(f"[bold red]invalid[/bold red] {path} {problem}")
+        for figure in result.figures[path]:
+            console.print(f"        depends on it: {figure}")
+    if result.invalid:
+        first = next(iter(result.invalid))
         console.print(
-            f"{len(found.broken)} of {found.checked} files do not hold; to make the first anew, "
-            f"and what stands on it, add to the run:\n--forcerun {first}"
+            f"{len(result.invalid)} of {result.checked} files are invalid; to rebuild the first "
+            f"and everything that depends on it, add to the run:\n--forcerun {first}"
         )
         raise typer.Exit(1)
-    console.print(f"{found.checked} files verified: every hash under {folder} holds")
+    console.print(f"{result.checked} files verified: every hash in {folder} is valid")
 
 
 @app.command()

@@ -1,14 +1,14 @@
 """Devices that a plan can assume: published specifications from resources/devices.yaml."""
 
 from functools import cache
-from pathlib import Path
 
 import yaml
 from pydantic import Field
 
 from needlework.config.base import Strict
+from needlework.runtime.locations import WORKFLOW
 
-TABLE = Path(__file__).resolve().parents[2] / "resources" / "devices.yaml"
+TABLE = WORKFLOW / "resources" / "devices.yaml"
 
 
 class Device(Strict):

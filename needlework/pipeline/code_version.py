@@ -1,8 +1,8 @@
-"""The version of the code behind a stage: a hash of its script and every module it imports.
+"""Code versions: a hash of a stage's script and every module it imports.
 
-Snakemake does not see a changed module behind a script, so each rule carries this hash as a param.
-Read by the stdlib's ast, with nothing imported. needlework.config is left out: what it decides
-reaches a stage as params.
+Snakemake does not notice changes in modules that a script imports, so each rule has this hash as a
+param. Imports are read with `ast`; nothing is imported. needlework.config is excluded: its values
+reach a stage as params.
 """
 
 import ast
@@ -11,53 +11,64 @@ from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-SCRIPTS = ROOT / "workflow" / "scripts"
+from needlework.runtime.locations import PACKAGE, WORKFLOW
 
 
 def code_version(script: str, *modules: str) -> str:
-    """Hash of `workflow/scripts/<script>`, of `modules`, and of what these import.
+    """Hash of `workflow/scripts/<script>`, of `modules`, and of everything they import.
 
-    `modules` are dotted names that the script imports by name at run time, such as the one
-    attention system that it evaluates.
+    Args:
+        modules: dotted names that the script imports by name at run time, such as the module of
+            the attention method it evaluates.
 
     Raises:
-        ValueError: the script or a module does not exist, or is not Python.
+        ValueError: the script or a module does not exist or has a syntax error.
     """
     files = code_files(script, *modules)
     return hashlib.sha256("\n".join(f"{k} {v}" for k, v in files.items()).encode()).hexdigest()[:16]
 
 
 def code_files(script: str, *modules: str) -> dict[str, str]:
-    """sha256 of each file behind code_version(script, *modules), by path below the project."""
-    paths = {SCRIPTS / script}
+    """sha256 of each file that `code_version` hashes, by its path in a checkout.
+
+    Raises:
+        ValueError: as `code_version`.
+    """
+    pending = [WORKFLOW / "workflow" / "scripts" / script]
     for module in modules:
-        paths.update(_module_files(module))
-        if not _module_files(module):
-            raise ValueError(f"{module}: no such module below {ROOT}")
-    pending = list(paths)
+        files = _module_files(module)
+        if not files:
+            raise ValueError(f"{module}: no such module in {PACKAGE}")
+        pending += files
+    paths = set(pending)
     while pending:
-        for found in _imports(pending.pop()):
-            if found not in paths:
-                paths.add(found)
-                pending.append(found)
-    return {path.relative_to(ROOT).as_posix(): _read(path)[0] for path in sorted(paths)}
+        for file in _imported_files(pending.pop()):
+            if file not in paths:
+                paths.add(file)
+                pending.append(file)
+    hashes = {_path_in_checkout(path): _read(path)[0] for path in paths}
+    return dict(sorted(hashes.items(), key=lambda item: Path(item[0])))
 
 
-def _imports(path: Path) -> Iterable[Path]:
+def _path_in_checkout(path: Path) -> str:
+    root = WORKFLOW if path.is_relative_to(WORKFLOW) else PACKAGE.parent
+    return path.relative_to(root).as_posix()
+
+
+def _imported_files(path: Path) -> Iterable[Path]:
     return {file for module in _read(path)[1] for file in _module_files(module)}
 
 
 @cache
 def _read(path: Path) -> tuple[str, tuple[str, ...]]:
-    """sha256 of a file, and every needlework module that it may import."""
+    """sha256 of a file, and the dotted names that it may import."""
     try:
         source = path.read_bytes()
         tree = ast.parse(source)
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
     except SyntaxError as error:
-        raise ValueError(f"{path}:{error.lineno}: not Python: {error.msg}; mend the line") from None
+        raise ValueError(f"{path}:{error.lineno}: syntax error: {error.msg}") from None
     return hashlib.sha256(source).hexdigest(), tuple(_imported_names(tree))
 
 
@@ -72,12 +83,12 @@ def _imported_names(tree: ast.AST) -> Iterator[str]:
 
 
 def _module_files(module: str) -> list[Path]:
-    """Files of a dotted name below needlework/, its packages' __init__.py among them."""
+    """Files of a module of needlework, including the __init__.py of its packages."""
     parts = module.split(".")
     if parts[0] != "needlework" or parts[1:2] == ["config"]:
         return []
-    path = ROOT.joinpath(*parts)
-    own = [file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()]
-    # needlework/__init__.py only hands out names lazily; what is used is imported where it stands.
-    packages = [ROOT.joinpath(*parts[:i], "__init__.py") for i in range(2, len(parts))]
-    return own + [file for file in packages if file.is_file()] if own else []
+    path = PACKAGE.parent.joinpath(*parts)
+    files = [file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()]
+    # needlework/__init__.py only resolves names lazily; users import what they need directly.
+    packages = [PACKAGE.parent.joinpath(*parts[:i], "__init__.py") for i in range(2, len(parts))]
+    return files + [file for file in packages if file.is_file()] if files else []

@@ -11,7 +11,7 @@ from typing import Any
 
 from needlework.config.experiment import Experiment
 from needlework.config.models import Checkpoint
-from needlework.pipeline.code_version import ROOT
+from needlework.runtime.locations import PACKAGE, WORKFLOW
 
 KEPT = Path(".snakemake") / "needlework"
 _READ = (
@@ -90,7 +90,7 @@ class JobResources:
             return json.loads(path.read_text())
         except (OSError, ValueError):
             pass
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
         command = [sys.executable, "-m", "needlework.planning.job_resources"]
         done = subprocess.run(
             command, input=told, capture_output=True, text=True, env=environment, check=False
@@ -127,8 +127,8 @@ class JobResources:
             Path(m.path) for m in self.experiment.models.values() if isinstance(m, Checkpoint)
         ]
         files = [folder / "config.json" for folder in folders]
-        files += sorted((ROOT / "needlework" / "planning").glob("*.py"))
-        files.append(ROOT / "resources" / "devices.yaml")
+        files += sorted((PACKAGE / "planning").glob("*.py"))
+        files.append(WORKFLOW / "resources" / "devices.yaml")
         made = hashlib.sha256(json.dumps(dump, sort_keys=True).encode())
         for file in files:
             made.update(file.read_bytes() if file.is_file() else b"")

@@ -1,11 +1,11 @@
-"""The results folder: whether it can be written, before any work starts."""
+"""The results folder."""
 
 import os
 from pathlib import Path
 
 
 def require_writable(folder: str | Path) -> None:
-    """Check that files can be made in `folder`, or in the nearest folder above it that exists.
+    """Check that files can be created in `folder`, or in its nearest existing parent.
 
     Raises:
         ValueError: they cannot.
@@ -14,6 +14,6 @@ def require_writable(folder: str | Path) -> None:
     while not existing.exists():
         existing = existing.parent
     if not existing.is_dir():
-        raise ValueError(f"{existing}: is a file where a folder should be; move it away")
+        raise ValueError(f"{existing}: is a file, but must be a folder; move the file away")
     if not os.access(existing, os.W_OK | os.X_OK):
-        raise ValueError(f"{existing}: cannot be written; make it writable, or run elsewhere")
+        raise ValueError(f"{existing}: is not writable; change its permissions or run elsewhere")

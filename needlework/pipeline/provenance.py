@@ -1,7 +1,7 @@
-"""Lineage: one JSON record beside each output says what made it; records together form a tree.
+"""Provenance: a JSON record next to each output says what made it; records link into a tree.
 
-A record is `<output>.provenance.json`. Paths in it are relative to the folder that the workflow
-runs in, as they stand in the rules.
+A record is `<output>.provenance.json`. Its paths are relative to the folder that the workflow runs
+in, as written in the rules.
 """
 
 import hashlib
@@ -22,12 +22,12 @@ def sha256_file(path: str | Path) -> str:
 
 
 def record_path(output: str | Path) -> Path:
-    """Where the record of `output` lies."""
+    """Path of the record of `output`."""
     return Path(f"{output}{SUFFIX}")
 
 
 def write_record(output: str | Path, record: dict[str, Any]) -> None:
-    """Write the record of `output`, whole or not at all."""
+    """Write the record of `output` atomically."""
     path = record_path(output)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     partial.write_text(json.dumps(record, indent=1, sort_keys=True, default=str) + "\n")
@@ -38,7 +38,7 @@ def read_record(output: str | Path) -> dict[str, Any] | None:
     """The record of `output`; None for a file that no stage made.
 
     Raises:
-        ValueError: the record is not JSON, or lacks what every record has.
+        ValueError: the record is not JSON or lacks a required key.
     """
     path = record_path(output)
     if not path.is_file():
@@ -49,23 +49,23 @@ def read_record(output: str | Path) -> dict[str, Any] | None:
             return record
     except (ValueError, AttributeError):
         pass
-    raise ValueError(f"{path}: not a whole record; delete it and {output}, then run again")
+    raise ValueError(f"{path}: incomplete record; delete it and {output}, then run again")
 
 
-def broken_input(path: str | Path) -> str | None:
-    """One line if `path` is no longer what its record says it is, else None."""
+def changed_input(path: str | Path) -> str | None:
+    """An error message if `path` differs from its record, else None."""
     record = read_record(path)
     if record is None or record["outputs"].get(str(path)) == sha256_file(path):
         return None
     return (
-        f"{path}: not as rule {record['rule']} wrote it (its sha256 differs from its record); "
-        "delete it and run again"
+        f"{path}: changed since rule {record['rule']} wrote it (its sha256 differs from its "
+        "record); delete it and run again"
     )
 
 
 @dataclass
 class Node:
-    """A file in a lineage: its record (None for a source) and what it was made from."""
+    """A file in a lineage: its record (None for a source) and the files it was made from."""
 
     path: str
     record: dict[str, Any] | None
@@ -73,20 +73,20 @@ class Node:
 
 
 def lineage(path: str | Path) -> Node:
-    """The tree of what `path` was made from, down to files that no stage made.
+    """The tree of files that `path` was made from, down to files that no stage made.
 
     Raises:
-        ValueError: `path` does not exist, or lies outside the folder that the workflow runs in.
+        ValueError: `path` does not exist or is outside the folder that the workflow runs in.
     """
     if not Path(path).is_file():
-        raise ValueError(f"{path}: no such file; name a file under results/")
-    return _lineage(_as_recorded(path), {})
+        raise ValueError(f"{path}: no such file; name a file in results/")
+    return _lineage(_relative(path), {})
 
 
-def _as_recorded(path: str | Path) -> str:
+def _relative(path: str | Path) -> str:
     relative = os.path.relpath(path)
     if relative.startswith(os.pardir):
-        raise ValueError(f"{path}: lies outside this folder; go to where the workflow ran")
+        raise ValueError(f"{path}: is outside this folder; change to the folder of the run")
     return relative
 
 
@@ -101,29 +101,25 @@ def _lineage(path: str, known: dict[str, Node]) -> Node:
 
 @dataclass
 class Verification:
-    """What `verify` found: links that do not hold, and every figure that stands on one."""
+    """The result of `verify`: invalid files, and the figures that depend on each."""
 
     checked: int
-    broken: dict[str, str]
-    """Path -> what is wrong, in the order of making: the first is the first that does not hold."""
+    invalid: dict[str, str]
+    """Path -> what is wrong, in build order: the first is the root of the problem."""
     figures: dict[str, list[str]]
-    """Broken path -> figures whose lineage has it."""
+    """Invalid path -> figures that were made from it."""
     unrecorded: list[str]
-    """Files below the folder that no record speaks of."""
+    """Files in the folder that no record mentions."""
 
 
 def verify(folder: str | Path) -> Verification:
-    """Recompute the hash of every recorded output below `folder` and of every input they name.
+    """Recompute the hash of every recorded output in `folder` and of their inputs.
 
     Raises:
-        ValueError: `folder` has no record below it, or lies outside the folder that the workflow
-            runs in.
+        ValueError: `folder` holds no records or is outside the folder that the workflow runs in.
     """
-    folder = _as_recorded(folder)
-    records = {
-        str(path)[: -len(SUFFIX)]: read_record(str(path)[: -len(SUFFIX)])
-        for path in sorted(Path(folder).rglob(f"*{SUFFIX}"))
-    }
+    folder = _relative(folder)
+    records = _records(folder)
     if not records:
         raise ValueError(f"{folder}: nothing to verify; name a folder such as results/quick")
     hashes: dict[str, str | None] = {}
@@ -133,39 +129,52 @@ def verify(folder: str | Path) -> Verification:
             hashes[path] = sha256_file(path) if Path(path).is_file() else None
         return hashes[path]
 
-    broken: dict[str, str] = {}
-    for path in _in_order(records):
+    invalid: dict[str, str] = {}
+    for path in _in_build_order(records):
         record = records[path]
-        for parent, then in record["inputs"].items():
-            if parent in broken:
+        for parent, recorded in record["inputs"].items():
+            if parent in invalid:
                 continue
             now = current(parent)
             if now is None:
-                broken[parent] = f"is missing, but {path} was made from it"
-            elif now != then and parent not in records:
-                broken[parent] = f"has changed since {path} was made from it"
-        now, then = current(path), record["outputs"].get(path)
+                invalid[parent] = f"is missing, but {path} was made from it"
+            elif now != recorded and parent not in records:
+                invalid[parent] = f"has changed since {path} was made from it"
+        now, recorded = current(path), record["outputs"].get(path)
         if now is None:
-            broken[path] = f"is missing, but rule {record['rule']} wrote it"
-        elif now != then:
-            broken[path] = f"is not as rule {record['rule']} wrote it"
+            invalid[path] = f"is missing, but rule {record['rule']} wrote it"
+        elif now != recorded:
+            invalid[path] = f"has changed since rule {record['rule']} wrote it"
     for path, record in records.items():
-        for parent, then in record["inputs"].items():
-            own = (records.get(parent) or {"outputs": {}})["outputs"].get(parent)
-            if parent in records and own != then and parent not in broken:
-                broken[path] = f"was made from another {parent} than the one that is there"
-    figures = {path: _figures_on(path, records) for path in broken}
+        for parent, recorded in record["inputs"].items():
+            if (
+                parent in records
+                and records[parent]["outputs"].get(parent) != recorded
+                and parent not in invalid
+            ):
+                invalid[path] = f"was made from an older version of {parent}"
     known = set(records) | {str(record_path(path)) for path in records}
-    unrecorded = [
-        str(path)
-        for path in sorted(Path(folder).rglob("*"))
-        if path.is_file() and str(path) not in known and not path.name.startswith(".")
-    ]
-    return Verification(len(hashes), broken, figures, unrecorded)
+    return Verification(
+        checked=len(hashes),
+        invalid=invalid,
+        figures={path: _dependent_figures(path, records) for path in invalid},
+        unrecorded=[
+            str(path)
+            for path in sorted(Path(folder).rglob("*"))
+            if path.is_file() and str(path) not in known and not path.name.startswith(".")
+        ],
+    )
 
 
-def _in_order(records: dict[str, dict]) -> Iterator[str]:
-    """Paths such that each comes after those it was made from."""
+def _records(folder: str) -> dict[str, dict[str, Any]]:
+    """Every record in `folder`, by the path of its output."""
+    outputs = [str(path)[: -len(SUFFIX)] for path in sorted(Path(folder).rglob(f"*{SUFFIX}"))]
+    records = {output: read_record(output) for output in outputs}
+    return {output: record for output, record in records.items() if record is not None}
+
+
+def _in_build_order(records: dict[str, dict[str, Any]]) -> Iterator[str]:
+    """Paths of the records, each after the paths it was made from."""
     done: set[str] = set()
 
     def visit(path: str) -> Iterator[str]:
@@ -179,9 +188,9 @@ def _in_order(records: dict[str, dict]) -> Iterator[str]:
         yield from visit(path)
 
 
-def _figures_on(path: str, records: dict[str, dict]) -> list[str]:
-    standing = {path}
-    for made in _in_order(records):
-        if standing.intersection(records[made]["inputs"]):
-            standing.add(made)
-    return sorted(p for p in standing if "/figures/" in p and p in records)
+def _dependent_figures(path: str, records: dict[str, dict[str, Any]]) -> list[str]:
+    dependent = {path}
+    for output in _in_build_order(records):
+        if dependent.intersection(records[output]["inputs"]):
+            dependent.add(output)
+    return sorted(p for p in dependent if "/figures/" in p and p in records)

@@ -1,4 +1,4 @@
-"""What every script needs: a log, one-line errors, whole outputs, a provenance record."""
+"""What every stage script needs: a log, one-line errors, atomic outputs, a provenance record."""
 
 import hashlib
 import importlib.metadata
@@ -12,91 +12,94 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from needlework.pipeline.code_version import ROOT, code_files
-from needlework.pipeline.provenance import broken_input, record_path, sha256_file, write_record
+from needlework.pipeline.code_version import code_files
+from needlework.pipeline.provenance import changed_input, record_path, sha256_file, write_record
+from needlework.runtime.locations import IS_CHECKOUT, WORKFLOW
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Stage:
-    """One job, as its script sees it. `output` names temporary paths, renamed at the end."""
+class Job:
+    """One Snakemake job, as its script sees it."""
 
     input: Any
     output: SimpleNamespace
+    """Temporary path of each output; the script writes these, `stage` renames them."""
     params: Any
     wildcards: Any
     threads: int
-    named: dict[str, str]
-    hashes: dict[str, str]
+    output_paths: dict[str, str]
+    """Final path of each output, by its name in the rule."""
+    input_hashes: dict[str, str]
     """sha256 of each input, by path."""
     key: str
-    """A hash of what the outputs follow from: inputs, params and code."""
+    """Hash of everything the outputs depend on: inputs, params and code."""
 
-    def kept(self, what: str) -> Path:
-        """A hidden file beside the first output that outlives a job that is killed."""
-        first = Path(next(iter(self.named.values())))
-        return first.with_name(f".{what}-{first.name}")
+    def checkpoint_path(self, kind: str) -> Path:
+        """A hidden file next to the first output; it survives when the job is killed."""
+        first = Path(next(iter(self.output_paths.values())))
+        return first.with_name(f".{kind}-{first.name}")
 
-    def adopt(self, folder: str | Path) -> None:
-        """Move files out of `folder` to the outputs that bear their names, or whose keys do."""
-        for name, path in self.named.items():
-            for file in (Path(path).name, f"{name}{Path(path).suffix}"):
-                if (found := Path(folder) / file).is_file():
-                    shutil.move(found, getattr(self.output, name))
+    def collect_outputs(self, folder: str | Path) -> None:
+        """Move files from `folder` to the outputs that have their name, or their name as key."""
+        for name, path in self.output_paths.items():
+            for filename in (Path(path).name, f"{name}{Path(path).suffix}"):
+                if (file := Path(folder) / filename).is_file():
+                    shutil.move(file, getattr(self.output, name))
                     break
 
 
 @contextmanager
-def stage(snakemake: Any) -> Iterator[Stage]:
-    """Run the body as one stage of the workflow.
+def stage(snakemake: Any) -> Iterator[Job]:
+    """Run the body of a stage script.
 
-    Inputs that a stage made are checked against their records first. Outputs are written to
-    temporary names beside their own and renamed when the body ends well; a record is written
-    beside each. A ValueError from the body is what the user has to mend: it is printed as one line.
+    Inputs that other stages made are checked against their provenance records first. Outputs are
+    written under temporary names, renamed when the body succeeds, and get a record each. A
+    ValueError or OSError in the body is a user error: one line is logged, without a traceback.
     """
     started = time.time()
     _log_to(snakemake.log[0] if snakemake.log else None)
-    named = dict(snakemake.output.items())
-    partial = {name: _partial(path) for name, path in named.items()}
+    outputs = dict(snakemake.output.items())
+    temporary = {name: _temporary_path(path) for name, path in outputs.items()}
     try:
         inputs = _hash_inputs(snakemake.input)
-        for path in named.values():
+        for path in outputs.values():
             Path(path).parent.mkdir(parents=True, exist_ok=True)
             _remove_leftovers(path)
-        yield Stage(
-            snakemake.input,
-            SimpleNamespace(**{name: str(path) for name, path in partial.items()}),
-            snakemake.params,
-            snakemake.wildcards,
-            snakemake.threads,
-            named,
-            inputs,
-            _key(inputs, dict(snakemake.params.items())),
+        yield Job(
+            input=snakemake.input,
+            output=SimpleNamespace(**{name: str(path) for name, path in temporary.items()}),
+            params=snakemake.params,
+            wildcards=snakemake.wildcards,
+            threads=snakemake.threads,
+            output_paths=outputs,
+            input_hashes=inputs,
+            key=_key(inputs, dict(snakemake.params.items())),
         )
         record = _record(snakemake, inputs, started)
-        record["outputs"] = {str(named[name]): sha256_file(partial[name]) for name in named}
-        for name, path in named.items():
+        record["outputs"] = {str(outputs[name]): sha256_file(temporary[name]) for name in outputs}
+        for name, path in outputs.items():
             record_path(path).unlink(missing_ok=True)
-            # Some savers make files that only their owner can read.
-            partial[name].chmod(0o666 & ~_umask())
-            partial[name].replace(path)
+            # Some libraries create files that only their owner can read.
+            temporary[name].chmod(0o666 & ~_umask())
+            temporary[name].replace(path)
             write_record(path, record)
     except (ValueError, OSError) as error:
         _log.error("needlework: %s: %s", snakemake.rule, error)
         sys.exit(1)
     except Exception:
-        _log.exception("needlework: %s: a fault of the program", snakemake.rule)
+        _log.exception("needlework: %s: internal error", snakemake.rule)
         sys.exit(1)
     finally:
-        for path in partial.values():
+        for path in temporary.values():
             path.unlink(missing_ok=True)
 
 
@@ -106,17 +109,18 @@ def _umask() -> int:
     return mask
 
 
-def _partial(path: str) -> Path:
-    # The suffix stays last: savers choose their format by it.
+def _temporary_path(path: str) -> Path:
+    # Keep the suffix: libraries choose the format by it.
     return Path(path).with_name(f".partial-{os.getpid()}-{Path(path).name}")
 
 
 def _remove_leftovers(path: str) -> None:
-    """Remove what killed jobs left of `path`; a name may end in another's, so no glob."""
+    """Remove temporary files of `path` that killed jobs left."""
+    # No glob: the name may be the end of another output's name.
     leftover = re.compile(rf"\.partial-\d+-{re.escape(Path(path).name)}")
-    for found in Path(path).parent.iterdir():
-        if leftover.fullmatch(found.name):
-            found.unlink(missing_ok=True)
+    for file in Path(path).parent.iterdir():
+        if leftover.fullmatch(file.name):
+            file.unlink(missing_ok=True)
 
 
 def _log_to(path: str | None) -> None:
@@ -129,20 +133,20 @@ def _log_to(path: str | None) -> None:
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(message)s", handlers=handlers, force=True
     )
-    for noisy in ("httpx", "fsspec", "urllib3", "filelock"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    for verbose_library in ("httpx", "fsspec", "urllib3", "filelock"):
+        logging.getLogger(verbose_library).setLevel(logging.WARNING)
 
 
-def _hash_inputs(paths: Any) -> dict[str, str]:
+def _hash_inputs(paths: Iterable[str]) -> dict[str, str]:
     for path in paths:
-        if (line := broken_input(path)) is not None:
-            raise ValueError(line)
+        if (problem := changed_input(path)) is not None:
+            raise ValueError(problem)
     return {str(path): sha256_file(path) for path in paths}
 
 
 def _key(inputs: dict[str, str], params: dict[str, Any]) -> str:
-    told = json.dumps([inputs, params], sort_keys=True, default=str)
-    return hashlib.sha256(told.encode()).hexdigest()
+    content = json.dumps([inputs, params], sort_keys=True, default=str)
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def _record(snakemake: Any, inputs: dict[str, str], started: float) -> dict[str, Any]:
@@ -159,7 +163,7 @@ def _record(snakemake: Any, inputs: dict[str, str], started: float) -> dict[str,
         },
         "packages": package_versions(),
         "hub": _hub_commits(params),
-        "git": _git(),
+        "git": _git_state(),
         "device": device_name(),
         "threads": snakemake.threads,
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
@@ -168,16 +172,18 @@ def _record(snakemake: Any, inputs: dict[str, str], started: float) -> dict[str,
 
 
 def _script_name() -> str:
-    # Not the rule's name: a rule may use another's script.
-    return Path(sys.modules["__main__"].__file__).name
+    # Not the rule's name: a rule may use the script of another.
+    file = sys.modules["__main__"].__file__
+    assert file is not None, "a stage runs as a script"
+    return Path(file).name
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of Python and of the packages that pyproject.toml names and this Python has."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    """Versions of Python and of the installed packages that pyproject.toml requires."""
+    project = tomllib.loads((WORKFLOW / "pyproject.toml").read_text())["project"]
     versions = {"python": platform.python_version()}
     for requirement in project["dependencies"]:
-        name = requirement.split("==")[0]
+        name = re.split(r"[^A-Za-z0-9._-]", requirement, maxsplit=1)[0]
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
@@ -186,30 +192,36 @@ def package_versions() -> dict[str, str]:
 
 
 def _hub_commits(params: dict[str, Any]) -> dict[str, str]:
-    """The commit of each model that the hub gave, by its name."""
-    # What opens a model has imported it; other stages have no need of it.
+    """The commit of each model that was opened from the hub, by its name."""
+    # Stages that open a model have imported this module; others need not.
     hub = sys.modules.get("needlework.sources.hub")
+    if hub is None:
+        return {}
     names = {params.get(name) for name in ("model", "base", "tokenizer")} - {None}
-    found = {name: hub and hub.commit(name, params.get("revision")) for name in sorted(names)}
-    return {name: commit for name, commit in found.items() if commit is not None}
+    commits = {name: hub.commit(name, params.get("revision")) for name in sorted(names)}
+    return {name: commit for name, commit in commits.items() if commit is not None}
 
 
-def _git() -> dict[str, Any] | None:
+def _git_state() -> dict[str, Any] | None:
+    """The commit of this checkout and whether files differ from it; None outside of git."""
+
     def git(*args: str) -> str | None:
+        command = ["git", "-C", str(WORKFLOW), *args]
         try:
-            done = subprocess.run(
-                ["git", "-C", str(ROOT), *args], capture_output=True, text=True, check=True
-            )
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
         except (OSError, subprocess.CalledProcessError):
             return None
         return done.stdout.strip()
 
-    commit = git("rev-parse", "HEAD")
-    return commit and {"commit": commit, "changed": bool(git("status", "--porcelain", "-uno"))}
+    # A wheel may be installed below an unrelated repository.
+    commit = git("rev-parse", "HEAD") if IS_CHECKOUT else None
+    if not commit:
+        return None
+    return {"commit": commit, "changed": bool(git("status", "--porcelain", "-uno"))}
 
 
 def device_name() -> str:
-    """The GPU that torch would use, if torch is loaded and there is one, else the processor."""
+    """The GPU that torch uses, if torch is loaded and finds one, else the processor."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         return torch.cuda.get_device_name()

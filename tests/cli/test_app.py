@@ -77,7 +77,7 @@ def test_verify_counts_what_holds(run):
     result = CliRunner().invoke(app, ["verify", "results/trial"])
     assert (result.exit_code, result.stdout) == (
         0,
-        "4 files verified: every hash under results/trial holds\n",
+        "4 files verified: every hash in results/trial is valid\n",
     )
 
 
@@ -86,9 +86,10 @@ def test_verify_names_the_file_and_the_figures_on_it(run):
     result = CliRunner().invoke(app, ["verify", "results/trial"])
     assert result.exit_code == 1
     assert result.stdout.splitlines() == [
-        f"broken {SAMPLES} is not as rule generate_samples wrote it",
-        f"       on it stands {FIGURE}",
-        "1 of 4 files do not hold; to make the first anew, and what stands on it, add to the run:",
+        f"invalid {SAMPLES} has changed since rule generate_samples wrote it",
+        f"        depends on it: {FIGURE}",
+        "1 of 4 files are invalid; to rebuild the first and everything that depends on it, add to "
+        "the run:",
         f"--forcerun {SAMPLES}",
     ]
 
@@ -112,7 +113,7 @@ def test_schema_and_reference_are_those_of_the_code():
 @pytest.mark.parametrize(
     ("args", "says"),
     [
-        (["lineage", "none.svg"], "none.svg: no such file; name a file under results/"),
+        (["lineage", "none.svg"], "none.svg: no such file; name a file in results/"),
         (["verify", "none"], "none: nothing to verify; name a folder such as results/quick"),
         (["check", "none.yaml"], "none.yaml: cannot be read: No such file or directory"),
         (["check", "bad.yaml"], "bad.yaml:2: sampels = 3: unknown key; did you mean `samples`?"),

@@ -1,6 +1,6 @@
-import importlib.util
+"""Code versions: which files count, and what changes the hash."""
+
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +10,8 @@ from support.paths import ROOT
 
 from needlework.config.attention import Attention
 from needlework.config.tasks import Task
-from needlework.pipeline.code_version import code_files
+from needlework.pipeline import code_version as code_version_module
+from needlework.pipeline.code_version import code_files, code_version
 
 TREE = {
     "workflow/scripts/make_cloth.py": (
@@ -25,7 +26,7 @@ TREE = {
     "needlework/yarn/spin.py": "import needlework.wool as wool\n",
     "needlework/yarn/twist.py": "import numpy\nimport os.path\n",
     "needlework/yarn/card.py": "import needlework.loom\n",
-    "needlework/wool.py": "from needlework.yarn.spin import something_in_a_ring\n",
+    "needlework/wool.py": "from needlework.yarn.spin import circular\n",
     "needlework/dye.py": "colour = 'red'\n",
     "needlework/config/__init__.py": "",
     "needlework/config/plan.py": "class Plan: ...\n",
@@ -40,57 +41,71 @@ CLOTH = {
 }
 
 
-def _tree(folder: Path) -> Path:
+def _write(folder: Path) -> Path:
     for name, text in TREE.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
-    shutil.copy(ROOT / "needlework/pipeline/code_version.py", folder / "needlework")
     return folder
 
 
-def _version(folder: Path, *args: str, name: str = "code_version"):
-    """A function of the code_version.py that lies in `folder`, called anew."""
-    spec = importlib.util.spec_from_file_location(
-        "elsewhere", folder / "needlework/pipeline/code_version.py"
-    )
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return getattr(module, name)(*args)
+@pytest.fixture
+def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A small project in which `code_version` looks for code."""
+    _use(monkeypatch, _write(tmp_path / "project"))
+    return tmp_path / "project"
 
 
-def test_the_files_are_the_script_and_all_it_imports_but_config(tmp_path):
-    found = _version(_tree(tmp_path), "make_cloth.py", name="code_files")
-    assert set(found) == CLOTH
+def _use(monkeypatch: pytest.MonkeyPatch, project: Path, workflow: Path | None = None) -> None:
+    monkeypatch.setattr(code_version_module, "PACKAGE", project / "needlework")
+    monkeypatch.setattr(code_version_module, "WORKFLOW", workflow or project)
+
+
+def version(*args: str) -> str:
+    code_version_module._read.cache_clear()
+    return code_version(*args)
+
+
+def test_files_are_the_script_and_its_imports_without_config(tree):
+    assert set(code_files("make_cloth.py")) == CLOTH
 
 
 @pytest.mark.parametrize("changed", TREE)
-def test_the_version_changes_with_these_files_alone(tmp_path, changed):
-    folder = _tree(tmp_path)
-    before = _version(folder, "make_cloth.py")
-    with (folder / changed).open("a") as file:
-        file.write("# a word more\n")
-    assert (_version(folder, "make_cloth.py") != before) == (changed in CLOTH)
+def test_the_version_depends_on_these_files_only(tree, changed):
+    before = version("make_cloth.py")
+    with (tree / changed).open("a") as file:
+        file.write("# one more line\n")
+    assert (version("make_cloth.py") != before) == (changed in CLOTH)
 
 
-def test_the_version_is_of_content_not_of_place_or_time(tmp_path):
-    here, there = _tree(tmp_path / "here"), _tree(tmp_path / "there")
-    (there / "needlework/loom.py").touch()
-    assert _version(here, "make_cloth.py") == _version(there, "make_cloth.py")
-    assert _version(here, "make_cloth.py") != _version(here, "make_thread.py")
+def test_the_version_depends_on_content_not_on_location_or_time(tree, tmp_path, monkeypatch):
+    first = version("make_cloth.py")
+    other = _write(tmp_path / "other")
+    (other / "needlework/loom.py").touch()
+    _use(monkeypatch, other)
+    assert version("make_cloth.py") == first
+    assert version("make_thread.py") != first
 
 
-def test_a_new_submodule_behind_a_known_import_counts(tmp_path):
-    folder = _tree(tmp_path)
-    before = _version(folder, "make_cloth.py")
-    (folder / "needlework/yarn/twist").mkdir()
-    (folder / "needlework/yarn/twist/__init__.py").write_text("")
-    assert _version(folder, "make_cloth.py") != before
+def test_an_installed_wheel_has_the_version_of_its_checkout(tree, tmp_path, monkeypatch):
+    version_of_checkout, files = version("make_cloth.py"), code_files("make_cloth.py")
+    site = _write(tmp_path / "site-packages")
+    workflow = site / "needlework/_workflow/workflow"
+    workflow.parent.mkdir()
+    (site / "workflow").rename(workflow)
+    _use(monkeypatch, site, workflow.parent)
+    assert version("make_cloth.py") == version_of_checkout
+    assert code_files("make_cloth.py") == files
 
 
-def test_modules_named_by_the_caller_count_with_what_they_import(tmp_path):
-    folder = _tree(tmp_path)
-    found = _version(folder, "make_thread.py", "needlework.yarn.card", name="code_files")
-    assert set(found) == {
+def test_a_new_submodule_of_an_imported_package_changes_the_version(tree):
+    before = version("make_cloth.py")
+    (tree / "needlework/yarn/twist").mkdir()
+    (tree / "needlework/yarn/twist/__init__.py").write_text("")
+    assert version("make_cloth.py") != before
+
+
+def test_named_modules_count_with_their_imports(tree):
+    assert set(code_files("make_thread.py", "needlework.yarn.card")) == {
         "workflow/scripts/make_thread.py",
         "needlework/yarn/card.py",
         *CLOTH - {"workflow/scripts/make_cloth.py"},
@@ -98,25 +113,24 @@ def test_modules_named_by_the_caller_count_with_what_they_import(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("args", "says"),
+    ("args", "message"),
     [
         (("make_lace.py",), "make_lace.py: cannot be read: No such file"),
-        (("make_cloth.py", "needlework.silk"), "needlework.silk: no such module below"),
+        (("make_cloth.py", "needlework.silk"), "needlework.silk: no such module in"),
     ],
 )
-def test_what_is_not_there_is_told(tmp_path, args, says):
-    with pytest.raises(ValueError, match=says):
-        _version(_tree(tmp_path), *args)
+def test_missing_code_is_an_error(tree, args, message):
+    with pytest.raises(ValueError, match=message):
+        version(*args)
 
 
-def test_a_script_that_is_no_python_is_told(tmp_path):
-    folder = _tree(tmp_path)
-    (folder / "needlework/loom.py").write_text("def warp(:\n")
-    with pytest.raises(ValueError, match=r"loom\.py:1: not Python: invalid syntax"):
-        _version(folder, "make_cloth.py")
+def test_a_syntax_error_has_its_line(tree):
+    (tree / "needlework/loom.py").write_text("def warp(:\n")
+    with pytest.raises(ValueError, match=r"loom\.py:1: syntax error: invalid syntax"):
+        version("make_cloth.py")
 
 
-# What a script may find in sys.modules once its imports, and the named modules, have run.
+# Files of the modules that a script and the named modules import.
 _IMPORTED = """
 import ast, importlib, json, sys
 script, *modules = sys.argv[1:]
@@ -139,7 +153,7 @@ print(json.dumps(files))
         ("plot_heatmap.py", []),
     ],
 )
-def test_every_module_that_a_script_really_imports_counts(script, modules):
+def test_every_module_that_a_script_imports_counts(script, modules):
     path = ROOT / "workflow/scripts" / script
     done = subprocess.run(
         [sys.executable, "-c", _IMPORTED, path, *modules],
@@ -164,19 +178,20 @@ def _types(parent: type) -> dict[str, type]:
     return found
 
 
-def test_an_evaluation_has_the_code_of_its_own_system_only():
-    systems = {f"needlework/attention/{name}.py" for name in _types(Attention)}
-    assert len(systems) >= 3
-    assert not systems & set(code_files("evaluate_system.py"))
-    for name in _types(Attention):
-        counted = systems & set(code_files("evaluate_system.py", f"needlework.attention.{name}"))
-        assert counted == {f"needlework/attention/{name}.py"}
+def test_an_evaluation_counts_the_code_of_its_attention_method_only():
+    modules = [f"needlework.attention.methods.{name}" for name in _types(Attention)]
+    files = {f"{module.replace('.', '/')}.py" for module in modules}
+    assert len(files) >= 3
+    assert not files & set(code_files("evaluate_system.py"))
+    for module in modules:
+        counted = files & set(code_files("evaluate_system.py", module))
+        assert counted == {f"{module.replace('.', '/')}.py"}
 
 
-def test_samples_have_the_code_of_their_own_task_only():
+def test_samples_count_the_code_of_their_task_only():
     modules = {cls.module for cls in _types(Task).values()}
-    files = {f"needlework/tasks/{module}.py" for module in modules}
+    files = {f"{module.replace('.', '/')}.py" for module in modules}
     assert len(files) >= 2
     for module in modules:
-        counted = files & set(code_files("generate_samples.py", f"needlework.tasks.{module}"))
-        assert counted == {f"needlework/tasks/{module}.py"}
+        counted = files & set(code_files("generate_samples.py", module))
+        assert counted == {f"{module.replace('.', '/')}.py"}

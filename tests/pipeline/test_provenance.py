@@ -1,3 +1,5 @@
+"""Records, lineage and verification of files that stages made."""
+
 import hashlib
 import json
 import os
@@ -6,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from needlework.pipeline.provenance import (
-    broken_input,
+    changed_input,
     lineage,
     read_record,
     record_path,
@@ -15,7 +17,7 @@ from needlework.pipeline.provenance import (
     write_record,
 )
 
-# What each file is made from; the files of no rule are sources.
+# The inputs of each file; files that are not keys are sources.
 MADE_FROM = {
     "results/run/samples.parquet": ["tokenizer.json"],
     "results/run/answers.parquet": ["results/run/samples.parquet", "weights.bin"],
@@ -30,7 +32,7 @@ ACCURACY, COST, HEATMAP = (
     "results/run/figures/cost.svg",
     "results/run/figures/heatmap/key.svg",
 )
-STANDS_ON = {
+DEPENDENTS = {
     "tokenizer.json": [ACCURACY, COST, HEATMAP],
     "weights.bin": [ACCURACY, HEATMAP],
     "results/run/samples.parquet": [ACCURACY, COST, HEATMAP],
@@ -48,7 +50,7 @@ def _hash(path: str) -> str:
 
 
 def _make(path: str) -> None:
-    """Write a file as a rule would: from its inputs, with its record."""
+    """Write a file as a rule does: from its inputs, with its record."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     inputs = MADE_FROM[path]
     Path(path).write_text(f"{path} from {[Path(parent).read_text() for parent in inputs]}")
@@ -79,74 +81,77 @@ def test_sha256_of_a_file_longer_than_a_read_block(tmp_path):
 
 
 def test_an_untouched_folder_verifies(run):
-    found = verify("results/run")
-    assert found.broken == {}
-    assert found.checked == len(MADE_FROM) + 2
-    assert found.unrecorded == []
+    result = verify("results/run")
+    assert result.invalid == {}
+    assert result.checked == len(MADE_FROM) + 2
+    assert result.unrecorded == []
 
 
-@pytest.mark.parametrize("path", STANDS_ON)
-def test_one_flipped_byte_names_the_file_and_every_figure_on_it(run, path):
+@pytest.mark.parametrize("path", DEPENDENTS)
+def test_a_flipped_byte_names_the_file_and_its_dependent_figures(run, path):
     _flip_a_byte(path)
-    found = verify("results/run")
-    assert list(found.broken) == [path]
-    assert found.figures == {path: STANDS_ON[path]}
+    result = verify("results/run")
+    assert list(result.invalid) == [path]
+    assert result.figures == {path: DEPENDENTS[path]}
 
 
-@pytest.mark.parametrize("path", STANDS_ON)
-def test_a_missing_file_is_named_with_every_figure_on_it(run, path):
+@pytest.mark.parametrize("path", DEPENDENTS)
+def test_a_missing_file_is_named_with_its_dependent_figures(run, path):
     Path(path).unlink()
-    found = verify("results/run")
-    assert list(found.broken) == [path]
-    assert "is missing" in found.broken[path]
-    assert found.figures == {path: STANDS_ON[path]}
+    result = verify("results/run")
+    assert list(result.invalid) == [path]
+    assert "is missing" in result.invalid[path]
+    assert result.figures == {path: DEPENDENTS[path]}
 
 
-def test_what_does_not_hold_comes_in_the_order_of_making(run):
+def test_invalid_files_are_in_build_order(run):
     for path in (ACCURACY, "results/run/answers.parquet", "results/run/samples.parquet"):
         _flip_a_byte(path)
-    assert list(verify("results/run").broken) == [
+    assert list(verify("results/run").invalid) == [
         "results/run/samples.parquet",
         "results/run/answers.parquet",
         ACCURACY,
     ]
 
 
-def test_a_file_made_anew_breaks_what_was_made_from_the_old_one(run):
+def test_a_rebuilt_file_invalidates_what_was_made_from_its_old_version(run):
     Path("weights.bin").write_text("others")
     _make("results/run/answers.parquet")
-    found = verify("results/run")
-    assert list(found.broken) == ["results/run/summary.parquet"]
-    assert "another results/run/answers.parquet" in found.broken["results/run/summary.parquet"]
-    assert found.figures == {"results/run/summary.parquet": [ACCURACY, HEATMAP]}
+    result = verify("results/run")
+    assert list(result.invalid) == ["results/run/summary.parquet"]
+    assert (
+        "an older version of results/run/answers.parquet"
+        in result.invalid["results/run/summary.parquet"]
+    )
+    assert result.figures == {"results/run/summary.parquet": [ACCURACY, HEATMAP]}
 
 
-def test_files_that_no_record_speaks_of_are_told_apart(run):
+def test_files_without_a_record_are_listed_separately(run):
     Path("results/run/notes.txt").write_text("mine")
-    found = verify("results/run")
-    assert (found.broken, found.unrecorded) == ({}, ["results/run/notes.txt"])
+    result = verify("results/run")
+    assert (result.invalid, result.unrecorded) == ({}, ["results/run/notes.txt"])
 
 
-def test_a_folder_may_be_named_in_other_words(run, monkeypatch):
+def test_a_folder_may_be_given_as_any_equivalent_path(run, monkeypatch):
     _flip_a_byte(COST)
     for folder in (run / "results/run", "./results/../results/run/", "results"):
-        assert list(verify(folder).broken) == [COST]
+        assert list(verify(folder).invalid) == [COST]
     assert lineage(run / COST).path == COST
     monkeypatch.chdir(run / "results/run/figures")
-    with pytest.raises(ValueError, match="lies outside this folder; go to where the workflow ran"):
+    with pytest.raises(ValueError, match="is outside this folder; change to the folder of the run"):
         verify(run / "results/run")
-    with pytest.raises(ValueError, match=r"tokenizer\.json: lies outside this folder"):
+    with pytest.raises(ValueError, match=r"tokenizer\.json: is outside this folder"):
         lineage(run / "tokenizer.json")
 
 
 @pytest.mark.parametrize("folder", ["results/none", "."])
-def test_a_folder_without_records_is_told(tmp_path, monkeypatch, folder):
+def test_a_folder_without_records_is_an_error(tmp_path, monkeypatch, folder):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="nothing to verify; name a folder such as results/quick"):
         verify(folder)
 
 
-def test_lineage_is_the_tree_down_to_the_sources(run):
+def test_lineage_reaches_the_sources(run):
     def flat(node):
         return {node.path: [flat(parent) for parent in node.parents]}
 
@@ -156,32 +161,30 @@ def test_lineage_is_the_tree_down_to_the_sources(run):
     assert flat(root) == {ACCURACY: [{"results/run/summary.parquet": [answers]}]}
     assert root.record["rule"] == "make"
     assert lineage("weights.bin").record is None
-    with pytest.raises(ValueError, match=r"none\.svg: no such file; name a file under results/"):
+    with pytest.raises(ValueError, match=r"none\.svg: no such file; name a file in results/"):
         lineage("none.svg")
 
 
-def test_a_broken_input_is_one_line_with_its_remedy(run):
+def test_a_changed_input_is_a_one_line_error(run):
     path = "results/run/answers.parquet"
-    assert broken_input(path) is None
-    assert broken_input("weights.bin") is None
+    assert changed_input(path) is None
+    assert changed_input("weights.bin") is None
     Path(path).write_bytes(Path(path).read_bytes()[:10])
-    line = broken_input(path)
-    assert line.startswith(f"{path}: not as rule make wrote it")
+    line = changed_input(path)
+    assert line.startswith(f"{path}: changed since rule make wrote it")
     assert line.endswith("; delete it and run again")
     assert "\n" not in line
 
 
 @pytest.mark.parametrize("text", ['{"rule": ', "[]", '{"rule": "make", "inputs": {}}', "\0"])
-def test_a_record_that_is_not_whole_is_told(run, text):
+def test_an_incomplete_record_is_an_error(run, text):
     record_path(COST).write_text(text)
-    for ask in (lambda: verify("results/run"), lambda: lineage(COST), lambda: broken_input(COST)):
-        with pytest.raises(
-            ValueError, match=r"cost\.svg\.provenance\.json: not a whole record; de"
-        ):
-            ask()
+    for call in (lambda: verify("results/run"), lambda: lineage(COST), lambda: changed_input(COST)):
+        with pytest.raises(ValueError, match=r"cost\.svg\.provenance\.json: incomplete record; de"):
+            call()
 
 
-def test_a_record_is_read_as_written_and_nothing_else_is_left(tmp_path):
+def test_a_record_round_trips_and_leaves_no_other_file(tmp_path):
     record = {"rule": "make", "inputs": {}, "outputs": {"a": "0"}, "params": {"depths": [0, 1.5]}}
     write_record(tmp_path / "a", {**record, "rule": "first"})
     write_record(tmp_path / "a", record)

@@ -128,7 +128,7 @@ def flip_a_byte(path: Path) -> None:
 def test_a_finished_run_verifies(finished: Project):
     done = finished.needlework("verify", "results/small")
     assert (done.returncode, done.stderr) == (0, "")
-    assert "every hash under results/small holds" in done.stdout
+    assert "every hash in results/small is valid" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -165,8 +165,8 @@ def test_a_flipped_byte_is_found_with_every_figure_on_it(
 
     assert done.returncode == 1
     lines = done.stdout.splitlines()
-    assert [line.split()[1] for line in lines if line.startswith("broken ")] == [path]
-    assert {line.split()[-1] for line in lines if "on it stands" in line} == standing
+    assert [line.split()[1] for line in lines if line.startswith("invalid ")] == [path]
+    assert {line.split()[-1] for line in lines if "depends on it" in line} == standing
 
 
 def test_a_cut_table_is_one_line_and_its_remedy_works(finished: Project, tmp_path: Path):
@@ -181,7 +181,7 @@ def test_a_cut_table_is_one_line_and_its_remedy_works(finished: Project, tmp_pat
     # The two rules that read it say the same.
     told = {line.partition(" needlework: ")[2] for line in said(done)} - {""}
     assert {line.partition(": ")[2] for line in told} == {
-        f"{cut}: not as rule score_predictions wrote it (its sha256 differs from its record); "
+        f"{cut}: changed since rule score_predictions wrote it (its sha256 differs from its record); "
         "delete it and run again"
     }
     assert "Traceback" not in done.stdout + done.stderr
@@ -256,7 +256,7 @@ def test_a_read_only_results_folder_is_one_line(
     assert done.returncode == 1
     assert (
         said(done)[0]
-        == f"needlework: {folder}: cannot be written; make it writable, or run elsewhere"
+        == f"needlework: {folder}: is not writable; change its permissions or run elsewhere"
     )
     assert "Traceback" not in done.stdout + done.stderr
     if command == "dry run":
@@ -269,7 +269,7 @@ def test_a_file_in_place_of_the_results_folder_is_one_line(
     name = project.write(small_experiment)
     (project.root / "results/small").write_text("in the way")
     (line,) = said(project.snakemake("-n", "--configfile", name))
-    assert line.endswith("results/small: is a file where a folder should be; move it away")
+    assert line.endswith("results/small: is a file, but must be a folder; move the file away")
 
 
 def jobs_of(project: Project, rule: str) -> list[psutil.Process]:
@@ -330,7 +330,7 @@ def test_a_killed_run_goes_on_when_run_again(project: Project, small_experiment:
 
     assert again.returncode == 0, again.stdout + again.stderr
     assert not job.is_running()
-    assert "every hash under results/small holds" in again.stdout
+    assert "every hash in results/small is valid" in again.stdout
     assert f"The report: {project.root}/results/small/report.html" in again.stdout
     assert (project.root / "results/small/report.html").stat().st_size > 0
     assert not any((project.root / ".snakemake/locks").iterdir())

@@ -17,7 +17,7 @@ with stage(snakemake) as s:
         Distill.model_validate(shape.pop("distill")),
         s.params.checkpoints,
         threads=s.threads,
-        decisive={"code": s.params.code, "inputs": s.hashes},
+        decisive={"code": s.params.code, "inputs": s.input_hashes},
         model=s.params.model,
         revision=s.params.revision,
         dtype=s.params.dtype,
@@ -26,5 +26,5 @@ with stage(snakemake) as s:
         rows=list(s.input.rows),
         seed=s.params.seed,
     )
-    s.adopt(checkpoints.product)
+    s.collect_outputs(checkpoints.product)
 checkpoints.remove()

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 def answers() -> tuple[pl.DataFrame, pl.DataFrame]:
     """Request predictions and measurements; stop early if the API refuses every prompt."""
     api = TypeAdapter(Api).validate_python(s.params.api)
-    samples, journal = pl.read_parquet(s.input.samples), journal_path(s.named["predictions"])
+    samples = pl.read_parquet(s.input.samples)
+    journal = journal_path(s.output_paths["predictions"])
     key = None if is_answered(api, samples, journal) else api_key(api.key_env)
     # Rate limits belong to the API, not to a job: one cell at a time.
     with exclusive_lock(s.params.lock):

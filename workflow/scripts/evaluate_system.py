@@ -18,7 +18,7 @@ with stage(snakemake) as s:
     shard, shards = int(s.wildcards.get("shard", 0)), s.params.shards
     rows = slice(shard * count // shards, (shard + 1) * count // shards)
     job, early_stopping = EvaluationJob.of(s.wildcards.system, s.params), s.params.early_stopping
-    journal = s.kept("journal").with_suffix(".jsonl")
+    journal = s.checkpoint_path("journal").with_suffix(".jsonl")
     write_unless_stopped(
         partial(
             answer_samples,

@@ -11,4 +11,4 @@ if TYPE_CHECKING:
 
 with stage(snakemake) as s, TemporaryDirectory() as folder:
     export_dataset(s.input.rows, folder)
-    s.adopt(folder)
+    s.collect_outputs(folder)

@@ -17,7 +17,7 @@ with stage(snakemake) as s:
         recipe,
         s.params.checkpoints,
         threads=s.threads,
-        decisive={"code": s.params.code, "inputs": s.hashes},
+        decisive={"code": s.params.code, "inputs": s.input_hashes},
         base=s.params.base,
         revision=s.params.revision,
         dtype=s.params.dtype,
@@ -27,5 +27,5 @@ with stage(snakemake) as s:
         seed=s.params.seed,
         validation=s.params.validation,
     )
-    s.adopt(checkpoints.product)
+    s.collect_outputs(checkpoints.product)
 checkpoints.remove()

@@ -12,4 +12,4 @@ if TYPE_CHECKING:
 
 with stage(snakemake) as s, TemporaryDirectory() as folder:
     word_tokenizer(vocabulary(), s.params.max_positions).save_pretrained(folder)
-    s.adopt(folder)
+    s.collect_outputs(folder)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
 with stage(snakemake) as s:
-    for name, path in s.named.items():
+    for name, path in s.output_paths.items():
         if name != "card":
             source = next(file for file in s.input.model if Path(file).name == Path(path).name)
             shutil.copyfile(source, getattr(s.output, name))

@@ -20,5 +20,5 @@ with stage(snakemake) as s:
         seed=s.params.seed,
         validation=s.params.validation,
     )
-    s.adopt(checkpoints.product)
+    s.collect_outputs(checkpoints.product)
 checkpoints.remove()

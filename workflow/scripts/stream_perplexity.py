@@ -32,7 +32,7 @@ with stage(snakemake) as s:
         **s.params.reading,
         attention=TypeAdapter(AnyAttention | None).validate_python(s.params.attention),
     )
-    journal = Journal(s.kept("state"), s.key)
+    journal = Journal(s.checkpoint_path("state"), s.key)
     chunks, positions, measurements = stream_tables(
         evaluator,
         TokenFile(s.input.tokens, starts=np.load(s.input.starts)),

@@ -1,4 +1,4 @@
-"""Parse and validate an experiment; report a problem as one line with place and remedy."""
+"""Parse and validate an experiment; report each problem as one line with location and remedy."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -42,8 +42,8 @@ def load_experiment(config: dict[str, Any], files: Iterable[str | Path] = ()) ->
     `files` are the YAML files that `config` was read from; errors refer to their lines.
 
     Raises:
-        ValueError: the experiment is invalid. The message is one line that gives file, line, key,
-            value and remedy of the first problem, and counts the others.
+        ValueError: the experiment is invalid. The message has a line for each problem with file,
+            line, key, value and remedy.
     """
     sources = [SourceMap(file) for file in files]
     expansion = expand(config)
@@ -61,9 +61,8 @@ def load_experiment(config: dict[str, Any], files: Iterable[str | Path] = ()) ->
         if not problems:
             return experiment
     # A problem with a sweep occurs in each of its systems, so drop duplicates.
-    lines = list(dict.fromkeys(_format(sources, config, *problem) for problem in problems))
-    more = f" (and {len(lines) - 1} more)" if len(lines) > 1 else ""
-    raise ValueError(lines[0] + more)
+    lines = dict.fromkeys(_format(sources, config, *problem) for problem in problems)
+    raise ValueError("\n".join(lines))
 
 
 def read_experiment(path: str | Path) -> Experiment:

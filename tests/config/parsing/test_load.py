@@ -281,9 +281,13 @@ def test_a_missing_top_level_key_is_explained(experiment_folder):
     assert message.startswith("trial.yaml:1: lengths: is required; add it: context lengths: tokens")
 
 
-def test_further_problems_are_counted(experiment_folder):
+def test_every_problem_has_its_line(experiment_folder):
     text = EXPERIMENT.replace("samples: 6", "samples: x").replace("seed: 7", "seed: y")
-    assert error_of(text) == "trial.yaml:2: seed = 'y': write an integer (and 1 more)"
+    last = len(EXPERIMENT.splitlines())
+    assert error_of(text).splitlines() == [
+        "trial.yaml:2: seed = 'y': write an integer",
+        f"trial.yaml:{last}: samples = 'x': write an integer",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -291,8 +295,12 @@ def test_further_problems_are_counted(experiment_folder):
     [
         (
             b"",
-            "trial.yaml:1: experiment: is required; add it: name of the folder under results/ "
-            "(and 4 more)",
+            "trial.yaml:1: experiment: is required; add it: name of the folder under results/\n"
+            "trial.yaml:1: models: is required; add it: models to open or train\n"
+            "trial.yaml:1: systems: is required; add it: systems to compare\n"
+            "trial.yaml:1: tasks: is required; add it: tasks to evaluate\n"
+            "trial.yaml:1: lengths: is required; add it: context lengths: tokens of prompt and "
+            "answer together, or characters of the prompt",
         ),
         (b"- a\n- b\n", "trial.yaml:1: the file: write a mapping of keys"),
         (b"trial\n", "trial.yaml:1: the file = 'trial': write a mapping of keys"),
