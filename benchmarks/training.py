@@ -24,7 +24,8 @@ from needlework.config.training import Finetune
 from needlework.finetune_data.passkey import examples
 from needlework.models.checkpoint import open_model
 from needlework.tasks.prompts.tokenizer import open_tokenizer
-from needlework.training.finetune import answer_loss, collate, encode, finetune, shuffled
+from needlework.training.data_order import cycle_shuffled
+from needlework.training.finetune import answer_loss, collate, encode, finetune
 
 MODEL = Path(__file__).resolve().parent.parent / "resources" / "needlework-tiny"
 LENGTHS, TURNS, STEPS = (256, 1024), 5, 8
@@ -105,7 +106,7 @@ class _Clock(TrainerCallback):
 def _trainer(rows: pl.DataFrame, kind: type[Trainer]) -> tuple[float, float]:
     model, tokenizer = open_model(MODEL, device="cpu")
     encoded = encode(tokenizer, rows, RECIPE.sequence_length)
-    order = shuffled(range(len(encoded)), torch.Generator().manual_seed(SEED))
+    order = cycle_shuffled(range(len(encoded)), torch.Generator().manual_seed(SEED))
     batches = [
         collate([encoded[number] for number in islice(order, BATCH)], tokenizer.eos_token_id)
         for _ in range(STEPS)

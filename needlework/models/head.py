@@ -1,4 +1,4 @@
-"""A model's own head on hidden states: its forward, with the part below the head left out."""
+"""Run a model's head on given hidden states: its own forward, without the base model below."""
 
 import copy
 from collections.abc import Iterator
@@ -9,36 +9,43 @@ from torch import nn
 from transformers import PreTrainedModel
 
 
-class StandIn(nn.Module):
-    """Answers in place of `base` with `output`; in all else it is `base`."""
+class BaseModelBypass(nn.Module):
+    """Replacement for the base model whose forward returns `output`; other attributes are `base`'s.
+
+    `was_called` says whether its forward has run.
+    """
+
+    output: Any
+    was_called: bool
 
     def __init__(self, base: nn.Module, output: Any):
         super().__init__()
-        self.__dict__.update(_base=base, output=output, was_asked=False)
+        # Not as attributes, which would register `base` as a submodule.
+        self.__dict__.update(_base=base, output=output, was_called=False)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["_base"], name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        self.__dict__["was_asked"] = True
+        self.__dict__["was_called"] = True
         return self.output
 
 
 def has_head(model: nn.Module) -> bool:
-    """Whether `model` is one of transformers with a head on a base model."""
+    """Whether `model` is a transformers model with a head on a base model."""
     return isinstance(model, PreTrainedModel) and model.base_model is not model
 
 
 @contextmanager
-def standing_in(model: PreTrainedModel, output: Any) -> Iterator[StandIn]:
-    """Within, the model's part without head answers at once, with a copy of `output`.
+def bypass_base_model(model: PreTrainedModel, output: Any) -> Iterator[BaseModelBypass]:
+    """Make the base model return a copy of `output` without computing anything.
 
-    Where `was_asked` stays false, the head asks a part of the base model instead (OPT's decoder).
+    Where `was_called` stays false, the head calls a part of the base model instead (OPT's decoder).
     """
     prefix, base = model.base_model_prefix, model.base_model
-    stand_in = StandIn(base, copy.copy(output))
-    setattr(model, prefix, stand_in)
+    bypass = BaseModelBypass(base, copy.copy(output))
+    setattr(model, prefix, bypass)
     try:
-        yield stand_in
+        yield bypass
     finally:
         setattr(model, prefix, base)

@@ -1,13 +1,13 @@
-"""Checkpoints of a training: written whole or not at all, read back only where they are whole.
+"""Training checkpoints: written atomically and verified by hash when read.
 
     {folder}/lock                         held by the process that trains
-    {folder}/metrics.parquet              the tables so far, to look at while it runs
+    {folder}/metrics.parquet              tables so far, readable during training
     {folder}/measurements.parquet
     {folder}/{fingerprint}/step-00000100/ tensors.safetensors, progress.json, manifest.json
-    {folder}/{fingerprint}/product/       the trained model, on its way to its place
+    {folder}/{fingerprint}/product/       the trained model, before it moves to its final place
 
-The manifest is written last and holds the sha256 of the other two. What a fingerprint stands for
-decides the training's product; checkpoints of another one are left aside.
+The manifest is written last and holds the sha256 of the other two files. The fingerprint identifies
+everything that determines the trained model; checkpoints with another fingerprint are ignored.
 """
 
 import hashlib
@@ -33,29 +33,29 @@ TENSORS, PROGRESS = "tensors.safetensors", "progress.json"
 _log = logging.getLogger(__name__)
 
 
-def fingerprint(**decisive: Any) -> str:
-    """16 hexadecimal digits that stand for everything that decides a training's product."""
-    text = json.dumps(decisive, sort_keys=True)
+def fingerprint(**inputs: Any) -> str:
+    """Hash everything that determines the trained model to 16 hexadecimal digits."""
+    text = json.dumps(inputs, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A training as it stood after some steps."""
+    """The state of a training run after some step."""
 
     tensors: dict[str, Tensor]
     progress: dict[str, Any]
-    """What JSON can hold; floats come back to the bit."""
+    """JSON values; floats survive the round trip exactly."""
 
 
 class Checkpoints:
-    """The checkpoints of one training.
+    """The checkpoints of one training run.
 
     Args:
-        folder: of this training alone.
-        fingerprint: of what decides its product.
+        folder: used by this training run alone.
+        fingerprint: see `fingerprint`.
         every: steps between checkpoints.
-        keep: latest checkpoints kept.
+        keep: number of latest checkpoints to keep.
     """
 
     def __init__(self, folder: str | Path, fingerprint: str, *, every: int, keep: int):
@@ -64,24 +64,27 @@ class Checkpoints:
 
     @property
     def product(self) -> Path:
-        """The folder for what the training makes, until it is moved to its place."""
+        """Folder for the trained model until it moves to its final place."""
         return self.folder / self.fingerprint / "product"
 
     def locked(self) -> AbstractContextManager[None]:
-        """A lock for as long as this process trains: of two that write, neither would be whole.
+        """Hold the folder's lock, so that only one process writes to it.
 
         Raises:
             ValueError: another process holds it.
         """
-        busy = f"{self.folder}: another process trains this; wait for it, or end it"
-        return locked(self.folder / "lock", busy)
+        message = (
+            f"{self.folder}: locked by another process that trains this model; wait for it to "
+            "finish, or stop it"
+        )
+        return locked(self.folder / "lock", message)
 
     def latest(self) -> Checkpoint | None:
-        """The last whole checkpoint; one line in the log for each that is passed over."""
+        """Return the latest intact checkpoint; log one line for each damaged one."""
         others = [path.name for path in self.folder.glob("*/") if path.name != self.fingerprint]
         if others:
             _log.info(
-                "%s: checkpoints of another recipe, data, base or code are left aside: %s",
+                "%s: ignoring checkpoints of another recipe, data, base model or code: %s",
                 self.folder,
                 ", ".join(sorted(others)),
             )
@@ -89,14 +92,14 @@ class Checkpoints:
             try:
                 return self._read(path)
             except (ValueError, KeyError, TypeError, OSError, SafetensorError) as error:
-                _log.warning("%s: passed over, the one before it is used: %s", path, error)
+                _log.warning("%s: damaged, falling back to the one before: %s", path, error)
         return None
 
     def save(self, step: int, tensors: dict[str, Tensor], progress: dict[str, Any]) -> None:
-        """Write the checkpoint of `step`, then delete those beyond `keep`.
+        """Write the checkpoint of `step`, then delete all but the latest `keep`.
 
         Raises:
-            ValueError: it cannot be written; what was there before still is.
+            ValueError: it cannot be written; earlier checkpoints remain.
         """
         path = self.folder / self.fingerprint / f"step-{step:08}"
         partial = path.with_name(f".partial-{path.name}")
@@ -117,14 +120,18 @@ class Checkpoints:
                 shutil.rmtree(old)
         except (OSError, SafetensorError) as error:
             shutil.rmtree(partial, ignore_errors=True)
-            before = self._paths()[-1].name if self._paths() else "the start"
+            previous = self._paths()[-1].name if self._paths() else "the start"
             raise ValueError(
-                f"{path}: cannot be written ({error}); mend that and run again: training goes on "
-                f"from {before}"
+                f"{path}: cannot be written ({error}); fix this and rerun: training resumes from "
+                f"{previous}"
             ) from None
 
-    def show(self, **tables: pl.DataFrame) -> None:
-        """Write `{name}.parquet` of each table, at any moment whole, for those who look."""
+    def write_live_tables(self, **tables: pl.DataFrame) -> None:
+        """Write each table to `{name}.parquet` atomically, to be read during training.
+
+        Raises:
+            ValueError: a table cannot be written.
+        """
         for name, table in tables.items():
             partial = self.folder / f".partial-{name}.parquet"
             try:
@@ -136,7 +143,7 @@ class Checkpoints:
                 raise ValueError(f"{partial}: cannot be written ({error})") from None
 
     def remove(self) -> None:
-        """Delete the folder, once what was trained is whole elsewhere."""
+        """Delete the folder; call it once the trained model is in its final place."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _paths(self) -> list[Path]:
@@ -145,16 +152,16 @@ class Checkpoints:
     def _read(self, path: Path) -> Checkpoint:
         manifest = json.loads((path / "manifest.json").read_bytes())
         if manifest["fingerprint"] != self.fingerprint:
-            raise ValueError("it is of another recipe, data, base or code")
+            raise ValueError("its fingerprint is that of another recipe, data, base model or code")
         for name in (TENSORS, PROGRESS):
             if sha256_file(path / name) != manifest["sha256"][name]:
-                raise ValueError(f"{name} is cut short or altered")
+                raise ValueError(f"{name} is truncated or altered")
         progress = json.loads((path / PROGRESS).read_bytes())
         return Checkpoint(load_file(path / TENSORS), progress)
 
 
 def _sync(path: Path) -> None:
-    """Have the disk hold what was written to a file, or the names in a folder."""
+    """Flush a file, or the entries of a folder, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,25 +1,25 @@
-"""The order that rows are drawn in."""
+"""The order in which training rows are drawn."""
 
 from collections.abc import Iterator, Sequence
 
 import torch
 
 
-def shuffled(numbers: Sequence[int], generator: torch.Generator) -> Iterator[int]:
-    """The numbers without end; the order is drawn anew whenever all have been seen."""
+def cycle_shuffled(rows: Sequence[int], generator: torch.Generator) -> Iterator[int]:
+    """Yield row numbers forever, in a new random order each epoch."""
     while True:
-        for place in torch.randperm(len(numbers), generator=generator).tolist():
-            yield numbers[place]
+        for i in torch.randperm(len(rows), generator=generator).tolist():
+            yield rows[i]
 
 
-def mix(
+def mix_batches(
     orders: Sequence[Iterator[int]],
     weights: Sequence[float],
     batch_size: int,
-    choices: torch.Generator,
+    generator: torch.Generator,
 ) -> Iterator[list[int]]:
-    """Numbers of rows, `batch_size` a time, each from an order drawn by the weights."""
-    chances = torch.tensor(weights, dtype=torch.float64)
+    """Yield batches of `batch_size` row numbers; `weights` decide which order each comes from."""
+    probabilities = torch.tensor(weights, dtype=torch.float64)
     while True:
-        drawn = torch.multinomial(chances, batch_size, replacement=True, generator=choices)
-        yield [next(orders[i]) for i in drawn.tolist()]
+        chosen = torch.multinomial(probabilities, batch_size, replacement=True, generator=generator)
+        yield [next(orders[i]) for i in chosen.tolist()]

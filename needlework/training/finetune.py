@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: on rows, the loss on the answers alone, and on text, on all of it."""
+"""Supervised fine-tuning on prompts with answers (loss on answers only) and on plain text."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -18,15 +18,15 @@ from needlework.models.checkpoint import open_model
 from needlework.models.convert import convert
 from needlework.tasks.seeds import stream_seed
 from needlework.training.checkpoints import Checkpoints
-from needlework.training.data_order import mix, shuffled
+from needlework.training.data_order import cycle_shuffled, mix_batches
 from needlework.training.loop import IGNORED, Batch, Validate, train, warmup_cosine
 from needlework.training.run import write_product
 from needlework.training.sliced_loss import summed_loss
-from needlework.training.state import whole
+from needlework.training.state import full_tensor
 
 Row = tuple[Sequence[int] | np.ndarray, Sequence[int] | np.ndarray]
-"""Token ids of a prompt, and of its answer with the end-of-sequence token; of text the first token,
-which nothing foretells, and all others."""
+"""Token ids without loss, then token ids with loss: a prompt and its answer with the
+end-of-sequence token, or the first token of a text and all others."""
 
 
 def finetune(
@@ -40,50 +40,51 @@ def finetune(
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Fine-tune `model` in place by `config`.
 
-    Each stage draws its rows in an order shuffled anew whenever all have been seen. Where several
-    tables are mixed, each has an order of its own, and which one a row is drawn from is drawn by
-    their weights. A model may offer `gates` (parameters `balance_factors`, with a rate of their
-    own) and `training_offset` (where the first segment of each row is cut), as Infini models do.
+    Each stage draws its rows in a new random order each epoch. Where several tables are mixed, each
+    has its own order, and their weights decide which table a row comes from. A model may offer
+    `gates` (modules with `balance_factors`, which get their own learning rate) and
+    `training_offset` (where the first segment of each row ends), as Infini models do.
 
     Args:
         model: any causal language model; Infini gates get their own rate and no weight decay.
         tokenizer: has an eos_token, which ends every answer.
-        rows: columns prompt and answer (text; an answer begins with its space); where there is a
-            context_length, it is what the tokenizer is checked by. Or text: the column input_ids.
-            Where `config.data` has several names, a table for each; errors number their rows
-            through, in the order of the names' letters.
+        rows: a table with columns prompt and answer (text; an answer includes its leading space),
+            and optionally context_length, which is checked against the tokenizer; or a table of
+            text with the column input_ids. One table for each name of `config.data`; error messages
+            number their rows consecutively, tables in alphabetical order.
         config: the recipe.
-        seed: of the order of rows and of the alignments.
-        checkpoints: where training goes on from, and leaves its checkpoints.
-        validate: gives the loss on held-out text.
+        seed: of the order of rows and of the segment alignments.
+        checkpoints: where to read and write checkpoints.
+        validate: returns the loss on held-out text.
 
     Returns:
-        Metrics and measurements of `loop.train`; the metrics also hold each gate's activated value
-        as gate_layer{l}_head{h}.
+        Metrics and measurements of `loop.train`; metrics include each gate's activated value as
+        gate_layer{l}_head{h}.
 
     Raises:
-        ValueError: a row longer than sequence_length; rows of another tokenizer; a stage with no
-            rows; a tokenizer with no eos_token; balance_factor_learning_rate or segment_alignment
-            for a model without gates; and what `loop.train` raises.
+        ValueError: a row is longer than sequence_length; rows are of another tokenizer; a stage has
+            no rows; the tokenizer has no eos_token; balance_factor_learning_rate or
+            segment_alignment is set for a model without gates; or `loop.train` fails.
     """
     if config.balance_factor_learning_rate is not None and not _gates(model):
         raise ValueError(
-            f"balance_factor_learning_rate: {config.balance_factor_learning_rate} is for Infini "
-            f"gates and this {model.config.model_type} model has none; leave it out"
+            f"balance_factor_learning_rate: {config.balance_factor_learning_rate} applies to "
+            f"Infini gates, but this {model.config.model_type} model has none; remove it"
         )
     if config.segment_alignment is not None and not _gates(model):
         raise ValueError(
-            f"segment_alignment: {config.segment_alignment} is for Infini models and this "
-            f"{model.config.model_type} model is none; leave it out"
+            f"segment_alignment: {config.segment_alignment} applies to Infini models, but this "
+            f"{model.config.model_type} model is not one; remove it"
         )
     tables = {config.data: rows} if isinstance(rows, pl.DataFrame) else rows
-    encoded, owners = [], {}
+    encoded: list[Row] = []
+    row_numbers: dict[str, range] = {}
     for name in config.data_weights:
-        of = f" of {name}" if len(config.data_weights) > 1 else ""
-        found = encode(tokenizer, tables[name], config.sequence_length, of)
-        _require_own_tokens(model, tables[name], found, of)
-        owners[of] = range(len(encoded), len(encoded) + len(found))
-        encoded += found
+        of_table = f" of {name}" if len(config.data_weights) > 1 else ""
+        table = encode(tokenizer, tables[name], config.sequence_length, of_table)
+        _check_tokenizer(model, tables[name], table, of_table)
+        row_numbers[of_table] = range(len(encoded), len(encoded) + len(table))
+        encoded += table
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     generator = torch.Generator().manual_seed(seed)
     offset = None
@@ -91,21 +92,20 @@ def finetune(
         alignment = config.segment_alignment
         offset = partial(model.training_offset, generator=generator, alignment=alignment)
     stages = [*config.curriculum, config]
-    # Of their own, so that one table alone is drawn from as if there were nothing to choose.
-    choices = torch.Generator().manual_seed(stream_seed("choices", seed))
-    drawn = []
+    # A separate generator, so that a single table's order does not depend on table choices.
+    table_choices = torch.Generator().manual_seed(stream_seed("choices", seed))
+    stage_batches = []
     for i, stage in enumerate(stages):
         orders = [
-            shuffled(_numbers_of(encoded, numbers, stages, i, of), generator)
-            for of, numbers in owners.items()
+            cycle_shuffled(_rows_of_stage(encoded, numbers, stages, i, of_table), generator)
+            for of_table, numbers in row_numbers.items()
         ]
-        batches_of_stage = mix(
-            orders, list(config.data_weights.values()), stage.batch_size, choices
-        )
-        drawn.append(islice(batches_of_stage, stage.steps))
+        weights = list(config.data_weights.values())
+        mixed = mix_batches(orders, weights, stage.batch_size, table_choices)
+        stage_batches.append(islice(mixed, stage.steps))
 
     def batches() -> Iterator[Batch]:
-        for numbers in chain(*drawn):
+        for numbers in chain(*stage_batches):
             batch = collate([encoded[n] for n in numbers], pad, offset)
             yield {**batch, "row": torch.tensor(numbers)}
 
@@ -123,7 +123,7 @@ def finetune(
             final=config.final_learning_rate_ratio,
         ),
         loss=answer_loss,
-        watch=partial(_gate_values, _gates(model)),
+        extra_metrics=partial(_gate_values, _gates(model)),
         validate=validate,
         checkpoints=checkpoints,
         description="fine-tuning",
@@ -143,10 +143,8 @@ def finetune_checkpoint(
     seed: int,
     validate: Validate | None = None,
 ) -> None:
-    """Fine-tune the checkpoint `base`, converted to `attention` first, on the tables `rows`.
-
-    The product is written by `write_product`, in `dtype`.
-    """
+    """Convert the checkpoint `base` to `attention`, fine-tune it on the Parquet files `rows` (by
+    name of the data), and save it in `dtype` in `checkpoints.product`."""
     torch.manual_seed(seed)
     model, tokenizer = open_model(
         base, dtype=dtype, device="cpu", revision=revision, allow_pickle=allow_pickle
@@ -155,79 +153,80 @@ def finetune_checkpoint(
     dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
     if recipe.mixed_precision != "no":
         model.float()
-    found = {name: pl.read_parquet(path) for name, path in rows.items()}
-    tables = finetune(model, tokenizer, found, recipe, seed, checkpoints, validate)
+    row_tables = {name: pl.read_parquet(path) for name, path in rows.items()}
+    tables = finetune(model, tokenizer, row_tables, recipe, seed, checkpoints, validate)
     write_product(checkpoints, model, tokenizer, *tables, dtypes=dtypes)
 
 
 def encode(
-    tokenizer: PreTrainedTokenizerFast, rows: pl.DataFrame, longest: int, of: str = ""
+    tokenizer: PreTrainedTokenizerFast, rows: pl.DataFrame, max_tokens: int, of_table: str = ""
 ) -> list[Row]:
-    """Token ids of each row; prompt and answer apart, as generation will meet them.
+    """Encode each row, prompt and answer separately, as in generation.
 
-    Errors name a row's number and `of`.
+    Error messages name the row's number followed by `of_table`.
 
     Raises:
-        ValueError: a row of more than `longest` tokens, or a tokenizer with no eos_token.
+        ValueError: a row has more than `max_tokens` tokens, or the tokenizer no eos_token.
     """
     if "input_ids" in rows.columns:
-        # Arrays, where lists would take ten times the memory.
+        # Arrays take a tenth of the memory of lists.
         arrays = (ids.to_numpy() for ids in rows["input_ids"])
         encoded = [(ids[:1], ids[1:]) for ids in arrays]
     else:
         encoded = _encode_answered(tokenizer, rows)
     for number, (prompt, answer) in enumerate(encoded):
-        if len(prompt) + len(answer) > longest:
+        if len(prompt) + len(answer) > max_tokens:
             raise ValueError(
-                f"sequence_length: row {number}{of} has {len(prompt) + len(answer)} tokens with "
-                f"its answer and end, more than {longest}; raise sequence_length or shorten the "
-                "rows"
+                f"sequence_length: row {number}{of_table} has {len(prompt) + len(answer)} tokens "
+                f"including answer and end-of-sequence token, more than {max_tokens}; raise "
+                "sequence_length or shorten the rows"
             )
     return encoded
 
 
 def _encode_answered(tokenizer: PreTrainedTokenizerFast, rows: pl.DataFrame) -> list[Row]:
     if tokenizer.eos_token_id is None:
-        raise ValueError("tokenizer: it has no eos_token to end answers with; give it one")
+        raise ValueError("tokenizer: it has no eos_token to end answers with; set one")
     prompts = tokenizer(rows["prompt"].to_list())["input_ids"]
     answers = tokenizer(rows["answer"].to_list(), add_special_tokens=False)["input_ids"]
     return [(p, [*a, tokenizer.eos_token_id]) for p, a in zip(prompts, answers, strict=True)]
 
 
-def _require_own_tokens(
-    model: PreTrainedModel, rows: pl.DataFrame, encoded: list[Row], of: str
+def _check_tokenizer(
+    model: PreTrainedModel, rows: pl.DataFrame, encoded: list[Row], of_table: str
 ) -> None:
-    entries = model.get_input_embeddings().weight.shape[0]
-    told = rows["context_length"] if "context_length" in rows.columns else [None] * len(rows)
-    for number, ((prompt, answer), length) in enumerate(zip(encoded, told, strict=True)):
-        found = len(prompt) + len(answer)
+    """Raise ValueError if the model or the rows belong to another tokenizer."""
+    embeddings = model.get_input_embeddings().weight.shape[0]
+    recorded = rows["context_length"] if "context_length" in rows.columns else [None] * len(rows)
+    for number, ((prompt, answer), expected) in enumerate(zip(encoded, recorded, strict=True)):
+        length = len(prompt) + len(answer)
         largest = max(max(prompt, default=0), max(answer))
-        if largest >= entries:
-            wrong = f"has the token {largest} and the model {entries} embeddings"
-        # Prompt and answer were counted as one text, which may save a token where they meet.
-        elif length is not None and abs(found - length) > 2:
-            wrong = f"was made with {length} tokens and has {found}"
+        if largest >= embeddings:
+            problem = f"contains token {largest}, but the model has {embeddings} embeddings"
+        # Lengths were counted on joined text, which may save a token where prompt and answer meet.
+        elif expected is not None and abs(length - expected) > 2:
+            problem = f"was generated with {expected} tokens, but now has {length}"
         else:
             continue
         raise ValueError(
-            f"tokenizer: row {number}{of} {wrong}: the rows or the model are of another tokenizer; "
-            "make the rows anew"
+            f"tokenizer: row {number}{of_table} {problem}: the rows or the model belong to another "
+            "tokenizer; regenerate the rows with the model's own"
         )
 
 
 def collate(
     rows: list[Row], pad: int, offset: Callable[[Tensor], Tensor | None] | None = None
 ) -> dict[str, Tensor]:
-    """One batch, padded on the left.
+    """Build one batch, padded on the left.
 
     Args:
-        rows: of any lengths.
+        rows: rows of any length.
         pad: the padding token.
-        offset: prompt lengths, int64 [B], to the segment_offset of the batch.
+        offset: maps prompt lengths, int64 [B], to the batch's segment_offset.
 
     Returns:
         input_ids, attention_mask and labels, int64 [B, n], the labels -100 outside answers; and
-        segment_offset [B] where `offset` gives one.
+        segment_offset [B] if `offset` returns one.
     """
     columns = max(len(prompt) + len(answer) for prompt, answer in rows)
     ids = torch.full((len(rows), columns), pad)
@@ -240,15 +239,15 @@ def collate(
         mask[i, columns - length :] = 1
         labels[i, columns - len(answer) :] = torch.tensor(answer)
     batch = {"input_ids": ids, "attention_mask": mask, "labels": labels}
-    drawn = offset(torch.tensor([len(prompt) for prompt, _ in rows])) if offset else None
-    return batch if drawn is None else {**batch, "segment_offset": drawn}
+    segment_offset = offset(torch.tensor([len(prompt) for prompt, _ in rows])) if offset else None
+    return batch if segment_offset is None else {**batch, "segment_offset": segment_offset}
 
 
 def answer_loss(model: nn.Module, part: Batch, batch: Batch) -> Tensor:
-    """What the rows `part` add to the mean cross-entropy of the answers' tokens of `batch`.
+    """Contribution of the rows `part` to the mean cross-entropy of the answer tokens of `batch`.
 
-    Logits are computed where answers stand only, of long ones some at a time. Both batches are as
-    of `collate`.
+    Logits are computed from the first answer column on, in slices where answers are long. Both
+    batches come from `collate`.
     """
     inputs = {name: value for name, value in part.items() if name not in ("labels", "row")}
     columns = int((part["labels"] != IGNORED).any(0).sum())
@@ -257,35 +256,36 @@ def answer_loss(model: nn.Module, part: Batch, batch: Batch) -> Tensor:
 
 
 def parameter_groups(model: PreTrainedModel, config: Finetune) -> list[dict]:
-    """Optimizer groups: matrices with weight decay, biases and norms without, gates at their own
-    rate and without."""
-    of_gates = [gate.balance_factors for gate in _gates(model)]
-    others = [p for p in model.parameters() if all(p is not beta for beta in of_gates)]
+    """Optimizer groups: matrices with weight decay, biases and norms without; gates without, at
+    their own learning rate."""
+    balance_factors = [gate.balance_factors for gate in _gates(model)]
+    others = [p for p in model.parameters() if all(p is not beta for beta in balance_factors)]
     rate, decay = config.learning_rate, config.weight_decay
     groups = [
         {"params": [p for p in others if p.dim() > 1], "lr": rate, "weight_decay": decay},
         {"params": [p for p in others if p.dim() <= 1], "lr": rate, "weight_decay": 0.0},
     ]
-    if of_gates:
-        own = config.balance_factor_learning_rate
-        groups.append({"params": of_gates, "lr": rate if own is None else own, "weight_decay": 0.0})
+    if balance_factors:
+        gate_rate = config.balance_factor_learning_rate
+        gate_rate = rate if gate_rate is None else gate_rate
+        groups.append({"params": balance_factors, "lr": gate_rate, "weight_decay": 0.0})
     return groups
 
 
-def _numbers_of(
-    encoded: list[Row], numbers: range, stages: list[FinetuneStage], i: int, of: str
+def _rows_of_stage(
+    encoded: list[Row], numbers: range, stages: list[FinetuneStage], i: int, of_table: str
 ) -> list[int]:
-    """Those of stage i's rows: longer than the stage before takes, no longer than its own."""
+    """Numbers of the rows that fit stage i, but not the stage before."""
     shortest = stages[i - 1].sequence_length if i else 0
     longest = stages[i].sequence_length
     lengths = {n: len(encoded[n][0]) + len(encoded[n][1]) for n in numbers}
-    found = [n for n, length in lengths.items() if shortest < length <= longest]
-    if not found:
+    fitting = [n for n, length in lengths.items() if shortest < length <= longest]
+    if not fitting:
         raise ValueError(
-            f"sequence_length: no row{of} has {shortest + 1} to {longest} tokens, for which "
-            f"{stages[i].steps} steps are set; add such rows or leave the stage out"
+            f"sequence_length: no row{of_table} has {shortest + 1} to {longest} tokens, but the "
+            f"stage has {stages[i].steps} steps; add such rows or remove the stage"
         )
-    return found
+    return fitting
 
 
 def _gates(model: PreTrainedModel) -> list[nn.Module]:
@@ -296,5 +296,5 @@ def _gate_values(gates: list[nn.Module]) -> dict[str, float]:
     return {
         f"gate_layer{layer}_head{head}": value
         for layer, gate in enumerate(gates)
-        for head, value in enumerate(whole(gate()).tolist())
+        for head, value in enumerate(full_tensor(gate()).tolist())
     }

@@ -1,13 +1,13 @@
-"""Pretraining: a small model and its tokenizer, from nothing."""
+"""Pretrain a small model and its tokenizer from scratch."""
 
 from collections import deque
 
 import polars as pl
 import torch
 from accelerate.utils import reduce
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from needlework.config.training import Pretrain
 from needlework.models.tiny import tiny_llama, word_tokenizer
@@ -22,18 +22,18 @@ def pretrain(
     seed: int,
     checkpoints: Checkpoints | None = None,
     validate: Validate | None = None,
-) -> tuple[PreTrainedModel, PreTrainedTokenizerFast, pl.DataFrame, pl.DataFrame]:
-    """Train the model that `config` describes, a plain Llama, and make its tokenizer.
+) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast, pl.DataFrame, pl.DataFrame]:
+    """Train the Llama model that `config` describes, and build its tokenizer.
 
     Args:
         config: the recipe.
-        seed: of the start and of the sequences.
-        checkpoints: where training goes on from, and leaves its checkpoints.
-        validate: gives the loss on held-out text.
+        seed: of the initial weights and the training sequences.
+        checkpoints: where to read and write checkpoints.
+        validate: returns the loss on held-out text.
 
     Returns:
-        Model, tokenizer, and the metrics and measurements of `loop.train`; the metrics also hold
-        answer_loss and text_loss, the last step's.
+        Model, tokenizer, and the metrics and measurements of `loop.train`; metrics include
+        answer_loss and text_loss of the last step.
     """
     tokenizer = word_tokenizer(vocabulary(), config.max_positions)
     model = tiny_llama(config, tokenizer, torch.Generator().manual_seed(seed))
@@ -48,26 +48,26 @@ def pretrain(
             final=config.final_learning_rate_ratio,
         )
 
-    seen: deque[Tensor] = deque(maxlen=config.gradient_accumulation_steps)
+    last_step_losses: deque[Tensor] = deque(maxlen=config.gradient_accumulation_steps)
 
-    def loss(model: torch.nn.Module, part: Batch, batch: Batch) -> Tensor:
-        answers, text = losses(model, part, batch)
-        seen.append(torch.stack([answers.detach(), text.detach()]))
-        return answers + config.text_weight * text
+    def loss(model: nn.Module, part: Batch, batch: Batch) -> Tensor:
+        answer_loss, text_loss = answer_and_text_losses(model, part, batch)
+        last_step_losses.append(torch.stack([answer_loss.detach(), text_loss.detach()]))
+        return answer_loss + config.text_weight * text_loss
 
-    def watch() -> dict[str, float]:
-        answers, text = reduce(sum(seen), "sum").tolist()
-        return {"answer_loss": answers, "text_loss": text}
+    def extra_metrics() -> dict[str, float]:
+        answer_loss, text_loss = reduce(sum(last_step_losses), "sum").tolist()
+        return {"answer_loss": answer_loss, "text_loss": text_loss}
 
     metrics, measurements = train(
         model,
         batches(config, tokenizer, seed),
         config,
         steps=steps,
-        groups=_groups(model, config),
+        groups=_parameter_groups(model, config),
         schedule=schedule,
         loss=loss,
-        watch=watch,
+        extra_metrics=extra_metrics,
         validate=validate,
         checkpoints=checkpoints,
         description="pretraining",
@@ -78,16 +78,18 @@ def pretrain(
 def pretrain_model(
     recipe: Pretrain, checkpoints: Checkpoints, *, seed: int, validate: Validate | None = None
 ) -> None:
-    """Pretrain by `recipe`; the product is written by `write_product`."""
+    """Pretrain by `recipe` and leave the model in `checkpoints.product`."""
     write_product(checkpoints, *pretrain(recipe, seed, checkpoints, validate))
 
 
-def losses(model: torch.nn.Module, part: Batch, batch: Batch) -> tuple[Tensor, Tensor]:
-    """What `part` adds to the mean cross-entropy of the answers of `batch`, and to that of the
-    sampled other tokens: two scalars.
+def answer_and_text_losses(
+    model: LlamaForCausalLM, part: Batch, batch: Batch
+) -> tuple[Tensor, Tensor]:
+    """Contributions of `part` to two mean cross-entropies of `batch`, both scalars: that of its
+    answers, and that of its sampled other tokens.
 
     The softmax runs over `candidates` alone: with tens of thousands of words and a narrow model,
-    the whole vocabulary would be most of the work.
+    the full vocabulary would dominate the cost.
     """
     hidden = model.model(
         input_ids=part["input_ids"],
@@ -98,32 +100,32 @@ def losses(model: torch.nn.Module, part: Batch, batch: Batch) -> tuple[Tensor, T
     candidates = part["candidates"][0].contiguous()
     weights = model.lm_head.weight[candidates]
 
-    def share(name: str) -> Tensor:
+    def contribution(name: str) -> Tensor:
         labels = part[name][:, 1:]
-        there = labels != IGNORED
-        wanted = torch.searchsorted(candidates, labels[there])
-        summed = cross_entropy(hidden[there] @ weights.T, wanted, reduction="sum")
+        is_target = labels != IGNORED
+        targets = torch.searchsorted(candidates, labels[is_target])
+        summed = cross_entropy(hidden[is_target] @ weights.T, targets, reduction="sum")
         return summed / (batch[name][:, 1:] != IGNORED).sum()
 
-    return share("labels"), share("text_labels")
+    return contribution("labels"), contribution("text_labels")
 
 
-def _groups(model: torch.nn.Module, config: Pretrain) -> list[dict]:
-    embeddings = [model.get_input_embeddings().weight]
-    rest = [p for p in model.parameters() if p is not embeddings[0]]
+def _parameter_groups(model: LlamaForCausalLM, config: Pretrain) -> list[dict]:
+    embeddings = model.get_input_embeddings().weight
+    others = [p for p in model.parameters() if p is not embeddings]
     return [
         {
-            "params": [p for p in rest if p.dim() > 1],
+            "params": [p for p in others if p.dim() > 1],
             "lr": config.learning_rate,
             "weight_decay": config.weight_decay,
         },
         {
-            "params": [p for p in rest if p.dim() <= 1],
+            "params": [p for p in others if p.dim() <= 1],
             "lr": config.learning_rate,
             "weight_decay": 0.0,
         },
         {
-            "params": embeddings,
+            "params": [embeddings],
             "lr": config.learning_rate * config.embedding_rate_ratio,
             "weight_decay": 0.0,
         },

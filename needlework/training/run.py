@@ -1,4 +1,4 @@
-"""Run one training, in this process or in several that torchrun or accelerate start."""
+"""Run a training job in this process, or in several started by torchrun or accelerate."""
 
 import importlib
 import json
@@ -22,59 +22,65 @@ from needlework.config.training import TrainingLoop
 from needlework.models.checkpoint import save_model
 from needlework.runtime.processes import error_file, exit_with_parent, log_to_parent, run_processes
 from needlework.training.checkpoints import Checkpoints, fingerprint
-from needlework.training.state import whole
+from needlework.training.state import full_tensor
 
-Training = Callable[..., None]
-"""(recipe, checkpoints, **arguments) -> None; leaves what it makes in `checkpoints.product`."""
-LAYOUT = ("checkpoint_every", "keep_checkpoints")
-"""Keys of a recipe that its product does not depend on."""
+TrainFunction = Callable[..., None]
+"""(recipe, checkpoints, **arguments) -> None; leaves the trained model in `checkpoints.product`."""
+CHECKPOINT_KEYS = ("checkpoint_every", "keep_checkpoints")
+"""Keys of a recipe that do not affect the trained model."""
 
 
 def run(
-    train: Training,
+    train: TrainFunction,
     recipe: TrainingLoop,
     folder: str | Path,
     *,
     threads: int,
-    decisive: dict[str, Any],
+    fingerprint_inputs: dict[str, Any],
     validation: tuple[str, dict[str, Any]] | None = None,
     **arguments: Any,
 ) -> Checkpoints:
-    """Train, from the last whole checkpoint in `folder` if there is one.
+    """Train; resume from the latest intact checkpoint in `folder`, if any.
 
     Args:
-        train: a function of a module, called in each process.
-        recipe: says how many processes there are, and by what they are started.
-        folder: of the checkpoints; to be removed once the product is moved to its place.
-        threads: of all processes together.
-        decisive: what else decides the product, such as the hashes of what files hold.
-        validation: `module:class` of a `loop.Validate`, and what it is made with; each process
-            makes its own and hands it to `train` as `validate`.
-        arguments: of `train`, which JSON can hold.
+        train: a module-level function, called in each process.
+        recipe: sets the number of processes and how they are started.
+        folder: for checkpoints; remove it once the product is in its final place.
+        threads: total over all processes.
+        fingerprint_inputs: whatever else determines the trained model, such as hashes of files.
+        validation: `module:class` of a `loop.Validate` and its arguments; each process constructs
+            one and passes it to `train` as `validate`.
+        arguments: JSON-serializable arguments of `train`.
 
     Raises:
-        ValueError: what the user has to mend, from whichever process.
+        ValueError: an error the user can fix, from any of the processes.
     """
-    job = {
+    recipe_values = recipe.model_dump(mode="json")
+    job: dict[str, Any] = {
         "train": f"{train.__module__}:{train.__qualname__}",
         "recipe_type": type(recipe).__name__,
-        "recipe": recipe.model_dump(mode="json"),
+        "recipe": recipe_values,
         "folder": str(folder),
         "fingerprint": fingerprint(
-            recipe=recipe.model_dump(mode="json", exclude=set(LAYOUT)),
+            recipe=recipe.model_dump(mode="json", exclude=set(CHECKPOINT_KEYS)),
             versions=[torch.__version__, transformers.__version__],
             arguments=arguments,
             validation=validation,
-            **decisive,
+            **fingerprint_inputs,
         ),
         "threads": max(1, threads // recipe.processes),
         "validation": validation,
         "arguments": arguments,
     }
-    if recipe.processes == 1 and job["recipe"].get("accelerate_config") is None:
+    accelerate_config = recipe_values.get("accelerate_config")
+    if recipe.processes == 1 and accelerate_config is None:
         _train(job)
     else:
-        _start(job, recipe)
+        launcher = []
+        if accelerate_config is not None:
+            launcher = ["accelerate.commands.launch", f"--config_file={accelerate_config}"]
+            launcher.append(f"--num_processes={recipe.processes}")
+        run_processes(__name__, job, folder, recipe.processes, launcher)
     return _checkpoints(job)
 
 
@@ -90,22 +96,22 @@ def write_product(
     """Save a trained model and its tables in `checkpoints.product`; every process has to call it.
 
     Args:
-        checkpoints: of the training.
-        model: trained; parameters may be spread over processes.
-        tokenizer: the model's.
-        metrics, measurements: as `loop.train` gives them.
-        dtypes: of the parameters as they are to be saved; None: as they are.
+        checkpoints: of this training run.
+        model: the trained model; parameters may be sharded over processes.
+        tokenizer: the model's tokenizer.
+        metrics, measurements: tables from `loop.train`.
+        dtypes: parameter dtypes to save, by name; None keeps the current ones.
     """
-    wholes: dict[Tensor, Tensor] = {}
+    gathered: dict[Tensor, Tensor] = {}
     for name, parameter in model.named_parameters():
         if isinstance(parameter, DTensor):
-            wholes[parameter] = whole(parameter).cpu()
+            gathered[parameter] = full_tensor(parameter).cpu()
         elif dtypes:
             parameter.data = parameter.data.to(dtypes[name])
     if PartialState().is_main_process:
-        # Shared parameters stay shared.
+        # keep_vars preserves the identity of shared parameters.
         tensors = model.state_dict(keep_vars=True)
-        state = {name: wholes.get(tensor, tensor).detach() for name, tensor in tensors.items()}
+        state = {name: gathered.get(tensor, tensor).detach() for name, tensor in tensors.items()}
         save_model(model, tokenizer, checkpoints.product, state)
         write_tables(checkpoints, metrics, measurements)
 
@@ -113,7 +119,7 @@ def write_product(
 def write_tables(
     checkpoints: Checkpoints, metrics: pl.DataFrame, measurements: pl.DataFrame
 ) -> None:
-    """Write the tables of `loop.train` beside what was trained, in `checkpoints.product`."""
+    """Write the tables of `loop.train` next to the trained model in `checkpoints.product`."""
     for name, table in (("metrics", metrics), ("measurements", measurements)):
         try:
             table.write_parquet(checkpoints.product / f"{name}.parquet")
@@ -134,39 +140,31 @@ def _checkpoints(job: dict[str, Any]) -> Checkpoints:
 def _train(job: dict[str, Any]) -> None:
     torch.set_num_threads(job["threads"])
     recipe = getattr(training, job["recipe_type"]).model_validate(job["recipe"])
-    checkpoints, found = _checkpoints(job), PartialState().num_processes
-    file = job["recipe"].get("accelerate_config")
-    if found != recipe.processes:
+    checkpoints, started = _checkpoints(job), PartialState().num_processes
+    if started != recipe.processes:
+        has_config = job["recipe"].get("accelerate_config") is not None
         raise ValueError(
-            f"processes: {recipe.processes} were asked for and {found} started"
-            + ("; by accelerate_config? On CPUs leave it out" if file else "")
+            f"processes: the recipe has {recipe.processes}, but {started} started"
+            + ("; on CPUs, remove accelerate_config" if has_config else "")
         )
     arguments = job["arguments"]
     if job["validation"] is not None:
-        name, made_with = job["validation"]
-        arguments = {**arguments, "validate": _named(name)(**made_with)}
+        class_name, class_arguments = job["validation"]
+        arguments = {**arguments, "validate": _import(class_name)(**class_arguments)}
     with checkpoints.locked() if PartialState().is_main_process else nullcontext():
-        _named(job["train"])(recipe, checkpoints, **arguments)
+        _import(job["train"])(recipe, checkpoints, **arguments)
 
 
-def _named(name: str) -> Callable[..., Any]:
+def _import(name: str) -> Callable[..., Any]:
     module, attribute = name.split(":")
     return getattr(importlib.import_module(module), attribute)
 
 
-def _start(job: dict[str, Any], recipe: TrainingLoop) -> None:
-    launcher, file = [], job["recipe"].get("accelerate_config")
-    if file is not None:
-        launcher = ["accelerate.commands.launch", f"--config_file={file}"]
-        launcher.append(f"--num_processes={recipe.processes}")
-    run_processes(__name__, job, job["folder"], recipe.processes, launcher)
-
-
 def main() -> None:
-    """One of the processes of a job."""
+    """Run one process of the job whose file is the command's argument."""
     exit_with_parent()
     path = Path(sys.argv[1])
-    # Without `cpu`, accelerate would take each process on CPUs for one alone.
+    # Without `cpu`, accelerate treats each process on CPUs as a separate job.
     main_process = PartialState(cpu=not torch.cuda.is_available()).is_main_process
     log_to_parent(main_process)
     try:

@@ -1,4 +1,4 @@
-"""Signs that a training goes nowhere, told in the log once."""
+"""Early warnings of a training run that makes no progress."""
 
 import logging
 import math
@@ -8,13 +8,16 @@ from typing import Any
 _log = logging.getLogger(__name__)
 
 ROWS = 10
-"""Rows of the metrics after which there is something to say."""
-STILL = 1e-3
-"""A gate that has moved by less has not moved."""
+"""Rows of metrics needed for a judgement."""
+MIN_GATE_CHANGE = 1e-3
+"""A gate that has changed by less counts as stuck."""
 
 
-def warn(metrics: list[dict[str, Any]]) -> None:
-    """Log a line for each sign that the first ROWS rows of the metrics show."""
+def warn_if_stalled(metrics: list[dict[str, Any]]) -> None:
+    """Log a warning if the loss or the gates have not moved in the first ROWS rows of metrics.
+
+    Does nothing at any other number of rows, so that each warning appears once.
+    """
     if len(metrics) != ROWS:
         return
     step = metrics[-1]["step"]
@@ -23,18 +26,18 @@ def warn(metrics: list[dict[str, Any]]) -> None:
     )
     if last >= first:
         _log.warning(
-            "the loss has not fallen over the first %d steps (mean %.4g, then %.4g): "
-            "try another learning_rate, or look at the rows",
+            "the loss has not fallen in the first %d steps (mean %.4g, then %.4g): "
+            "try another learning_rate, or inspect the training rows",
             step,
             first,
             last,
         )
     gates = [name for name in metrics[0] if name.startswith("gate_")]
-    moved = max((abs(metrics[-1][name] - metrics[0][name]) for name in gates), default=math.inf)
-    if moved < STILL:
+    change = max((abs(metrics[-1][name] - metrics[0][name]) for name in gates), default=math.inf)
+    if change < MIN_GATE_CHANGE:
         _log.warning(
-            "no gate has moved by more than %.1g over the first %d steps: raise "
-            "balance_factor_learning_rate (0.01 is published), or see that memory is on",
-            moved,
+            "no gate has changed by more than %.1g in the first %d steps: raise "
+            "balance_factor_learning_rate (the paper uses 0.01), or check that memory is on",
+            change,
             step,
         )

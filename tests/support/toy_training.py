@@ -1,4 +1,4 @@
-"""A model of a few thousand parameters, its tokenizer, its rows, and a fine-tuning of it."""
+"""A model with a few thousand parameters, its tokenizer and rows, and functions to fine-tune it."""
 
 import hashlib
 from pathlib import Path
@@ -32,7 +32,7 @@ TABLES = {"toy": ROWS, "prose": PROSE}
 
 
 def characters() -> PreTrainedTokenizerFast:
-    """One token a character, and a beginning-of-sequence token before prompts."""
+    """A tokenizer with one token per character, which puts <bos> before prompts."""
     vocabulary = {"<pad>": 0, "<bos>": 1, "<eos>": 2}
     for character in " abcdefghij0123456789":
         vocabulary[character] = len(vocabulary)
@@ -76,7 +76,7 @@ def recipe(**changes) -> Finetune:
 
 
 def write(folder: Path, **changes) -> dict[str, Any]:
-    """A checkpoint and a table of rows in `folder`, as `finetune_checkpoint` names them."""
+    """Write a checkpoint and tables of rows; return them as arguments of `finetune_checkpoint`."""
     llama(**changes).save_pretrained(folder / "base")
     characters().save_pretrained(folder / "base")
     rows = {name: str(folder / f"{name}.parquet") for name in TABLES}
@@ -89,7 +89,7 @@ INFINI = {"type": "infini", "segment_length": 6, "segment_alignment": "end"}
 RECIPE = recipe(
     curriculum=[FinetuneStage(steps=9, sequence_length=12, batch_size=3)],
     steps=80,
-    # 5 and 7 share no step but 35: rows of the tables and checkpoints fall apart.
+    # Coprime, so that metrics rows and checkpoints fall on different steps.
     log_every=5,
     checkpoint_every=7,
     balance_factor_learning_rate=0.05,
@@ -99,17 +99,17 @@ RECIPE = recipe(
 def finetuned(
     folder: Path, dropout: float = 0.2, attention: Any = INFINI, validation: Any = None, **changes
 ) -> Checkpoints:
-    """Dropout makes torch's own generator matter as well."""
+    """Fine-tune a toy model; dropout makes torch's global random state matter too."""
     config = RECIPE.model_copy(update=changes)
-    written = write(folder, attention_dropout=dropout)
+    paths = write(folder, attention_dropout=dropout)
     return run(
         finetune_checkpoint,
         config,
         folder / "checkpoints",
         threads=1,
-        decisive={},
-        base=written["base"],
-        rows={name: written["rows"][name] for name in config.data_weights},
+        fingerprint_inputs={},
+        base=paths["base"],
+        rows={name: paths["rows"][name] for name in config.data_weights},
         validation=validation,
         revision=None,
         dtype="float32",
@@ -120,15 +120,16 @@ def finetuned(
 
 
 def mixed(folder: Path) -> Checkpoints:
-    """Rows and text, drawn by weights."""
+    """Fine-tune on a weighted mixture of rows and text."""
     return finetuned(folder, data={"toy": 3.0, "prose": 1.0})
 
 
-def product(found: Checkpoints) -> tuple[str, pl.DataFrame]:
-    (weights,) = (path.read_bytes() for path in found.product.glob("*.safetensors"))
-    metrics = pl.read_parquet(found.product / "metrics.parquet")
-    measured = pl.read_parquet(found.product / "measurements.parquet")
-    assert measured["step"].to_list() == metrics["step"].to_list()
-    assert measured["seconds"].is_sorted()
-    assert measured["tokens_per_second"].min() > 0
+def product(checkpoints: Checkpoints) -> tuple[str, pl.DataFrame]:
+    """Return the sha256 of the trained weights, and the metrics."""
+    (weights,) = (path.read_bytes() for path in checkpoints.product.glob("*.safetensors"))
+    metrics = pl.read_parquet(checkpoints.product / "metrics.parquet")
+    measurements = pl.read_parquet(checkpoints.product / "measurements.parquet")
+    assert measurements["step"].to_list() == metrics["step"].to_list()
+    assert measurements["seconds"].is_sorted()
+    assert measurements["tokens_per_second"].min() > 0
     return hashlib.sha256(weights).hexdigest(), metrics

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not there, and nothing read back that is not what was written."""
+"""Checkpoints are complete or absent, and damaged ones are never read back."""
 
 import json
 import resource
@@ -13,28 +13,28 @@ from support.killable import Pool
 from needlework.training.checkpoints import Checkpoints, fingerprint
 
 
-def checkpoints(folder: Path, of: str = "this", keep: int = 2) -> Checkpoints:
-    return Checkpoints(folder, fingerprint(recipe=of), every=10, keep=keep)
+def checkpoints(folder: Path, recipe: str = "this", keep: int = 2) -> Checkpoints:
+    return Checkpoints(folder, fingerprint(recipe=recipe), every=10, keep=keep)
 
 
-def fill(found: Checkpoints, *steps: int) -> None:
+def save_steps(target: Checkpoints, *steps: int) -> None:
     for step in steps:
         tensors = {"0.value": torch.full((20,), step / 3)}
-        found.save(step, tensors, {"step": step, "loss": step / 7})
+        target.save(step, tensors, {"step": step, "loss": step / 7})
 
 
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob("*/step-*"))
 
 
-def test_the_latest_comes_back_to_the_bit_and_as_many_are_kept_as_asked(tmp_path):
+def test_latest_checkpoint_is_bit_identical_and_keep_limits_their_number(tmp_path):
     assert checkpoints(tmp_path).latest() is None
-    fill(checkpoints(tmp_path), 10, 20, 30)
-    found = checkpoints(tmp_path).latest()
-    assert found.progress == {"step": 30, "loss": 30 / 7}
-    assert torch.equal(found.tensors["0.value"], torch.full((20,), 10.0))
+    save_steps(checkpoints(tmp_path), 10, 20, 30)
+    latest = checkpoints(tmp_path).latest()
+    assert latest.progress == {"step": 30, "loss": 30 / 7}
+    assert torch.equal(latest.tensors["0.value"], torch.full((20,), 10.0))
     assert names(tmp_path) == ["step-00000020", "step-00000030"]
-    fill(checkpoints(tmp_path, keep=1), 40)
+    save_steps(checkpoints(tmp_path, keep=1), 40)
     assert names(tmp_path) == ["step-00000040"]
     checkpoints(tmp_path).remove()
     assert not tmp_path.exists()
@@ -68,37 +68,37 @@ def other_fingerprint(path: Path) -> None:
         (other_fingerprint, "manifest.json"),
     ],
 )
-def test_a_damaged_one_is_passed_over_in_one_line(tmp_path, caplog, damage, name):
-    fill(checkpoints(tmp_path), 10, 20)
+def test_damaged_checkpoint_is_skipped_with_one_line(tmp_path, caplog, damage, name):
+    save_steps(checkpoints(tmp_path), 10, 20)
     (broken,) = tmp_path.glob("*/step-00000020")
     damage(broken / name)
     assert checkpoints(tmp_path).latest().progress["step"] == 10
     (line,) = [record.getMessage() for record in caplog.records]
-    assert line.startswith(f"{broken}: passed over, the one before it is used: ")
-    # What is written again in its place is whole.
-    fill(checkpoints(tmp_path), 20)
+    assert line.startswith(f"{broken}: damaged, falling back to the one before: ")
+    # A new checkpoint replaces the damaged one.
+    save_steps(checkpoints(tmp_path), 20)
     assert checkpoints(tmp_path).latest().progress["step"] == 20
 
 
-def test_those_of_another_recipe_are_left_aside(tmp_path, caplog):
+def test_checkpoints_of_another_recipe_are_ignored(tmp_path, caplog):
     caplog.set_level("INFO")
-    fill(checkpoints(tmp_path, of="that"), 30)
+    save_steps(checkpoints(tmp_path, recipe="that"), 30)
     assert checkpoints(tmp_path).latest() is None
-    assert "another recipe, data, base or code are left aside" in caplog.text
-    fill(checkpoints(tmp_path), 10, 20, 30)
-    assert checkpoints(tmp_path, of="that").latest().progress["step"] == 30
+    assert "ignoring checkpoints of another recipe, data, base model or code" in caplog.text
+    save_steps(checkpoints(tmp_path), 10, 20, 30)
+    assert checkpoints(tmp_path, recipe="that").latest().progress["step"] == 30
 
 
-def test_what_a_kill_left_half_written_is_no_checkpoint(tmp_path):
-    fill(checkpoints(tmp_path), 10)
-    (whole,) = tmp_path.glob("*/step-00000010")
-    half = whole.with_name(".partial-step-00000020")
-    half.mkdir()
-    (half / "tensors.safetensors").write_bytes(b"half")
+def test_partial_checkpoint_is_ignored_and_overwritten(tmp_path):
+    save_steps(checkpoints(tmp_path), 10)
+    (complete,) = tmp_path.glob("*/step-00000010")
+    partial = complete.with_name(".partial-step-00000020")
+    partial.mkdir()
+    (partial / "tensors.safetensors").write_bytes(b"partial")
     assert checkpoints(tmp_path).latest().progress["step"] == 10
-    fill(checkpoints(tmp_path), 20)
+    save_steps(checkpoints(tmp_path), 20)
     assert checkpoints(tmp_path).latest().progress["step"] == 20
-    assert not half.exists()
+    assert not partial.exists()
 
 
 def lock(folder: Path) -> None:
@@ -106,11 +106,11 @@ def lock(folder: Path) -> None:
         pass
 
 
-def test_two_do_not_train_the_same_at_once(tmp_path):
+def test_second_process_is_locked_out(tmp_path):
     with (
         checkpoints(tmp_path).locked(),
         Pool(1) as elsewhere,
-        pytest.raises(ValueError, match="another process trains this; wait for it, or end it"),
+        pytest.raises(ValueError, match="locked by another process that trains this model; wait"),
     ):
         elsewhere.apply(lock, [tmp_path])
     lock(tmp_path)
@@ -119,27 +119,27 @@ def test_two_do_not_train_the_same_at_once(tmp_path):
 def on_a_full_disk(folder: Path, bytes_left: int) -> list[str]:
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_left, bytes_left))
-    said = []
+    messages = []
     for write in (
-        lambda: fill(checkpoints(folder), 30),
-        lambda: checkpoints(folder).show(metrics=pl.DataFrame({"step": range(5000)})),
+        lambda: save_steps(checkpoints(folder), 30),
+        lambda: checkpoints(folder).write_live_tables(metrics=pl.DataFrame({"step": range(5000)})),
     ):
         try:
             write()
         except ValueError as error:
-            said += str(error).splitlines()
-    return said
+            messages += str(error).splitlines()
+    return messages
 
 
-# No file may grow beyond so many bytes: all are too large, all but one, the manifest.
+# The limit on file size stops, in turn: every file; all but one; only the manifest.
 @pytest.mark.parametrize("bytes_left", [0, 30, 200])
-def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path, bytes_left):
-    fill(checkpoints(tmp_path), 10, 20)
+def test_full_disk_is_a_one_line_error_and_keeps_earlier_checkpoints(tmp_path, bytes_left):
+    save_steps(checkpoints(tmp_path), 10, 20)
     with Pool(1) as elsewhere:
-        saving, showing = elsewhere.apply(on_a_full_disk, [tmp_path, bytes_left])
+        saving, tables = elsewhere.apply(on_a_full_disk, [tmp_path, bytes_left])
     assert "step-00000030: cannot be written (" in saving
-    assert saving.endswith("training goes on from step-00000020")
-    assert "metrics.parquet: cannot be written (" in showing
+    assert saving.endswith("training resumes from step-00000020")
+    assert "metrics.parquet: cannot be written (" in tables
     assert checkpoints(tmp_path).latest().progress["step"] == 20
     assert names(tmp_path) == ["step-00000010", "step-00000020"]
     assert not list(tmp_path.rglob(".partial-*"))

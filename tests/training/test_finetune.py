@@ -12,7 +12,7 @@ from needlework.config.training import FinetuneStage
 from needlework.training.finetune import answer_loss, collate, encode, finetune, parameter_groups
 
 
-def test_prompt_and_answer_are_encoded_apart(tokenizer):
+def test_prompt_and_answer_are_encoded_separately(tokenizer):
     prompt, answer = encode(tokenizer, ROWS, 32)[2]
     assert tokenizer.convert_ids_to_tokens(prompt) == ["<bos>", *"f6 g7 f"]
     assert tokenizer.convert_ids_to_tokens(answer) == [*" 66", "<eos>"]
@@ -44,7 +44,7 @@ def test_infini_loss_follows_the_drawn_alignment(tokenizer):
     torch.testing.assert_close(got, torch.stack(losses).mean(), rtol=1e-5, atol=1e-6)
 
 
-def test_gates_have_a_rate_of_their_own_and_no_decay():
+def test_gates_have_their_own_rate_and_no_weight_decay():
     model = convert(llama(), Infini(segment_length=4))
     config = recipe(balance_factor_learning_rate=0.05, weight_decay=0.3)
     matrices, vectors, gates = parameter_groups(model, config)
@@ -57,7 +57,7 @@ def test_gates_have_a_rate_of_their_own_and_no_decay():
     assert len(parameter_groups(llama(), recipe())) == 2
 
 
-def test_it_learns_and_tells_what_the_gates_did(tokenizer):
+def test_model_learns_and_metrics_record_the_gates(tokenizer):
     model = convert(llama(), Infini(segment_length=6, balance_act_type="sigmoid"))
     config = recipe(steps=60, batch_size=4, learning_rate=1e-2, balance_factor_learning_rate=0.05)
     metrics, measurements = finetune(model, tokenizer, ROWS, config, seed=0)
@@ -65,15 +65,15 @@ def test_it_learns_and_tells_what_the_gates_did(tokenizer):
     assert metrics["step"].to_list() == measurements["step"].to_list()
     for layer, gate in enumerate(model.gates):
         for head, beta in enumerate(gate.balance_factors.tolist()):
-            told = metrics[f"gate_layer{layer}_head{head}"]
-            assert told[-1] == pytest.approx(torch.tensor(beta).sigmoid().item())
-            assert abs(told[-1] - 0.5) > 1e-3
+            values = metrics[f"gate_layer{layer}_head{head}"]
+            assert values[-1] == pytest.approx(torch.tensor(beta).sigmoid().item())
+            assert abs(values[-1] - 0.5) > 1e-3
     prompt = tokenizer(ROWS["prompt"][1], return_tensors="pt").input_ids
-    said = model.generate(prompt, max_new_tokens=4, do_sample=False)[0, prompt.shape[1] :]
-    assert tokenizer.convert_ids_to_tokens(said.tolist()) == [" ", "4", "<eos>"]
+    output = model.generate(prompt, max_new_tokens=4, do_sample=False)[0, prompt.shape[1] :]
+    assert tokenizer.convert_ids_to_tokens(output.tolist()) == [" ", "4", "<eos>"]
 
 
-def test_the_seed_decides_everything_drawn(tokenizer):
+def test_seed_determines_all_random_choices(tokenizer):
     def losses(seed):
         model = convert(llama(), Infini(segment_length=4, segment_alignment="end"))
         return finetune(model, tokenizer, ROWS, recipe(), seed)[0]["loss"].to_list()
@@ -82,7 +82,7 @@ def test_the_seed_decides_everything_drawn(tokenizer):
     assert losses(1) != losses(2)
 
 
-def test_the_curriculum_serves_short_rows_first(tokenizer):
+def test_curriculum_draws_short_rows_first(tokenizer):
     short = FinetuneStage(steps=2, sequence_length=11, batch_size=3)
     config = recipe(curriculum=[short], steps=2, batch_size=1)
     metrics, _ = finetune(llama(), tokenizer, ROWS, config, seed=0)
@@ -100,18 +100,20 @@ def test_the_curriculum_serves_short_rows_first(tokenizer):
         )
 
 
-def test_bad_input_is_one_clear_error(tokenizer):
+def test_invalid_input_is_a_clear_error(tokenizer):
     with pytest.raises(ValueError, match="sequence_length: row 1 has 14 tokens"):
         finetune(llama(), tokenizer, ROWS, recipe(sequence_length=13), seed=0)
-    with pytest.raises(ValueError, match="gates and this llama model has none"):
+    with pytest.raises(ValueError, match="Infini gates, but this llama model has none"):
         finetune(llama(), tokenizer, ROWS, recipe(balance_factor_learning_rate=0.1), seed=0)
-    with pytest.raises(ValueError, match="segment_alignment: random is for Infini models"):
+    with pytest.raises(ValueError, match="segment_alignment: random applies to Infini models"):
         finetune(llama(), tokenizer, ROWS, recipe(segment_alignment="random"), seed=0)
-    with pytest.raises(ValueError, match="row 0 has the token 16 and the model 10 embeddings"):
+    with pytest.raises(
+        ValueError, match="row 0 contains token 16, but the model has 10 embeddings"
+    ):
         finetune(llama(vocab_size=10), tokenizer, ROWS, recipe(), seed=0)
-    of_another = ROWS.with_columns(context_length=pl.Series([11, 14, 12, 40]))
-    with pytest.raises(ValueError, match="row 3 was made with 40 tokens and has 14: the rows or"):
-        finetune(llama(), tokenizer, of_another, recipe(), seed=0)
-    endless = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer)
+    other_tokenizer = ROWS.with_columns(context_length=pl.Series([11, 14, 12, 40]))
+    with pytest.raises(ValueError, match="row 3 was generated with 40 tokens, but now has 14: the"):
+        finetune(llama(), tokenizer, other_tokenizer, recipe(), seed=0)
+    without_eos = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer)
     with pytest.raises(ValueError, match="no eos_token"):
-        finetune(llama(), endless, ROWS, recipe(), seed=0)
+        finetune(llama(), without_eos, ROWS, recipe(), seed=0)

@@ -7,7 +7,7 @@ import torch
 
 from needlework.config.training import ModelTraining
 from needlework.training.loop import train, warmup_cosine
-from needlework.training.stall_warnings import warn
+from needlework.training.stall_warnings import warn_if_stalled
 
 
 def _regression(seed: int):
@@ -17,8 +17,8 @@ def _regression(seed: int):
         yield {"input_ids": inputs, "target": inputs.sum(1, keepdim=True)}
 
 
-def _squared_error(model, part, whole):
-    return ((model(part["input_ids"]) - part["target"]) ** 2).sum() / len(whole["target"])
+def _squared_error(model, part, batch):
+    return ((model(part["input_ids"]) - part["target"]) ** 2).sum() / len(batch["target"])
 
 
 def _train(model, *, steps=50, options=None, **changes):
@@ -43,7 +43,7 @@ def _linear() -> torch.nn.Linear:
     return torch.nn.Linear(3, 1)
 
 
-def test_train_takes_the_steps_of_adamw_written_out():
+def test_steps_match_adamw_written_out():
     model, reference = _linear(), _linear()
     metrics, _ = _train(model, options={"max_grad_norm": 0.5})
 
@@ -80,9 +80,11 @@ def test_train_takes_the_steps_of_adamw_written_out():
     assert metrics["learning_rate"][0] == pytest.approx(0.01)
 
 
-def test_train_counts_tokens_and_watches():
+def test_metrics_hold_token_counts_and_extra_columns():
     model = _linear()
-    metrics, measurements = _train(model, steps=25, watch=lambda: {"gate": model.bias.item()})
+    metrics, measurements = _train(
+        model, steps=25, extra_metrics=lambda: {"gate": model.bias.item()}
+    )
     assert metrics["tokens"].to_list() == [24, 24 * 20, 24 * 25]
     assert metrics["gate"][-1] == pytest.approx(model.bias.item())
     assert measurements.columns == ["step", "seconds", "tokens_per_second", "peak_memory_bytes"]
@@ -91,41 +93,41 @@ def test_train_counts_tokens_and_watches():
     assert not model.training
 
 
-def test_validation_has_rows_of_its_own_and_null_between():
+def test_validation_adds_rows_and_is_null_in_others():
     model, seen = _linear(), []
 
-    def validate(found):
-        assert found is model
-        seen.append(found.bias.item())
+    def validate(validated):
+        assert validated is model
+        seen.append(validated.bias.item())
         return seen[-1]
 
     options = {"log_every": 1, "validate_every": 120}
     metrics, _ = _train(model, steps=125, options=options, validate=validate)
     assert metrics["step"].to_list() == list(range(1, 126))
-    given = metrics.drop_nulls("validation_loss")
-    assert given["step"].to_list() == [120, 125]
-    # The first was before the first step.
-    assert given["validation_loss"].to_list() == seen[1:]
+    validated = metrics.drop_nulls("validation_loss")
+    assert validated["step"].to_list() == [120, 125]
+    # The first call came before the first step and has no row.
+    assert validated["validation_loss"].to_list() == seen[1:]
     metrics, _ = _train(_linear(), steps=45, options={"validate_every": 30}, validate=lambda _: 1.0)
     assert metrics["step"].to_list() == [1, 20, 30, 40, 45]
 
 
-def test_same_batches_give_the_same_metrics():
+def test_training_is_deterministic():
     first, second = (_train(_linear())[0] for _ in range(2))
     assert isinstance(first, pl.DataFrame)
     assert first.equals(second)
 
 
-def test_train_says_when_the_data_ended_or_the_loss_is_lost():
+def test_missing_data_and_infinite_loss_are_errors():
     batch = next(_regression(0))
     with pytest.raises(ValueError, match="ended after 3 of 50 steps"):
         _train(_linear(), batches=[batch] * 3)
-    lost = {**batch, "target": batch["target"] * math.inf}
-    with pytest.raises(ValueError, match="step 1: the loss is inf and its gradient's norm"):
-        _train(_linear(), batches=[lost])
+    infinite = {**batch, "target": batch["target"] * math.inf}
+    with pytest.raises(ValueError, match="step 1: loss inf, gradient norm"):
+        _train(_linear(), batches=[infinite])
 
 
-def test_a_lost_step_names_the_rows_that_did_it():
+def test_non_finite_loss_names_its_rows():
     def batches():
         for step, batch in enumerate(_regression(0)):
             batch = {**batch, "row": torch.arange(8) + 100}
@@ -133,29 +135,30 @@ def test_a_lost_step_names_the_rows_that_did_it():
             yield batch
 
     model = _linear()
-    with pytest.raises(ValueError, match=r"^step 4: the loss is nan .* on rows 106, 107 of the da"):
+    with pytest.raises(ValueError, match=r"^step 4: loss nan, .* on rows 106, 107 of the da"):
         _train(model, batches=batches(), options={"gradient_accumulation_steps": 4})
     assert model.weight.isfinite().all()
 
 
 @pytest.mark.parametrize(
-    ("losses", "gates", "says"),
+    ("losses", "gates", "warnings"),
     [
         ([3 - i / 10 for i in range(12)], [0.5 + i / 100 for i in range(12)], []),
         ([2 - (i % 2) - (i > 4) for i in range(12)], [0.5 + i / 100 for i in range(12)], []),
-        ([2.0] * 12, [0.5 + i / 100 for i in range(12)], ["the loss has not fallen over the f"]),
-        ([3 - i / 10 for i in range(12)], [0.5 + i * 1e-5 for i in range(12)], ["no gate has mo"]),
+        ([2.0] * 12, [0.5 + i / 100 for i in range(12)], ["the loss has not fallen in the fi"]),
+        ([3 - i / 10 for i in range(12)], [0.5 + i * 1e-5 for i in range(12)], ["no gate has ch"]),
     ],
 )
-def test_signs_are_told_once(caplog, losses, gates, says):
+def test_stall_warnings_appear_once(caplog, losses, gates, warnings):
     metrics = []
     for i, (loss, gate) in enumerate(zip(losses, gates, strict=True)):
         metrics.append({"step": i + 1, "loss": loss, "gate_layer0_head0": gate})
-        warn(metrics)
-    assert [m[: len(s)] for m, s in zip(caplog.messages, says, strict=True)] == says
+        warn_if_stalled(metrics)
+    starts = [m[: len(w)] for m, w in zip(caplog.messages, warnings, strict=True)]
+    assert starts == warnings
 
 
-def test_warmup_cosine_rises_stays_and_falls():
+def test_warmup_cosine_rises_stays_constant_and_decays():
     factors = [
         warmup_cosine(step, steps=100, warmup=10, stable_fraction=0.5, final=0.2)
         for step in range(100)

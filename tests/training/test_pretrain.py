@@ -6,7 +6,7 @@ from needlework.config.training import Pretrain, PretrainStage
 from needlework.models.checkpoint import save_model
 from needlework.models.tiny import tiny_llama, word_tokenizer
 from needlework.training.curriculum import IGNORED, batches, vocabulary
-from needlework.training.pretrain import losses, pretrain
+from needlework.training.pretrain import answer_and_text_losses, pretrain
 
 CONFIG = Pretrain(
     stages=[
@@ -18,7 +18,7 @@ CONFIG = Pretrain(
 )
 
 
-def test_pretrained_model_opens_as_a_plain_llama_and_comes_out_the_same(tmp_path):
+def test_pretrained_model_opens_as_a_plain_llama_and_is_reproducible(tmp_path):
     model, tokenizer, metrics, measurements = pretrain(CONFIG, 7)
     again, _, metrics_again, _ = pretrain(CONFIG, 7)
     save_model(model, tokenizer, tmp_path / "first")
@@ -42,14 +42,14 @@ def test_pretrained_model_opens_as_a_plain_llama_and_comes_out_the_same(tmp_path
     assert model.generate(**inputs, max_new_tokens=2, do_sample=False).shape[1] > 6
 
 
-def test_losses_are_those_of_the_softmax_over_the_candidates():
+def test_losses_use_the_softmax_over_candidates():
     tokenizer = word_tokenizer(vocabulary(), max_positions=4096)
     model = tiny_llama(CONFIG, tokenizer, torch.Generator().manual_seed(0))
     batch = next(batches(CONFIG, tokenizer, seed=0))
     with torch.no_grad():
-        found = losses(model, batch, batch)
+        losses = answer_and_text_losses(model, batch, batch)
         logits = model(batch["input_ids"]).logits
-    for value, name in zip(found, ("labels", "text_labels"), strict=True):
+    for value, name in zip(losses, ("labels", "text_labels"), strict=True):
         terms = []
         for row, targets in enumerate(batch[name]):
             for place, target in enumerate(targets[1:]):

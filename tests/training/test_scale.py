@@ -1,4 +1,4 @@
-"""A step is the same however its rows are shared out and whatever is recomputed."""
+"""Gradient accumulation, processes, bf16 and activation checkpointing keep the training step."""
 
 import logging
 import signal
@@ -24,7 +24,7 @@ WHOLE = {"steps": 30, "batch_size": 4, "curriculum": [], "dropout": 0.0}
 
 
 def losses(**changes) -> list[float]:
-    # accelerate keeps a process's first precision otherwise.
+    # Otherwise accelerate keeps the precision that the process used first.
     AcceleratorState._reset_state()
     model = infini.convert(llama(), INFINI)
     config = recipe(steps=6, batch_size=4, **changes)
@@ -32,70 +32,70 @@ def losses(**changes) -> list[float]:
 
 
 @pytest.mark.parametrize("parts", [2, 3, 4])
-def test_parts_of_a_batch_add_up_to_it(parts):
-    # Answers of 2, 2, 3 and 2 tokens: a mean of the parts' means would be another.
+def test_gradient_accumulation_does_not_change_the_loss(parts):
+    # Answers have 2, 2, 3 and 2 tokens: a mean of the parts' means would differ.
     assert losses(gradient_accumulation_steps=parts) == pytest.approx(losses(), rel=1e-5)
 
 
-def test_parts_of_a_pretraining_batch_add_up_to_it():
-    def found(parts: int):
+def test_gradient_accumulation_does_not_change_pretraining():
+    def metrics_of(parts: int):
         stage = PretrainStage(length=128, rows=4, steps=5, exercises=["passkey", "noise", "recall"])
         config = Pretrain(stages=[stage], layers=1, log_every=1, gradient_accumulation_steps=parts)
         metrics = pretrain(config, 0)[2]
         return metrics.select("loss", "answer_loss", "text_loss", "gradient_norm").to_numpy()
 
-    assert found(4) == pytest.approx(found(1), rel=1e-4)
+    assert metrics_of(4) == pytest.approx(metrics_of(1), rel=1e-4)
 
 
-def test_too_few_rows_for_the_parts_is_one_line():
-    with pytest.raises(ValueError, match="a step has 4 rows, too few for 5 parts; write processes"):
+def test_too_few_rows_for_the_parts_is_an_error():
+    with pytest.raises(ValueError, match="a step has 4 rows, too few for 5 parts; reduce proc"):
         losses(gradient_accumulation_steps=5)
 
 
 def test_bf16_computes_in_bfloat16_and_keeps_weights_in_float32(monkeypatch):
     computed, forward, exact = set(), torch.nn.Linear.forward, losses()
 
-    def told(self, x):
+    def recording_forward(self, x):
         out = forward(self, x)
         computed.add(out.dtype)
         return out
 
     AcceleratorState._reset_state()
     model = infini.convert(llama(), INFINI)
-    monkeypatch.setattr(torch.nn.Linear, "forward", told)
+    monkeypatch.setattr(torch.nn.Linear, "forward", recording_forward)
     config = recipe(steps=6, batch_size=4, mixed_precision="bf16")
-    found = finetune(model, characters(), ROWS, config, seed=0)[0]["loss"].to_list()
+    in_bf16 = finetune(model, characters(), ROWS, config, seed=0)[0]["loss"].to_list()
     assert computed == {torch.bfloat16}
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
-    assert found != exact
-    assert found == pytest.approx(exact, rel=1e-2)
+    assert in_bf16 != exact
+    assert in_bf16 == pytest.approx(exact, rel=1e-2)
 
 
 @pytest.mark.parametrize("update", ["linear", "delta"])
-def test_bf16_leaves_the_memory_to_float32(update):
+def test_bf16_keeps_the_memory_in_float32(update):
     generator = torch.Generator().manual_seed(0)
     keys, values = torch.rand(2, 1, 3, 1, 5, 4, generator=generator)
     start = torch.rand(1, 1, 4, 4, generator=generator)
     norm = torch.rand(1, 1, 4, generator=generator)
 
-    def found():
+    def results():
         memories, norms = write(keys, values, start, norm, update)
         return memories, norms, read(keys, memories[:, 1:], norms[:, 1:])
 
-    exact = found()
+    exact = results()
     with torch.autocast("cpu", torch.bfloat16):
-        assert all(map(torch.equal, found(), exact))
+        assert all(map(torch.equal, results(), exact))
 
 
-def test_gradient_checkpointing_computes_layers_again_and_changes_nothing():
+def test_gradient_checkpointing_recomputes_layers_without_changing_losses():
     model = infini.convert(llama(), INFINI)
     calls = []
     model.model.layers[1].self_attn.register_forward_hook(lambda *_: calls.append(1))
     AcceleratorState._reset_state()
     config = recipe(steps=6, batch_size=4, gradient_checkpointing=True)
-    found = finetune(model, characters(), ROWS, config, seed=0)[0]["loss"].to_list()
+    recomputed = finetune(model, characters(), ROWS, config, seed=0)[0]["loss"].to_list()
     assert len(calls) == 2 * 6
-    assert found == losses()
+    assert recomputed == losses()
     assert not model.is_activation_checkpointing
 
 
@@ -104,7 +104,7 @@ def two_processes(folder: Path) -> None:
 
 
 @pytest.mark.workflow
-def test_two_processes_take_the_steps_of_one_and_die_with_their_job(tmp_path, caplog):
+def test_two_processes_match_one_and_end_with_their_job(tmp_path, caplog):
     _, alone = product(finetuned(tmp_path / "alone", **WHOLE))
     changes = {"processes": 2, "gradient_accumulation_steps": 2, "checkpoint_every": 4}
     weights, together = product(finetuned(tmp_path / "together", **changes, **WHOLE))
@@ -127,12 +127,12 @@ def test_two_processes_take_the_steps_of_one_and_die_with_their_job(tmp_path, ca
     assert not [p for p in alive if p.status() != psutil.STATUS_ZOMBIE]
     caplog.set_level(logging.INFO)
     again, metrics = product(finetuned(killed, **changes, **WHOLE))
-    assert "goes on from step" in caplog.text
+    assert "resuming from step" in caplog.text
     assert again == weights
     assert metrics.equals(together)
 
 
 @pytest.mark.workflow
-def test_an_error_in_one_of_several_processes_is_one_line(tmp_path):
+def test_error_in_one_of_several_processes_is_one_line(tmp_path):
     with pytest.raises(ValueError, match=r"^sequence_length: row 0 has 11 tokens .* the rows$"):
         finetuned(tmp_path, processes=2, **{**WHOLE, "sequence_length": 5})

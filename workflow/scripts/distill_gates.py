@@ -17,7 +17,7 @@ with stage(snakemake) as s:
         Distill.model_validate(shape.pop("distill")),
         s.params.checkpoints,
         threads=s.threads,
-        decisive={"code": s.params.code, "inputs": s.input_hashes},
+        fingerprint_inputs={"code": s.params.code, "inputs": s.input_hashes},
         model=s.params.model,
         revision=s.params.revision,
         dtype=s.params.dtype,

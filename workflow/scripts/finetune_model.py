@@ -17,7 +17,7 @@ with stage(snakemake) as s:
         recipe,
         s.params.checkpoints,
         threads=s.threads,
-        decisive={"code": s.params.code, "inputs": s.input_hashes},
+        fingerprint_inputs={"code": s.params.code, "inputs": s.input_hashes},
         base=s.params.base,
         revision=s.params.revision,
         dtype=s.params.dtype,

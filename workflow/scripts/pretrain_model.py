@@ -16,7 +16,7 @@ with stage(snakemake) as s:
         Pretrain.model_validate(s.params.pretrain),
         s.params.checkpoints,
         threads=s.threads,
-        decisive={"code": s.params.code},
+        fingerprint_inputs={"code": s.params.code},
         seed=s.params.seed,
         validation=s.params.validation,
     )

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from needlework.models.head import has_head, standing_in
+from needlework.models.head import bypass_base_model, has_head
 
 LOGITS_AT_ONCE = {"cpu": 2**21, "cuda": 2**27}
 """Most logits, tokens * vocabulary, that are held together, by kind of device."""
@@ -44,12 +44,12 @@ class TokenLosses:
         most = LOGITS_AT_ONCE.get(ids.device.type, LOGITS_AT_ONCE["cuda"])
         together = max(1, most // (len(ids) * self.model.config.get_text_config().vocab_size))
         losses = []
-        with standing_in(self.model, output) as stand_in:
+        with bypass_base_model(self.model, output) as bypass:
             for start in range(0, hidden.shape[1], together):
                 rows = slice(start, start + together)
-                stand_in.output["last_hidden_state"] = hidden[:, rows]
+                bypass.output["last_hidden_state"] = hidden[:, rows]
                 logits = logits_of(self.model(ids[:, rows], use_cache=False))
-                if not stand_in.was_asked:
+                if not bypass.was_called:
                     break
                 losses.append(_losses(logits, targets[:, rows]))
         if not losses:

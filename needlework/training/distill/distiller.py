@@ -1,4 +1,8 @@
-"""What gates learn by: a frozen model's attention, layer by layer, beside their scores."""
+"""Distill gates layer by layer: each layer of a frozen model trains its gates as it computes."""
+
+from functools import reduce
+from types import TracebackType
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,36 +20,56 @@ from needlework.training.distill.targets import decode_targets, prefill_targets
 from needlework.training.loop import Batch
 
 NAME = "needlework_distill"
-"""Of the attention and mask functions registered with transformers, and of the forward argument."""
+"""Name of the attention and mask functions in transformers, and of the forward argument."""
 LOSS_SCALE = 10
 
 
-class Lesson:
-    """A frozen model whose layers teach their gates as they compute, one layer after another."""
+class _LayerInputs(NamedTuple):
+    """Inputs of one layer's attention."""
+
+    query: Tensor
+    """After RoPE [batch, heads, tokens, d]."""
+    key: Tensor
+    """After RoPE [batch, kv heads, tokens, d]."""
+    unrotated_query: Tensor
+    pooled_keys: Tensor
+    """See `pool_keys`."""
+    terms: Terms
+    blocks: Blocks
+
+
+class GateDistiller:
+    """Computes the distillation loss of gates on a frozen model; use it in a `with` block."""
 
     def __init__(self, model: PreTrainedModel, gates: Gates):
         self.model, self.gates = model, gates
         self.system = BlockSparse(block_size=gates.description.block_size)
         self._losses: list[Tensor] = []
 
-    def __enter__(self) -> "Lesson":
+    def __enter__(self) -> "GateDistiller":
         self.rotation = Rotation(self.model)
         self.stock = self.model.config._attn_implementation
         self.model.set_attn_implementation(NAME)
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         self.rotation.remove()
         self.model.set_attn_implementation(self.stock)
 
     def loss(self, part: Batch, batch: Batch) -> Tensor:
-        """What the rows `part` add to the loss of `batch`, both as of `batches`: a scalar.
+        """Contribution of the rows `part` to the loss of `batch`, both from `batches`: a scalar.
 
-        Its gradients are known when it is: a layer's are taken before the next layer computes, so
-        that memory holds the tiles of one layer at a time.
+        Gradients are computed with the loss, each layer's before the next layer runs, so that only
+        one layer's attention tiles are in memory at a time.
         """
-        self._losses, self._blocks, self._part = [], None, part
-        self._totals = batch["block_weights"].sum(), batch["token_weights"].sum()
+        self._part, self._losses = part, []
+        self._blocks: Blocks | None = None
+        self._total_weights = batch["block_weights"].sum(), batch["token_weights"].sum()
         with torch.no_grad():
             self.model.base_model(
                 input_ids=part["input_ids"],
@@ -55,102 +79,92 @@ class Lesson:
             )
         return torch.stack(self._losses).sum()
 
-    def hear(
-        self, module: nn.Module, query: Tensor, key: Tensor, mask: LazyMask, terms: Terms
+    def on_attention(
+        self, layer: int, query: Tensor, key: Tensor, mask: LazyMask, terms: Terms
     ) -> None:
-        """Teach the gates of the layer at hand, if it has any."""
-        layer = module.layer_idx
+        """Compute the loss of the current layer's gates, if it has any."""
         if layer not in self.gates.description.layers:
             return
         if self._blocks is None:
             self._blocks = Blocks(mask, self.system, query.device)
         blocks = self._blocks
-        plain = self.rotation.undo(layer, query), self.rotation.undo(layer, key)
-        pools = pool_keys(blocks.of_keys(plain[1]), blocks.is_new[:, None, ..., None])
+        unrotated_query, unrotated_key = (self.rotation.undo(layer, x) for x in (query, key))
+        pooled_keys = pool_keys(blocks.of_keys(unrotated_key), blocks.is_new[:, None, ..., None])
+        inputs = _LayerInputs(query, key, unrotated_query, pooled_keys, terms, blocks)
         losses = []
         with torch.enable_grad():
             if self.gates.prefill:
-                gate = self.gates.prefill[str(layer)]
-                losses.append(self._prefill_loss(gate, query, key, plain[0], pools, terms))
+                losses.append(self._prefill_loss(self.gates.prefill[str(layer)], inputs))
             if self.gates.decode:
-                gate = self.gates.decode[str(layer)]
-                losses.append(self._decode_loss(gate, query, key, plain[0], pools, terms))
-            self._losses.append(_with_gradients(LOSS_SCALE * sum(losses), self._parameters(layer)))
+                losses.append(self._decode_loss(self.gates.decode[str(layer)], inputs))
+            loss = LOSS_SCALE * reduce(torch.add, losses)
+            self._losses.append(_with_gradients(loss, self._parameters(layer)))
 
     def _parameters(self, layer: int) -> list[nn.Parameter]:
         stages = (self.gates.prefill, self.gates.decode)
         return [p for stage in stages if stage for p in stage[str(layer)].parameters()]
 
-    def _prefill_loss(
-        self,
-        gate: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        plain: Tensor,
-        pools: Tensor,
-        terms: Terms,
-    ) -> Tensor:
-        blocks = self._blocks
-        # Of a part, all rows may end before a block that the batch has.
+    def _prefill_loss(self, gate: nn.Module, inputs: _LayerInputs) -> Tensor:
+        blocks = inputs.blocks
+        # The rows of a part may all end before a block that another part of the batch has.
         rows = self._part["blocks"][0].clamp_max(blocks.rows - 1)
         with torch.no_grad():
-            target = prefill_targets(query, key, blocks, terms, rows)
-            means = (blocks.of_queries(plain).sum(3) / blocks.seen)[:, :, rows]
+            target = prefill_targets(inputs.query, inputs.key, blocks, inputs.terms, rows)
+            means = (blocks.of_queries(inputs.unrotated_query).sum(3) / blocks.seen)[:, :, rows]
         number = blocks.number[:, rows]
         logits = gate(
             means,
-            pools,
-            self.rotation.at(number * blocks.size, self.gates.description.gate_dim),
-            self._angles_of_blocks(),
+            inputs.pooled_keys,
+            self._angles(number * blocks.size),
+            self._block_angles(blocks),
         )
-        return _divergence(target, logits, number, self._part["block_weights"], self._totals[0])
+        weights = self._part["block_weights"]
+        return _divergence(target, logits, number, weights, self._total_weights[0])
 
-    def _decode_loss(
-        self,
-        gate: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        plain: Tensor,
-        pools: Tensor,
-        terms: Terms,
-    ) -> Tensor:
-        blocks, tokens = self._blocks, self._part["tokens"]
-        at = (tokens + blocks.first[:, None])[:, None, :, None]
-        at = at.expand(-1, query.shape[1], -1, query.shape[-1])
+    def _decode_loss(self, gate: nn.Module, inputs: _LayerInputs) -> Tensor:
+        query, blocks, tokens = inputs.query, inputs.blocks, self._part["tokens"]
+        columns = (tokens + blocks.first[:, None])[:, None, :, None]
+        columns = columns.expand(-1, query.shape[1], -1, query.shape[-1])
         with torch.no_grad():
-            target = decode_targets(query.gather(2, at), key, tokens, blocks, terms)
+            target = decode_targets(
+                query.gather(2, columns), inputs.key, tokens, blocks, inputs.terms
+            )
         logits = gate(
-            plain.gather(2, at),
-            pools,
-            self.rotation.at(tokens, self.gates.description.gate_dim),
-            self._angles_of_blocks(),
+            inputs.unrotated_query.gather(2, columns),
+            inputs.pooled_keys,
+            self._angles(tokens),
+            self._block_angles(blocks),
         )
-        number = tokens // blocks.size
-        return _divergence(target, logits, number, self._part["token_weights"], self._totals[1])
+        weights = self._part["token_weights"]
+        return _divergence(target, logits, tokens // blocks.size, weights, self._total_weights[1])
 
-    def _angles_of_blocks(self) -> tuple[Tensor, Tensor]:
-        blocks = self._blocks
-        firsts = torch.arange(blocks.count, device=blocks.device)[None] * blocks.size
-        return self.rotation.at(firsts, self.gates.description.gate_dim)
+    def _block_angles(self, blocks: Blocks) -> tuple[Tensor, Tensor]:
+        return self._angles(torch.arange(blocks.count, device=blocks.device)[None] * blocks.size)
+
+    def _angles(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        return self.rotation.at(positions, self.gates.description.gate_dim)
 
 
 def _divergence(
-    target: Tensor, logits: Tensor, number: Tensor, weights: Tensor, total: Tensor
+    target: Tensor, logits: Tensor, number: Tensor, weights: Tensor, total_weight: Tensor
 ) -> Tensor:
-    """KL(target || softmax of causal logits) [batch, heads, rows, blocks], a mean over heads, and
-    over rows by `weights` [batch, rows], divided by their `total`; row r is block number[., r]."""
+    """KL(target || causal softmax of logits), a scalar.
+
+    Both are [batch, heads, rows, blocks]; row r is block number[., r]. The mean over heads is
+    weighted over rows by `weights` [batch, rows] and divided by `total_weight`.
+    """
     future = torch.arange(logits.shape[-1], device=logits.device) > number[..., None]
     gate = logits.masked_fill(future[:, None], -torch.inf).log_softmax(-1)
     each = kl_div(gate.masked_fill(future[:, None], 0), target, reduction="none").sum(-1)
-    # No row counts where all that were drawn lie beyond a short text's end.
-    return (each.mean(1) * weights).sum() / total.clamp_min(torch.finfo(each.dtype).tiny)
+    # The total is 0 if all rows drawn are beyond a short text's end.
+    return (each.mean(1) * weights).sum() / total_weight.clamp_min(torch.finfo(each.dtype).tiny)
 
 
 def _with_gradients(loss: Tensor, parameters: list[nn.Parameter]) -> Tensor:
-    """`loss` without what it was computed from, but for its gradients."""
+    """Compute the gradients of `loss` now and return it without its graph, but with them."""
     gradients = torch.autograd.grad(loss, parameters)
-    known = sum((p * g).sum() for p, g in zip(parameters, gradients, strict=True))
-    return loss.detach() + (known - known.detach())
+    linear = reduce(torch.add, [(p * g).sum() for p, g in zip(parameters, gradients, strict=True)])
+    return loss.detach() + (linear - linear.detach())
 
 
 def _attention(
@@ -160,15 +174,17 @@ def _attention(
     value: Tensor,
     attention_mask: LazyMask,
     scaling: float | None = None,
-    **kwargs,
+    **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """The function behind every attention layer: the model's own attention, overheard."""
-    lesson: Lesson = kwargs.pop(NAME)
+    """Attention function of every layer: show the distiller its inputs, then run the stock one."""
+    distiller: GateDistiller = kwargs.pop(NAME)
+    layer = module.layer_idx
+    assert isinstance(layer, int)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     terms = Terms(scale, 0.0, kwargs.get("softcap"), kwargs.get("s_aux"))
-    lesson.hear(module, query, key, attention_mask, terms)
+    distiller.on_attention(layer, query, key, attention_mask, terms)
     return stock_attention(
-        module, lesson.stock, query, key, value, attention_mask, scaling=scaling, **kwargs
+        module, distiller.stock, query, key, value, attention_mask, scaling=scaling, **kwargs
     )
 
 

@@ -1,4 +1,4 @@
-"""Training of gates: a frozen model's own attention teaches them which blocks it looks at."""
+"""Distill gates that predict which blocks a frozen model's own attention looks at."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -16,8 +16,8 @@ from needlework.config.gates import SeerGates
 from needlework.config.training import Distill
 from needlework.models.checkpoint import open_model
 from needlework.training.checkpoints import Checkpoints
-from needlework.training.data_order import shuffled
-from needlework.training.distill.distiller import Lesson
+from needlework.training.data_order import cycle_shuffled
+from needlework.training.distill.distiller import GateDistiller
 from needlework.training.finetune import Row, collate, encode
 from needlework.training.loop import IGNORED, Batch, train, warmup_cosine
 from needlework.training.run import write_tables
@@ -31,22 +31,22 @@ def distill(
     seed: int,
     checkpoints: Checkpoints | None = None,
 ) -> tuple[Gates, pl.DataFrame, pl.DataFrame]:
-    """Gates for `model`, trained as SeerAttention's (Gao et al., 2024): 10 KL(attention || gate).
+    """Train gates for `model` as SeerAttention does (Gao et al., 2024): 10 KL(attention || gate).
 
     Args:
-        model: any causal language model with RoPE; left as it was.
+        model: any causal language model with RoPE; it does not change.
         tokenizer: has an eos_token, which ends every row.
-        rows: columns prompt and answer (text); the whole text is learnt from.
-        config: the gates' shape, and the recipe.
-        seed: of the gates' first weights, the order of rows and the tokens that decode gates learn.
-        checkpoints: where training goes on from, and leaves its checkpoints.
+        rows: columns prompt and answer (text); the loss covers the whole text.
+        config: shape of the gates, and the recipe.
+        seed: of the initial gates, the order of rows and the tokens that decode gates learn from.
+        checkpoints: where to read and write checkpoints.
 
     Returns:
         The gates; metrics and measurements of `loop.train`.
 
     Raises:
-        ValueError: a row longer than sequence_length, a tokenizer with no eos_token, a model that
-            gates cannot be made for, and what `loop.train` raises.
+        ValueError: a row is longer than sequence_length, the tokenizer has no eos_token, the model
+            cannot have gates, or `loop.train` fails.
     """
     recipe = config.distill
     encoded = encode(tokenizer, rows, recipe.sequence_length)
@@ -56,7 +56,7 @@ def distill(
         gates = Gates.new(
             model, block_size=config.block_size, gate_dim=config.gate_dim, stages=config.stages
         )
-    with Lesson(model, gates) as lesson:
+    with GateDistiller(model, gates) as distiller:
         metrics, measurements = train(
             gates,
             batches(encoded, pad, config, seed),
@@ -71,7 +71,7 @@ def distill(
                 warmup=recipe.warmup_steps,
                 final=recipe.final_learning_rate_ratio,
             ),
-            loss=lambda gates, part, batch: lesson.loss(part, batch),
+            loss=lambda gates, part, batch: distiller.loss(part, batch),
             checkpoints=checkpoints,
             description="distilling",
         )
@@ -90,72 +90,84 @@ def distill_checkpoint(
     rows: list[str],
     seed: int,
 ) -> None:
-    """Distil gates of the checkpoint `model` on the tables `rows`.
+    """Distill gates for the checkpoint `model` on the Parquet files `rows`.
 
-    `gates` has the keys of SeerGates but `distill`. Gates and tables are left in
+    `gates` has the keys of SeerGates except `distill`. Gates and tables go to
     `checkpoints.product`.
     """
-    teacher, tokenizer = open_model(
+    frozen_model, tokenizer = open_model(
         model, dtype=dtype, revision=revision, allow_pickle=allow_pickle
     )
     table = pl.concat([pl.read_parquet(file, columns=["prompt", "answer"]) for file in rows])
     config = SeerGates(**gates, distill=recipe)
-    found, *tables = distill(teacher, tokenizer, table, config, seed, checkpoints)
+    trained, metrics, measurements = distill(
+        frozen_model, tokenizer, table, config, seed, checkpoints
+    )
     if PartialState().is_main_process:
-        found.save(checkpoints.product)
-        write_tables(checkpoints, *tables)
+        trained.save(checkpoints.product)
+        write_tables(checkpoints, metrics, measurements)
 
 
 def batches(encoded: list[Row], pad: int, config: SeerGates, seed: int) -> Iterator[Batch]:
-    """One batch of `collate` a step, with what its gates learn from, drawn anew in each.
+    """Yield one batch per step: that of `collate`, plus a random sample of tokens and blocks.
 
-    Beside what `collate` gives: tokens, counted from the first real one, and blocks of queries,
-    each (rows, n) int64 and the blocks the same in every row; token_weights and block_weights,
-    (rows, n) float32, how much the loss counts them.
+    Adds tokens (queries of decode gates, counted from each row's first real token) and blocks (of
+    queries of prefill gates, the same in every row), each [rows, n] int64; and their weights in the
+    loss, token_weights and block_weights [rows, n] float32.
     """
     recipe = config.distill
     generator = torch.Generator().manual_seed(seed)
-    order = shuffled(range(len(encoded)), generator)
+    order = cycle_shuffled(range(len(encoded)), generator)
     for _ in range(recipe.steps):
         numbers = list(islice(order, recipe.batch_size))
         batch = collate([encoded[n] for n in numbers], pad)
         lengths = batch["attention_mask"].sum(1, keepdim=True)
         skipped = (lengths * recipe.skipped_share).floor().long()
-        blocks = _drawn_blocks(lengths, skipped, config, generator)
-        answers = int((batch["labels"] != IGNORED).sum(1).min())
-        tokens = _drawn_tokens(lengths, skipped, answers, recipe, generator)
+        blocks, block_weights = _draw_blocks(lengths, skipped, config, generator)
+        answer_tokens = int((batch["labels"] != IGNORED).sum(1).min())
+        tokens, token_weights = _draw_tokens(lengths, skipped, answer_tokens, recipe, generator)
         yield {
             **batch,
             "row": torch.tensor(numbers),
-            "blocks": blocks[0],
-            "block_weights": blocks[1],
-            "tokens": tokens[0],
-            "token_weights": tokens[1],
+            "blocks": blocks,
+            "block_weights": block_weights,
+            "tokens": tokens,
+            "token_weights": token_weights,
         }
 
 
-def _drawn_blocks(
+def _draw_blocks(
     lengths: Tensor, skipped: Tensor, config: SeerGates, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Blocks that prefill gates learn from, and their weights: one of each of n equal stretches of
-    what the shortest text does not skip. lengths and skipped [rows, 1], tokens."""
+    """Draw the blocks that prefill gates learn from; return them and their weights.
+
+    One block comes from each of n equal parts of the text after the fewest skipped tokens.
+    `lengths` and `skipped` [rows, 1] are in tokens.
+    """
     size = config.block_size
     first, end = int(skipped.min()) // size, -(-int(lengths.max()) // size)
     n = min(config.distill.prefill_rows, end - first)
-    stretches = (torch.arange(n) + torch.rand(n, generator=generator)) / n
-    blocks = ((stretches * (end - first)).long() + first).clamp_max(end - 1)
+    fractions = (torch.arange(n) + torch.rand(n, generator=generator)) / n
+    blocks = ((fractions * (end - first)).long() + first).clamp_max(end - 1)
     counts = (blocks >= -(-skipped // size)) & (blocks < -(-lengths // size))
     return blocks.expand(len(lengths), -1), counts.float()
 
 
-def _drawn_tokens(
-    lengths: Tensor, skipped: Tensor, answers: int, recipe: Distill, generator: torch.Generator
+def _draw_tokens(
+    lengths: Tensor,
+    skipped: Tensor,
+    answer_tokens: int,
+    recipe: Distill,
+    generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
-    """Tokens that decode gates learn from, and their weights: one of each of decode_queries equal
-    stretches of what a text does not skip, and its last `answers`, which are of its answer."""
+    """Draw the tokens that decode gates learn from; return them and their weights.
+
+    One token comes from each of decode_queries equal parts of a text after its skipped tokens; the
+    last `answer_tokens` tokens, which belong to the answer, follow.
+    """
     n, share = min(recipe.decode_queries, int(lengths.max())), recipe.answer_share
-    stretches = (torch.arange(n) + torch.rand(len(lengths), n, generator=generator)) / n
-    text = torch.minimum((stretches * (lengths - skipped)).long() + skipped, lengths - 1)
-    tokens = torch.cat([text, torch.arange(-answers, 0) + lengths], 1)
-    weights = torch.tensor([(1 - share) / n] * n + [share / answers] * answers)
+    fractions = (torch.arange(n) + torch.rand(len(lengths), n, generator=generator)) / n
+    text = torch.minimum((fractions * (lengths - skipped)).long() + skipped, lengths - 1)
+    tokens = torch.cat([text, torch.arange(-answer_tokens, 0) + lengths], 1)
+    weights = torch.tensor([(1 - share) / n] * n + [share / answer_tokens] * answer_tokens)
     return tokens, weights.expand_as(tokens)

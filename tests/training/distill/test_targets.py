@@ -13,7 +13,7 @@ from needlework.training.distill.targets import decode_targets, prefill_targets
 
 
 def blocks_of(lengths, size):
-    """The blocks of a batch of so many real tokens each, padded on the left."""
+    """Blocks of a left-padded batch whose rows have `lengths` real tokens."""
     total = max(lengths)
     real = torch.stack([torch.arange(total) >= total - length for length in lengths])
     mask = LazyMask(len(lengths), total, total, attention_mask=real)
@@ -26,11 +26,11 @@ SHAPES = st.tuples(
     st.sampled_from([(1, 1), (2, 1), (4, 2), (2, 2)]),  # heads, kv heads
     st.sampled_from([None, 2.0]),  # softcap
     st.booleans(),  # sinks
-    st.booleans(),  # a row at a time
+    st.booleans(),  # one row at a time
 )
 
 
-def drawn(lengths, heads, sinks, softcap):
+def random_inputs(lengths, heads, sinks, softcap):
     torch.manual_seed(sum(lengths))
     total, d = max(lengths), 3
     query = torch.randn(len(lengths), heads[0], total, d) * 2
@@ -40,16 +40,16 @@ def drawn(lengths, heads, sinks, softcap):
 
 @given(SHAPES)
 def test_prefill_targets_are_maxima_of_tiles(shape):
-    lengths, size, heads, softcap, sinks, slowly = shape
-    query, key, terms = drawn(lengths, heads, sinks, softcap)
+    lengths, size, heads, softcap, sinks, row_by_row = shape
+    query, key, terms = random_inputs(lengths, heads, sinks, softcap)
     blocks = blocks_of(lengths, size)
     with pytest.MonkeyPatch.context() as patch:
-        if slowly:
-            patch.setattr(targets, "PROBABILITIES_AT_ONCE", 1)
+        if row_by_row:
+            patch.setattr(targets, "MAX_PROBABILITIES", 1)
         got = prefill_targets(query, key, blocks, terms, torch.arange(blocks.rows))
-        some = torch.arange(blocks.rows // 2, blocks.rows, 2)
-        few = prefill_targets(query, key, blocks, terms, some)
-    torch.testing.assert_close(few, got[:, :, some])
+        subset = torch.arange(blocks.rows // 2, blocks.rows, 2)
+        of_subset = prefill_targets(query, key, blocks, terms, subset)
+    torch.testing.assert_close(of_subset, got[:, :, subset])
     assert got.shape == (len(lengths), heads[0], blocks.rows, blocks.count)
     expected = torch.zeros_like(got)
     group = heads[0] // heads[1]
@@ -59,26 +59,26 @@ def test_prefill_targets_are_maxima_of_tiles(shape):
             sink = [terms.sinks[head].item()] if sinks else None
             for row, start in enumerate(range(0, length, size)):
                 tokens = range(start, min(start + size, length))
-                found = tile(
+                tiles = tile(
                     [q[head]], k[head // group], tokens, size,
                     scale=0.7, softcap=softcap, sinks=sink,
                 )  # fmt: skip
-                expected[b, head, row, : len(found)] = torch.tensor(found)
+                expected[b, head, row, : len(tiles)] = torch.tensor(tiles)
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-6)
 
 
 @given(SHAPES)
 def test_decode_targets_are_maxima_over_keys_and_group(shape):
-    lengths, size, heads, softcap, sinks, slowly = shape
-    query, key, terms = drawn(lengths, heads, sinks, softcap)
+    lengths, size, heads, softcap, sinks, row_by_row = shape
+    query, key, terms = random_inputs(lengths, heads, sinks, softcap)
     blocks = blocks_of(lengths, size)
     positions = torch.tensor([[length - 1, length // 2, 0] for length in lengths])
     at = (positions + max(lengths) - torch.tensor(lengths)[:, None])[:, None, :, None]
-    asked = query.gather(2, at.expand(-1, heads[0], -1, 3))
+    selected = query.gather(2, at.expand(-1, heads[0], -1, 3))
     with pytest.MonkeyPatch.context() as patch:
-        if slowly:
-            patch.setattr(targets, "PROBABILITIES_AT_ONCE", 1)
-        got = decode_targets(asked, key, positions, blocks, terms)
+        if row_by_row:
+            patch.setattr(targets, "MAX_PROBABILITIES", 1)
+        got = decode_targets(selected, key, positions, blocks, terms)
     expected = torch.zeros(len(lengths), heads[1], 3, blocks.count)
     group = heads[0] // heads[1]
     for b, length in enumerate(lengths):
@@ -87,37 +87,37 @@ def test_decode_targets_are_maxima_over_keys_and_group(shape):
             of_group = slice(kv * group, (kv + 1) * group)
             sink = terms.sinks[of_group].tolist() if sinks else None
             for i, t in enumerate(positions[b].tolist()):
-                found = tile(q[of_group], k[kv], [t], size, scale=0.7, softcap=softcap, sinks=sink)
-                expected[b, kv, i, : len(found)] = torch.tensor(found)
+                tiles = tile(q[of_group], k[kv], [t], size, scale=0.7, softcap=softcap, sinks=sink)
+                expected[b, kv, i, : len(tiles)] = torch.tensor(tiles)
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-6)
 
 
-def test_padding_among_the_tokens_is_not_attended_to():
+def test_padding_between_tokens_gets_no_attention():
     real = torch.tensor([[1, 1, 1, 0, 1, 1, 1, 1]]).bool()
     mask = LazyMask(1, 8, 8, attention_mask=real)
     blocks = Blocks(mask, BlockSparse(block_size=2), torch.device("cpu"))
     query, key = torch.zeros(1, 1, 8, 2), torch.zeros(1, 1, 8, 2)
     rows = torch.arange(4)
     got = prefill_targets(query, key, blocks, Terms(1.0), rows)[0, 0]
-    # Alike over the real tokens: the first query of each row sees fewest, and none of a pad.
+    # Uniform over real tokens; a row's maximum comes from its first query, which sees fewest.
     torch.testing.assert_close(got[2], torch.tensor([1.0, 1, 1, 0]) / 3)
     key[0, 0, 3] = 50.0
     query[:] = 1.0
     assert prefill_targets(query, key, blocks, Terms(1.0), rows)[0, 0].equal(got)
 
 
-def test_memory_is_a_few_rows_however_long_the_text(monkeypatch):
-    seen = []
-    whole = targets._probabilities
+def test_memory_does_not_grow_with_the_square_of_the_length(monkeypatch):
+    computed = []
+    original = targets._probabilities
 
-    def watched(*args):
-        seen.append(whole(*args))
-        return seen[-1]
+    def recorded(*args):
+        computed.append(original(*args))
+        return computed[-1]
 
-    monkeypatch.setattr(targets, "_probabilities", watched)
-    monkeypatch.setattr(targets, "PROBABILITIES_AT_ONCE", 4 * 256 * 8)
+    monkeypatch.setattr(targets, "_probabilities", recorded)
+    monkeypatch.setattr(targets, "MAX_PROBABILITIES", 4 * 256 * 8)
     blocks = blocks_of([256], 8)
     query, key = torch.randn(1, 2, 256, 4), torch.randn(1, 1, 256, 4)
     prefill_targets(query, key, blocks, Terms(0.5), torch.arange(32))
-    assert max(p.numel() for p in seen) <= 4 * 256 * 8
-    assert len(seen) == 16
+    assert max(p.numel() for p in computed) <= 4 * 256 * 8
+    assert len(computed) == 16
