@@ -17,12 +17,12 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from benchmarks.timing import timed, verdict
 from needlework import SketchWalk
-from needlework.attention.apply import Forward
+from needlework.attention.base import Forward
 from needlework.attention.blocks import Blocks, choose
 from needlework.attention.cache_state import State
 from needlework.attention.kernels.attend import attend
 from needlework.attention.masks import LazyMask
-from needlework.attention.methods.sketchwalk import Selector
+from needlework.attention.methods.sketchwalk import Method
 
 ROUNDS = 4
 """Of which the first, that compiles and warms up, does not count."""
@@ -241,13 +241,13 @@ class _Layer:
     """Two sparse layers in a row, of which the second is timed: its walk continues the first's."""
 
     def __init__(self, system: SketchWalk):
-        self.system, self.selector = system, Selector(system)
+        self.system, self.selector = system, Method(system)
         self.state = State(system.block_size)
 
     def choose(self, query: Tensor, key: Tensor) -> tuple[Tensor, Blocks, float]:
         """The choice of the second layer, the blocks chosen from, and its seconds."""
         total = key.shape[2]
-        forward = Forward(None, self.state)
+        forward = Forward(self.state)
         mask = LazyMask(len(query), query.shape[2], total, total - query.shape[2])
         forward.blocks = Blocks(mask, self.system, query.device)
         self.selector.scores(0, query, key, forward)

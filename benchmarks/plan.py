@@ -14,7 +14,8 @@ from pydantic import TypeAdapter
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
 
 from needlework.attention.apply import apply
-from needlework.config.attention import AnyAttention, Infini
+from needlework.attention.base import computation_of
+from needlework.config.attention import AnyAttention
 from needlework.config.devices import devices
 from needlework.evaluation.meter import cache_bytes
 from needlework.models.checkpoint import open_config, open_model
@@ -92,9 +93,10 @@ def row(family: str, keys: dict, dtype: str, attention: dict | None, tokens: int
         CONFIG_MAPPING[family](**{**_COMMON, **keys}).save_pretrained(folder)
         for file in ("tokenizer.json", "tokenizer_config.json"):
             shutil.copy(TOKENIZER / file, folder)
-        own = system if isinstance(system, Infini) else None
+        method = None if system is None else computation_of(system)
+        own = method if system is not None and system.converts_model else None
         model = Model(Shape(open_config(folder), dtype), own)
-        planned = model.cost(None if own else system, tokens, devices()["cpu"])
+        planned = model.cost(method, tokens, devices()["cpu"])
         # Spawned: a forked process begins at its parent's size.
         with get_context("spawn").Pool(1) as pool:
             pool.apply(make_random, (folder, dtype))
@@ -116,7 +118,7 @@ def make_random(folder: Path, dtype: str) -> None:
 def _answer(folder: Path, dtype: str, system: AnyAttention | None, tokens: int) -> tuple[int, int]:
     """Bytes of the cache at the end, and most that the process held."""
     model, _ = open_model(folder, dtype=dtype)
-    if isinstance(system, Infini):
+    if system is not None and system.converts_model:
         model = convert(model, system)
     elif system is not None:
         apply(model, system)

@@ -17,13 +17,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from needlework.attention.methods.infini import convert
 from needlework.config.attention import Infini, Window
 from needlework.evaluation.streaming.accumulator import Accumulator
 from needlework.evaluation.streaming.evaluator import StreamingEvaluator
 from needlework.evaluation.streaming.token_source import TokenFile, encoded, write_tokens
 from needlework.finetune_data.recall_text import recall_text
 from needlework.models.checkpoint import open_model
+from needlework.models.convert import convert
 
 MODEL = Path(__file__).resolve().parent.parent / "resources" / "needlework-tiny"
 WINDOW, TOKENS = 1024, 8_192

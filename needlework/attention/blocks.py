@@ -1,11 +1,10 @@
 """Block-sparse attention: how tokens fall into blocks, and which blocks a row keeps.
 
-Blocks of each row of the batch are counted from its first real token, so padding on the left moves
-no block. A forward brings the queries of some blocks (its rows); the first of them may have begun
-in an earlier forward, the last may be incomplete.
+Blocks are counted from the first real token of each batch row, so left padding does not shift
+them. The rows of a forward are the blocks of its queries; the first row may have begun in an
+earlier forward, and the last may be incomplete.
 """
 
-from fractions import Fraction
 from functools import cached_property
 
 import torch
@@ -13,14 +12,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from needlework.attention.masks import LazyMask
-from needlework.config.attention import BlockSparse, Ranked
+from needlework.config.attention import BlockSparse
 
 
 class Blocks:
     """The blocks of one forward, the same for every layer.
 
-    `rows` blocks of queries, the first of them block `begin[b]` of batch row b; `count` blocks of
-    keys. In a batch of unlike padding some rows and blocks are empty.
+    `rows` blocks of queries, beginning with block `begin[b]` of batch row b; `count` blocks of keys.
+    If padding differs between batch rows, some rows and blocks are empty.
     """
 
     def __init__(self, mask: LazyMask, system: BlockSparse, device: torch.device):
@@ -33,7 +32,7 @@ class Blocks:
 
     @property
     def query_starts(self) -> list[int]:
-        """Where the first row of blocks begins, counted from the first new token."""
+        """Offset of the first row of blocks from the first new token, per batch row."""
         return [
             first + begin * self.size - self.mask.start
             for first, begin in zip(self.mask.first, self.begin, strict=True)
@@ -41,52 +40,52 @@ class Blocks:
 
     @cached_property
     def first(self) -> Tensor:
-        """Position of the first real token of each row of the batch [batch], int64."""
+        """Position of the first real token of each batch row [batch], int64."""
         return torch.tensor(self.mask.first, device=self.device)
 
     @cached_property
     def token(self) -> Tensor:
-        """0 .. size - 1, int64."""
+        """Positions within a block, 0 .. size - 1, int64."""
         return torch.arange(self.size, device=self.device)
 
     @cached_property
     def number(self) -> Tensor:
-        """The block that each row is [batch, rows], int64."""
+        """Block number of each row [batch, rows], int64."""
         begin = torch.tensor(self.begin, device=self.device)
         return begin[:, None] + torch.arange(self.rows, device=self.device)
 
     @cached_property
     def future(self) -> Tensor:
-        """True where a block comes after the row [batch, rows, blocks]."""
+        """True for blocks after the row [batch, rows, blocks]."""
         return torch.arange(self.count, device=self.device) > self.number[..., None]
 
     @cached_property
     def own(self) -> Tensor:
-        """True where a block is the row itself [batch, rows, blocks]."""
+        """True for the row's own block [batch, rows, blocks]."""
         return torch.arange(self.count, device=self.device) == self.number[..., None]
 
     @cached_property
     def kept(self) -> Tensor:
-        """How many blocks each row keeps [batch, rows, 1], int64."""
+        """Number of blocks that each row keeps [batch, rows, 1], int64."""
         kept = [
-            [kept_blocks(self.system, begin + row) for row in range(self.rows)]
+            [self.system.kept_blocks(begin + row) for row in range(self.rows)]
             for begin in self.begin
         ]
         return torch.tensor(kept, device=self.device)[..., None]
 
     @cached_property
     def slots(self) -> int:
-        """The most blocks that any row keeps."""
-        return kept_blocks(self.system, self.count - 1)
+        """Largest number of blocks that any row keeps."""
+        return self.system.kept_blocks(self.count - 1)
 
     @cached_property
     def is_empty(self) -> Tensor:
-        """True at the slots that a row leaves empty [batch, rows, slots]."""
+        """True for slots that a row does not use [batch, rows, slots]."""
         return torch.arange(self.slots, device=self.device) >= self.kept
 
     @cached_property
     def is_new(self) -> Tensor:
-        """True at the tokens of each row that are queries of this forward [batch, rows, size]."""
+        """True for tokens that are queries of this forward [batch, rows, size]."""
         new = torch.ones(
             self.mask.batch_size, 1, self.mask.length, 1, dtype=torch.bool, device=self.device
         )
@@ -101,26 +100,26 @@ class Blocks:
 
     @cached_property
     def last(self) -> list[int]:
-        """The last row that holds a token, for each row of the batch; 0 where none does."""
+        """Last row that holds a token, per batch row; 0 if none does."""
         blocks = [-(-(self.mask.total - first) // self.size) for first in self.mask.first]
         return [max(0, n - 1 - b) for n, b in zip(blocks, self.begin, strict=True)]
 
     @cached_property
     def is_full(self) -> list[bool]:
-        """Whether the last block of each row of the batch is complete."""
+        """Whether the last block is complete, per batch row."""
         seen = [self.mask.total - first for first in self.mask.first]
         return [n > 0 and n % self.size == 0 for n in seen]
 
     @cached_property
     def is_earlier(self) -> Tensor:
-        """1 at tokens of the first row that came before this forward [batch, 1, size, 1]."""
+        """1 for tokens of the first row from earlier forwards [batch, 1, size, 1]."""
         before = [max(0, self.mask.start - first) % self.size for first in self.mask.first]
         before = torch.tensor(before, device=self.device)
         return (self.token < before[:, None]).float()[:, None, :, None]
 
     @cached_property
     def is_seen(self) -> Tensor:
-        """True at the real tokens of each row's block so far [batch, 1, rows, size, 1]."""
+        """True for the real tokens of each row's block so far [batch, 1, rows, size, 1]."""
         real = self.mask.real
         if real is None:
             real = torch.ones(
@@ -134,7 +133,7 @@ class Blocks:
         return self.is_seen.float().sum(3).clamp_min(1)
 
     def keys_of_rows(self, x: Tensor) -> Tensor:
-        """As of_keys, but the rows' own blocks alone: [batch, heads, rows, size, d]."""
+        """Like of_keys, for the rows' own blocks only: [batch, heads, rows, size, d]."""
         if self.mask.real is not None and not self.mask.is_causal:
             x = x * self.mask.real[:, None, :, None]
         return self._keys_of_rows(x)
@@ -147,7 +146,7 @@ class Blocks:
             first + begin * self.size
             for first, begin in zip(self.mask.first, self.begin, strict=True)
         ]
-        # Nothing is padded or copied: a token that decodes comes here in every layer.
+        # Decode runs this in every layer, so avoid padding and copies.
         if len(set(starts)) == 1:
             return x[:, :, starts[0] :].float().sum(2, keepdim=True)
         sums = [x[b, :, start:].float().sum(1, keepdim=True) for b, start in enumerate(starts)]
@@ -161,22 +160,22 @@ class Blocks:
         return shift(x, starts, self.rows * self.size).unflatten(2, (-1, self.size))
 
     def of_queries(self, x: Tensor) -> Tensor:
-        """[batch, heads, new tokens, d] -> [batch, heads, rows, size, d], 0 where no token is."""
+        """[batch, heads, new tokens, d] -> [batch, heads, rows, size, d], 0 at empty slots."""
         if self.mask.real is not None and not self.mask.is_causal:
             x = x * self.mask.real[:, None, self.mask.start :, None]
         return shift(x, self.query_starts, self.rows * self.size).unflatten(2, (-1, self.size))
 
     def of_keys(self, x: Tensor) -> Tensor:
-        """[batch, heads, all tokens, d] -> [batch, heads, blocks, size, d], 0 where no token is."""
+        """[batch, heads, all tokens, d] -> [batch, heads, blocks, size, d], 0 at empty slots."""
         return shift(x, self.mask.first, self.count * self.size).unflatten(2, (-1, self.size))
 
     def tokens(self, x: Tensor) -> Tensor:
-        """Undo of_queries: [batch, heads, rows, size, d] -> [batch, heads, new tokens, d]."""
+        """Inverse of of_queries: [batch, heads, rows, size, d] -> [batch, heads, new tokens, d]."""
         return shift(x.flatten(2, 3), [-start for start in self.query_starts], self.mask.length)
 
 
 def shift(x: Tensor, starts: list[int], length: int) -> Tensor:
-    """x[b, :, starts[b] : starts[b] + length], with 0 beyond either end of x [batch, h, n, d]."""
+    """x[b, :, starts[b] : starts[b] + length] of x [batch, h, n, d], padded with 0 at both ends."""
     if len(set(starts)) > 1:
         parts = [shift(x[b : b + 1], [start], length) for b, start in enumerate(starts)]
         return torch.cat(parts)
@@ -188,26 +187,19 @@ def shift(x: Tensor, starts: list[int], length: int) -> Tensor:
     return functional.pad(x, (0, 0, before, after)) if before or after else x
 
 
-def kept_blocks(system: BlockSparse, row: int) -> int:
-    """Blocks that row `row` (counted from 0) keeps: ceil(density (row + 1)), or top_k_blocks.
-
-    1 for a system that does not count, whose scores mark what it keeps.
-    """
-    if not isinstance(system, Ranked):
-        return 1
-    if system.density is None:
-        return min(system.top_k_blocks, row + 1)
-    # As the decimal that was written: 0.1 * 30 is above 3 in binary.
-    return -int(-Fraction(str(system.density)) * (row + 1) // 1)
-
-
 def choose(scores: Tensor, blocks: Blocks) -> Tensor:
-    """The blocks kept by each row: its own, and those of highest score before it.
+    """Choose the blocks of each row: its own, and the earlier ones with the highest scores.
 
-    Of equal scores the earlier block wins. Where the system marks blocks, one of score +inf is
-    kept even beyond the row's count, one of -inf never. scores [batch, rows, blocks], or one set
-    for each head or kv head [batch, choices, rows, blocks]; returns block numbers [batch, rows, k]
-    or [batch, choices, rows, k] int64, the row's own in slot 0, -1 in slots that stay empty.
+    Ties go to the earlier block. If the system marks blocks, a score of +inf keeps a block beyond
+    the row's count, and -inf always drops it.
+
+    Args:
+        scores: [batch, rows, blocks], or one set per head or kv head [batch, choices, rows, blocks].
+        blocks: of the forward.
+
+    Returns:
+        Block numbers [batch, rows, k] or [batch, choices, rows, k], int64: the row's own in slot 0,
+        -1 in unused slots.
     """
     if scores.ndim == 3:
         return choose(scores[:, None], blocks)[:, 0]
@@ -216,10 +208,10 @@ def choose(scores: Tensor, blocks: Blocks) -> Tensor:
         scores = scores.masked_fill(future, -torch.inf).masked_fill(own, torch.inf)
         order = scores.sort(dim=-1, descending=True, stable=True).indices[..., : blocks.slots]
         return order.masked_fill(blocks.is_empty[:, None], -1)
-    # Below the row's own block, so that it comes first.
-    sure = torch.finfo(scores.dtype).max
-    scores = scores.clamp_max(sure).masked_fill(future, -torch.inf).masked_fill(own, torch.inf)
-    kept = torch.maximum(blocks.kept[:, None], (scores >= sure).sum(-1, keepdim=True))
+    # A forced block scores just below the row's own, which must come first.
+    forced = torch.finfo(scores.dtype).max
+    scores = scores.clamp_max(forced).masked_fill(future, -torch.inf).masked_fill(own, torch.inf)
+    kept = torch.maximum(blocks.kept[:, None], (scores >= forced).sum(-1, keepdim=True))
     kept = torch.minimum(kept, (scores > -torch.inf).sum(-1, keepdim=True))
     slots = int(kept.max())
     order = scores.sort(dim=-1, descending=True, stable=True).indices[..., :slots]
@@ -227,7 +219,9 @@ def choose(scores: Tensor, blocks: Blocks) -> Tensor:
 
 
 def window_pairs(blocks: Blocks) -> Tensor:
-    """Pairs of real tokens in the window of a mask that has one (0-dim float64)."""
+    """Pairs of real tokens within the mask's window (0-dim float64)."""
+    if blocks.mask.window is None:
+        raise ValueError("mask: has no window")
     sinks, recent = blocks.mask.window
     seen = blocks.number[..., None] * blocks.size + blocks.token + 1
     kept = seen.clamp_max(recent) + (seen - recent).clamp(0, sinks)
@@ -235,10 +229,10 @@ def window_pairs(blocks: Blocks) -> Tensor:
 
 
 def causal_pairs(chosen: Tensor, blocks: Blocks) -> Tensor:
-    """Pairs of real tokens that the chosen blocks [batch, choices, rows, k] hold under the plain
-    causal mask, a mean over choices (0-dim float64).
+    """Pairs of real tokens in the chosen blocks [batch, choices, rows, k] under the plain causal
+    mask, averaged over choices (0-dim float64).
 
-    A block before the row's own is complete, so the numbers of blocks tell.
+    Every block before the row's own is complete, so counting blocks is enough.
     """
     earlier = ((chosen >= 0) & (chosen != blocks.number[:, None, :, None])).sum((1, -1)).double()
     earlier = earlier / chosen.shape[1] * blocks.is_new.sum(-1) * blocks.size

@@ -1,11 +1,14 @@
-"""Density as measured: (query, key) pairs attended to, as a share of the causal pairs."""
+"""Measured density: (query, key) pairs attended to, as a share of the causal pairs."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import get_args
 
 from torch import Tensor
 
-STAGES = ("prefill", "decode")
+from needlework.config.attention import Stage
+
+STAGES: tuple[Stage, ...] = get_args(Stage)
 
 
 @dataclass(frozen=True)
@@ -14,12 +17,11 @@ class LayerDensity:
 
     layer: int
     """Number in the model, from 0."""
-    stage: str
-    """prefill or decode."""
+    stage: Stage
     kept: float
-    """Pairs attended to; a mean where the layer's heads differ."""
+    """Pairs attended to, averaged over heads."""
     pairs: int
-    """Causal pairs, of which there is at least one."""
+    """Causal pairs, at least 1."""
 
     @property
     def density(self) -> float:
@@ -29,52 +31,52 @@ class LayerDensity:
 
 @dataclass(frozen=True)
 class Density:
-    """Kept / causal token pairs over the sparse layers, 0-1; None where nothing was measured."""
+    """Kept / causal token pairs over the sparse layers, 0-1; None: no forward of that stage."""
 
     prefill: float | None
     decode: float | None
     layers: tuple[LayerDensity, ...] = ()
-    """What was measured of each layer, by number, prefill before decode."""
+    """Sorted by layer, prefill before decode."""
 
     @classmethod
     def of(cls, layers: Iterable[LayerDensity]) -> "Density":
-        """Of several measurements, of which some may be of the same layer and stage."""
-        kept: dict[tuple[int, str], float] = {}
-        pairs: dict[tuple[int, str], int] = {}
-        for one in layers:
-            key = one.layer, one.stage
-            kept[key] = kept.get(key, 0) + one.kept
-            pairs[key] = pairs.get(key, 0) + one.pairs
+        """Combine measurements; those of the same layer and stage are added."""
+        kept: dict[tuple[int, Stage], float] = {}
+        pairs: dict[tuple[int, Stage], int] = {}
+        for measured in layers:
+            key = measured.layer, measured.stage
+            kept[key] = kept.get(key, 0) + measured.kept
+            pairs[key] = pairs.get(key, 0) + measured.pairs
         order = sorted(pairs, key=lambda key: (key[0], STAGES.index(key[1])))
-        whole = {}
-        for stage in STAGES:
-            own = [key for key in order if key[1] == stage]
-            causal = sum(pairs[key] for key in own)
-            whole[stage] = sum(kept[key] for key in own) / causal if causal else None
-        return cls(
-            **whole, layers=tuple(LayerDensity(*key, kept[key], pairs[key]) for key in order)
-        )
+
+        def over_layers(stage: Stage) -> float | None:
+            keys = [key for key in order if key[1] == stage]
+            causal = sum(pairs[key] for key in keys)
+            return sum(kept[key] for key in keys) / causal if causal else None
+
+        by_layer = tuple(LayerDensity(*key, kept[key], pairs[key]) for key in order)
+        return cls(over_layers("prefill"), over_layers("decode"), by_layer)
 
 
 class DensityMeter:
-    """Counts pairs by layer and stage; decode is as Forward.is_decode has it."""
+    """Counts pairs by layer and stage; Forward.is_decode separates the stages."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.reset()
 
     def reset(self) -> None:
-        """Forget what was counted."""
-        self._kept: dict[tuple[int, str], float | Tensor] = {}
-        self._causal: dict[tuple[int, str], int] = {}
+        """Discard the counts."""
+        self._kept: dict[tuple[int, Stage], float | Tensor] = {}
+        self._causal: dict[tuple[int, Stage], int] = {}
 
-    def add(self, layer: int, stage: str, kept: float | Tensor, causal: int) -> None:
-        """Count one layer of one forward. `kept` may be a scalar tensor, which is not read yet."""
+    def add(self, layer: int, stage: Stage, kept: float | Tensor, causal: int) -> None:
+        """Count one layer of one forward. A scalar tensor `kept` is not read until read()."""
         key = layer, stage
         self._kept[key] = self._kept[key] + kept if key in self._kept else kept
         self._causal[key] = self._causal.get(key, 0) + causal
 
     def read(self) -> Density:
-        """What was counted since reset(); reads the tensors, so waits for the device."""
+        """Density since reset(). Waits for the device."""
         return Density.of(
             LayerDensity(*key, kept.item() if isinstance(kept, Tensor) else kept, causal)
             for key, kept in self._kept.items()

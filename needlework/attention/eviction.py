@@ -26,7 +26,9 @@ class Eviction:
     """
 
     def __init__(self, handle: Handle):
-        self.system: Window = handle.system
+        if not isinstance(handle.system, Window):
+            raise TypeError(f"{handle.system.type}: has no rule by which keys leave the cache")
+        self.system = handle.system
         self.layers = handle.sparse_layers
 
     def serves(self, cache: Cache) -> bool:

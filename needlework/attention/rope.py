@@ -42,9 +42,7 @@ class Rotation:
         """
         layers = replaceable_layers(model)
         self._modules: dict[int, nn.Module] = {
-            module.layer_idx: module
-            for module in attention_modules(model)
-            if module.layer_idx in layers
+            layer: module for layer, module in attention_modules(model) if layer in layers
         }
         self._angles: dict[int, tuple[Tensor, Tensor]] = {}
         self._hooks = [

@@ -1,52 +1,81 @@
 """Parameters of attention systems; `needlework/attention/methods/{type}.py` computes each."""
 
+from fractions import Fraction
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from needlework.config.base import Strict, tagged_union
 
+Stage = Literal["prefill", "decode"]
+
 
 class Attention(Strict):
-    """Parameters of one attention system, common ground of them all."""
+    """Parameters of one attention system, and what the rest of needlework may rely on.
+
+    A subclass with a `type` is a system that an experiment can name.
+    """
 
     converts_model: ClassVar[bool] = False
-    """True: part of a model (`models:`), saved with its weights. False: put on at evaluation."""
+    """True: part of a model (`models:`), saved with its weights. False: applied at evaluation."""
+    adjusts: ClassVar[str | None] = None
+    """Type of the model's own attention that it changes a setting of; None: it replaces plain
+    attention."""
+    evicts_cache: ClassVar[bool] = False
+    """Whether streaming can drop keys and values that no later token will see."""
 
     @property
     def module(self) -> str:
-        """Dotted name of the module that computes it."""
-        return f"needlework.attention.methods.{self.type}"
+        """Dotted name of the module that computes it, in its class `Method`."""
+        return f"needlework.attention.methods.{self.type}"  # type: ignore[attr-defined]  # of types
+
+    @property
+    def gates_name(self) -> str | None:
+        """Name or folder of the trained gates it needs; None: it needs none."""
+        return None
+
+    @property
+    def chunk_multiple(self) -> int:
+        """Chunks of a prompt or stream must be a multiple of this many tokens."""
+        return 1
+
+    @property
+    def context_tokens(self) -> int | None:
+        """Recent tokens that a token sees; None: no fixed number."""
+        return None
+
+    @property
+    def prompt_length_key(self) -> str | None:
+        """A key that makes choices in prefill depend on the whole prompt's length; None: no key
+        does."""
+        return None
 
 
 class BlockSparse(Attention):
-    """Exact attention over chosen blocks of keys, the others left out."""
+    """Exact attention over chosen blocks of keys; the other blocks are skipped."""
 
-    block_size: int = Field(64, ge=1, description="tokens a block")
-    dense_layers: int = Field(2, ge=0, description="first layers that keep the stock attention")
+    block_size: int = Field(64, ge=1, description="tokens per block")
+    dense_layers: int = Field(2, ge=0, description="first layers, which keep the stock attention")
     skip_decode: bool = Field(False, description="sparse prefill, dense decode")
 
     @property
     def marks_blocks(self) -> bool:
-        """Scores of +inf and -inf settle blocks, so a row may keep more or fewer than its count."""
+        """Whether scores of +inf and -inf force blocks in or out, whatever the row's count."""
         return True
 
-    @property
-    def counts_on_the_end(self) -> str | None:
-        """A key that is set, by which choices in prefill depend on the whole prompt's length."""
-        keys = ("dense_last_rows", "local_share", "sink_share", "nz_ratio")
-        is_dense = getattr(self, "skip_prefill", False)
-        return next((key for key in keys if getattr(self, key, None) and not is_dense), None)
+    def kept_blocks(self, row: int) -> int:
+        """Blocks that row `row` (from 0) keeps by rank, its own included; 1: only marks count."""
+        return 1
 
-    def skips(self, stage: str) -> bool:
-        """Whether the stage, prefill or decode, stays dense without the system looking at it."""
+    def skips(self, stage: Stage) -> bool:
+        """Whether the stage stays dense and the method does not see it."""
         return stage == "decode" and self.skip_decode
 
 
 class Ranked(BlockSparse):
-    """Each row of blocks keeps a number of them, those that score best."""
+    """Each row of blocks keeps a number of them, those with the highest scores."""
 
-    top_k_blocks: int = Field(16, ge=1, description="blocks kept for each row of blocks")
+    top_k_blocks: int = Field(16, ge=1, description="blocks kept by each row of blocks")
     density: float | None = Field(
         None,
         gt=0,
@@ -55,49 +84,60 @@ class Ranked(BlockSparse):
     )
 
     @model_validator(mode="after")
-    def _counts_once(self) -> Self:
+    def _density_replaces_count(self) -> Self:
         if self.density is not None:
             self._refuse_top_k("density")
         return self
 
     def _refuse_top_k(self, other: str) -> None:
-        """For where `other` settles how many blocks are kept. The default may stand beside it: a
-        system that was written out names every key."""
+        """Raise if top_k_blocks is set although `other` sets the number of blocks. The default is
+        allowed: a saved system names every key."""
         if self.top_k_blocks != type(self).model_fields["top_k_blocks"].default:
-            raise ValueError(f"top_k_blocks: {other} says how many blocks are kept; leave out one")
+            raise ValueError(f"top_k_blocks: {other} sets the number of blocks; remove one of them")
+
+    @property
+    def chunk_multiple(self) -> int:
+        # A row of blocks cut by a chunk would choose twice, each time from part of its queries.
+        return self.block_size
 
     @property
     def marks_blocks(self) -> bool:
         return False
 
+    def kept_blocks(self, row: int) -> int:
+        if self.density is None:
+            return min(self.top_k_blocks, row + 1)
+        # The decimal as written: 0.1 * 30 is above 3 in binary.
+        return -int(-Fraction(str(self.density)) * (row + 1) // 1)
+
 
 class SketchWalk(Ranked):
     """SketchWalk (Rice, 2026): blocks chosen by a walk across layers over sketched block means.
 
-    A preset sets the defaults of the other keys; a key that is given wins. `paper` is the form of
-    the paper, and the defaults shown here. `official` is that of the released code: heads sum,
-    sketch_dim null, score_scale 1.28, sparsity_exponent 1, walk damped, select quantile,
-    local_share 0.05, sink_share 0.05, dense_last_rows 4, decode_queries 32. `box` is ours: heads
-    sum, keys box, sketch_dim null, walk off.
+    A preset sets the defaults of the other keys; a key that is given wins. `paper`: the paper's
+    form, with the defaults shown here. `official`: the released code (heads sum, sketch_dim null,
+    score_scale 1.28, sparsity_exponent 1, walk damped, select quantile, local_share 0.05,
+    sink_share 0.05, dense_last_rows 4, decode_queries 32). `box`: ours (heads sum, keys box,
+    sketch_dim null, walk off).
     """
 
     type: Literal["sketchwalk"] = "sketchwalk"
     preset: Literal["paper", "official", "box"] = Field(
-        "paper", description="the form to start from: two published ones, and ours"
+        "paper", description="variant that sets the defaults: two published ones, and ours"
     )
     heads: Literal["mean", "sum"] = Field(
         "mean",
-        description="mean: softmax of head means (paper); sum: softmax by head, summed (ours)",
+        description="mean: softmax of head means (paper); sum: softmax per head, summed (ours)",
     )
     keys: Literal["mean", "box"] = Field(
         "mean",
-        description="what stands for a block of keys; mean: their mean (paper); box: the largest "
-        "and smallest of each coordinate, which bound the scores of all (ours)",
+        description="representation of a block of keys; mean: their mean (paper); box: the maximum "
+        "and minimum of each coordinate, which bound the scores of all keys (ours)",
     )
     sketch_dim: int | None = Field(
         64, ge=1, description="coordinates of the Hadamard sketch; null: block means unsketched"
     )
-    score_scale: float = Field(1.0, gt=0, description="multiplies block scores before the softmax")
+    score_scale: float = Field(1.0, gt=0, description="factor on block scores before the softmax")
     sparsity_exponent: float = Field(8.0, gt=0, description="power that sharpens the softmax")
     walk: Literal["product", "damped", "off"] = Field(
         "product",
@@ -113,8 +153,8 @@ class SketchWalk(Ranked):
     )
     select: Literal["topk", "quantile"] = Field(
         "topk",
-        description="topk: as many blocks as top_k_blocks or density say; quantile: those above "
-        "`quantile` of their row",
+        description="topk: the number of blocks that top_k_blocks or density sets; quantile: "
+        "blocks above the `quantile` of their row",
     )
     quantile: float = Field(
         0.875,
@@ -123,37 +163,40 @@ class SketchWalk(Ranked):
         description="of a row's scores R outside sinks and local blocks, interpolated",
     )
     local_share: float = Field(
-        0.0, ge=0, le=1, description="always kept: this share of all tokens, up to the row itself"
+        0.0,
+        ge=0,
+        le=1,
+        description="always kept: the last blocks before the row, this share of all tokens",
     )
     sink_share: float = Field(
-        0.0, ge=0, le=1, description="always kept: this share of all tokens, from the first"
+        0.0, ge=0, le=1, description="always kept: the first blocks, this share of all tokens"
     )
     dense_last_rows: int = Field(
         0, ge=0, description="rows of blocks at the prompt's end that keep all blocks"
     )
     decode_queries: int = Field(
-        1, ge=1, description="last queries whose mean asks when a token decodes"
+        1, ge=1, description="last queries that are averaged to score blocks in decode"
     )
-    seed: int = Field(42, ge=0, description="of the sketch")
+    seed: int = Field(42, ge=0, description="seed of the sketch")
 
     @field_validator("walk", mode="before")
     @classmethod
     def _read_off(cls, value: Any) -> Any:
-        # YAML reads off without quotes as false.
+        # YAML reads an unquoted off as false.
         return "off" if value is False else value
 
     @model_validator(mode="before")
     @classmethod
-    def _start_from_preset(cls, given: Any) -> Any:
-        if not isinstance(given, dict):
-            return given
-        preset = given.get("preset")
-        return {**_PRESETS.get(preset, {}), **given} if isinstance(preset, str) else given
+    def _start_from_preset(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        preset = values.get("preset")
+        return {**_PRESETS.get(preset, {}), **values} if isinstance(preset, str) else values
 
     @model_validator(mode="after")
-    def _one_way_to_select(self) -> Self:
+    def _one_selection_rule(self) -> Self:
         if self.select == "quantile" and self.density is not None:
-            raise ValueError("density: counts blocks, which select quantile does not; leave it out")
+            raise ValueError("density: select quantile does not count blocks; remove density")
         if self.select == "quantile":
             self._refuse_top_k("select quantile")
         return self
@@ -163,12 +206,17 @@ class SketchWalk(Ranked):
         forced = self.local_share or self.sink_share or self.dense_last_rows
         return self.select == "quantile" or bool(forced)
 
-    def skips(self, stage: str) -> bool:
-        # What decodes is remembered, for the prompts after it.
+    @property
+    def prompt_length_key(self) -> str | None:
+        keys = ("dense_last_rows", "local_share", "sink_share")
+        return next((key for key in keys if getattr(self, key)), None)
+
+    def skips(self, stage: Stage) -> bool:
+        # The state must include decoded tokens, for the prompts that follow.
         return False
 
 
-_PRESETS = {
+_PRESETS: dict[str, dict[str, Any]] = {
     "official": {
         "heads": "sum",
         "sketch_dim": None,
@@ -186,18 +234,18 @@ _PRESETS = {
 
 
 class Random(Ranked):
-    """Blocks drawn at random at the same density: the floor below which a method means nothing."""
+    """Random blocks: a lower bound that any method should beat at the same density."""
 
     type: Literal["random"] = "random"
-    seed: int = Field(42, ge=0, description="of the draw")
+    seed: int = Field(42, ge=0, description="seed of the draw")
 
 
 class Oracle(Ranked):
-    """Blocks by the true attention, all of it computed: the ceiling of any choice of blocks."""
+    """Blocks chosen by the true attention, fully computed: an upper bound for block selection."""
 
     type: Literal["oracle"] = "oracle"
     pool: Literal["max", "sum"] = Field(
-        "max", description="of the probabilities in a block, over its queries, keys and heads"
+        "max", description="how a block's probabilities are pooled over queries, keys and heads"
     )
 
 
@@ -206,25 +254,25 @@ class XAttention(Ranked):
 
     type: Literal["xattention"] = "xattention"
     stride: int = Field(
-        8, ge=1, description="tokens a group, of which one antidiagonal is read; divides block_size"
+        8, ge=1, description="tokens per group, read along one antidiagonal; divides block_size"
     )
     threshold: float | None = Field(
         None,
         gt=0,
         le=1,
         description="instead of top_k_blocks: the fewest blocks that hold this share of the row's "
-        "scores, its own and the first among them (published: 0.9)",
+        "scores, always including its own and the first (published: 0.9)",
     )
 
     @model_validator(mode="after")
-    def _fits(self) -> Self:
+    def _consistent(self) -> Self:
         if self.block_size % self.stride:
             raise ValueError(
                 f"stride: {self.stride} does not divide block_size {self.block_size}; "
-                "blocks are made of whole groups"
+                "write a divisor of block_size"
             )
         if self.threshold is not None and self.density is not None:
-            raise ValueError("density: counts blocks, which threshold does not; leave out one")
+            raise ValueError("density: threshold sets how many blocks are kept; remove one of them")
         if self.threshold is not None:
             self._refuse_top_k("threshold")
         return self
@@ -235,31 +283,31 @@ class XAttention(Ranked):
 
 
 class Seer(Ranked):
-    """SeerAttention (Gao et al., 2024; -R, 2025): learned gates choose blocks, head by head.
+    """SeerAttention (Gao et al., 2024; -R, 2025): learned gates choose blocks for each head.
 
-    Prefill chooses for each query head, decode for each key head. Where neither top_k_blocks nor
-    density is given, threshold is 0.1 and token_budget 2048, as in the released code.
+    Prefill chooses per query head, decode per key head. Without top_k_blocks and density, threshold
+    is 0.1 and token_budget 2048, as in the released code.
     """
 
     type: Literal["seer"] = "seer"
     gates: str = Field(
         min_length=1, description="a name under gates, or a folder with gates.safetensors"
     )
-    dense_layers: int = Field(0, ge=0, description="first layers that keep the stock attention")
+    dense_layers: int = Field(0, ge=0, description="first layers, which keep the stock attention")
     skip_prefill: bool = Field(False, description="dense prefill, sparse decode")
     threshold: float | None = Field(
         None,
         ge=0,
         lt=1,
-        description="prefill, instead of a count: blocks whose share of the row's gate is above "
+        description="prefill, instead of a count: blocks above this share of the row's gate "
         "(published: 5e-4 on RULER, 2e-3 on LongBench)",
     )
     nz_ratio: float | None = Field(
         None,
         gt=0,
         le=1,
-        description="prefill, instead of a count: max(1, floor((1 - sqrt(1 - nz_ratio)) * blocks "
-        "of the prompt)) blocks in every row, and its own",
+        description="prefill, instead of a count: every row keeps max(1, floor((1 - sqrt(1 - "
+        "nz_ratio)) * blocks of the prompt)) blocks, and its own",
     )
     dense_last_rows: int = Field(
         2, ge=0, description="rows of blocks at the prompt's end that keep all blocks"
@@ -270,66 +318,89 @@ class Seer(Ranked):
     token_budget: int | None = Field(
         None,
         ge=1,
-        description="decode, instead of a count: token_budget // block_size blocks, and the own",
+        description="decode, instead of a count: token_budget // block_size blocks, and its own",
     )
 
     @model_validator(mode="before")
     @classmethod
-    def _as_released(cls, given: Any) -> Any:
-        if not isinstance(given, dict):
-            return given
-        found, has = dict(given), lambda *keys: any(given.get(key) is not None for key in keys)
+    def _released_defaults(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+
+        def has(*keys: str) -> bool:
+            return any(values.get(key) is not None for key in keys)
+
+        filled = dict(values)
         if not has("top_k_blocks", "density"):
-            if not has("threshold", "nz_ratio") and not given.get("skip_prefill"):
-                found["threshold"] = 0.1
-            if not has("decode_threshold", "token_budget") and not given.get("skip_decode"):
-                found["token_budget"] = 2048
-        return found
+            if not has("threshold", "nz_ratio") and not values.get("skip_prefill"):
+                filled["threshold"] = 0.1
+            if not has("decode_threshold", "token_budget") and not values.get("skip_decode"):
+                filled["token_budget"] = 2048
+        return filled
 
     @model_validator(mode="after")
-    def _one_way_to_choose(self) -> Self:
-        settled = []
-        for stage, skip, one, other in (
+    def _one_selection_rule(self) -> Self:
+        needs_no_count = []
+        for stage, skip, first, second in (
             ("prefill", "skip_prefill", "threshold", "nz_ratio"),
             ("decode", "skip_decode", "decode_threshold", "token_budget"),
         ):
-            given = [key for key in (one, other) if getattr(self, key) is not None]
-            if len(given) == 2:
-                raise ValueError(f"{one}: {other} chooses blocks already; leave out one")
-            if given and getattr(self, skip):
-                raise ValueError(f"{given[0]}: {stage} is dense, {skip} says; leave out one")
-            settled.append(bool(given) or getattr(self, skip))
+            rules = [key for key in (first, second) if getattr(self, key) is not None]
+            if len(rules) == 2:
+                raise ValueError(f"{first}: {second} chooses blocks already; remove one of them")
+            if rules and getattr(self, skip):
+                raise ValueError(f"{rules[0]}: {skip} makes {stage} dense; remove one of them")
+            needs_no_count.append(bool(rules) or getattr(self, skip))
         if self.skip_prefill and self.skip_decode:
-            raise ValueError("skip_prefill: with skip_decode nothing is sparse; leave out one")
-        if all(settled):
+            raise ValueError("skip_prefill: nothing is sparse with skip_decode; remove one of them")
+        if all(needs_no_count):
             if self.density is not None:
-                raise ValueError("density: both stages choose blocks without it; leave it out")
+                raise ValueError("density: both stages choose blocks without it; remove it")
             self._refuse_top_k("each stage")
         if self.token_budget is not None and self.token_budget < self.block_size:
             raise ValueError(
                 f"token_budget: {self.token_budget} is less than a block of {self.block_size}; "
-                "give a block or more"
+                f"write at least {self.block_size}"
             )
         return self
+
+    @property
+    def gates_name(self) -> str | None:
+        return self.gates
 
     @property
     def marks_blocks(self) -> bool:
         return True
 
-    def skips(self, stage: str) -> bool:
+    @property
+    def prompt_length_key(self) -> str | None:
+        if self.skip_prefill:
+            return None
+        keys = ("dense_last_rows", "nz_ratio")
+        return next((key for key in keys if getattr(self, key)), None)
+
+    def skips(self, stage: Stage) -> bool:
         # The gates pool the keys of both stages.
         return False
 
 
 class Window(BlockSparse):
-    """StreamingLLM (Xiao et al., 2023): the first tokens and the most recent, token by token.
+    """StreamingLLM (Xiao et al., 2023): the first tokens and the most recent ones, token by token.
 
-    Positions stay those of the text; the original counts them anew inside its cache.
+    Positions are those of the text; the original counts positions within its cache.
     """
 
+    evicts_cache: ClassVar[bool] = True
+
     type: Literal["window"] = "window"
-    sink_tokens: int = Field(4, ge=0, description="first tokens that all may see")
-    recent_tokens: int = Field(1024, ge=1, description="last tokens seen, the query's own included")
+    sink_tokens: int = Field(4, ge=0, description="first tokens, which all tokens see")
+    recent_tokens: int = Field(
+        1024, ge=1, description="last tokens that a token sees, itself included"
+    )
+
+    @property
+    def context_tokens(self) -> int | None:
+        return self.recent_tokens
 
 
 class Infini(Attention):
@@ -338,20 +409,20 @@ class Infini(Attention):
     converts_model: ClassVar[bool] = True
 
     type: Literal["infini"] = "infini"
-    segment_length: int = Field(1024, ge=1, description="tokens a segment")
+    segment_length: int = Field(1024, ge=1, description="tokens per segment")
     update: Literal["linear", "delta"] = Field("linear", description="rule that writes the memory")
     balance_act_type: Literal["sigmoid", "hard_sigmoid", "tanh", "abs_tanh"] = Field(
         "hard_sigmoid", description="activation of the gate between memory and local attention"
     )
     balance_init_type: Literal["zeros", "randn", "constant"] = Field(
-        "zeros", description="how gates start"
+        "zeros", description="initial value of the gates"
     )
     balance_init_value: float | Annotated[list[float], Field(min_length=1)] = Field(
-        0.0, description="the constant of `constant`, before the activation: one, or one a layer"
+        0.0, description="value of `constant`, before the activation: one, or one per layer"
     )
-    turn_on_memory: bool = Field(True, description="false: local attention alone")
+    turn_on_memory: bool = Field(True, description="false: local attention only")
     gate_empty_memory: bool = Field(
-        False, description="true: the gate scales the local part even where memory is empty"
+        False, description="true: the gate scales the local part even while memory is empty"
     )
     segment_alignment: Literal["start", "end"] = Field(
         "start",
@@ -361,11 +432,14 @@ class Infini(Attention):
 
 
 class InfiniAlignment(Attention):
-    """An Infini model of which the segments are cut otherwise than its checkpoint says."""
+    """Evaluates an Infini model with another segment alignment than its checkpoint's."""
+
+    adjusts: ClassVar[str | None] = "infini"
 
     type: Literal["infini_alignment"] = "infini_alignment"
     segment_alignment: Literal["start", "end"] = Field(
-        description="start: at the first token; end: so that the prompt ends inside a segment"
+        description="start: segments begin at the first token; end: the prompt ends inside a "
+        "segment"
     )
 
 

@@ -1,9 +1,8 @@
 """Make an attention part of a model."""
 
-import importlib
-
 from transformers import PreTrainedModel
 
+from needlework.attention.base import Conversion, method_of
 from needlework.config.attention import Attention
 
 
@@ -11,5 +10,9 @@ def convert(model: PreTrainedModel, attention: Attention | None) -> PreTrainedMo
     """`model` with `attention` in place of its own, new parameters initialised; None: as it is."""
     if attention is None:
         return model
-    module = importlib.import_module(attention.module)
-    return module.convert(model, attention)
+    method = method_of(attention)
+    if not isinstance(method, Conversion):
+        raise ValueError(
+            f"{attention.type}: is not part of a model; write it as `attention` of a system"
+        )
+    return method.convert(model)

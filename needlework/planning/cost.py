@@ -3,13 +3,13 @@
 import math
 from dataclasses import dataclass
 
-from needlework.config.attention import Attention, BlockSparse, Infini
+from needlework.attention.base import Computation
 from needlework.config.devices import Device
 from needlework.config.opening import Opening
-from needlework.planning.flops import attention_flops, decode_density, pair_flops
+from needlework.planning.flops import attention_flops, pair_flops
 from needlework.planning.memory import (
-    infini_cache_bytes,
-    sparse_layers,
+    bounded_cache_bytes,
+    replaced_layers,
     state_bytes,
     workspace_bytes,
 )
@@ -17,56 +17,58 @@ from needlework.planning.shape import Shape
 from needlework.planning.trace import Trace, trace
 
 PROCESS_BYTES = 480 * 2**20
-"""Resident in a process with torch and transformers before it opens a model."""
+"""Resident memory of a process with torch and transformers before it opens a model."""
 CALL_SECONDS = 5e-6
-"""That Python and torch take to start an operation, on any device; measured 4-6 us."""
+"""Time that Python and torch take to start an operation on any device; measured 4-6 us."""
 CONTEXT_BYTES = 600 * 2**20
-"""Of a GPU, beside what torch allocates there."""
+"""GPU memory used besides what torch allocates."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one prompt and its answer, batch 1."""
+    """Cost of one prompt and its answer, batch 1."""
 
     weight_bytes: int
     cache_bytes: int
-    """When the answer ends, a system's own state included, as predictions record it."""
+    """At the end of the answer, the method's state included, as predictions record it."""
     activation_bytes: int
-    """The rest of what a forward has at once."""
+    """Everything else that a forward holds at its peak."""
     process_bytes: int
-    """Of the process itself, or of all, where the device is main memory."""
+    """Of the processes themselves if the device is main memory, else 0."""
     attention_flops: int
     """Of the prefill."""
     flops: int
-    """Of the prefill: its products as the family computes them, and attention."""
+    """Of the prefill: its matrix products and attention."""
     prefill_seconds: float
     decode_seconds_per_token: float
-    """Of one token that decodes, at the end."""
+    """Of the last decoded token."""
 
     @property
     def peak_bytes(self) -> int:
-        """Most that is in memory at once, as it is measured: what torch allocates on a GPU, or what
-        is resident of the process."""
+        """Peak memory as it is measured: what torch allocates on a GPU, or the resident memory of
+        the process."""
         return self.weight_bytes + self.cache_bytes + self.activation_bytes + self.process_bytes
 
 
 class Model:
-    """A model's shape, with its own attention if that was made part of it.
+    """A model's shape and how it is opened, with its own attention if that was converted.
 
     Args:
-        shape: of the model, or for an Infini model of the one that it was made from.
-        own: the Infini-attention that is part of it.
+        shape: of the model; of a converted model, the one before conversion.
+        own: the attention that the model was converted to; None: its family's.
         opening: how it is held in memory.
     """
 
-    def __init__(self, shape: Shape, own: Infini | None = None, opening: Opening | None = None):
+    def __init__(
+        self, shape: Shape, own: Computation | None = None, opening: Opening | None = None
+    ):
         self.shape, self.own, self.opening = shape, own, opening or Opening()
 
     def trace(self, tokens: int, gpu: bool) -> Trace:
-        """As `trace.trace`, opened as this is.
+        """`trace.trace` of this model with its opening.
 
         Raises:
-            ValueError: as there.
+            ValueError: the model cannot be traced.
         """
         opening = self.opening
         return trace(
@@ -78,73 +80,70 @@ class Model:
             opening.prefill_chunk_tokens,
         )
 
-    def cost(
-        self, system: Attention | None, tokens: int, device: Device, gate_dim: int = 0
-    ) -> Cost:
-        """What `tokens` tokens of prompt and answer cost.
+    def cost(self, method: Computation | None, tokens: int, device: Device) -> Cost:
+        """Cost of `tokens` tokens of prompt and answer.
 
         Args:
-            system: put on the model at evaluation; None: its own attention.
-            gate_dim: of SeerAttention's gates, for that system.
+            method: applied to the model at evaluation; None: its own attention.
 
         Raises:
             ValueError: the model cannot be traced.
         """
-        system, shape, found = system or self.own, self.shape, self.trace(tokens, device.gpu)
+        method, shape, traced = method or self.own, self.shape, self.trace(tokens, device.gpu)
         prompt, chunk = max(1, tokens - 2), self.opening.prefill_chunk_tokens
-        if isinstance(system, Infini):
-            cache = infini_cache_bytes(shape, system, tokens)
-            # A chunk has no more before it than a memory, and so is the same as a prompt.
-            once = self.trace(min(tokens, chunk + 2), device.gpu) if chunk else found
-            rest = once.peak_bytes - once.cache_bytes
-            rest += workspace_bytes(shape, system, tokens, chunk)
+        workspace = workspace_bytes(shape, method, tokens, chunk)
+        if method is None or method.keeps_kv_cache:
+            cache = traced.cache_bytes + state_bytes(shape, method, tokens)
+            peak = max(traced.peak_bytes, traced.attention_bytes + workspace)
+            activations = peak - traced.cache_bytes
         else:
-            state = state_bytes(shape, system, tokens, gate_dim)
-            working = found.attention_bytes + workspace_bytes(shape, system, tokens, chunk)
-            cache = found.cache_bytes + state
-            rest = max(found.peak_bytes, working) - found.cache_bytes
+            cache = bounded_cache_bytes(shape, method, tokens)
+            # The cache before a chunk does not grow, so any chunk costs what a short prompt does.
+            short = self.trace(min(tokens, chunk + 2), device.gpu) if chunk else traced
+            activations = short.peak_bytes - short.cache_bytes + workspace
         weights = shape.weight_bytes(self.opening.quantization)
-        attention, decoding = attention_flops(shape, system, tokens)
-        flops, token_flops = found.prefill_flops, found.token_flops
-        if found.is_fused or system is not None:
-            # What the model's own scores take is in them where it computes these one by one.
-            pairs = 0 if found.is_fused else pair_flops(shape)
-            flops += attention - pairs * prompt**2
-            token_flops += decoding - pairs * tokens
+        attention, token_attention = attention_flops(shape, method, tokens)
+        flops, token_flops = traced.prefill_flops, traced.token_flops
+        if traced.is_fused or method is not None:
+            # Unless fused, the traced operations include the model's own scores, n x n.
+            traced_pairs = 0 if traced.is_fused else pair_flops(shape)
+            flops += attention - traced_pairs * prompt**2
+            token_flops += token_attention - traced_pairs * tokens
         speed, bandwidth = device.flops_per_second(shape.dtype), device.bytes_per_second
         bandwidth *= device.efficiency
-        # Some families multiply a token with all of their experts.
-        met = max(shape.active_parameters, (token_flops - decoding) // 2)
-        read = weights * min(1, met / shape.parameters)
-        held = cache * self._read_share(system, tokens)
-        fetching = self._fetched_bytes(weights, cache + rest, device) / device.host_bytes_per_second
+        # Some families multiply each token with all experts.
+        used_parameters = max(shape.active_parameters, (token_flops - token_attention) // 2)
+        weights_read = weights * min(1, used_parameters / shape.parameters)
+        cache_read = cache * self._read_share(method, tokens)
+        fetched = self._fetched_bytes(weights, cache + activations, device)
+        fetch_seconds = fetched / device.host_bytes_per_second
         forwards = math.ceil(prompt / (chunk or prompt))
-        prefill = max(flops / speed, forwards * read / bandwidth)
-        token = max(token_flops / speed, (read + held) / bandwidth)
-        shares = self.opening.processes
+        prefill = max(flops / speed, forwards * weights_read / bandwidth)
+        token = max(token_flops / speed, (weights_read + cache_read) / bandwidth)
+        processes = self.opening.processes
+        prefill_calls, token_calls = forwards * traced.prefill_calls, traced.token_calls
         return Cost(
             weights,
             cache,
-            rest,
-            0 if device.gpu else shares * PROCESS_BYTES,
+            activations,
+            0 if device.gpu else processes * PROCESS_BYTES,
             attention,
             flops,
-            max(prefill / shares, forwards * found.prefill_calls * CALL_SECONDS)
-            + forwards * fetching,
-            max(token / shares, found.token_calls * CALL_SECONDS) + fetching,
+            max(prefill / processes, prefill_calls * CALL_SECONDS) + forwards * fetch_seconds,
+            max(token / processes, token_calls * CALL_SECONDS) + fetch_seconds,
         )
 
     def _fetched_bytes(self, weights: int, working: int, device: Device) -> int:
-        """Weights that the device has no room for, and that each forward fetches."""
+        """Bytes of offloaded weights that each forward fetches from the host."""
         if not (self.opening.cpu_offload and device.gpu):
             return 0
         room = max(0, device.memory_bytes - CONTEXT_BYTES - working)
         return max(0, weights - room)
 
-    def _read_share(self, system: Attention | None, tokens: int) -> float:
-        """Share of the cache that a token reads which decodes."""
-        if not isinstance(system, BlockSparse):
+    def _read_share(self, method: Computation | None, tokens: int) -> float:
+        """Share of the cache that one decoded token reads."""
+        if method is None:
             return 1.0
-        held = [layer for layer in self.shape.layers if layer.kv_heads]
-        sparse = len(sparse_layers(self.shape, system)) / max(1, len(held))
-        return 1 - sparse * (1 - decode_density(system, tokens))
+        with_keys = sum(1 for layer in self.shape.layers if layer.kv_heads)
+        replaced = len(replaced_layers(self.shape, method)) / max(1, with_keys)
+        return 1 - replaced * (1 - method.decode_density(tokens))

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 
-from needlework.config.attention import Attention
+from needlework.attention.base import Computation
 from needlework.config.devices import Device
 from needlework.models.loading import PREFILL_CHUNKS, prefills_in_chunks, quantizes_cache
 from needlework.planning.cost import CONTEXT_BYTES, Cost, Model
@@ -40,10 +40,9 @@ def devices_needed(cost: Cost, device: Device) -> int | None:
 
 def remedies(
     open_as: Callable[..., Model],
-    system: Attention | None,
+    method: Computation | None,
     tokens: int,
     device: Device,
-    gate_dim: int = 0,
 ) -> Iterator[str]:
     """What would make it fit, each by itself and mildest first; none where nothing would.
 
@@ -55,7 +54,7 @@ def remedies(
 
     def cost_as(dtype: str = "", **changed) -> tuple[Model, Cost]:
         model = open_as(dtype, **changed)
-        return model, model.cost(system, tokens, device, gate_dim)
+        return model, model.cost(method, tokens, device)
 
     def helps(dtype: str = "", **changed) -> bool:
         return fits(*cost_as(dtype, **changed), device)
@@ -67,8 +66,8 @@ def remedies(
         if opening.attn_implementation != kernel and helps(attn_implementation=kernel):
             yield f"attn_implementation: {kernel}"
     most = min(tokens, opening.prefill_chunk_tokens or tokens)
-    rows = getattr(system, "block_size", 1)
-    chunks = [size for size in PREFILL_CHUNKS if size < most and size % rows == 0]
+    multiple = 1 if method is None else method.system.chunk_multiple
+    chunks = [size for size in PREFILL_CHUNKS if size < most and size % multiple == 0]
     chunks = chunks if prefills_in_chunks(shape.model.config) else []
     for size in chunks:
         if helps(prefill_chunk_tokens=size):
@@ -81,11 +80,11 @@ def remedies(
     if few_bits and helps(cache="quantized"):
         yield "cache: quantized"
     if device.gpu and not opening.cpu_offload and helps(cpu_offload=True):
-        size = own.cost(system, tokens, device, gate_dim).weight_bytes / 2**30
+        size = own.cost(method, tokens, device).weight_bytes / 2**30
         yield f"device_map: auto and cpu_offload: true ({size:.0f} GiB of main memory)"
     fewer = tokens // 2
     while fewer >= _SHORTEST:
-        if fits(own, own.cost(system, fewer, device, gate_dim), device):
+        if fits(own, own.cost(method, fewer, device), device):
             yield f"at most {fewer:,} tokens"
             break
         fewer //= 2

@@ -115,8 +115,8 @@ def _read(models: Models, stream: Stream, name: str, device: Device) -> dict[str
         return None
     model = models.open(system.model, prefill_chunk_tokens=None)
     chunk = min(how.chunk_size or 2048, stream.tokens)
-    gates = models.gate_dim(model, system.attention)
-    at_once = model.cost(system.attention, chunk, device, gates)
+    method = models.method(model, system.attention)
+    at_once = model.cost(method, chunk, device)
     # Every token's logits, in float32 beside the model's dtype.
     logits = chunk * model.shape.text.vocab_size * (model.shape.item_bytes + 8)
     working, seconds = at_once.activation_bytes + logits, 0.0
@@ -125,7 +125,7 @@ def _read(models: Models, stream: Stream, name: str, device: Device) -> dict[str
         working = (working + at_once.cache_bytes) * how.window_batch_size
         cache, seconds = 0, windows * at_once.prefill_seconds
     else:
-        whole = model.cost(system.attention, stream.tokens, device, gates)
+        whole = model.cost(method, stream.tokens, device)
         cache, seconds = whole.cache_bytes, whole.prefill_seconds
     peak = at_once.weight_bytes + cache + working
     return _job(at_once.weight_bytes, peak, seconds, 1, device)

@@ -10,8 +10,9 @@ import polars as pl
 from transformers import CONFIG_MAPPING
 from transformers.utils.logging import set_verbosity_error
 
+from needlework.attention.base import Computation, computation_of
 from needlework.attention.infini.families import PREFIX
-from needlework.config.attention import AnyAttention, Infini, Seer
+from needlework.config.attention import Attention, Infini
 from needlework.config.devices import Device
 from needlework.config.experiment import Experiment, System
 from needlework.config.model_info import max_positions
@@ -21,7 +22,6 @@ from needlework.models.checkpoint import open_config
 from needlework.models.tiny import llama_config, word_tokenizer
 from needlework.planning.cost import Cost, Model
 from needlework.planning.fit import devices_needed, fits, remedies
-from needlework.planning.memory import gate_dim_of
 from needlework.planning.shape import Shape
 from needlework.runtime.progress import track
 from needlework.training.curriculum import vocabulary
@@ -110,17 +110,20 @@ class Models:
         opening = self.opening(name).model_copy(update=changed)
         key = name, dtype or self.experiment.models[name].dtype, repr(opening)
         if key not in self._models:
-            self._models[key] = Model(*self._shape(name, key[1]), opening)
+            shape, own = self._shape(name, key[1])
+            self._models[key] = Model(shape, None if own is None else computation_of(own), opening)
         return self._models[key]
 
-    def gate_dim(self, model: Model, system: AnyAttention | None) -> int:
-        """Width of the gates of a `seer` system; 0 for others."""
-        if not isinstance(system, Seer):
-            return 0
-        gates = self.experiment.gates.get(system.gates)
-        if gates is None:
-            return gate_dim_of(system.gates)
-        return gates.gate_dim or model.shape.layers[0].key_dim
+    def method(self, model: Model, system: Attention | None) -> Computation | None:
+        """What computes attention when `system` is applied to `model`; None: its own attention."""
+        if system is None or system.adjusts is not None:
+            return None
+        gate_dim = None
+        # Gates that this experiment trains do not exist yet.
+        if system.gates_name is not None and system.gates_name in self.experiment.gates:
+            gates = self.experiment.gates[system.gates_name]
+            gate_dim = gates.gate_dim or model.shape.layers[0].key_dim
+        return computation_of(system, gate_dim)
 
     def _shape(self, name: str, dtype: str) -> tuple[Shape, Infini | None]:
         root = self.experiment.root_model(name)
@@ -183,8 +186,8 @@ def _row(
         return _asked(entry, row)
     try:
         model = models.open(system.model)
-        gate_dim = models.gate_dim(model, system.attention)
-        cost = model.cost(system.attention, tokens, device, gate_dim)
+        method = models.method(model, system.attention)
+        cost = model.cost(method, tokens, device)
         notes: Iterator[str] = iter(())
         row["fits"] = fits(model, cost, device)
         limit = max_positions(experiment, system.model)
@@ -192,7 +195,7 @@ def _row(
             row["fits"], notes = False, iter([f"allow_extrapolation: true (it has {limit:,})"])
         elif advise and not row["fits"]:
             opened = partial(models.open, system.model)
-            notes = remedies(opened, system.attention, tokens, device, gate_dim)
+            notes = remedies(opened, method, tokens, device)
         return row | _reckoned(model, cost, row, device) | {"note": "; ".join(notes) or None}
     except ValueError as error:
         return row | {"note": str(error)}

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -11,6 +10,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import get_layer_types_and_kwargs
 
 from needlework.attention.apply import full_attention_layers
+from needlework.attention.layers import LayerShape
 
 # Bytes of a weight: half a byte or one, and a float32 scale for each 64 weights (4 bits).
 _QUANTIZED = {"nf4": 0.5 + 4 / 64, "fp4": 0.5 + 4 / 64, "int8": 1.0}
@@ -22,23 +22,6 @@ FAILURES = (
 _WITHOUT_KEYS = ("linear_attention", "mamba", "conv", "dummy")
 _EXPERTS = re.compile(r"\.experts\.")
 _TOP_K = ("num_experts_per_tok", "experts_per_token", "num_experts_per_token", "moe_topk", "top_k")
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One decoder layer's attention."""
-
-    kind: str
-    """As transformers names it: full_attention, sliding_attention, linear_attention, ..."""
-    window: int | None
-    """Tokens of a window or chunk; None: all."""
-    heads: int
-    kv_heads: int
-    """0 where the layer has no keys and values."""
-    key_dim: int
-    value_dim: int
-    is_full: bool
-    """Whether block-sparse systems can replace it."""
 
 
 class Shape:
@@ -134,7 +117,7 @@ class Shape:
         return plain + round(quantized * _QUANTIZED.get(quantization, 0))
 
     @cached_property
-    def layers(self) -> tuple[Layer, ...]:
+    def layers(self) -> tuple[LayerShape, ...]:
         """Every layer's attention, in order."""
         text = self.text
         kinds, arguments = get_layer_types_and_kwargs(text)
@@ -146,7 +129,7 @@ class Shape:
         key_dim = getattr(text, "qk_head_dim", None) or dim
         value_dim = getattr(text, "v_head_dim", None) or dim
         return tuple(
-            Layer(
+            LayerShape(
                 kind,
                 given.get("sliding_window"),
                 heads,
@@ -154,6 +137,7 @@ class Shape:
                 key_dim,
                 value_dim,
                 index in full,
+                self.item_bytes,
             )
             for index, (kind, given) in enumerate(zip(kinds, arguments, strict=True))
         )

@@ -1,9 +1,7 @@
-from types import SimpleNamespace
-
 import pytest
 import torch
 
-from needlework.attention.apply import Forward
+from needlework.attention.base import Forward
 from needlework.attention.blocks import Blocks, choose
 from needlework.attention.cache_state import State
 from needlework.attention.masks import LazyMask
@@ -54,13 +52,13 @@ def _select(selector, forwards, query, key, lengths, prompt_tokens=0, terms=None
     for new in forwards:
         end = start + new
         mask = LazyMask(len(real), new, end, start, attention_mask=real[:, :end])
-        forward = Forward(SimpleNamespace(prompt_tokens=prompt_tokens), state)
+        forward = Forward(state, prompt_tokens)
         forward.blocks = Blocks(mask, system, torch.device("cpu"))
         forward.terms = terms or {}
         scores, walks, kept = [], [], []
         for layer, (q, k) in enumerate(zip(query, key, strict=True)):
             scores.append(selector.scores(layer, q[:, :, start:end], k[:, :, :end], forward))
-            walks.append(forward.walk)
+            walks.append(forward.shared.get("walk"))
             if scores[-1] is None:
                 kept.append(None)
                 continue

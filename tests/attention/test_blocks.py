@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from needlework.attention.blocks import Blocks, causal_pairs, choose, kept_blocks, shift
+from needlework.attention.blocks import Blocks, causal_pairs, choose, shift
 from needlework.attention.masks import LazyMask
 from needlework.config.attention import Random, SketchWalk, XAttention
 
@@ -26,11 +26,11 @@ def masked(lengths, total, new, right=False, **kwargs):
     [(0.25, 0, 1), (0.25, 3, 1), (0.25, 4, 2), (0.1, 29, 3), (0.3, 9, 3), (1.0, 6, 7)],
 )
 def test_density_counts_blocks_of_each_row(density, row, kept):
-    assert kept_blocks(Random(density=density), row) == kept
+    assert Random(density=density).kept_blocks(row) == kept
 
 
 def test_top_k_is_bounded_by_the_blocks_there_are():
-    assert [kept_blocks(Random(top_k_blocks=3), row) for row in range(5)] == [1, 2, 3, 3, 3]
+    assert [Random(top_k_blocks=3).kept_blocks(row) for row in range(5)] == [1, 2, 3, 3, 3]
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_top_k_is_bounded_by_the_blocks_there_are():
     ],
 )
 def test_counts_that_would_not_count_are_refused(system, other):
-    with pytest.raises(ValueError, match=r"top_k_blocks: .* says how many blocks are kept; leave"):
+    with pytest.raises(ValueError, match=r"top_k_blocks: .* sets the number of blocks; remove"):
         system(top_k_blocks=4, **other)
     written = system(**other)
     assert system.model_validate(written.model_dump(mode="json")) == written
@@ -90,7 +90,7 @@ def test_choice_keeps_own_block_and_best_before_it_earlier_on_ties(
         for row in range(math.ceil(length / size) - begin):
             own = begin + row
             best = sorted(range(own), key=lambda j: (-scores[b, row, j].item(), j))
-            expected = [own, *best[: kept_blocks(system, own) - 1]]
+            expected = [own, *best[: system.kept_blocks(own) - 1]]
             assert [j for j in chosen[b, row].tolist() if j >= 0] == expected
 
 

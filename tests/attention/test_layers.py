@@ -20,6 +20,6 @@ from needlework.attention.layers import attention_modules
 def test_only_attention_counts(family, kind, layers):
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config_of(family))
-    found = attention_modules(model)
-    assert [module.layer_idx for module in found] == layers
-    assert {type(module).__name__ for module in found} <= {kind}
+    modules = attention_modules(model)
+    assert [layer for layer, _ in modules] == layers
+    assert {type(module).__name__ for _, module in modules} <= {kind}

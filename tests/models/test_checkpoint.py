@@ -7,9 +7,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from needlework.attention.methods.infini import convert
 from needlework.config.attention import Infini
 from needlework.models.checkpoint import open_model
+from needlework.models.convert import convert
 from needlework.models.tiny import word_tokenizer
 
 

@@ -6,38 +6,33 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
+from needlework.attention.base import computation_of
+from needlework.attention.layers import LayerShape, count_causal_pairs
 from needlework.config.attention import AnyAttention
 from needlework.config.devices import devices
 from needlework.config.opening import Opening
 from needlework.planning.cost import Model
-from needlework.planning.flops import (
-    attention_flops,
-    causal_pairs,
-    decode_density,
-    layer_pairs,
-    pair_flops,
-    prefill_density,
-)
-from needlework.planning.shape import Layer, Shape
+from needlework.planning.flops import attention_flops, pair_flops
+from needlework.planning.shape import Shape
 
 
-def _attention(**parameters):
-    return TypeAdapter(AnyAttention).validate_python(parameters)
+def _method(**parameters):
+    return computation_of(TypeAdapter(AnyAttention).validate_python(parameters))
 
 
 def _layer(kind, window):
-    return Layer(kind, window, 4, 2, 16, 16, window is None)
+    return LayerShape(kind, window, 4, 2, 16, 16, window is None, 4)
 
 
 @pytest.mark.parametrize("tokens", [1, 7, 31, 32, 33, 100])
 def test_pairs_are_those_that_a_mask_would_count(tokens):
     i, j = torch.meshgrid(torch.arange(tokens), torch.arange(tokens), indexing="ij")
     causal = j <= i
-    assert causal_pairs(tokens) == causal.sum()
-    assert causal_pairs(tokens, 32) == (causal & (i - j < 32)).sum()
-    chunked = layer_pairs(_layer("chunked_attention", 32), tokens)
+    assert count_causal_pairs(tokens) == causal.sum()
+    assert count_causal_pairs(tokens, 32) == (causal & (i - j < 32)).sum()
+    chunked = _layer("chunked_attention", 32).pairs(tokens)
     assert chunked == (causal & (i // 32 == j // 32)).sum()
-    assert layer_pairs(_layer("sliding_attention", 32), tokens) == causal_pairs(tokens, 32)
+    assert _layer("sliding_attention", 32).pairs(tokens) == count_causal_pairs(tokens, 32)
 
 
 @pytest.mark.parametrize("family", ["llama", "llama4_text", "gpt2"])
@@ -56,7 +51,7 @@ def test_operations_are_those_that_torch_counts(family):
 
 def test_a_system_replaces_scores_that_are_not_fused():
     shape, cpu = Shape(config_of("llama")), devices()["cpu"]
-    system = _attention(type="random", density=0.2, dense_layers=0)
+    system = _method(type="random", density=0.2, dense_layers=0)
     eager = Model(shape, opening=Opening(attn_implementation="eager"))
     assert eager.cost(system, 700, cpu).flops == Model(shape).cost(system, 700, cpu).flops
 
@@ -74,7 +69,10 @@ def test_attention_is_counted_by_pairs():
     shape, tokens = Shape(config_of("llama")), 64
     pair = 4 * 4 * 2 * (16 + 16)  # layers, heads, q k^T and weights v
     assert pair_flops(shape) == pair
-    assert attention_flops(shape, None, tokens) == (pair * causal_pairs(tokens), pair * tokens)
+    assert attention_flops(shape, None, tokens) == (
+        pair * count_causal_pairs(tokens),
+        pair * tokens,
+    )
 
 
 def test_a_token_reads_all_experts_where_the_family_multiplies_it_with_all():
@@ -90,8 +88,8 @@ def test_a_token_reads_all_experts_where_the_family_multiplies_it_with_all():
 def test_a_window_and_an_infini_memory_cost_the_same_for_every_token():
     shape = Shape(config_of("llama"))
     for system in (
-        _attention(type="window", recent_tokens=64, sink_tokens=4, dense_layers=0),
-        _attention(type="infini", segment_length=64),
+        _method(type="window", recent_tokens=64, sink_tokens=4, dense_layers=0),
+        _method(type="infini", segment_length=64),
     ):
         (short, one), (long, other) = (attention_flops(shape, system, n) for n in (4096, 8192))
         assert long == pytest.approx(2 * short, rel=0.03)
@@ -101,19 +99,19 @@ def test_a_window_and_an_infini_memory_cost_the_same_for_every_token():
 
 
 def test_densities_of_counts_shares_and_thresholds():
-    few = _attention(type="random", top_k_blocks=2, block_size=10)
+    few = _method(type="random", top_k_blocks=2, block_size=10)
     # Rows of 1 to 5 blocks keep 1, 2, 2, 2, 2 of 15.
-    assert prefill_density(few, 50) == pytest.approx(9 / 15)
-    assert decode_density(few, 50) == pytest.approx(2 / 5)
-    share = _attention(type="sketchwalk", preset="official")
-    assert decode_density(share, 64 * 80) == pytest.approx(11 / 80)
-    last = _attention(type="seer", gates="x", nz_ratio=0.19, token_budget=128)
-    assert decode_density(last, 64 * 100) == pytest.approx(3 / 100)
-    assert 0.1 < prefill_density(last, 64 * 100) < 0.3
-    unknown = _attention(type="seer", gates="x", threshold=0.1, decode_threshold=0.1)
-    assert prefill_density(unknown, 5000) == decode_density(unknown, 5000) == 1
-    dense_decode = _attention(type="random", top_k_blocks=2, skip_decode=True)
-    assert decode_density(dense_decode, 5000) == 1 > prefill_density(dense_decode, 5000)
+    assert few.prefill_density(50) == pytest.approx(9 / 15)
+    assert few.decode_density(50) == pytest.approx(2 / 5)
+    share = _method(type="sketchwalk", preset="official")
+    assert share.decode_density(64 * 80) == pytest.approx(11 / 80)
+    last = _method(type="seer", gates="x", nz_ratio=0.19, token_budget=128)
+    assert last.decode_density(64 * 100) == pytest.approx(3 / 100)
+    assert 0.1 < last.prefill_density(64 * 100) < 0.3
+    unknown = _method(type="seer", gates="x", threshold=0.1, decode_threshold=0.1)
+    assert unknown.prefill_density(5000) == unknown.decode_density(5000) == 1
+    dense_decode = _method(type="random", top_k_blocks=2, skip_decode=True)
+    assert dense_decode.decode_density(5000) == 1 > dense_decode.prefill_density(5000)
 
 
 def test_seconds_follow_operations_in_prefill_and_bytes_in_decode():
@@ -123,7 +121,7 @@ def test_seconds_follow_operations_in_prefill_and_bytes_in_decode():
     assert cost.prefill_seconds == pytest.approx(cost.flops / (0.4 * 9.89e14))
     read = cost.weight_bytes * shape.active_parameters / shape.parameters + cost.cache_bytes
     assert cost.decode_seconds_per_token == pytest.approx(read / (0.4 * 1e11))
-    sparse = Model(shape).cost(_attention(type="random", density=0.1, dense_layers=0), 8192, gpu)
+    sparse = Model(shape).cost(_method(type="random", density=0.1, dense_layers=0), 8192, gpu)
     assert sparse.decode_seconds_per_token < cost.decode_seconds_per_token
 
 

@@ -5,6 +5,7 @@ from support.families import config_of
 from transformers import AutoModelForCausalLM
 
 from needlework.attention.apply import apply
+from needlework.attention.base import computation_of
 from needlework.attention.seer.gates import Gates
 from needlework.config.attention import AnyAttention
 from needlework.config.devices import devices
@@ -12,8 +13,7 @@ from needlework.config.opening import Opening
 from needlework.evaluation.meter import cache_bytes
 from needlework.models.convert import convert
 from needlework.planning.cost import Model
-from needlework.planning.flops import prefill_density
-from needlework.planning.memory import gate_dim_of, state_bytes, workspace_bytes
+from needlework.planning.memory import state_bytes, workspace_bytes
 from needlework.planning.shape import Shape
 
 SYSTEMS = {
@@ -37,6 +37,10 @@ def _attention(parameters):
     return TypeAdapter(AnyAttention).validate_python(parameters)
 
 
+def _method(**parameters):
+    return computation_of(_attention(parameters))
+
+
 def _answer(model, tokens):
     found = model.generate(
         torch.arange(tokens - 3)[None] % 250 + 3,
@@ -54,20 +58,20 @@ def test_the_cache_of_a_system_is_the_one_that_it_fills(name, tmp_path):
     config, tokens = config_of("llama"), 203
     model = AutoModelForCausalLM.from_config(config).eval()
     given = {"block_size": 16, "dense_layers": 1, **SYSTEMS[name]}
-    gate_dim = 0
     if given["type"] == "seer":
         wide = None if name == "seer" else 8
         gates = Gates.new(model, block_size=16, gate_dim=wide)
         gates.save(tmp_path)
-        given["gates"], gate_dim = str(tmp_path), gate_dim_of(tmp_path)
+        given["gates"] = str(tmp_path)
     system = _attention(given)
     with apply(model, system) as handle:
         measured = cache_bytes(_answer(model, tokens))
         density = handle.density().prefill
-    planned = Model(Shape(config)).cost(system, tokens, devices()["cpu"], gate_dim)
+    method = computation_of(system)
+    planned = Model(Shape(config)).cost(method, tokens, devices()["cpu"])
     assert planned.cache_bytes == pytest.approx(measured, rel=0.01)
     if name not in ("official",):
-        assert prefill_density(system, tokens - 3) == pytest.approx(density, rel=0.15)
+        assert method.prefill_density(tokens - 3) == pytest.approx(density, rel=0.15)
     assert planned.activation_bytes > 0
 
 
@@ -77,14 +81,14 @@ def test_infini_holds_the_same_at_any_length(tokens):
     system = _attention({"type": "infini", "segment_length": 32})
     model = convert(AutoModelForCausalLM.from_config(config).eval(), system)
     measured = cache_bytes(_answer(model, tokens))
-    planned = Model(Shape(config), system).cost(None, tokens, devices()["cpu"])
+    planned = Model(Shape(config), computation_of(system)).cost(None, tokens, devices()["cpu"])
     assert planned.cache_bytes == pytest.approx(measured, rel=0.005)
 
 
 def test_blocks_are_ranked_once_or_for_each_head():
     shape, n = Shape(config_of("llama")), 4096
-    once = workspace_bytes(shape, _attention({"type": "random", "block_size": 4}), n)
-    by_head = _attention({"type": "seer", "gates": "x", "block_size": 4, "density": 0.2})
+    once = workspace_bytes(shape, _method(**{"type": "random", "block_size": 4}), n)
+    by_head = _method(**{"type": "seer", "gates": "x", "block_size": 4, "density": 0.2})
     ranking = 56 * 1024**2
     assert workspace_bytes(shape, by_head, n) - once == 3 * ranking  # of four heads
     copied = 4 * n * (3 * 4 * 16 + 2 * 2 * 16)
@@ -92,9 +96,9 @@ def test_blocks_are_ranked_once_or_for_each_head():
     assert workspace_bytes(shape, None, n) == 0
     # Of a chunk of a quarter: its queries and rows of blocks, and all keys.
     keys = 4 * n * 2 * 2 * 16
-    system = _attention({"type": "random", "block_size": 4})
+    system = _method(**{"type": "random", "block_size": 4})
     assert workspace_bytes(shape, system, n, n // 4) == keys + (once - keys) // 4
-    infini = _attention({"type": "infini", "segment_length": 64})
+    infini = _method(**{"type": "infini", "segment_length": 64})
     assert workspace_bytes(shape, infini, n, 256) == workspace_bytes(shape, infini, 256)
 
 
@@ -110,15 +114,16 @@ def test_on_a_cpu_the_process_is_part_of_the_peak():
 def test_layers_before_the_first_sparse_one_keep_no_state():
     shape = Shape(config_of("llama"))
     one, all_four = (
-        state_bytes(shape, _attention({"type": "xattention", "dense_layers": n}), 500)
+        state_bytes(shape, _method(**{"type": "xattention", "dense_layers": n}), 500)
         for n in (3, 0)
     )
     assert all_four == 4 * one > 0
     windowed = Shape(config_of("gemma3_text"))
-    assert state_bytes(windowed, _attention({"type": "xattention", "dense_layers": 3}), 500) > 0
-    assert state_bytes(windowed, _attention({"type": "xattention", "dense_layers": 4}), 500) == 0
+    assert state_bytes(windowed, _method(**{"type": "xattention", "dense_layers": 3}), 500) > 0
+    assert state_bytes(windowed, _method(**{"type": "xattention", "dense_layers": 4}), 500) == 0
 
 
-def test_gates_that_are_not_there(tmp_path):
+def test_untrained_gates_have_no_width(tmp_path):
+    method = _method(type="seer", gates=str(tmp_path))
     with pytest.raises(ValueError, match=r"no gates\.json with a gate_dim"):
-        gate_dim_of(tmp_path)
+        state_bytes(Shape(config_of("llama")), method, 100)

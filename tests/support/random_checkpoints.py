@@ -12,8 +12,8 @@ from transformers import (
     Llama4Config,
 )
 
-from needlework.attention.methods.infini import convert
 from needlework.config.attention import Infini
+from needlework.models.convert import convert
 
 TOKENIZER = TINY
 _VISION = {

@@ -17,8 +17,8 @@ from transformers import (
     RecurrentGemmaConfig,
 )
 
-from needlework.attention.methods.infini import convert
 from needlework.config.attention import Infini
+from needlework.models.convert import convert
 
 VOCABULARY = 61
 _SPECIAL = {"vocab_size": VOCABULARY, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}

@@ -9,9 +9,9 @@ import torch
 from support.toy_training import PROSE, ROWS, characters, finetuned, llama, product, recipe
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from needlework.attention.methods.infini import convert
 from needlework.config.attention import Infini
 from needlework.config.training import FinetuneStage
+from needlework.models.convert import convert
 from needlework.training import finetune as finetuning
 from needlework.training import sliced_loss
 from needlework.training.data_order import cycle_shuffled, mix_batches

@@ -24,9 +24,9 @@ def full_attention(model: PreTrainedModel) -> dict[int, nn.Module]:
     """The attention module of each full-attention layer, by the layer's number."""
     kinds, _ = get_layer_types_and_kwargs(model.config)
     return {
-        module.layer_idx: module
-        for module in attention_modules(model)
-        if kinds[module.layer_idx] == "full_attention"
+        layer: module
+        for layer, module in attention_modules(model)
+        if kinds[layer] == "full_attention"
     }
 
 

@@ -1,32 +1,23 @@
-"""Read an Infini model with its segments cut otherwise than its checkpoint says."""
-
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+"""Evaluate an Infini model with another segment alignment than its checkpoint's."""
 
 from transformers import PreTrainedModel
 
+from needlework.attention.base import Adjustment
 from needlework.config.attention import InfiniAlignment
 
 
-def realigned(model: PreTrainedModel, system: InfiniAlignment) -> AbstractContextManager[None]:
-    """Inside this context the model cuts its segments as `system` says.
+class Method(Adjustment[InfiniAlignment]):
+    """Overrides `segment_alignment` in the model's config while it is applied."""
 
-    Raises:
-        ValueError: the model has no Infini-attention.
-    """
-    if not hasattr(model.config, "infini"):
-        raise ValueError(
-            f"infini_alignment: model_type {model.config.model_type} has no Infini-attention; "
-            "give an Infini model, or leave it out"
-        )
-    return _told(model, system)
+    def attach(self, model: PreTrainedModel) -> None:
+        if not hasattr(model.config, "infini"):
+            raise ValueError(
+                f"infini_alignment: model_type {model.config.model_type} has no Infini-attention; "
+                "choose an Infini model, or remove the system's attention"
+            )
+        self._config, self._original = model.config, model.config.infini
+        override = {"segment_alignment": self.system.segment_alignment}
+        model.config.infini = {**model.config.infini, **override}
 
-
-@contextmanager
-def _told(model: PreTrainedModel, system: InfiniAlignment) -> Iterator[None]:
-    own = model.config.infini
-    model.config.infini = {**own, "segment_alignment": system.segment_alignment}
-    try:
-        yield
-    finally:
-        model.config.infini = own
+    def detach(self) -> None:
+        self._config.infini = self._original

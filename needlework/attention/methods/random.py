@@ -1,33 +1,37 @@
-"""Blocks kept at random: what any choice of blocks has to beat at the same density."""
+"""Random blocks: a lower bound that any method should beat at the same density."""
 
 import torch
 from torch import Tensor
 
-from needlework.attention.apply import Forward
+from needlework.attention.base import Forward, RankedSelector
+from needlework.attention.layers import LayerShape
 from needlework.config.attention import Random
 
 
-class Selector:
-    """A score is a hash of (seed, layer, query, block): no state, and nothing else moves it.
+class Method(RankedSelector[Random]):
+    """Scores are a hash of (seed, layer, query, block), without state.
 
-    Query and block are counted from the first real token, so neither the rest of the batch nor
-    the chunks of a prefill change the draw. A row of blocks draws as its first token; a token that
-    decodes draws for itself.
+    Query and block are counted from the first real token, so neither the other rows of the batch
+    nor the chunks of a prefill change the draw. The query of a row of blocks is its first token; a
+    decoded token is its own query.
     """
-
-    def __init__(self, system: Random):
-        self.system = system
 
     def scores(self, layer: int, query: Tensor, key: Tensor, forward: Forward) -> Tensor:
         """Uniform scores in 0..1 [batch, rows, blocks], float32."""
         blocks = forward.blocks
-        draws = blocks.number * blocks.size
+        queries = blocks.number * blocks.size
         if forward.is_decode:
-            draws = (blocks.mask.start - blocks.first)[:, None]
+            queries = (blocks.mask.start - blocks.first)[:, None]
         seed = _mix(_mix(torch.tensor(self.system.seed, device=query.device)) + layer)
-        rows = _mix(seed + draws)[..., None]
+        rows = _mix(seed + queries)[..., None]
         columns = torch.arange(blocks.count, device=query.device)
         return (_mix(rows + _mix(columns)) >> 8) / 2**24
+
+    def state_bytes(self, layer: LayerShape, tokens: int) -> int:
+        return 0
+
+    def selection_flops(self, layer: LayerShape, tokens: int) -> float:
+        return 0
 
 
 def _mix(x: Tensor) -> Tensor:

@@ -1,133 +1,198 @@
 """SeerAttention (Gao et al., 2024; SeerAttention-R, 2025): blocks chosen by learned gates.
 
-Prefill asks with the mean query of each block, by query head; decode asks with the token's own
-query, by key head. Both compare with pooled keys (seer_gates.py).
+Prefill scores blocks with the mean query of each row, per query head; decode with the token's own
+query, per key head. Both gates compare queries with pooled keys (attention/seer/gates.py).
 """
 
+import json
 import math
 from collections.abc import Callable
+from functools import cached_property
 from itertools import repeat
+from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from needlework.attention.apply import Forward
+from needlework.attention.base import FLOAT32_BYTES, Forward, RankedSelector
 from needlework.attention.block_rows import write_rows
 from needlework.attention.blocks import Blocks
+from needlework.attention.layers import LayerShape
 from needlework.attention.rope import Rotation
-from needlework.attention.seer.gates import STAGES, DecodeGate, Gates, PrefillGate, pool_keys
-from needlework.config.attention import Seer
+from needlework.attention.seer.gates import (
+    DESCRIPTION,
+    STAGES,
+    DecodeGate,
+    Gates,
+    PrefillGate,
+    pool_keys,
+)
+from needlework.config.attention import Seer, Stage
 
 NUMBERS_AT_ONCE = 2**20
-"""Most numbers of queries or keys turned back together, or of logits ranked, unless one head has
-more."""
+"""Largest number of query or key elements rotated back together, or of logits ranked together,
+unless one head has more."""
 
 
-class Selector:
-    """Scores blocks by the gates of the forward's stage; what it remembers lies in the cache.
+class Method(RankedSelector[Seer]):
+    """Scores blocks with the gates of the forward's stage.
 
-    For each sparse layer, float32: `prefill` and `decode` [batch, heads of the gate's keys, blocks,
-    gate_dim], pooled keys as the gate compares them; `keys` [batch, kv heads, block_size, d] and
-    `queries` [batch, heads, block_size, d], those of the last block before RoPE.
+    State in the cache per sparse layer, float32: `prefill` and `decode` [batch, heads of the gate's
+    keys, blocks, gate_dim], pooled keys as the gate compares them; `keys` [batch, kv heads,
+    block_size, d] and `queries` [batch, heads, block_size, d], those of the last block before RoPE.
     """
 
-    def __init__(self, system: Seer):
-        self.system = system
+    def __init__(self, system: Seer, gate_dim: int | None = None):
+        super().__init__(system)
+        if gate_dim is not None:
+            self.gate_dim = gate_dim
         skipped = {"prefill": system.skip_prefill, "decode": system.skip_decode}
-        self._stages = [stage for stage in STAGES if not skipped[stage]]
+        self._stages: list[Stage] = [stage for stage in STAGES if not skipped[stage]]
 
     def attach(self, model: PreTrainedModel) -> None:
-        """Open the gates for `model` and listen to its angles.
+        """Open the gates for `model` and record its rotary angles.
 
         Raises:
-            ValueError: no such gates, those of another model or block size, or none for a stage
-                that is sparse.
+            ValueError: the gates do not exist, are for another model or block size, or lack a
+                stage that is sparse.
         """
         system = self.system
         self._gates = Gates.open(system.gates, model)
-        made = self._gates.description
-        if made.block_size != system.block_size:
+        description = self._gates.description
+        if description.block_size != system.block_size:
             raise ValueError(
-                f"block_size: {system.block_size} is not that of the gates in {system.gates}; "
-                f"write {made.block_size}"
+                f"block_size: {system.block_size} does not match the gates in {system.gates}; "
+                f"write {description.block_size}"
             )
         for stage in self._stages:
-            if stage not in made.stages:
+            if stage not in description.stages:
                 raise ValueError(
-                    f"gates: {system.gates} has none for {stage}; set skip_{stage}: true, "
-                    "or distil them"
+                    f"gates: {system.gates} has no gates for {stage}; set skip_{stage}: true, "
+                    "or distill them"
                 )
         self._rotation = Rotation(model)
 
     def detach(self) -> None:
-        """Take the hooks off the model."""
+        """Remove the hooks from the model."""
         self._rotation.remove()
 
-    def scores(self, layer: int, query: Tensor, key: Tensor, forward: Forward) -> Tensor | None:
-        """Logits of the gate, or +-inf where a threshold or share settles a block, float32.
+    @cached_property
+    def gate_dim(self) -> int:
+        """Width of the gates, read from their folder.
 
-        [batch, heads, rows, blocks] in prefill, [batch, kv heads, 1, blocks] in decode. None where
-        the stage stays dense.
+        Raises:
+            ValueError: the folder has no description of gates.
         """
-        blocks, held = forward.blocks, forward.state.tensors.setdefault(layer, {})
+        folder = self.system.gates
+        try:
+            return int(json.loads((Path(folder) / DESCRIPTION).read_text())["gate_dim"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{folder}: no {DESCRIPTION} with a gate_dim ({error})") from None
+
+    def scores(self, layer: int, query: Tensor, key: Tensor, forward: Forward) -> Tensor | None:
+        """Logits of the gate, or +-inf if a threshold or share decides, float32.
+
+        [batch, heads, rows, blocks] in prefill, [batch, kv heads, 1, blocks] in decode; None in a
+        dense stage.
+        """
+        blocks, state = forward.blocks, forward.state.tensors.setdefault(layer, {})
         pools = self._pooled(layer, key[:, :, blocks.mask.start :], _pool_keys, forward, "keys")
         at = blocks.number * blocks.size
         angles = self._rotation.at(at, self._gates.description.gate_dim)
         for stage in self._stages:
             keys = self._gate(stage, layer).keys(pools, angles)
-            held[stage] = write_rows(held.get(stage), keys, blocks)
+            state[stage] = write_rows(state.get(stage), keys, blocks)
         if "prefill" in self._stages:
-            asks = self._pooled(layer, query, _mean, forward, "queries")
-        stage = "decode" if forward.is_decode else "prefill"
+            queries = self._pooled(layer, query, _mean, forward, "queries")
+        stage: Stage = "decode" if forward.is_decode else "prefill"
         if stage not in self._stages:
             return None
         if stage == "decode":
-            asks = self._rotation.undo(layer, query)
+            queries = self._rotation.undo(layer, query)
             at = (blocks.mask.start - blocks.first).clamp_min(0)[:, None]
             angles = self._rotation.at(at, self._gates.description.gate_dim)
         gate = self._gate(stage, layer)
-        logits = gate.logits(gate.queries(asks, angles), held[stage])
+        logits = gate.logits(gate.queries(queries, angles), state[stage])
         logits.masked_fill_(blocks.future[:, None], -torch.inf)
-        # Some heads at a time, as ranks and order of all take several times their logits.
-        together = max(1, NUMBERS_AT_ONCE // logits[:, 0].numel())
-        for part in logits.split(together, 1):
+        # A few heads at a time: ranking takes several times the memory of the logits.
+        heads = max(1, NUMBERS_AT_ONCE // logits[:, 0].numel())
+        for part in logits.split(heads, 1):
             part.copy_(self._marked(part, forward))
         return logits
 
-    def _gate(self, stage: str, layer: int) -> PrefillGate | DecodeGate:
+    def prefill_density(self, tokens: int) -> float:
+        if self.system.skip_prefill or self.system.threshold is not None:
+            return 1.0
+        return super().prefill_density(tokens)
+
+    def kept_in_prefill(self, blocks: int) -> NDArray[np.number]:
+        kept = super().kept_in_prefill(blocks)
+        if self.system.nz_ratio is not None:
+            kept = np.full(blocks, 1 + _count_of_ratio(self.system.nz_ratio, blocks))
+        is_last = np.arange(blocks) >= blocks - self.system.dense_last_rows
+        return np.where(is_last, blocks, kept)
+
+    def decode_density(self, tokens: int) -> float:
+        system = self.system
+        if system.token_budget is not None:
+            blocks = system.token_budget // system.block_size + 1
+            return min(1.0, blocks / self.count_blocks(tokens))
+        return 1.0 if system.decode_threshold is not None else super().decode_density(tokens)
+
+    def state_bytes(self, layer: LayerShape, tokens: int) -> int:
+        heads, kv, block = layer.heads, layer.kv_heads, self.system.block_size * layer.key_dim
+        pooled_heads = kv if "decode" in self._stages else 0
+        last = kv * block
+        if "prefill" in self._stages:
+            # Gates as wide as a head have keys for each query head.
+            pooled_heads += heads if self.gate_dim == layer.key_dim else kv
+            last += heads * block
+        return FLOAT32_BYTES * (pooled_heads * self.count_blocks(tokens) * self.gate_dim + last)
+
+    def selection_flops(self, layer: LayerShape, tokens: int) -> float:
+        return 2 * self.count_blocks(tokens) ** 2 * layer.heads * layer.key_dim
+
+    def choices(self, layer: LayerShape) -> int:
+        return layer.heads if "prefill" in self._stages else 1
+
+    def _gate(self, stage: Stage, layer: int) -> PrefillGate | DecodeGate:
         return getattr(self._gates, stage)[str(layer)]
 
     def _pooled(self, layer: int, x: Tensor, pool: Callable, forward: Forward, name: str) -> Tensor:
-        """`pool` of the rows' blocks of x [batch, heads, new tokens, d] before RoPE, those tokens
-        among them that came in earlier forwards; the last block's are held under `name`.
+        """`pool` over each row's block of x [batch, heads, new tokens, d] before RoPE, including
+        the block's tokens of earlier forwards. Stores the last block in the state as `name`.
 
-        Some heads at a time, as all of a long prompt would be copied again and again.
+        A few heads at a time, to limit copies of a long prompt.
         """
-        blocks, held = forward.blocks, forward.state.tensors[layer]
-        together = max(1, NUMBERS_AT_ONCE // x[:, 0].numel())
-        earlier = held[name].split(together, 1) if name in held else repeat(None)
-        found, last = [], []
-        for part, before in zip(x.split(together, 1), earlier, strict=False):
+        blocks, state = forward.blocks, forward.state.tensors[layer]
+        heads = max(1, NUMBERS_AT_ONCE // x[:, 0].numel())
+        earlier = state[name].split(heads, 1) if name in state else repeat(None)
+        pools, last = [], []
+        for part, before in zip(x.split(heads, 1), earlier, strict=False):
             rows = blocks.of_queries(self._rotation.undo(layer, part))
             if before is not None:
                 first = rows[:, :, :1] + (before * blocks.is_earlier)[:, :, None]
                 rows = torch.cat([first, rows[:, :, 1:]], 2)
-            found.append(pool(rows, blocks))
+            pools.append(pool(rows, blocks))
             last.append(torch.stack([rows[b, :, row] for b, row in enumerate(blocks.last)]))
-        held[name] = torch.cat(last, 1)
-        return torch.cat(found, 1)
+        state[name] = torch.cat(last, 1)
+        return torch.cat(pools, 1)
 
     def _marked(self, logits: Tensor, forward: Forward) -> Tensor:
         system, blocks = self.system, forward.blocks
-        ends = [-(-n // blocks.size) for n in forward.tokens]
+        ends = [-(-n // blocks.size) for n in forward.prompt_lengths]
+        count: list[int] | None = None
         if forward.is_decode:
             threshold, budget = system.decode_threshold, system.token_budget
-            count = None if budget is None else [budget // blocks.size] * len(ends)
+            if budget is not None:
+                count = [budget // blocks.size] * len(ends)
         else:
             threshold, ratio = system.threshold, system.nz_ratio
-            share = None if ratio is None else 1 - math.sqrt(1 - ratio)
-            count = None if share is None else [max(1, math.floor(share * n)) for n in ends]
+            if ratio is not None:
+                count = [_count_of_ratio(ratio, n) for n in ends]
         if threshold is not None:
             logits = _mark(logits.softmax(-1) > threshold)
         elif count is not None:
@@ -136,6 +201,11 @@ class Selector:
             return logits
         is_last = blocks.number >= blocks.number.new_tensor(ends)[:, None] - system.dense_last_rows
         return logits.masked_fill(is_last[:, None, :, None], torch.inf)
+
+
+def _count_of_ratio(nz_ratio: float, blocks: int) -> int:
+    """Blocks kept by every row of a prompt of `blocks` blocks."""
+    return max(1, math.floor((1 - math.sqrt(1 - nz_ratio)) * blocks))
 
 
 def _pool_keys(rows: Tensor, blocks: Blocks) -> Tensor:
@@ -151,8 +221,8 @@ def _mark(kept: Tensor) -> Tensor:
 
 
 def _best(logits: Tensor, count: list[int]) -> Tensor:
-    """Whether a block is among the `count` best of its row, the earlier of equals first; a count
-    for each row of the batch."""
+    """Whether a block is among the `count` best of its row; ties go to the earlier block. One
+    count per row of the batch."""
     counts = torch.tensor(count, device=logits.device).view(-1, 1, 1, 1)
     order = logits.sort(dim=-1, descending=True, stable=True).indices
     rank = torch.arange(logits.shape[-1], device=logits.device)

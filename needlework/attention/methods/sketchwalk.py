@@ -1,25 +1,29 @@
 """SketchWalk (Rice, "Scout Before You Attend", 2026): blocks chosen by a walk across layers.
 
-Each layer scores blocks against blocks, W, by sketched means of their queries and keys. The walk
-R <- R W multiplies the layers' scores: a block counts if earlier layers lead to it, be it through
-other blocks.
+Each layer scores blocks against blocks, W, with sketched means of their queries and keys. The walk
+R <- R W multiplies the layers' scores, so a block scores high if earlier layers lead to it,
+directly or through other blocks.
 
-With `keys: box`, a form of ours, a block of keys is the box around them: the largest and smallest
-of each coordinate, as in Quest (Tang et al., 2024), which bound what any of its keys can score.
-A mean hides one key among many, a bound cannot. Quest decodes by it, each head for itself; here it
-serves prefill too, and the heads' softmaxes are summed.
+With `keys: box` (ours) a block of keys is represented by its bounding box, the maximum and minimum
+of each coordinate, which bounds the score of any key in it, as in Quest (Tang et al., 2024). A mean
+can hide a single key; a bound cannot. Quest uses boxes in decode, per head; here they serve prefill
+too, and the softmaxes of the heads are summed.
 """
 
 import logging
+import math
 from fractions import Fraction
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from needlework.attention.apply import Forward
+from needlework.attention.base import FLOAT32_BYTES, INT64_BYTES, Forward, RankedSelector
 from needlework.attention.block_rows import write_rows
 from needlework.attention.blocks import Blocks, choose
+from needlework.attention.layers import LayerShape
 from needlework.config.attention import SketchWalk
 
 _log = logging.getLogger(__name__)
@@ -27,130 +31,174 @@ SCORES_AT_ONCE = 2**24
 """Largest number of block scores, over all heads, computed together."""
 
 
-class Selector:
-    """Scores blocks in one forward after another; what it remembers lies in the cache.
+class Method(RankedSelector[SketchWalk]):
+    """Scores blocks in each layer and carries the walk from layer to layer.
 
-    For each sparse layer, float32, with r the dimension of the sketch and h, h_kv the heads told
-    apart (1 for `heads: mean`): `keys` [batch, h_kv, blocks, r], sketched means of blocks, or
-    their boxes [batch, h_kv, blocks, 2 r];
-    `queries` [batch, h, block_size, r], sketched queries of the last block; `steps` [batch, blocks,
-    blocks], the W of the layer, or with `walk_memory: sparse` its entries, k a row: `to` [batch,
-    blocks, k], block numbers, and `weights` [batch, blocks, k]. With decode_queries above 1 also
-    `recent` [batch, h, slots, r], the last tokens' sketched queries, and `recent_at` [batch,
-    slots], their positions.
+    State in the cache per sparse layer, float32, with r the sketch dimension and h, h_kv the heads
+    kept apart (1 with `heads: mean`):
+
+    - `keys` [batch, h_kv, blocks, r], sketched means of blocks, or boxes [batch, h_kv, blocks, 2 r]
+    - `queries` [batch, h, block_size, r], sketched queries of the last block
+    - `steps` [batch, blocks, blocks], W of the layer; with `walk_memory: sparse` its kept entries,
+      k per row: `to` [batch, blocks, k], block numbers, and `weights` [batch, blocks, k]
+    - with decode_queries above 1, `recent` [batch, h, slots, r], sketched queries of the last
+      tokens, and `recent_at` [batch, slots], their positions
     """
 
-    def __init__(self, system: SketchWalk):
-        self.system = system
+    def __init__(self, system: SketchWalk, gate_dim: int | None = None):
+        super().__init__(system)
         self._sketches: dict[tuple[int, torch.device], Tensor] = {}
 
     def scores(self, layer: int, query: Tensor, key: Tensor, forward: Forward) -> Tensor | None:
         """The walk R up to this layer [batch, rows, blocks], float32, each row of sum 1.
 
-        Blocks that are kept or left out whatever their rank have +inf or -inf instead. None where
-        decode stays dense.
+        +inf or -inf for blocks that are kept or skipped regardless of rank. None in dense decode.
         """
-        blocks, held = forward.blocks, forward.state.tensors.setdefault(layer, {})
-        held["keys"] = write_rows(held.get("keys"), self._keys(key, blocks), blocks)
+        blocks, state = forward.blocks, forward.state.tensors.setdefault(layer, {})
+        state["keys"] = write_rows(state.get("keys"), self._keys(key, blocks), blocks)
         queries = self._sketched(self._heads(query))
-        rows = self._query_rows(queries, forward, held)
+        rows = self._query_rows(queries, forward, state)
         if forward.is_decode and self.system.skip_decode:
-            # The walks of a prompt to come lead through these blocks.
+            # The walk of a later prompt leads through these blocks.
             if self.system.walk != "off" and any(blocks.is_full):
                 means = rows.sum(3) / blocks.seen
-                self._remember(self._step(means, blocks, held["keys"]), blocks, held)
+                self._store_step(self._step(means, blocks, state["keys"]), blocks, state)
             return None
         if self.system.decode_queries > 1:
-            self._hold_recent(queries, blocks, held)
+            self._store_recent(queries, blocks, state)
         if forward.is_decode:
-            # A token asks for itself; its block's mean asks once the block is full.
-            asks = self._recent_mean(blocks, held) if "recent" in held else queries
+            # A token scores with its own query; the mean of its block is used once it is full.
+            row_queries = self._recent_mean(blocks, state) if "recent" in state else queries
         else:
-            asks = rows.sum(3) / blocks.seen
-        step = walk = self._step(asks, blocks, held["keys"])
+            row_queries = rows.sum(3) / blocks.seen
+        step = walk = self._step(row_queries, blocks, state["keys"])
         if self.system.walk != "off":
-            self._remember(step, blocks, held)
-            walk = self._walk(step, forward, held)
+            self._store_step(step, blocks, state)
+            walk = self._walk(step, forward, state)
             if forward.is_decode and any(blocks.is_full):
                 full = torch.tensor(blocks.is_full, device=step.device)[:, None, None]
                 means = rows.sum(3) / blocks.seen
-                done = torch.where(full, self._step(means, blocks, held["keys"]), step)
-                self._remember(done, blocks, held)
-        # softmax^s products underflow in a few layers; the order within a row is all that counts.
-        forward.walk = _normalised(walk)
-        return self._marked(forward.walk, forward)
+                complete = torch.where(full, self._step(means, blocks, state["keys"]), step)
+                self._store_step(complete, blocks, state)
+        # Only the order within a row matters; without scaling, products of softmax^s underflow
+        # within a few layers.
+        walk = forward.shared["walk"] = _normalised(walk)
+        return self._marked(walk, forward)
+
+    def state_bytes(self, layer: LayerShape, tokens: int) -> int:
+        system, blocks = self.system, self.count_blocks(tokens)
+        heads, kv = (1, 1) if system.heads == "mean" else (layer.heads, layer.kv_heads)
+        r = sketched_dim(layer.key_dim, system.sketch_dim)
+        keys = kv * blocks * r * (2 if system.keys == "box" else 1)
+        total = FLOAT32_BYTES * (keys + heads * system.block_size * r)
+        if system.walk != "off" and system.walk_memory == "full":
+            total += FLOAT32_BYTES * blocks**2
+        elif system.walk != "off":
+            total += (FLOAT32_BYTES + INT64_BYTES) * blocks * self.most_kept(blocks)
+        if system.decode_queries > 1:
+            slots = system.decode_queries + system.block_size
+            total += FLOAT32_BYTES * heads * slots * r + INT64_BYTES * slots
+        return total
+
+    def kept_in_prefill(self, blocks: int) -> NDArray[np.number]:
+        system, kept = self.system, super().kept_in_prefill(blocks)
+        if system.select == "quantile":
+            rows = np.arange(1, blocks + 1)
+            kept = (1 - system.quantile) * rows + blocks * (system.local_share + system.sink_share)
+        is_last = np.arange(blocks) >= blocks - system.dense_last_rows
+        return np.where(is_last, blocks, kept)
+
+    def most_kept(self, blocks: int) -> int:
+        if self.system.select == "quantile":
+            return min(blocks, math.ceil((1 - self.system.quantile) * blocks) + 1)
+        return super().most_kept(blocks)
+
+    def selection_flops(self, layer: LayerShape, tokens: int) -> float:
+        # Scores of blocks against blocks, and the b^3 products of the walk.
+        system, blocks = self.system, self.count_blocks(tokens)
+        heads = 1 if system.heads == "mean" else layer.heads
+        steps = {"off": 0, "product": 1, "damped": system.walk_steps}[system.walk]
+        r = sketched_dim(layer.key_dim, system.sketch_dim) * (2 if system.keys == "box" else 1)
+        width = blocks if system.walk_memory == "full" else self.most_kept(blocks)
+        return 2 * blocks**2 * heads * r + 2 * steps * blocks * width * width
+
+    def selection_bytes(self, layer: LayerShape, tokens: int, new_tokens: int) -> int:
+        # The sketched queries of the prompt.
+        heads = 1 if self.system.heads == "mean" else layer.heads
+        r = sketched_dim(layer.key_dim, self.system.sketch_dim)
+        sketched = FLOAT32_BYTES * new_tokens * heads * r
+        return super().selection_bytes(layer, tokens, new_tokens) + sketched
 
     def _sketched(self, x: Tensor) -> Tensor:
-        """[..., d] -> [..., r]; as it is where there is no sketch."""
+        """[..., d] -> [..., r]; unchanged without a sketch."""
         d, device = x.shape[-1], x.device
         if self.system.sketch_dim is None:
             return x
         if (d, device) not in self._sketches:
             sketch = hadamard_sketch(d, self.system.sketch_dim, self.system.seed).to(device)
-            _log.info("sketchwalk: heads of dimension %d sketched in %d", *sketch.shape)
+            _log.info("sketchwalk: head dimension %d sketched to %d", *sketch.shape)
             self._sketches[d, device] = sketch
         return x @ self._sketches[d, device]
 
     def _heads(self, x: Tensor) -> Tensor:
-        """[batch, heads, ..., d] -> the heads told apart [batch, h, ..., d], float32."""
+        """[batch, heads, ..., d] -> the heads kept apart [batch, h, ..., d], float32."""
         return x.float() if self.system.heads == "sum" else x.float().mean(1, keepdim=True)
 
     def _keys(self, key: Tensor, blocks: Blocks) -> Tensor:
-        """What stands for the rows' blocks of keys, the real ones so far: their mean or their box
-        [batch, h_kv, rows, r or 2 r]."""
+        """Mean or box of the real keys so far in each row's block [batch, h_kv, rows, r or 2 r]."""
         if self.system.keys == "box":
             return _box(self._sketched(self._heads(blocks.keys_of_rows(key))), blocks)
         return self._sketched(self._heads(blocks.key_sums_of_rows(key)) / blocks.seen)
 
-    def _query_rows(self, queries: Tensor, forward: Forward, held: dict[str, Tensor]) -> Tensor:
-        """Queries of the rows so far, 0 where no token is [batch, h, rows, size, r].
+    def _query_rows(self, queries: Tensor, forward: Forward, state: dict[str, Tensor]) -> Tensor:
+        """Queries of each row so far, 0 at slots without a token [batch, h, rows, size, r].
 
-        When tokens decode, a row is right once it is full, and not asked for before: until then
-        what stands after its last token is of the block before.
+        In decode, slots after the last token still hold the previous block, so a row is valid only
+        once it is full; it is not used before.
         """
         blocks = forward.blocks
-        if "queries" in held and forward.is_decode and blocks.mask.is_causal:
+        if "queries" in state and forward.is_decode and blocks.mask.is_causal:
             for b, first in enumerate(blocks.mask.first):
                 slot = max(0, blocks.mask.start - first) % blocks.size
-                held["queries"][b, :, slot] = queries[b, :, 0]
-            return held["queries"][:, :, None]
+                state["queries"][b, :, slot] = queries[b, :, 0]
+            return state["queries"][:, :, None]
         queries = blocks.of_queries(queries)
-        if "queries" in held:
-            # Without a sketch these may be the model's own.
+        if "queries" in state:
+            # Without a sketch this may be a view of the model's own tensor.
             queries = queries.clone()
-            queries[:, :, 0] += held["queries"] * blocks.is_earlier
-        held["queries"] = torch.stack([queries[b, :, row] for b, row in enumerate(blocks.last)])
+            queries[:, :, 0] += state["queries"] * blocks.is_earlier
+        state["queries"] = torch.stack([queries[b, :, row] for b, row in enumerate(blocks.last)])
         return queries
 
-    def _hold_recent(self, queries: Tensor, blocks: Blocks, held: dict[str, Tensor]) -> None:
-        """Keep the last queries, the one at position p in slot p mod slots.
+    def _store_recent(self, queries: Tensor, blocks: Blocks, state: dict[str, Tensor]) -> None:
+        """Keep the last queries, position p in slot p mod slots.
 
-        A block more than are asked for, so that tokens cropped from the last block lose none.
+        Keeps one block more than decode_queries, so that cropping the last block loses none.
         """
         batch, h, _, r = queries.shape
         slots, total = self.system.decode_queries + blocks.size, blocks.mask.total
-        if "recent" not in held:
-            held["recent"] = queries.new_zeros(batch, h, slots, r)
-            held["recent_at"] = torch.full((batch, slots), -1, device=queries.device)
+        if "recent" not in state:
+            state["recent"] = queries.new_zeros(batch, h, slots, r)
+            state["recent_at"] = torch.full((batch, slots), -1, device=queries.device)
         new = torch.arange(max(blocks.mask.start, total - slots), total, device=queries.device)
         at = new.expand(batch, -1)
         if blocks.mask.real is not None:
             at = torch.where(blocks.mask.real[:, new], at, -1)
-        held["recent"].index_copy_(2, new % slots, queries[:, :, -len(new) :])
-        held["recent_at"].index_copy_(1, new % slots, at)
+        state["recent"].index_copy_(2, new % slots, queries[:, :, -len(new) :])
+        state["recent_at"].index_copy_(1, new % slots, at)
 
-    def _recent_mean(self, blocks: Blocks, held: dict[str, Tensor]) -> Tensor:
-        """Mean of the last decode_queries queries of each row of the batch [batch, h, 1, r]."""
-        at, total = held["recent_at"], blocks.mask.total
-        asked = (at >= max(0, total - self.system.decode_queries)) & (at < total)
-        sums = (held["recent"] * asked[:, None, :, None]).sum(2, keepdim=True)
-        return sums / asked.sum(-1).clamp_min(1).view(-1, 1, 1, 1)
+    def _recent_mean(self, blocks: Blocks, state: dict[str, Tensor]) -> Tensor:
+        """Mean of the last decode_queries queries of each batch row [batch, h, 1, r]."""
+        at, total = state["recent_at"], blocks.mask.total
+        is_used = (at >= max(0, total - self.system.decode_queries)) & (at < total)
+        sums = (state["recent"] * is_used[:, None, :, None]).sum(2, keepdim=True)
+        return sums / is_used.sum(-1).clamp_min(1).view(-1, 1, 1, 1)
 
     def _step(self, queries: Tensor, blocks: Blocks, keys: Tensor) -> Tensor:
         """W = (sum over heads of softmax_j c <S q_i, S k_j> / sqrt(r))^s over the causal blocks.
 
-        c is score_scale. With `keys: box` the product is the most that a key in the box can score.
-        For the damped walk each row is scaled to sum 1.
+        c is score_scale. With `keys: box` the product is an upper bound for the keys in the box.
+        For the damped walk each row is normalised to sum 1.
         """
         batch, h, _, r = queries.shape
         kv = keys.shape[1]
@@ -158,9 +206,9 @@ class Selector:
         if self.system.keys == "box":
             queries = torch.cat([queries.clamp_min(0), queries.clamp_max(0)], -1)
         parts = []
-        together = max(1, SCORES_AT_ONCE // (batch * h * blocks.count))
+        batch_rows = max(1, SCORES_AT_ONCE // (batch * h * blocks.count))
         for rows, future in zip(
-            queries.split(together, 2), blocks.future.split(together, 1), strict=True
+            queries.split(batch_rows, 2), blocks.future.split(batch_rows, 1), strict=True
         ):
             scores = rows.reshape(batch, kv, -1, rows.shape[-1]) @ keys.transpose(-1, -2)
             scores = scores.view(batch, h, -1, blocks.count)
@@ -169,46 +217,45 @@ class Selector:
         step = torch.cat(parts, 1)
         return _normalised(step) if self.system.walk == "damped" else step
 
-    def _remember(self, step: Tensor, blocks: Blocks, held: dict[str, Tensor]) -> None:
-        """Put the rows of W among those of earlier forwards."""
+    def _store_step(self, step: Tensor, blocks: Blocks, state: dict[str, Tensor]) -> None:
+        """Add the rows of W to those of earlier forwards."""
         if self.system.walk_memory == "full":
-            held["steps"] = write_rows(held.get("steps"), step, blocks)
+            state["steps"] = write_rows(state.get("steps"), step, blocks)
             return
         for name, rows in zip(("to", "weights"), self._entries(step, blocks), strict=True):
-            if name in held and held[name].shape[-1] > rows.shape[-1]:
-                rows = functional.pad(rows, (0, held[name].shape[-1] - rows.shape[-1]))
-            held[name] = write_rows(held.get(name), rows, blocks)
+            if name in state and state[name].shape[-1] > rows.shape[-1]:
+                rows = functional.pad(rows, (0, state[name].shape[-1] - rows.shape[-1]))
+            state[name] = write_rows(state.get(name), rows, blocks)
 
-    def _walk(self, step: Tensor, forward: Forward, held: dict[str, Tensor]) -> Tensor:
-        """R of this layer from that of the layer before."""
+    def _walk(self, step: Tensor, forward: Forward, state: dict[str, Tensor]) -> Tensor:
+        """R of this layer, from R of the previous sparse layer."""
+        previous = forward.shared.get("walk")
         if self.system.walk == "product":
-            if forward.walk is None:
-                return step
-            return self._advance(forward.walk, forward.blocks, held)
-        walk, damping = step if forward.walk is None else forward.walk, self.system.walk_damping
+            return step if previous is None else self._advance(previous, forward.blocks, state)
+        walk, damping = step if previous is None else previous, self.system.walk_damping
         for _ in range(self.system.walk_steps):
-            walk = (1 - damping) * step + damping * self._advance(walk, forward.blocks, held)
+            walk = (1 - damping) * step + damping * self._advance(walk, forward.blocks, state)
         return walk
 
-    def _advance(self, walk: Tensor, blocks: Blocks, held: dict[str, Tensor]) -> Tensor:
-        """R W, of the entries that the rows of both keep if the memory holds no others."""
+    def _advance(self, walk: Tensor, blocks: Blocks, state: dict[str, Tensor]) -> Tensor:
+        """R W; with sparse memory over the kept entries of both."""
         if self.system.walk_memory == "full":
-            return walk @ held["steps"]
+            return walk @ state["steps"]
         to, weights = self._entries(walk, blocks)
-        found = torch.zeros_like(walk)
-        together = max(1, SCORES_AT_ONCE // (to[:, 0].numel() * held["to"].shape[-1]))
+        product = torch.zeros_like(walk)
+        batch_rows = max(1, SCORES_AT_ONCE // (to[:, 0].numel() * state["to"].shape[-1]))
         batch = torch.arange(len(walk), device=walk.device)[:, None, None]
-        for start in range(0, blocks.rows, together):
-            rows = slice(start, start + together)
-            through = weights[:, rows, :, None] * held["weights"][batch, to[:, rows]]
-            ends = held["to"][batch, to[:, rows]]
-            found[:, rows].scatter_add_(2, ends.flatten(2), through.flatten(2))
-        return found
+        for start in range(0, blocks.rows, batch_rows):
+            rows = slice(start, start + batch_rows)
+            through = weights[:, rows, :, None] * state["weights"][batch, to[:, rows]]
+            ends = state["to"][batch, to[:, rows]]
+            product[:, rows].scatter_add_(2, ends.flatten(2), through.flatten(2))
+        return product
 
     def _entries(self, x: Tensor, blocks: Blocks) -> tuple[Tensor, Tensor]:
-        """Block numbers and values of what rows of W or R keep by rank [batch, rows, k].
+        """Block numbers and values of the entries that rows of W or R keep by rank [batch, rows, k].
 
-        Shares and last rows keep blocks for attention alone: they depend on the prompt's length.
+        Blocks kept by shares and dense_last_rows are excluded: they depend on the prompt's length.
         """
         marked = x
         if self.system.select == "quantile":
@@ -222,29 +269,29 @@ class Selector:
         return torch.where(kept, torch.inf, -torch.inf)
 
     def _marked(self, walk: Tensor, forward: Forward) -> Tensor:
-        """Scores with +inf where a block is surely kept, -inf where one surely is not."""
+        """Scores with +inf for blocks that are always kept, -inf for blocks that never are."""
         system, blocks = self.system, forward.blocks
         if not system.marks_blocks:
             return walk
-        tokens = forward.tokens
+        tokens = forward.prompt_lengths
         number = torch.arange(blocks.count, device=walk.device)
         sinks = self._share(system.sink_share, tokens, number)
         local = self._share(system.local_share, tokens, number)
-        sure = (number < sinks) | (number > blocks.number[..., None] - local)
+        forced = (number < sinks) | (number > blocks.number[..., None] - local)
         if system.select == "quantile":
-            walk = self._above_quantile(walk, ~(blocks.future | sure))
+            walk = self._above_quantile(walk, ~(blocks.future | forced))
         if not forward.is_decode:
             ends = number.new_tensor([-(-n // blocks.size) for n in tokens])
             is_last = blocks.number >= ends[:, None] - system.dense_last_rows
-            sure = sure | is_last[..., None]
-        return walk.masked_fill(sure, torch.inf)
+            forced = forced | is_last[..., None]
+        return walk.masked_fill(forced, torch.inf)
 
     def _share(self, share: float, tokens: list[int], number: Tensor) -> Tensor:
-        """Blocks that make up a share of each row's tokens, rounded up [batch, 1, 1]."""
-        # As the decimal that was written.
+        """Blocks that hold a share of each batch row's tokens, rounded up [batch, 1, 1]."""
+        # The decimal as written, without binary rounding.
         size = self.system.block_size
-        found = [-int(-Fraction(str(share)) * n / size // 1) for n in tokens]
-        return number.new_tensor(found).view(-1, 1, 1)
+        counts = [-int(-Fraction(str(share)) * n / size // 1) for n in tokens]
+        return number.new_tensor(counts).view(-1, 1, 1)
 
 
 def _normalised(x: Tensor) -> Tensor:
@@ -252,10 +299,10 @@ def _normalised(x: Tensor) -> Tensor:
 
 
 def _box(x: Tensor, blocks: Blocks) -> Tensor:
-    """The largest, then the smallest of each coordinate over the real tokens of each row's block
-    [batch, h, rows, size, r] -> [batch, h, rows, 2 r]; 0 where there is none."""
+    """Maximum, then minimum of each coordinate over the real tokens of each row's block
+    [batch, h, rows, size, r] -> [batch, h, rows, 2 r]; 0 in blocks without tokens."""
     box = torch.cat([x.amax(3), x.amin(3)], -1)
-    # Copying all of x to mask a few tokens would cost more than the choice of blocks.
+    # Mask only incomplete blocks: copying all of x would cost more than choosing blocks.
     partial = (blocks.seen < blocks.size)[:, 0, :, 0]
     tokens = x.transpose(1, 2)[partial]
     missing = ~blocks.is_seen[:, 0][partial][:, None]
@@ -266,24 +313,24 @@ def _box(x: Tensor, blocks: Blocks) -> Tensor:
 
 
 def _quantile(x: Tensor, ranked: Tensor, quantile: float) -> Tensor:
-    """Of each row's entries where `ranked` is true, between two by linear interpolation [batch,
-    rows, 1]; +inf or NaN where none is."""
+    """Quantile of each row's entries where `ranked` is true, linearly interpolated [batch, rows, 1];
+    +inf or NaN in rows without such entries."""
     ordered = x.masked_fill(~ranked, torch.inf).sort(-1).values
     last = (ranked.sum(-1, keepdim=True) - 1).clamp_min(0)
-    place = last.double() * quantile
-    low = place.floor().long()
+    position = last.double() * quantile
+    low = position.floor().long()
     below, above = (ordered.gather(2, at) for at in (low, torch.minimum(low + 1, last)))
-    return torch.lerp(below, above, (place - low).to(x.dtype))
+    return torch.lerp(below, above, (position - low).to(x.dtype))
 
 
 def hadamard_sketch(d: int, sketch_dim: int, seed: int) -> Tensor:
     """Subsampled randomised Hadamard transform as a matrix [d, r], float32: x @ S sketches x.
 
-    Random signs, Walsh-Hadamard transform, r = min(sketch_dim, d padded to a power of two) of its
-    coordinates, scaled so that E<x S, y S> = <x, y>.
+    Random signs, then r = sketched_dim(d, sketch_dim) coordinates of the Walsh-Hadamard transform,
+    scaled so that E<x S, y S> = <x, y>.
     """
     padded = 1 << (d - 1).bit_length()
-    r = min(sketch_dim, padded)
+    r = sketched_dim(d, sketch_dim)
     generator = torch.Generator().manual_seed(seed)
     signs = torch.randint(0, 2, (d, 1), generator=generator) * 2.0 - 1
     coordinates = torch.randperm(padded, generator=generator)[:r]
@@ -291,3 +338,8 @@ def hadamard_sketch(d: int, sketch_dim: int, seed: int) -> Tensor:
     while len(hadamard) < padded:
         hadamard = torch.kron(torch.tensor([[1.0, 1.0], [1.0, -1.0]]), hadamard)
     return signs * hadamard[:d, coordinates] * r**-0.5
+
+
+def sketched_dim(d: int, sketch_dim: int | None) -> int:
+    """Coordinates of the sketch: at most d padded to a power of two; d without a sketch."""
+    return d if sketch_dim is None else min(sketch_dim, 1 << (d - 1).bit_length())

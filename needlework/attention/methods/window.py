@@ -1,6 +1,6 @@
 """StreamingLLM (Xiao et al., 2023): every token sees the first tokens and the most recent ones.
 
-Blocks with any such token are kept, and a mask leaves out their other tokens: the window is exact.
+Blocks with any such token are kept and a mask hides their other tokens, so the window is exact.
 """
 
 from functools import cached_property
@@ -8,38 +8,56 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from needlework.attention.apply import Forward
+from needlework.attention.base import Forward, Selector
 from needlework.attention.blocks import Blocks
+from needlework.attention.layers import LayerShape, count_causal_pairs
 from needlework.config.attention import Window
 
 
-class Selector:
-    """Marks the blocks that hold sinks or recent tokens, alike in every layer. No state."""
-
-    def __init__(self, system: Window):
-        self.system = system
+class Method(Selector[Window]):
+    """Marks the blocks that hold sinks or recent tokens, the same in every layer. No state."""
 
     def scores(self, layer: int, query: Tensor, key: Tensor, forward: Forward) -> Tensor:
-        """+inf for blocks with a token in sight of the row, -inf for others."""
+        """+inf for blocks with a token that the row sees, -inf for others."""
         if not isinstance(forward.blocks, WindowBlocks):
-            forward.blocks = WindowBlocks(forward.blocks)
+            forward.blocks = WindowBlocks(forward.blocks, self.system)
         return forward.blocks.scores
+
+    def prefill_density(self, tokens: int) -> float:
+        pairs = count_causal_pairs(tokens, self.system.recent_tokens)
+        sinks = min(self.system.sink_tokens, tokens)
+        pairs += max(0, tokens - self.system.recent_tokens) * sinks
+        return min(1.0, pairs / count_causal_pairs(tokens))
+
+    def decode_density(self, tokens: int) -> float:
+        if self.system.skip_decode:
+            return 1.0
+        return min(1.0, (self.system.sink_tokens + self.system.recent_tokens) / tokens)
+
+    def state_bytes(self, layer: LayerShape, tokens: int) -> int:
+        return 0
+
+    def selection_flops(self, layer: LayerShape, tokens: int) -> float:
+        return 0
+
+    def selection_bytes(self, layer: LayerShape, tokens: int, new_tokens: int) -> int:
+        return 0
 
 
 class WindowBlocks(Blocks):
-    """The blocks of a forward, whose mask hides what is neither a sink nor recent."""
+    """The blocks of a forward, with a mask that hides tokens neither sinks nor recent."""
 
-    def __init__(self, blocks: Blocks):
-        system = blocks.system
-        mask = blocks.mask.windowed(system.sink_tokens, system.recent_tokens, blocks.first)
-        super().__init__(mask, system, blocks.device)
+    def __init__(self, blocks: Blocks, window: Window):
+        self.sink_tokens, self.recent_tokens = window.sink_tokens, window.recent_tokens
+        mask = blocks.mask.windowed(self.sink_tokens, self.recent_tokens, blocks.first)
+        super().__init__(mask, window, blocks.device)
 
     @cached_property
     def scores(self) -> Tensor:
         """+inf and -inf [batch, rows, blocks], float32."""
         start = torch.arange(self.count, device=self.device) * self.size
-        # The earliest query of a row sees the furthest back.
+        # The first query of a row sees the furthest back.
         query = (self.number * self.size).maximum(self.mask.start - self.first[:, None])
-        recent = start + self.size > query[..., None] - self.system.recent_tokens + 1
-        sees = recent | (start < self.system.sink_tokens)
+        recent = start + self.size > query[..., None] - self.recent_tokens + 1
+        sees = recent | (start < self.sink_tokens)
         return torch.where(sees, torch.inf, -torch.inf)

@@ -1,66 +1,83 @@
 """XAttention (Xu et al., 2025): blocks scored by sums along strided antidiagonals of q k^T.
 
-Queries and keys fall into groups of `stride` tokens. Query s of a group meets key stride - 1 - s of
-another: an antidiagonal of the tile, which touches every token of both groups once. The softmax
-runs over groups, a block's score is what falls into it. As published, but for two things: the
-scores of all heads are averaged, so that all heads read the same blocks, and decode is sparse too.
+Queries and keys are divided into groups of `stride` tokens. Query s of a group meets key
+stride - 1 - s of another: an antidiagonal of the tile, which uses every token of both groups once.
+The softmax runs over groups; a block's score is the sum of its groups. Two differences from the
+paper: head scores are averaged, so that all heads read the same blocks, and decode is sparse too.
 """
 
 import torch
 from torch import Tensor
 
-from needlework.attention.apply import Forward
+from needlework.attention.base import FLOAT32_BYTES, Forward, RankedSelector
 from needlework.attention.block_rows import write_rows
 from needlework.attention.blocks import Blocks
+from needlework.attention.layers import LayerShape
 from needlework.config.attention import XAttention
 
 SCORES_AT_ONCE = 2**24
-"""Largest number of scores of groups, over all heads, computed together."""
+"""Largest number of group scores, over all heads, computed together."""
 
 
-class Selector:
-    """Scores blocks of groups. A row asks with the queries that the forward brings.
+class Method(RankedSelector[XAttention]):
+    """Scores blocks by groups, with the queries of this forward.
 
-    A token that decodes stands in every place of its group, so it meets all keys, summed by group:
-    `keys` [batch, kv heads, blocks, block_size / stride * d], float32, in the cache.
+    A decoded token takes every place of its group, so it meets the sums of keys over groups, kept
+    in the cache: `keys` [batch, kv heads, blocks, block_size / stride * d], float32.
     """
 
-    def __init__(self, system: XAttention):
-        self.system = system
+    def __init__(self, system: XAttention, gate_dim: int | None = None):
+        super().__init__(system)
         self._groups = system.block_size // system.stride
 
     def scores(self, layer: int, query: Tensor, key: Tensor, forward: Forward) -> Tensor:
-        """Shares of the softmax, or where there is a threshold +-inf [batch, rows, blocks]."""
+        """Shares of the softmax, or +-inf with a threshold [batch, rows, blocks]."""
         blocks = forward.blocks
         if not self.system.skip_decode:
-            held = forward.state.tensors.setdefault(layer, {})
+            state = forward.state.tensors.setdefault(layer, {})
             sums = self._in_groups(blocks.keys_of_rows(key).float()).sum(-2).flatten(3)
-            held["keys"] = write_rows(held.get("keys"), sums, blocks)
+            state["keys"] = write_rows(state.get("keys"), sums, blocks)
         scaling = forward.terms.get("scaling")
         scale = (query.shape[-1] ** -0.5 if scaling is None else scaling) / self.system.stride
         kv = key.shape[1]
         if forward.is_decode:
-            asks = query[:, :, None].float()
-            keys = held["keys"].unflatten(-1, (self._groups, -1)).flatten(2, 3)
+            queries = query[:, :, None].float()
+            keys = state["keys"].unflatten(-1, (self._groups, -1)).flatten(2, 3)
             number = (blocks.mask.start - blocks.first[:, None, None]) // self.system.stride
             number = number.clamp_min(0)
-            brought = torch.ones_like(number, dtype=torch.bool)
+            has_query = torch.ones_like(number, dtype=torch.bool)
         else:
-            asks = self._in_groups(blocks.of_queries(query)).flip(-2).flatten(4)
+            queries = self._in_groups(blocks.of_queries(query)).flip(-2).flatten(4)
             keys = self._in_groups(self._real(key, blocks)).flatten(4).flatten(2, 3)
             number = blocks.number[..., None] * self._groups
             number = number + torch.arange(self._groups, device=query.device)
-            brought = blocks.is_new.unflatten(2, (self._groups, -1)).any(-1)
-        asks = asks.unflatten(1, (kv, -1))
-        together = max(1, SCORES_AT_ONCE // (asks[:, :, :, 0, :, 0].numel() * keys.shape[2]))
+            has_query = blocks.is_new.unflatten(2, (self._groups, -1)).any(-1)
+        queries = queries.unflatten(1, (kv, -1))
+        row_scores = queries[:, :, :, 0, :, 0].numel() * keys.shape[2]
+        batch_rows = max(1, SCORES_AT_ONCE // row_scores)
         parts = zip(
-            asks.split(together, 3),
-            number.split(together, 1),
-            brought.split(together, 1),
+            queries.split(batch_rows, 3),
+            number.split(batch_rows, 1),
+            has_query.split(batch_rows, 1),
             strict=True,
         )
         scores = torch.cat([self._pooled(*part, keys, scale) for part in parts], 1)
         return scores if self.system.threshold is None else self._mark(scores, blocks)
+
+    def prefill_density(self, tokens: int) -> float:
+        return 1.0 if self.system.threshold is not None else super().prefill_density(tokens)
+
+    def decode_density(self, tokens: int) -> float:
+        return 1.0 if self.system.threshold is not None else super().decode_density(tokens)
+
+    def state_bytes(self, layer: LayerShape, tokens: int) -> int:
+        if self.system.skip_decode:
+            return 0
+        rows = layer.kv_heads * self.count_blocks(tokens) * self._groups
+        return FLOAT32_BYTES * rows * layer.key_dim
+
+    def selection_flops(self, layer: LayerShape, tokens: int) -> float:
+        return 2 * tokens**2 / self.system.stride * layer.heads * layer.key_dim
 
     def _in_groups(self, x: Tensor) -> Tensor:
         """[..., rows, size, d] -> [..., rows, groups, stride, d]."""
@@ -72,27 +89,27 @@ class Selector:
         return blocks.of_keys(key)
 
     def _pooled(
-        self, asks: Tensor, number: Tensor, brought: Tensor, keys: Tensor, scale: float
+        self, queries: Tensor, number: Tensor, has_query: Tensor, keys: Tensor, scale: float
     ) -> Tensor:
         """Shares of the softmax by block, averaged over heads [batch, rows, blocks].
 
-        asks [batch, kv, heads of each, rows, groups, x], with the number of each group, and whether
+        queries [batch, kv, heads of each, rows, groups, x]; the number of each group, and whether
         it has a query [batch, rows, groups]; keys [batch, kv, all groups, x].
         """
-        logits = (asks.flatten(2, 4) @ keys.transpose(-1, -2)).float() * scale
-        logits = logits.unflatten(2, asks.shape[2:5])
+        logits = (queries.flatten(2, 4) @ keys.transpose(-1, -2)).float() * scale
+        logits = logits.unflatten(2, queries.shape[2:5])
         future = torch.arange(keys.shape[2], device=keys.device) > number[..., None]
         weights = logits.masked_fill(future[:, None, None], -torch.inf).softmax(-1)
-        weights = weights * brought[:, None, None, ..., None]
+        weights = weights * has_query[:, None, None, ..., None]
         return weights.unflatten(-1, (-1, self._groups)).sum((4, 6)).mean((1, 2))
 
     def _mark(self, scores: Tensor, blocks: Blocks) -> Tensor:
-        """+inf for the own block, the first, and the best others until the threshold is held."""
-        sure = blocks.own.clone()
-        sure[..., 0] = True
-        needed = scores.sum(-1, keepdim=True) * self.system.threshold
-        held = (scores * sure).sum(-1, keepdim=True)
-        best, order = scores.masked_fill(sure, 0).sort(dim=-1, descending=True, stable=True)
-        before = held + best.cumsum(-1) - best
-        kept = torch.zeros_like(sure).scatter(2, order, (before < needed) & (best > 0))
-        return torch.where(kept | sure, torch.inf, -torch.inf)
+        """+inf for the row's own block, the first, and the best others up to the threshold."""
+        forced = blocks.own.clone()
+        forced[..., 0] = True
+        target = scores.sum(-1, keepdim=True) * self.system.threshold
+        forced_sum = (scores * forced).sum(-1, keepdim=True)
+        best, order = scores.masked_fill(forced, 0).sort(dim=-1, descending=True, stable=True)
+        before = forced_sum + best.cumsum(-1) - best
+        kept = torch.zeros_like(forced).scatter(2, order, (before < target) & (best > 0))
+        return torch.where(kept | forced, torch.inf, -torch.inf)

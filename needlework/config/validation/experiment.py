@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from needlework.config.attention import InfiniAlignment, Seer
+from needlework.config.attention import Seer
 from needlework.config.devices import devices
 from needlework.config.errors import Problem, suggest
 from needlework.config.experiment import Experiment
@@ -90,8 +90,8 @@ def _conversion_problems(experiment: Experiment) -> Iterator[Problem]:
         if system.attention is None or system.attention.converts_model:
             continue
         conversion = converted_by(experiment, system.model)
-        if isinstance(system.attention, InfiniAlignment):
-            if conversion is None or conversion[1] != "infini":
+        if (adjusts := system.attention.adjusts) is not None:
+            if conversion is None or conversion[1] != adjusts:
                 yield (
                     ("systems", name, "attention", "type"),
                     f"needs an Infini model, and {system.model} is not one; write another model",

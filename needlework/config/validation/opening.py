@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from needlework.config.attention import Ranked
 from needlework.config.errors import Problem
 from needlework.config.experiment import Experiment
 from needlework.config.models import Checkpoint, Derived
@@ -90,9 +89,8 @@ def _uses(experiment: Experiment, name: str, opening: Opening) -> Iterator[tuple
         on_it = system.model == name and system.attention is not None
         if on_it and (wrong := beside_attention(opening, system.attention.type)):
             yield wrong
-        size = system.attention.block_size if isinstance(system.attention, Ranked) else 1
+        size = 1 if system.attention is None else system.attention.chunk_multiple
         if system.model == name and (opening.prefill_chunk_tokens or 0) % size:
-            # A row of blocks that a chunk cuts would choose twice, by some of its queries.
             yield "prefill_chunk_tokens", f"cuts blocks of {size}; write a multiple of {size}"
     trained = [m.base for m in experiment.models.values() if isinstance(m, Derived)]
     trained += [gates.model for gates in experiment.gates.values()]

@@ -65,7 +65,7 @@ def _reader_problems(
     elif isinstance(reader.attention, Seer):
         yield from seer_problems(experiment, own, model, reader.attention)
     attention = reader.attention if reader.model else experiment.systems[system].attention
-    key = getattr(attention, "counts_on_the_end", None)
+    key = None if attention is None else attention.prompt_length_key
     if key is not None and not reader.overlap:
         yield (
             own,

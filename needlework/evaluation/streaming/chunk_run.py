@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from needlework.attention.apply import Handle
-from needlework.config.attention import Window
 from needlework.evaluation.streaming.accumulator import Accumulator, Chunk
 from needlework.evaluation.streaming.checkpoint import Journal, other_text, part
 from needlework.evaluation.streaming.document_reader import Reader
@@ -70,9 +69,7 @@ class ChunkRun:
         self._carried = None if self.overlap else carried_by(model, handle)
         self.mode = self._find_mode()
         self.is_checked = self.mode == "strided"
-        # Chunks of block-sparse systems end where blocks do; the window's rule is by token.
-        of_blocks = handle is not None and not isinstance(handle.system, Window)
-        self._granule = handle.system.block_size if of_blocks and self._carried else 1
+        self._granule = handle.system.chunk_multiple if handle and self._carried else 1
         self._vocabulary = vocabulary_of(model)
 
     def chunks(

@@ -4,7 +4,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import get_layer_types_and_kwargs
 
-from needlework.config.attention import Attention, BlockSparse, Window
+from needlework.config.attention import Attention
 
 USUAL_CHUNK = 8192
 """Tokens a chunk, where a model names none or very many."""
@@ -12,8 +12,8 @@ USUAL_CHUNK = 8192
 
 def reach_of(model: nn.Module, attention: Attention | None) -> int:
     """Tokens behind which a model leaves something: its segment or window; 0 where it has none."""
-    if isinstance(attention, Window):
-        return attention.recent_tokens
+    if attention is not None and attention.context_tokens is not None:
+        return attention.context_tokens
     if not isinstance(model, PreTrainedModel):
         return 0
     infini = getattr(model.config, "infini", None)
@@ -35,6 +35,7 @@ def own_chunk(model: nn.Module, attention: Attention | None, overlap: int) -> in
         positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if positions is None or not overlap:
         positions = min(positions or USUAL_CHUNK, USUAL_CHUNK)
-    if isinstance(attention, BlockSparse):
-        positions = max(1, positions // attention.block_size) * attention.block_size
+    if attention is not None:
+        multiple = attention.chunk_multiple
+        positions = max(1, positions // multiple) * multiple
     return positions

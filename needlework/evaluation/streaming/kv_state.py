@@ -9,7 +9,6 @@ from transformers import PreTrainedModel
 
 from needlework.attention.apply import Handle
 from needlework.attention.eviction import Eviction, grows
-from needlework.config.attention import Window
 from needlework.evaluation.meter import cache_bytes
 from needlework.evaluation.streaming.snapshot import Plain, freeze, thaw
 
@@ -60,8 +59,8 @@ class InCache:
         self._model, self._handle = model, handle
         accepted = inspect.signature(model.base_model.forward).parameters
         self._name = "cache_params" if "cache_params" in accepted else "past_key_values"
-        is_window = handle is not None and isinstance(handle.system, Window)
-        self._evict = Eviction(handle) if is_window else None
+        evicts = handle is not None and handle.system.evicts_cache
+        self._evict = Eviction(handle) if evicts else None
         self.reset()
 
     def reset(self) -> None:

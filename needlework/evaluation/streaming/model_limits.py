@@ -3,7 +3,7 @@
 from torch import nn
 from transformers import PreTrainedModel
 
-from needlework.config.attention import BlockSparse
+from needlework.config.attention import Attention
 from needlework.evaluation.streaming.document_reader import Reader
 
 
@@ -56,12 +56,12 @@ def require_positions(model: nn.Module, reader: Reader, window: int | None) -> N
         )
 
 
-def require_no_end(system: BlockSparse) -> None:
+def require_no_end(system: Attention) -> None:
     """
     Raises:
         ValueError: what `system` keeps depends on the length of the whole text.
     """
-    if key := system.counts_on_the_end:
+    if key := system.prompt_length_key:
         raise ValueError(
             f"{system.type}: {key} counts on the text's end, which a stream does not know; write 0 "
             "or leave it out, or set an overlap, which reads it in windows (strided)"

@@ -17,8 +17,8 @@ from transformers import (
 
 from needlework.attention.apply import apply
 from needlework.attention.infini.cache import InfiniCache
-from needlework.attention.methods.infini import convert
 from needlework.config.attention import Infini, Random
+from needlework.models.convert import convert
 
 VOCABULARY = 40
 # transformers computes RoPE's angles and the norms in float32, whatever the model's dtype.

@@ -20,8 +20,8 @@ from transformers import (
 )
 
 from needlework.attention.infini import rope
-from needlework.attention.methods.infini import convert
 from needlework.config.attention import Infini
+from needlework.models.convert import convert
 
 TOKENS = 24
 EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
@@ -345,10 +345,10 @@ LATENTS = {
 @pytest.mark.parametrize(
     ("config", "reason"),
     [
-        (lambda: configuration("mistral"), "every layer slides a window"),
-        (lambda: MambaConfig(hidden_size=16, num_hidden_layers=2), "layers of linear_attention"),
-        (lambda: configuration("qwen3_next", num_experts=4), "layers of linear_attention"),
-        (lambda: configuration("llama4_text", num_local_experts=2), "layers of chunked_attention"),
+        (lambda: configuration("mistral"), "every layer has a sliding window"),
+        (lambda: MambaConfig(hidden_size=16, num_hidden_layers=2), "it has linear_attention layers"),
+        (lambda: configuration("qwen3_next", num_experts=4), "it has linear_attention layers"),
+        (lambda: configuration("llama4_text", num_local_experts=2), "it has chunked_attention layers"),
         (
             lambda: configuration("deepseek_v3", **LATENTS),
             "layer 0 does not turn its queries and keys by RoPE alone",
@@ -359,7 +359,7 @@ LATENTS = {
         ),
         (lambda: configuration("diffllama"), "layer 0 calls attention 2 times"),
         (lambda: configuration("stablelm"), "its layers hand no arguments down"),
-        (lambda: CONFIG_MAPPING["gpt2"](n_embd=16, n_layer=1, n_head=2), "not by RoPE"),
+        (lambda: CONFIG_MAPPING["gpt2"](n_embd=16, n_layer=1, n_head=2), "it does not use RoPE"),
     ],
     ids=["window", "mamba", "hybrid", "chunked", "latents", "norm", "twice", "deaf", "learned"],
 )
@@ -391,7 +391,7 @@ def test_models_that_are_no_plain_decoders_are_refused():
     bert = BertLMHeadModel(
         BertConfig(**small, intermediate_size=16, vocab_size=40, is_decoder=True)
     )
-    with pytest.raises(ValueError, match="model_type bert cannot be converted: its positions"):
+    with pytest.raises(ValueError, match="model_type bert cannot be converted: it does not use RoPE"):
         convert(bert, Infini())
     with pytest.raises(ValueError, match="cannot be converted: it has Infini-attention already"):
         convert(converted("llama"), Infini())

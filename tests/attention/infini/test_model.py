@@ -9,8 +9,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from needlework.attention.apply import apply
 from needlework.attention.infini.cache import InfiniCache
 from needlework.attention.infini.segments import end_offset
-from needlework.attention.methods.infini import convert
 from needlework.config.attention import Infini, InfiniAlignment
+from needlework.models.convert import convert
 
 NEW_TOKENS = 13
 

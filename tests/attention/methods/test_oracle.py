@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from needlework.attention.methods import oracle
-from needlework.attention.methods.oracle import Selector
+from needlework.attention.methods.oracle import Method
 from needlework.config.attention import Oracle
 
 
@@ -61,7 +61,7 @@ def test_scores_are_the_pooled_probabilities(select, lengths, size, heads, pool,
     }
     system = Oracle(block_size=size, pool=pool)
     found = select(
-        Selector(system),
+        Method(system),
         forwards,
         [torch.tensor(query).float()],
         [torch.tensor(key).float()],
@@ -92,9 +92,9 @@ def test_scores_are_the_pooled_probabilities(select, lengths, size, heads, pool,
 def test_parts_are_the_whole(select, monkeypatch):
     torch.manual_seed(0)
     query, key = torch.randn(1, 2, 4, 40, 8), torch.randn(1, 2, 2, 40, 8)
-    ((_, whole, _, _),) = select(Selector(Oracle(block_size=4)), [40], query, key, [40, 31])
+    ((_, whole, _, _),) = select(Method(Oracle(block_size=4)), [40], query, key, [40, 31])
     monkeypatch.setattr(oracle, "PROBABILITIES_AT_ONCE", 1)
-    ((_, parts, _, _),) = select(Selector(Oracle(block_size=4)), [40], query, key, [40, 31])
+    ((_, parts, _, _),) = select(Method(Oracle(block_size=4)), [40], query, key, [40, 31])
     torch.testing.assert_close(parts[0], whole[0])
 
 
@@ -104,11 +104,11 @@ def test_the_block_that_is_attended_to_is_found_among_many(select):
     query, key = torch.randn(1, 1, 2, 64, 8) * 0.1, torch.randn(1, 1, 1, 64, 8) * 0.1
     key[0, 0, 0, 14] = query[0, 0, 1, 61] = 5
     ((_, _, _, kept),) = select(
-        Selector(Oracle(block_size=4, top_k_blocks=2)), [64], query, key, [64]
+        Method(Oracle(block_size=4, top_k_blocks=2)), [64], query, key, [64]
     )
     assert kept[0][0][15] == {3, 15}
 
 
 @pytest.mark.parametrize("pool", ["max", "sum"])
 def test_nothing_comes_from_later_blocks(check_future, pool):
-    check_future(Selector(Oracle(block_size=4, pool=pool, top_k_blocks=2)))
+    check_future(Method(Oracle(block_size=4, pool=pool, top_k_blocks=2)))

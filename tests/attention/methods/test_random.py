@@ -4,7 +4,7 @@ import torch
 
 from needlework.attention.blocks import Blocks, choose
 from needlework.attention.masks import LazyMask
-from needlework.attention.methods.random import Selector
+from needlework.attention.methods.random import Method
 from needlework.config.attention import Random
 
 
@@ -17,7 +17,7 @@ def drawn(system, lengths, total, new, layer=0):
     forward = SimpleNamespace(
         blocks=Blocks(mask, system, torch.device("cpu")), is_decode=new == 1 and total > 1
     )
-    scores = Selector(system).scores(layer, torch.zeros(1), torch.zeros(1), forward)
+    scores = Method(system).scores(layer, torch.zeros(1), torch.zeros(1), forward)
     return choose(scores, forward.blocks)
 
 

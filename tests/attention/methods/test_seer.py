@@ -452,9 +452,9 @@ def test_gates_that_do_not_fit_are_refused_and_leave_no_trace(llama, models, tmp
     folder = models["llama", 8][1]
     Gates.new(llama, block_size=SIZE, stages=["prefill"]).save(tmp_path)
     for misfit, complaint in (
-        ({"gates": folder}, "block_size: 64 is not that of the gates in .*; write 4"),
+        ({"gates": folder}, "block_size: 64 does not match the gates in .*; write 4"),
         ({"gates": "nowhere"}, r"gates: nowhere has no gates\.json"),
-        ({"gates": str(tmp_path), "block_size": SIZE}, "gates: .* has none for decode"),
+        ({"gates": str(tmp_path), "block_size": SIZE}, "gates: .* has no gates for decode"),
         ({"gates": models["qwen3", 8][1]}, "gates: .* model_type qwen3"),
     ):
         with pytest.raises(ValueError, match=complaint) as error:

@@ -1,6 +1,5 @@
 import math
 from fractions import Fraction
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,12 +7,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from needlework.attention.apply import Forward
-from needlework.attention.blocks import Blocks, kept_blocks
+from needlework.attention.base import Forward
+from needlework.attention.blocks import Blocks
 from needlework.attention.cache_state import State
 from needlework.attention.masks import LazyMask
 from needlework.attention.methods import sketchwalk
-from needlework.attention.methods.sketchwalk import Selector, hadamard_sketch
+from needlework.attention.methods.sketchwalk import Method, hadamard_sketch
 from needlework.config.attention import SketchWalk
 
 FEW = {
@@ -38,7 +37,7 @@ def ranked(system, row):
     own = len(row) - 1
     if system.select == "topk":
         best = sorted(range(own), key=lambda j: (-row[j], j))
-        return {own, *best[: kept_blocks(system, own) - 1]}
+        return {own, *best[: system.kept_blocks(own) - 1]}
     return {own, *above_quantile(system, row, range(own + 1))}
 
 
@@ -70,7 +69,7 @@ def selected(system, row, tokens, is_decode):
         return {own} | sure | above_quantile(system, row, others)
     first = {own} | sure
     rest = sorted((j for j in range(own) if j not in first), key=lambda j: (-row[j], j))
-    return first | set(rest[: max(0, kept_blocks(system, own) - len(first))])
+    return first | set(rest[: max(0, system.kept_blocks(own) - len(first))])
 
 
 def without_others(system, x):
@@ -191,7 +190,7 @@ def test_walk_and_choice_follow_the_formulae(
     ends = [*sorted({c for c in cut if c < prompt}), *range(prompt, total + 1)]
     forwards = [end - start for start, end in zip([0, *ends], ends, strict=False)]
     found = select(
-        Selector(system),
+        Method(system),
         forwards,
         torch.tensor(query).float(),
         torch.tensor(key).float(),
@@ -226,7 +225,7 @@ def test_chunks_of_whole_blocks_choose_as_one_shot(select, preset, memory):
 
     def choices(forwards):
         """Of each layer, every row of blocks, then every decode, of the row without padding."""
-        found = select(Selector(system), forwards, query, key, [90, 53], prompt_tokens=80)
+        found = select(Method(system), forwards, query, key, [90, 53], prompt_tokens=80)
         return [[row for _, _, _, kept in found for row in kept[layer][0]] for layer in range(3)]
 
     whole = choices([80, *[1] * 10])
@@ -242,7 +241,7 @@ def test_what_decoded_densely_is_chosen_from_after(select, preset, memory):
     query, key = torch.randn(3, 2, 4, 90, 8), torch.randn(3, 2, 2, 90, 8)
     form = {**FEW[preset], "block_size": 4, "walk_memory": memory}
     whole, dense = (
-        select(Selector(SketchWalk(**form, skip_decode=skip)), forwards, query, key, [90, 53])
+        select(Method(SketchWalk(**form, skip_decode=skip)), forwards, query, key, [90, 53])
         for skip, forwards in [(False, [90]), (True, [64, *[1] * 11, 15])]
     )
     assert all(scores == [None] * 3 for _, scores, _, _ in dense[1:-1])
@@ -261,7 +260,7 @@ def test_memory_of_kept_entries_grows_with_blocks_times_kept(select):
     system = SketchWalk(block_size=4, top_k_blocks=3, walk_memory="sparse")
     state = []
 
-    class Watched(Selector):
+    class Watched(Method):
         def scores(self, layer, q, k, forward):
             state.append(forward.state)
             return super().scores(layer, q, k, forward)
@@ -276,9 +275,9 @@ def test_advance_in_parts_is_the_same(select, monkeypatch):
     torch.manual_seed(0)
     query, key = torch.randn(3, 2, 2, 90, 8), torch.randn(3, 2, 2, 90, 8)
     system = SketchWalk(block_size=4, top_k_blocks=3, walk_memory="sparse")
-    whole = select(Selector(system), [90], query, key, [90, 53])
+    whole = select(Method(system), [90], query, key, [90, 53])
     monkeypatch.setattr(sketchwalk, "SCORES_AT_ONCE", 1)
-    parts = select(Selector(system), [90], query, key, [90, 53])
+    parts = select(Method(system), [90], query, key, [90, 53])
     for one, other in zip(whole[0][2], parts[0][2], strict=True):
         torch.testing.assert_close(one, other)
 
@@ -288,7 +287,7 @@ def _runner(selector, state):
 
     def run(query, key, start, end, told=0):
         mask = LazyMask(1, end - start, end, start)
-        forward = Forward(SimpleNamespace(prompt_tokens=told), state)
+        forward = Forward(state, told)
         forward.blocks = Blocks(mask, selector.system, torch.device("cpu"))
         state.first, state.length = mask.first, end
         return selector.scores(0, query[0, :, :, start:end], key[0, :, :, :end], forward)
@@ -300,7 +299,7 @@ def _runner(selector, state):
 def test_queries_cropped_from_the_last_block_leave_no_trace(select, decode_queries):
     """Five wrong tokens at a time, over and over, as speculative decoding does."""
     torch.manual_seed(0)
-    selector = Selector(SketchWalk(block_size=8, decode_queries=decode_queries))
+    selector = Method(SketchWalk(block_size=8, decode_queries=decode_queries))
     query, key = torch.randn(1, 1, 2, 40, 8), torch.randn(1, 1, 2, 40, 8)
     (*_, (_, (expected,), _, _)) = select(
         selector, [24, 1, 1], query[..., :26, :], key[..., :26, :], [26]
@@ -321,7 +320,7 @@ def test_queries_cropped_from_the_last_block_leave_no_trace(select, decode_queri
 def test_a_chunk_of_one_token_asks_with_the_tokens_of_its_block_alone(select):
     """Upon tokens that decoded, where the block before lies in the places not reached yet."""
     torch.manual_seed(0)
-    selector = Selector(SketchWalk(block_size=8))
+    selector = Method(SketchWalk(block_size=8))
     query, key = torch.randn(1, 1, 2, 36, 8), torch.randn(1, 1, 2, 36, 8)
     ((_, (expected,), _, _),) = select(selector, [36], query, key, [36])
     run = _runner(selector, State(8))
@@ -357,7 +356,7 @@ def test_presets_are_points_of_one_space():
         assert SketchWalk.model_validate(system.model_dump(mode="json")) == system
         plain = system.model_dump() | {"preset": "paper"}
         assert SketchWalk(**plain) == system.model_copy(update={"preset": "paper"})
-    with pytest.raises(ValueError, match="density: counts blocks"):
+    with pytest.raises(ValueError, match="density: select quantile does not count"):
         SketchWalk(preset="official", density=0.2)
 
 
@@ -370,7 +369,7 @@ def test_a_box_holds_the_key_that_a_mean_hides(select):
     found = {}
     for keys in ("mean", "box"):
         system = SketchWalk(keys=keys, block_size=4, top_k_blocks=2, walk="off")
-        ((_, _, _, kept),) = select(Selector(system), [16], query, key, [16])
+        ((_, _, _, kept),) = select(Method(system), [16], query, key, [16])
         found[keys] = kept[0][0][3]
     assert found == {"mean": {0, 3}, "box": {1, 3}}
 
@@ -379,11 +378,11 @@ def test_a_box_holds_the_key_that_a_mean_hides(select):
 def test_padding_on_the_right_counts_for_nothing(keys):
     torch.manual_seed(0)
     query, key = torch.randn(2, 1, 2, 22, 8)
-    selector = Selector(SketchWalk(keys=keys, heads="sum", block_size=4, top_k_blocks=2))
+    selector = Method(SketchWalk(keys=keys, heads="sum", block_size=4, top_k_blocks=2))
 
     def scores(tokens, real):
         padding = torch.arange(tokens)[None] < real
-        forward = Forward(None, State(4))
+        forward = Forward(State(4))
         mask = LazyMask(1, tokens, tokens, attention_mask=padding)
         forward.blocks = Blocks(mask, selector.system, torch.device("cpu"))
         return selector.scores(0, query[:, :, :tokens], key[:, :, :tokens], forward)
@@ -395,7 +394,7 @@ def test_products_of_many_layers_do_not_underflow(select):
     torch.manual_seed(0)
     query, key = torch.randn(2, 40, 1, 2, 512, 8)
     system = SketchWalk(block_size=8, heads="sum")
-    ((_, scores, _, _),) = select(Selector(system), [512], query, key, [512])
+    ((_, scores, _, _),) = select(Method(system), [512], query, key, [512])
     torch.testing.assert_close(scores[-1].sum(-1), torch.ones(1, 64))
 
 
@@ -406,9 +405,9 @@ def test_a_block_is_reached_through_another(select):
     key[0, 0, 0, 2:4, 0] = query[0, 0, 0, 4:, 0] = 20
     key[1, 0, 0, :2, 1] = query[1, 0, 0, 2:4, 1] = 20
     system = SketchWalk(block_size=size, sketch_dim=8)
-    ((_, crossed, _, _),) = select(Selector(system), [6], query, key, [6])
+    ((_, crossed, _, _),) = select(Method(system), [6], query, key, [6])
     off = system.model_copy(update={"walk": "off"})
-    ((_, alone, _, _),) = select(Selector(off), [6], query, key, [6])
+    ((_, alone, _, _),) = select(Method(off), [6], query, key, [6])
     assert crossed[1][0, 2].argmax() == 0
     assert crossed[1][0, 2, 0] > 0.99
     torch.testing.assert_close(alone[1][0, 2], torch.full((3,), 1 / 3))
@@ -447,7 +446,7 @@ def test_sketch_keeps_inner_products():
 
 def test_density_keeps_that_share_of_causal_blocks():
     system = SketchWalk(density=0.25)
-    assert sum(kept_blocks(system, i) for i in range(400)) == sum(
+    assert sum(system.kept_blocks(i) for i in range(400)) == sum(
         math.ceil((i + 1) / 4) for i in range(400)
     )
 
@@ -457,4 +456,4 @@ def test_density_keeps_that_share_of_causal_blocks():
 @pytest.mark.parametrize("preset", ["paper", "official", "box"])
 def test_nothing_comes_from_later_blocks(check_future, preset, walk, memory):
     form = {"walk": walk, "walk_memory": memory, "dense_last_rows": 2}
-    check_future(Selector(SketchWalk(**FEW[preset] | form, block_size=4)))
+    check_future(Method(SketchWalk(**FEW[preset] | form, block_size=4)))

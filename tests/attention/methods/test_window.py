@@ -10,7 +10,7 @@ from needlework.attention.blocks import Blocks, choose
 from needlework.attention.kernels.attend import attend, can_compile, compiled, has_compiler
 from needlework.attention.kernels.gather import Terms, gather
 from needlework.attention.masks import LazyMask
-from needlework.attention.methods.window import Selector, WindowBlocks
+from needlework.attention.methods.window import Method, WindowBlocks
 from needlework.config.attention import Window
 
 
@@ -34,7 +34,7 @@ def test_every_token_sees_sinks_and_recent_tokens_and_no_other(
     system = Window(block_size=size, sink_tokens=sinks, recent_tokens=recent)
     ends = [*sorted({c for c in cut if c < total}), total]
     forwards = [end - start for start, end in zip([0, *ends], ends, strict=False)]
-    found = select(Selector(system), forwards, [query], [key], lengths)
+    found = select(Method(system), forwards, [query], [key], lengths)
     start = 0
     for end, (blocks, (scores,), _, (kept,)) in zip(ends, found, strict=True):
         new = query[:, :, start:end]
@@ -73,9 +73,7 @@ def test_compiled_windows_are_those_gathered(select):
     terms = Terms(0.25, sinks=torch.randn(4))
     for recent, forwards in [(40, [70, 50]), (48, [64, 56])]:
         system, start = Window(block_size=16, sink_tokens=5, recent_tokens=recent), 0
-        for blocks, (scores,), _, _ in select(
-            Selector(system), forwards, [query], [key], [120, 75]
-        ):
+        for blocks, (scores,), _, _ in select(Method(system), forwards, [query], [key], [120, 75]):
             chosen, end = choose(scores, blocks)[:, None], blocks.mask.total
             tensors = query[:, :, start:end], key[:, :, :end], value[:, :, :end]
             with torch.inference_mode():
@@ -103,7 +101,7 @@ def test_a_window_over_everything_is_stock_attention(select):
     torch.manual_seed(0)
     query, key, value = torch.randn(3, 1, 2, 50, 8)
     system = Window(block_size=8, sink_tokens=0, recent_tokens=50)
-    ((blocks, (scores,), _, _),) = select(Selector(system), [50], [query], [key], [50])
+    ((blocks, (scores,), _, _),) = select(Method(system), [50], [query], [key], [50])
     out, _ = attend(query, key, value, choose(scores, blocks), blocks)
     expected = scaled_dot_product_attention(query, key, value, is_causal=True)
     torch.testing.assert_close(out, expected, rtol=0, atol=1e-5)

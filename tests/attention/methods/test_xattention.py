@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from needlework.attention.methods import xattention
-from needlework.attention.methods.xattention import Selector
+from needlework.attention.methods.xattention import Method
 from needlework.config.attention import XAttention
 
 
@@ -74,7 +74,7 @@ def test_scores_are_antidiagonal_sums(
     count = {"top_k_blocks": 3} if threshold is None else {"threshold": threshold}
     system = XAttention(block_size=size, stride=stride, **count)
     found = select(
-        Selector(system),
+        Method(system),
         forwards,
         [torch.tensor(query).float()],
         [torch.tensor(key).float()],
@@ -109,9 +109,9 @@ def test_parts_are_the_whole(select, monkeypatch):
     torch.manual_seed(0)
     query, key = torch.randn(1, 2, 4, 40, 8), torch.randn(1, 2, 2, 40, 8)
     system = XAttention(block_size=8, stride=4)
-    ((_, whole, _, _),) = select(Selector(system), [40], query, key, [40, 31])
+    ((_, whole, _, _),) = select(Method(system), [40], query, key, [40, 31])
     monkeypatch.setattr(xattention, "SCORES_AT_ONCE", 1)
-    ((_, parts, _, _),) = select(Selector(system), [40], query, key, [40, 31])
+    ((_, parts, _, _),) = select(Method(system), [40], query, key, [40, 31])
     torch.testing.assert_close(parts[0], whole[0])
 
 
@@ -122,18 +122,18 @@ def test_vertical_and_slash_patterns_are_seen(select):
         query[..., 0] = 10
         key[0, 0, 0, 20 + place, 0] = 10
         system = XAttention(block_size=4, stride=4, top_k_blocks=2)
-        ((_, _, _, kept),) = select(Selector(system), [64], query, key, [64])
+        ((_, _, _, kept),) = select(Method(system), [64], query, key, [64])
         assert all(row == {5, i} for i, row in enumerate(kept[0][0]) if i > 5)
 
 
 def test_misfits_are_refused():
     with pytest.raises(ValueError, match="stride: 6 does not divide block_size 64"):
         XAttention(stride=6)
-    with pytest.raises(ValueError, match="leave out one"):
+    with pytest.raises(ValueError, match="remove one of them"):
         XAttention(threshold=0.9, density=0.2)
 
 
 @pytest.mark.parametrize("count", [{"top_k_blocks": 2}, {"threshold": 0.5}])
 def test_nothing_comes_from_later_blocks(check_future, count):
     system = XAttention(block_size=4, stride=2, **count)
-    check_future(Selector(system))
+    check_future(Method(system))

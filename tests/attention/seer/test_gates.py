@@ -12,9 +12,9 @@ from support.tiny_models import tiny
 from transformers import GPT2Config, GPT2LMHeadModel, MambaConfig, MambaForCausalLM
 
 from needlework import Infini, Window, apply
-from needlework.attention.methods.infini import convert
 from needlework.attention.rope import Rotation
 from needlework.attention.seer.gates import DecodeGate, Gates, PrefillGate, pool_keys
+from needlework.models.convert import convert
 
 shapes = {
     "batch": st.integers(1, 2),
@@ -276,10 +276,10 @@ def test_a_model_that_apply_refuses_gets_no_gates(qwen3):
     infini = convert(tiny("llama"), Infini(segment_length=8))
     learned = GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=64, n_positions=32)
     for model, complaint in (
-        (mamba, "model: mamba has no layer of causal attention|attention code of its own"),
-        (infini, "model: has infini as its own attention; give another"),
+        (mamba, "model: mamba has no layer with causal attention|computes attention in its own code"),
+        (infini, "model: has infini as its own attention; choose"),
         (GPT2LMHeadModel(learned), "'gpt2' learned fewer than 62 positions and has no RoPE"),
-        (tiny("llama").model.layers[0], "model: is of type LlamaDecoderLayer"),
+        (tiny("llama").model.layers[0], "model: is a LlamaDecoderLayer"),
     ):
         before = [len(module._forward_pre_hooks) for module in model.modules()]
         with pytest.raises(ValueError, match=complaint) as error:

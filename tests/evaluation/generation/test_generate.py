@@ -5,9 +5,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from needlework.attention.apply import apply
-from needlework.attention.methods.infini import convert
 from needlework.config.attention import Infini, Random
 from needlework.evaluation.generation.generate import generate_answers
+from needlework.models.convert import convert
 
 WORDS = ["<pad>", "<s>", "</s>", *(f"w{i}" for i in range(61))]
 LAYERS, KV_HEADS, HEAD_SIZE = 3, 2, 8
