@@ -341,7 +341,10 @@ def test_families_that_keep_arguments_from_their_layers_are_refused():
     config.num_attention_heads = 4
     model = AutoModelForCausalLM.from_config(config)
     system = SYSTEMS["random"]
-    with apply(model, system), pytest.raises(ValueError, match=r"OPTAttention: the model family does not pass arguments"):
+    with (
+        apply(model, system),
+        pytest.raises(ValueError, match=r"OPTAttention: the model family does not pass arguments"),
+    ):
         model(**prompts([20]))
 
 
@@ -352,7 +355,10 @@ def test_attention_that_is_never_asked_for_is_told(llama, monkeypatch):
         return hidden_states, None
 
     monkeypatch.setattr(type(llama.model.layers[0].self_attn), "forward", elsewhere)
-    with apply(llama, SYSTEMS["random"]), pytest.raises(ValueError, match="llama computes attention in"):
+    with (
+        apply(llama, SYSTEMS["random"]),
+        pytest.raises(ValueError, match="llama computes attention in"),
+    ):
         llama(**prompts([20]))
     monkeypatch.undo()
     assert not llama.model._forward_hooks

@@ -346,9 +346,15 @@ LATENTS = {
     ("config", "reason"),
     [
         (lambda: configuration("mistral"), "every layer has a sliding window"),
-        (lambda: MambaConfig(hidden_size=16, num_hidden_layers=2), "it has linear_attention layers"),
+        (
+            lambda: MambaConfig(hidden_size=16, num_hidden_layers=2),
+            "it has linear_attention layers",
+        ),
         (lambda: configuration("qwen3_next", num_experts=4), "it has linear_attention layers"),
-        (lambda: configuration("llama4_text", num_local_experts=2), "it has chunked_attention layers"),
+        (
+            lambda: configuration("llama4_text", num_local_experts=2),
+            "it has chunked_attention layers",
+        ),
         (
             lambda: configuration("deepseek_v3", **LATENTS),
             "layer 0 does not turn its queries and keys by RoPE alone",
@@ -391,7 +397,9 @@ def test_models_that_are_no_plain_decoders_are_refused():
     bert = BertLMHeadModel(
         BertConfig(**small, intermediate_size=16, vocab_size=40, is_decoder=True)
     )
-    with pytest.raises(ValueError, match="model_type bert cannot be converted: it does not use RoPE"):
+    with pytest.raises(
+        ValueError, match="model_type bert cannot be converted: it does not use RoPE"
+    ):
         convert(bert, Infini())
     with pytest.raises(ValueError, match="cannot be converted: it has Infini-attention already"):
         convert(converted("llama"), Infini())

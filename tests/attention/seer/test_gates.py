@@ -276,7 +276,10 @@ def test_a_model_that_apply_refuses_gets_no_gates(qwen3):
     infini = convert(tiny("llama"), Infini(segment_length=8))
     learned = GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=64, n_positions=32)
     for model, complaint in (
-        (mamba, "model: mamba has no layer with causal attention|computes attention in its own code"),
+        (
+            mamba,
+            "model: mamba has no layer with causal attention|computes attention in its own code",
+        ),
         (infini, "model: has infini as its own attention; choose"),
         (GPT2LMHeadModel(learned), "'gpt2' learned fewer than 62 positions and has no RoPE"),
         (tiny("llama").model.layers[0], "model: is a LlamaDecoderLayer"),
