@@ -12,7 +12,7 @@ import altair as alt
 import polars as pl
 
 from needlework.figures.style.save import save
-from needlework.figures.style.theme import counted, inline, names, styled, told_apart
+from needlework.figures.style.theme import categorical, distinct, inline, sample_size, styled
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs" / "results"
@@ -88,8 +88,8 @@ def factors(points: pl.DataFrame) -> alt.TopLevelMixin:
         ci_low=100 * pl.col("ci_low"),
         ci_high=100 * pl.col("ci_high"),
     )
-    series = sorted(names(shown, "series"), key=lambda s: (s.startswith("random"), s))
-    look = told_apart("series", series, "Task")
+    series = sorted(distinct(shown, "series"), key=lambda s: (s.startswith("random"), s))
+    look = categorical("series", series, "Task")
     panels = []
     for factor, base in FACTORS.items():
         panel = shown.filter(pl.col("factor") == factor)
@@ -101,7 +101,7 @@ def factors(points: pl.DataFrame) -> alt.TopLevelMixin:
         chart = alt.Chart(inline(panel)).encode(
             x=x.scale(domain=values),
             xOffset=alt.XOffset("series:N").scale(
-                domain=[s for s in series if s in names(panel, "series")]
+                domain=[s for s in series if s in distinct(panel, "series")]
             ),
         )
         points_of = chart.mark_point(size=55, strokeWidth=1.6, opacity=1, filled=False)
@@ -122,7 +122,8 @@ def factors(points: pl.DataFrame) -> alt.TopLevelMixin:
         [
             "Base form (filled): heads sum, block 8, walk product, exponent 8, 20 % of the causal "
             "pairs, all layers, prefill and decode",
-            "Metric all, with 95 % intervals (Wilson); " + counted(of_base["n"], "answers a point"),
+            "Metric all, with 95 % intervals (Wilson); "
+            + sample_size(of_base["n"], "answers per point"),
             "random, the floor, where the factor could move it",
         ],
     )
@@ -158,7 +159,7 @@ def densities(points: pl.DataFrame) -> alt.TopLevelMixin:
     )
     dense = points.filter(pl.col("form") == "dense").select("task", dense=100 * pl.col("accuracy"))
     shown = shown.join(dense, on="task", how="left")
-    look = told_apart("form", list(named.values()), "Blocks of 8 (presets: 64)")
+    look = categorical("form", list(named.values()), "Blocks of 8 (presets: 64)")
     scale = alt.Scale(type="log", domain=[4, 100], nice=False)
     x = alt.X("density:Q", title="Measured density of prefill (% of causal pairs, log)")
     x = x.scale(scale).axis(values=[5, 10, 20, 40, 100], format="~g")
@@ -179,7 +180,8 @@ def densities(points: pl.DataFrame) -> alt.TopLevelMixin:
         "Training-free forms by density, 2,048 tokens",
         [
             "All layers sparse, prefill and decode. Dashed: dense",
-            "Metric all, with 95 % intervals (Wilson); " + counted(shown["n"], "answers a point"),
+            "Metric all, with 95 % intervals (Wilson); "
+            + sample_size(shown["n"], "answers per point"),
         ],
     )
 

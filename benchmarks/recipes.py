@@ -12,7 +12,7 @@ from scipy.stats import binomtest
 
 from benchmarks.ablation import DOCS, ROOT
 from needlework.figures.style.save import save
-from needlework.figures.style.theme import counted, inline, styled
+from needlework.figures.style.theme import inline, sample_size, styled
 
 RESULTS = ROOT / "results" / "infini-recipes"
 BASE = "recipe"
@@ -130,7 +130,7 @@ def chart(points: pl.DataFrame, seeds: pl.DataFrame) -> alt.TopLevelMixin:
         "Recipes of Infini-attention: one factor at a time, passkey",
         [
             "Bar: all seeds together, with the 95 % interval (Wilson); circles: the seeds",
-            counted(points["n"], "answers a bar") + "; segments of 128 tokens",
+            sample_size(points["n"], "answers per bar") + "; segments of 128 tokens",
         ],
     )
 

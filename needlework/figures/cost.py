@@ -1,5 +1,7 @@
 """Prefill time and cache size against context length, all systems."""
 
+from collections.abc import Sequence
+
 import altair as alt
 import polars as pl
 
@@ -10,55 +12,66 @@ from needlework.figures.style.axes import (
     log_ticks,
     side_by_side,
 )
-from needlework.figures.style.theme import blank, counted, inline, names, styled, told_apart
-from needlework.tables.columns import require
+from needlework.figures.style.theme import (
+    categorical,
+    distinct,
+    empty_figure,
+    inline,
+    sample_size,
+    styled,
+)
+from needlework.tables.columns import concat, require
 
 _TITLE = "Cost by context length"
 _WIDTH, _HEIGHT = 420, 320
 
 
 def cost(
-    measurements: pl.DataFrame, predictions: pl.DataFrame, unit: str = "tokens"
+    measurements: Sequence[pl.DataFrame],
+    predictions: Sequence[pl.DataFrame],
+    length_unit: str = "tokens",
 ) -> alt.TopLevelMixin:
-    """Median prefill seconds and median cache bytes, with quartiles, on log-log axes.
+    """Median prefill seconds and median cache bytes with quartiles, on log-log axes.
 
-    Drawn from measured times, so not the same from run to run. Tasks are pooled: the cost is
-    that of the length. Systems stand some pixels beside each other, so that equal costs do not
-    hide one another. A panel without a single positive value is left out; without any, the figure
-    says so.
+    Tasks are pooled, because the cost depends on the length. Systems are drawn a few pixels apart
+    so that equal costs do not hide each other. A panel without a positive value is left out; if
+    both are, the figure says so. Measured times differ from run to run, and so does the figure.
 
     Args:
-        measurements: system, length, prefill_seconds.
-        predictions: system, length, cache_bytes.
-        unit: of the lengths.
+        measurements: tables of system, length, prefill_seconds.
+        predictions: tables of system, length, cache_bytes.
+        length_unit: unit of the lengths.
 
     Raises:
-        ValueError: if one table is empty, or lacks a column.
+        ValueError: if only one of the two is empty, or one lacks a column.
     """
-    if measurements.is_empty() and predictions.is_empty():
-        return blank(_TITLE, "No prompt was answered")
-    require(measurements, ["system", "length", "prefill_seconds"], "measurements")
-    require(predictions, ["system", "length", "cache_bytes"], "predictions")
-    seconds = _quartiles(measurements, "prefill_seconds")
-    cache = _quartiles(predictions, "cache_bytes")
+    measured, predicted = concat(measurements), concat(predictions)
+    if measured.is_empty() and predicted.is_empty():
+        return empty_figure(_TITLE, "No prompt was answered")
+    require(measured, ["system", "length", "prefill_seconds"], "measurements")
+    require(predicted, ["system", "length", "cache_bytes"], "predictions")
+    seconds = _quartiles(measured, "prefill_seconds")
+    cache = _quartiles(predicted, "cache_bytes")
     both = pl.concat([seconds, cache])
     if both.is_empty():
-        return blank(_TITLE, "Neither time nor cache was measured")
-    systems = list(dict.fromkeys(names(measurements, "system") + names(predictions, "system")))
+        return empty_figure(_TITLE, "Neither time nor cache was measured")
+    systems = list(dict.fromkeys(distinct(measured, "system") + distinct(predicted, "system")))
     lengths = sorted(both["length"].unique())
     panels = []
     if len(seconds):
         axis = alt.Axis(values=_ticks(seconds, 10), labelExpr=SECONDS_LABEL, labelOverlap=False)
-        panels.append(_panel(seconds, "Prefill time", "seconds", axis, lengths, systems, unit))
+        panels.append(
+            _panel(seconds, "Prefill time", "seconds", axis, lengths, systems, length_unit)
+        )
     if len(cache):
         axis = alt.Axis(values=_ticks(cache, 2), labelExpr=BYTES_LABEL, labelOverlap=False)
-        panels.append(_panel(cache, "Cache size", "bytes", axis, lengths, systems, unit))
+        panels.append(_panel(cache, "Cache size", "bytes", axis, lengths, systems, length_unit))
     return styled(
         alt.hconcat(*panels, spacing=40),
         _TITLE,
         [
-            "Medians, with quartiles as bars; systems side by side at each length",
-            counted(both["n"], "prompts a point, all tasks together"),
+            "Medians with quartiles as bars; systems side by side at each length",
+            sample_size(both["n"], "prompts per point, all tasks pooled"),
         ],
     )
 
@@ -71,46 +84,48 @@ def _quartiles(table: pl.DataFrame, column: str) -> pl.DataFrame:
         .agg(
             n=pl.len().cast(pl.Int64),
             median=value.median(),
-            low=value.quantile(0.25, "linear"),
-            high=value.quantile(0.75, "linear"),
+            quartile_low=value.quantile(0.25, "linear"),
+            quartile_high=value.quantile(0.75, "linear"),
         )
     )
 
 
 def _ticks(table: pl.DataFrame, base: int) -> list[float]:
-    return log_ticks(table["low"].min(), table["high"].max(), base)
+    return log_ticks(min(table["quartile_low"]), max(table["quartile_high"]), base)
 
 
 def _panel(
     table: pl.DataFrame,
     title: str,
-    measure: str,
+    unit: str,
     axis: alt.Axis,
     lengths: list[int],
     systems: list[str],
-    unit: str,
+    length_unit: str,
 ) -> alt.LayerChart:
     domain = [axis["values"][0], axis["values"][-1]]
     scale = alt.Scale(type="log", domain=domain, nice=False)
     y = {"title": f"{title} (log scale)", "scale": scale, "axis": axis}
-    number = ",.0f" if measure == "bytes" else ".4~r"
-    look = told_apart("system", systems, "System")
+    number = ",.0f" if unit == "bytes" else ".4~r"
+    look = categorical("system", systems, "System")
     shared = alt.Chart(inline(side_by_side(table, lengths, _WIDTH))).encode(
-        x=length_axis(lengths, _WIDTH, "x", unit), color=look["color"]
+        x=length_axis(lengths, _WIDTH, "x", length_unit), color=look["color"]
     )
     lines = shared.mark_line(strokeWidth=2).encode(
         y=alt.Y("median:Q", **y), strokeDash=look["strokeDash"]
     )
-    bars = shared.mark_rule(strokeWidth=1.5).encode(y=alt.Y("low:Q", **y), y2="high:Q")
+    bars = shared.mark_rule(strokeWidth=1.5).encode(
+        y=alt.Y("quartile_low:Q", **y), y2="quartile_high:Q"
+    )
     points = shared.mark_point(filled=False, size=60, strokeWidth=1.8, opacity=1).encode(
         y=alt.Y("median:Q", **y),
         shape=look["shape"],
         tooltip=[
             alt.Tooltip("system:N", title="System"),
-            alt.Tooltip("length:Q", title=f"Length ({unit})", format=","),
-            alt.Tooltip("median:Q", title=f"{title} ({measure})", format=number),
-            alt.Tooltip("low:Q", title="Lower quartile", format=number),
-            alt.Tooltip("high:Q", title="Upper quartile", format=number),
+            alt.Tooltip("length:Q", title=f"Length ({length_unit})", format=","),
+            alt.Tooltip("median:Q", title=f"{title} ({unit})", format=number),
+            alt.Tooltip("quartile_low:Q", title="Lower quartile", format=number),
+            alt.Tooltip("quartile_high:Q", title="Upper quartile", format=number),
             alt.Tooltip("n:Q", title="Prompts"),
         ],
     )

@@ -6,13 +6,13 @@ import altair as alt
 import polars as pl
 
 from needlework.figures.style.theme import (
-    ACCURACY,
-    METRICS,
-    counted,
+    ACCURACY_TOOLTIPS,
+    categorical,
+    distinct,
     inline,
-    names,
+    metrics_line,
+    sample_size,
     styled,
-    told_apart,
 )
 from needlework.tables.columns import require
 
@@ -22,37 +22,37 @@ def finetuning(
     before: Mapping[str, str],
     metrics: Mapping[str, str] | None = None,
 ) -> alt.Chart:
-    """Accuracy (%) with its 95 % interval against needle depth, one panel a task.
+    """Accuracy (%) with its 95 % interval against needle depth, one panel per task.
 
     Args:
         depths: system, task, depth_percent (0-100), metric, n, accuracy, ci_low, ci_high (0-1), all
-            lengths together, as `scoring.summarize.over_lengths` makes them.
-        before: a system of a fine-tuned model -> the system of what it was fine-tuned from.
-        metrics: the metric of each task; `all` for a task not named.
+            lengths pooled, from `scoring.summarize.over_lengths`.
+        before: a system of a fine-tuned model -> the system of the model it was fine-tuned from.
+        metrics: the metric of each task, by default `all`.
 
     Raises:
         ValueError: if there is nothing to draw.
     """
     columns = ["system", "task", "depth_percent", "metric", "n", "accuracy", "ci_low", "ci_high"]
     require(depths, columns, "depths")
-    tuned = {system: f"{system} (after, from {base})" for system, base in before.items()}
-    told = {**{base: f"{base} (before)" for base in before.values()}, **tuned}
-    chosen = {task: (metrics or {}).get(task, "all") for task in names(depths, "task")}
-    own = pl.col("task").replace_strict(chosen, return_dtype=pl.String)
-    cells = depths.filter(pl.col("metric") == own, pl.col("system").is_in(list(told)))
-    require(cells, columns, f"depths of {', '.join(told)}")
-    tasks = names(cells, "task")
+    labels = {base: f"{base} (before)" for base in before.values()}
+    labels |= {system: f"{system} (after, from {base})" for system, base in before.items()}
+    metric_of = {task: (metrics or {}).get(task, "all") for task in distinct(depths, "task")}
+    task_metric = pl.col("task").replace_strict(metric_of, return_dtype=pl.String)
+    cells = depths.filter(pl.col("metric") == task_metric, pl.col("system").is_in(list(labels)))
+    require(cells, columns, f"depths of {', '.join(labels)}")
+    tasks = distinct(cells, "task")
     data = cells.select(
         "task",
         "depth_percent",
         "metric",
         "n",
-        system=pl.col("system").replace_strict(told, return_dtype=pl.String),
+        system=pl.col("system").replace_strict(labels, return_dtype=pl.String),
         percent=100 * pl.col("accuracy"),
         ci_low=100 * pl.col("ci_low"),
         ci_high=100 * pl.col("ci_high"),
     )
-    look = told_apart("system", list(told.values()), "System")
+    look = categorical("system", list(labels.values()), "System")
     y = {
         "title": "Accuracy (%)",
         "scale": alt.Scale(domain=[0, 100]),
@@ -77,7 +77,7 @@ def finetuning(
                 alt.Tooltip("task:N", title="Task"),
                 alt.Tooltip("metric:N", title="Metric"),
                 alt.Tooltip("depth_percent:Q", title="Depth (%)", format=".3~g"),
-                *ACCURACY,
+                *ACCURACY_TOOLTIPS,
                 alt.Tooltip("n:Q", title="Needles"),
             ],
         ),
@@ -92,13 +92,12 @@ def finetuning(
         )
         .resolve_axis(x="independent", y="independent")
     )
-    shown = [metric for metric in METRICS if metric in {chosen[task] for task in tasks}]
     return styled(
         chart,
         "Accuracy by needle depth before and after fine-tuning",
         [
-            f"Metric {'; '.join(f'{metric}: {METRICS[metric]}' for metric in shown)}",
+            metrics_line({metric_of[task] for task in tasks}),
             "Bands: 95 % intervals (Wilson)",
-            counted(cells["n"], "needles a point, all lengths together"),
+            sample_size(cells["n"], "needles per point, all lengths pooled"),
         ],
     )

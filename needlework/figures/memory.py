@@ -1,69 +1,72 @@
-"""Memory over time while the longest prompts were answered, all systems."""
+"""Memory over time while the longest prompts are answered, all systems."""
+
+from collections.abc import Sequence
 
 import altair as alt
 import polars as pl
 
-from needlework.figures.style.theme import blank, inline, names, styled, told_apart
-from needlework.tables.columns import require
+from needlework.figures.style.theme import categorical, distinct, empty_figure, inline, styled
+from needlework.tables.columns import concat, require
 
 _TITLE = "Memory over time"
 _WIDTH, _HEIGHT = 420, 320
 _PANELS = {"resident_bytes": "Resident memory", "gpu_bytes": "GPU memory"}
 
 
-def memory(measurements: pl.DataFrame, unit: str = "tokens") -> alt.TopLevelMixin:
-    """Memory against seconds: of each system that sample of the longest length that took longest.
+def memory(measurements: Sequence[pl.DataFrame], length_unit: str = "tokens") -> alt.TopLevelMixin:
+    """Memory against seconds, of the slowest sample of each system's longest length.
 
-    Drawn from measured times and memory, so not the same from run to run. Without memory, the
-    figure says so.
+    Measured times and memory differ from run to run, and so does the figure. Without a memory
+    measurement, the figure says so.
 
     Args:
-        measurements: system, task, length, sample, prefill_seconds, decode_seconds, memory (a list
-            of seconds, resident_bytes, gpu_bytes; null where a system's memory is not seen).
-        unit: of the lengths.
+        measurements: tables of system, task, length, sample, prefill_seconds, decode_seconds,
+            memory (a list of seconds, resident_bytes, gpu_bytes; null if it cannot be measured).
+        length_unit: unit of the lengths.
     """
-    if measurements.is_empty():
-        return blank(_TITLE, "No prompt was answered")
+    table = concat(measurements)
+    if table.is_empty():
+        return empty_figure(_TITLE, "No prompt was answered")
     columns = ["system", "task", "length", "sample", "prefill_seconds", "decode_seconds", "memory"]
-    require(measurements, columns, "measurements")
-    measured = measurements.filter(pl.col("memory").list.len() > 0)
+    require(table, columns, "measurements")
+    measured = table.filter(pl.col("memory").list.len() > 0)
     if measured.is_empty():
-        return blank(_TITLE, "No memory was measured")
-    taken = pl.col("prefill_seconds") + pl.col("decode_seconds")
+        return empty_figure(_TITLE, "No memory was measured")
+    seconds = pl.col("prefill_seconds") + pl.col("decode_seconds")
     slowest = (
         measured.filter(pl.col("length") == pl.col("length").max().over("system"))
-        .sort(taken, descending=True, maintain_order=True)
+        .sort(seconds, descending=True, maintain_order=True)
         .unique("system", keep="first", maintain_order=True)
     )
-    points = slowest.explode("memory").unnest("memory")
-    systems = names(measured, "system")
+    readings = slowest.explode("memory").unnest("memory")
+    systems = distinct(measured, "system")
     panels = [
-        _panel(points, column, title, systems, unit)
+        _panel(readings, column, title, systems, length_unit)
         for column, title in _PANELS.items()
-        if points[column].is_not_null().any()
+        if readings[column].is_not_null().any()
     ]
-    longest = slowest["length"].max()
+    longest = max(slowest["length"].to_list())
     return styled(
         alt.hconcat(*panels, spacing=40),
         _TITLE,
         [
-            f"While one prompt of {longest:,} {unit} was answered: of each system the slowest",
+            f"One prompt of {longest:,} {length_unit}: the slowest of each system",
             "Dots: the first token, where prefill ends and decode begins",
         ],
     )
 
 
 def _panel(
-    points: pl.DataFrame, column: str, title: str, systems: list[str], unit: str
+    readings: pl.DataFrame, column: str, title: str, systems: list[str], length_unit: str
 ) -> alt.LayerChart:
-    look = told_apart("system", systems, "System")
-    x = alt.X("seconds:Q", title="Time since the prompt was given (seconds)")
-    # Weights and libraries are the most of it, and stand still: not from zero.
+    look = categorical("system", systems, "System")
+    x = alt.X("seconds:Q", title="Time since the start of the prompt (seconds)")
+    # Most of it is constant, weights and libraries, so the axis does not start at zero.
     y = alt.Y("mebibytes:Q", title=f"{title} (MiB)").scale(zero=False).axis(format=",~f")
-    shown = points.filter(pl.col(column).is_not_null()).with_columns(
+    shown = readings.filter(pl.col(column).is_not_null()).with_columns(
         mebibytes=pl.col(column) / 2**20
     )
-    first = (
+    first_tokens = (
         shown.filter(pl.col("seconds") >= pl.col("prefill_seconds"))
         .unique("system", keep="first", maintain_order=True)
         .with_columns(seconds="prefill_seconds")
@@ -71,20 +74,20 @@ def _panel(
     tooltip = [
         alt.Tooltip("system:N", title="System"),
         alt.Tooltip("task:N", title="Task"),
-        alt.Tooltip("length:Q", title=f"Length ({unit})", format=","),
+        alt.Tooltip("length:Q", title=f"Length ({length_unit})", format=","),
         alt.Tooltip("sample:Q", title="Sample"),
         alt.Tooltip("prefill_seconds:Q", title="Prefill (seconds)", format=".3~r"),
         alt.Tooltip(f"{column}:Q", title=f"{title} (bytes)", format=","),
     ]
-    which = ["system", "task", "length", "sample"]
-    drawn = [*which, "prefill_seconds", "seconds", column, "mebibytes"]
+    keys = ["system", "task", "length", "sample"]
+    columns = [*keys, "prefill_seconds", "seconds", column, "mebibytes"]
     lines = (
-        alt.Chart(inline(shown.select(drawn)))
+        alt.Chart(inline(shown.select(columns)))
         .mark_line(strokeWidth=2, interpolate="step-before")
         .encode(x=x, y=y, color=look["color"], strokeDash=look["strokeDash"], tooltip=tooltip)
     )
     dots = (
-        alt.Chart(inline(first.select(drawn)))
+        alt.Chart(inline(first_tokens.select(columns)))
         .mark_point(filled=True, size=70, opacity=1)
         .encode(x=x, y=y, color=look["color"], shape=look["shape"], tooltip=tooltip)
     )

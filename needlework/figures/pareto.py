@@ -1,4 +1,4 @@
-"""Accuracy against measured density, and which systems are best at theirs."""
+"""Accuracy against measured density, with the Pareto front."""
 
 from collections.abc import Mapping
 
@@ -7,13 +7,13 @@ import polars as pl
 
 from needlework.figures.style.axes import log_ticks
 from needlework.figures.style.theme import (
-    ACCURACY,
-    METRICS,
-    counted,
+    ACCURACY_TOOLTIPS,
+    categorical,
+    distinct,
     inline,
-    names,
+    metrics_line,
+    sample_size,
     styled,
-    told_apart,
 )
 from needlework.tables.columns import require
 
@@ -27,22 +27,21 @@ def pareto(
     families: Mapping[str, str],
     dense: str | None = None,
     metrics: Mapping[str, str] | None = None,
-    unit: str = "tokens",
+    length_unit: str = "tokens",
 ) -> alt.Chart:
-    """Accuracy (%) against density (%, log scale), a point a system and length.
+    """Accuracy (%) against density (%, log scale), one point per system and length.
 
-    One row of panels a task, prefill and decode apart. At each length the systems that none beats,
-    being as accurate with less density or more accurate with as much, are filled and joined by
-    steps: the Pareto front. The dense system is a dashed line, to be reached.
+    One row of panels per task, prefill and decode in separate panels. The Pareto front of each
+    length is filled and joined by steps: no other system is as accurate with less density, or more
+    accurate with as much. Dashed lines are the accuracy of the dense system.
 
     Args:
-        summary: system, task, length, depth_percent (rows with one are left out), metric, n,
+        summary: system, task, length, depth_percent (only null rows are used), metric, n,
             accuracy, ci_low, ci_high, prefill_density, decode_density (0-1; null: not measured).
-        families: the systems to draw and, for each, the name of its shape: that of its sweep, or
-            its own.
-        dense: the system whose accuracy is the line, if there is one.
-        metrics: the metric of each task; `all` for a task not named.
-        unit: of the lengths.
+        families: each system to draw -> its sweep, or its own name; one shape per family.
+        dense: the system of the dashed lines, if there is one.
+        metrics: the metric of each task, by default `all`.
+        length_unit: unit of the lengths.
 
     Raises:
         ValueError: if none of the systems has a measured density.
@@ -50,11 +49,11 @@ def pareto(
     columns = ["system", "task", "length", "depth_percent", "metric", "n", "accuracy"]
     densities = [f"{stage}_density" for stage in _STAGES]
     require(summary, [*columns, "ci_low", "ci_high", *densities], "summary")
-    tasks, lengths = names(summary, "task"), sorted(summary["length"].unique())
-    chosen = {task: (metrics or {}).get(task, "all") for task in tasks}
-    own = pl.col("task").replace_strict(chosen, return_dtype=pl.String)
-    cells = summary.filter(pl.col("metric") == own, pl.col("depth_percent").is_null())
-    points = front(
+    tasks, lengths = distinct(summary, "task"), sorted(summary["length"].unique())
+    metric_of = {task: (metrics or {}).get(task, "all") for task in tasks}
+    task_metric = pl.col("task").replace_strict(metric_of, return_dtype=pl.String)
+    cells = summary.filter(pl.col("metric") == task_metric, pl.col("depth_percent").is_null())
+    points = mark_front(
         cells.filter(pl.col("system").is_in(list(families)))
         .unpivot(
             on=densities,
@@ -70,8 +69,8 @@ def pareto(
     )
     if points.is_empty():
         raise ValueError(
-            f"summary: no measured density of {', '.join(families) or 'any system'}, so there is "
-            "nothing to draw; evaluate a sparse system"
+            f"summary: no measured density of {', '.join(families) or 'any system'}; evaluate a "
+            "sparse system"
         )
     stages = [stage for stage in _STAGES if stage in points["stage"]]
     lines = cells.filter(pl.col("system").is_in([dense] if dense else [])).join(
@@ -86,14 +85,14 @@ def pareto(
         "n",
         "is_front",
         panel=pl.concat_str("task", "stage", separator=", "),
-        of=pl.col("length").map_elements("{:,}".format, return_dtype=pl.String),
+        length_label=pl.col("length").map_elements("{:,}".format, return_dtype=pl.String),
         density=100 * pl.col("density"),
         percent=100 * pl.col("accuracy"),
         ci_low=100 * pl.col("ci_low"),
         ci_high=100 * pl.col("ci_high"),
     )
     chart = (
-        alt.layer(*_marks(points, list(dict.fromkeys(families.values())), lengths, unit))
+        alt.layer(*_marks(points, list(dict.fromkeys(families.values())), lengths, length_unit))
         .properties(width=_WIDTH, height=_HEIGHT)
         .facet(
             data=inline(data),
@@ -102,52 +101,52 @@ def pareto(
         )
         .resolve_axis(x="independent", y="independent")
     )
-    shown = [metric for metric in METRICS if metric in chosen.values()]
-    dashed = f"Dashed: {dense}, the accuracy to reach. " if len(lines) else ""
+    dashed = f"Dashed: {dense}, for reference. " if len(lines) else ""
     return styled(
         chart,
         "Accuracy by measured density",
         [
             f"{dashed}Filled and joined: Pareto front of each length",
-            f"Metric {'; '.join(f'{metric}: {METRICS[metric]}' for metric in shown)}",
-            counted(points["n"], "answers a point, all needle depths together"),
+            metrics_line(set(metric_of.values())),
+            sample_size(points["n"], "answers per point, all needle depths pooled"),
         ],
     )
 
 
-def front(points: pl.DataFrame) -> pl.DataFrame:
-    """Add is_front: no other point of its task, length and stage is better.
+def mark_front(points: pl.DataFrame) -> pl.DataFrame:
+    """Add is_front: no other point of the same task, length and stage is better.
 
-    Better is at most as dense and at least as accurate, and not the same in both. Densities that
-    are equal in two digits are equal: systems that keep as many blocks never measure quite the
-    same.
+    Better is at most as dense and at least as accurate, and different in one of them. Densities
+    equal in two digits count as equal, because systems that keep the same number of blocks never
+    measure exactly the same.
     """
-    cell, near = pl.struct(*_CELL), pl.col("density").round_sig_figs(2)
-    ordered = points.with_row_index("row").with_columns(near=near)
-    ordered = ordered.sort(*_CELL, "near", pl.col("accuracy").neg())
+    cell, rounded = pl.struct(*_CELL), pl.col("density").round_sig_figs(2)
+    ordered = points.with_row_index("row").with_columns(rounded=rounded)
+    ordered = ordered.sort(*_CELL, "rounded", pl.col("accuracy").neg())
     # In order of density, a point is on the front if it is above all before it, or equals the last
-    # one that was.
+    # point that was.
     best = pl.col("accuracy").cum_max().over(cell)
     ordered = ordered.with_columns(best=best)
-    reached = pl.col("near").min().over(pl.struct(*_CELL, "best"))
-    is_front = (pl.col("accuracy") == pl.col("best")) & (pl.col("near") == reached)
-    return ordered.with_columns(is_front=is_front).sort("row").drop("row", "near", "best")
+    lowest = pl.col("rounded").min().over(pl.struct(*_CELL, "best"))
+    is_front = (pl.col("accuracy") == pl.col("best")) & (pl.col("rounded") == lowest)
+    return ordered.with_columns(is_front=is_front).sort("row").drop("row", "rounded", "best")
 
 
 def _marks(
-    points: pl.DataFrame, families: list[str], lengths: list[int], unit: str
+    points: pl.DataFrame, families: list[str], lengths: list[int], length_unit: str
 ) -> list[alt.Chart]:
-    ticks = log_ticks(100 * min(points["density"].min(), 0.5), 100, 10)
+    ticks = log_ticks(100 * min(*points["density"], 0.5), 100, 10)
     scale = alt.Scale(type="log", domain=[ticks[0], ticks[-1]], nice=False)
     x = alt.X("density:Q", title="Density (% of causal pairs, log scale)", scale=scale).axis(
         values=ticks, format="~g", labelOverlap=False
     )
     y = alt.Y("percent:Q", title="Accuracy (%)").scale(domain=[0, 100])
     y = y.axis(values=list(range(0, 101, 20)))
+    labels = [f"{length:,}" for length in lengths]
     color = (
-        alt.Color("of:N", title=f"Length ({unit})", sort=[f"{length:,}" for length in lengths])
+        alt.Color("length_label:N", title=f"Length ({length_unit})", sort=labels)
         .scale(
-            domain=[f"{length:,}" for length in lengths],
+            domain=labels,
             scheme=alt.SchemeParams("viridis", extent=[0, 0.9]),
         )
         .legend(symbolType="stroke")
@@ -155,19 +154,19 @@ def _marks(
     tooltip = [
         alt.Tooltip("system:N", title="System"),
         alt.Tooltip("task:N", title="Task"),
-        alt.Tooltip("length:Q", title=f"Length ({unit})", format=","),
+        alt.Tooltip("length:Q", title=f"Length ({length_unit})", format=","),
         alt.Tooltip("metric:N", title="Metric"),
-        *ACCURACY,
+        *ACCURACY_TOOLTIPS,
         alt.Tooltip("n:Q", title="Answers"),
     ]
-    measured = [
+    density_tooltip = [
         alt.Tooltip("stage:N", title="Stage"),
         alt.Tooltip("density:Q", title="Density (%)", format=".2f"),
     ]
     base = alt.Chart().encode(y=y, color=color)
     placed = base.encode(x=x)
-    shape = told_apart("family", families, "System")["shape"]
-    to_reach = (
+    shape = categorical("family", families, "System")["shape"]
+    dense_lines = (
         base.transform_filter("!isValid(datum.density)")
         .mark_rule(strokeDash=[5, 4], strokeWidth=1.5)
         .encode(tooltip=tooltip)
@@ -176,10 +175,10 @@ def _marks(
         interpolate="step-after", strokeWidth=1.5
     )
     shown = placed.transform_filter("isValid(datum.density)").encode(
-        shape=shape, tooltip=[*tooltip, *measured]
+        shape=shape, tooltip=[*tooltip, *density_tooltip]
     )
     return [
-        to_reach,
+        dense_lines,
         steps,
         shown.mark_point(filled=False, size=60, strokeWidth=1.8, opacity=1),
         shown.transform_filter("datum.is_front").mark_point(filled=True, size=90, opacity=1),

@@ -14,7 +14,7 @@ DEPTHS = [0.0, 10.0, 20.0, 30.0, 40.0, 50.0, 60.0, 70.0, 80.0, 90.0, 100.0]
 
 @pytest.fixture
 def make_summary():
-    """A summary with an accuracy of its own in every cell; densities and cache are null."""
+    """A summary with different accuracies; densities and cache are null."""
 
     def make(systems=4, tasks=2, lengths=6, depths=DEPTHS, n=2):
         rows = []
@@ -41,7 +41,7 @@ def make_summary():
 
 @pytest.fixture
 def make_costs():
-    """Measurements and predictions: three prompts a cell, seconds growing with the square."""
+    """Measurements and predictions, three prompts per cell; seconds grow quadratically."""
 
     def make(systems=4, lengths=6):
         rows = [
@@ -52,14 +52,14 @@ def make_costs():
             for sample, factor in enumerate((0.9, 1.0, 1.2))
         ]
         table = pl.DataFrame(rows)
-        return table.drop("cache_bytes"), table.drop("prefill_seconds")
+        return [table.drop("cache_bytes")], [table.drop("prefill_seconds")]
 
     return make
 
 
 @pytest.fixture
 def drawn(tmp_path):
-    """Render a chart: the lines of its texts, and what it says of each of its marks."""
+    """Render a chart: its lines of text, and the fields of each mark."""
 
     def draw(chart):
         save(chart, svg=tmp_path / "chart.svg")

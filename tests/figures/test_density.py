@@ -1,3 +1,5 @@
+"""Density by layer, rendered to SVG: its texts and marks."""
+
 import polars as pl
 import pytest
 
@@ -7,7 +9,7 @@ TASKS = ["task_a", "task_b"]
 
 
 def _densities(systems=("walk", "floor"), lengths=(512, 4096), layers=4, stages=2):
-    """The second system leaves one more layer alone; every cell has a density of its own."""
+    """Different densities everywhere; the second system has one dense layer more."""
     rows = []
     for s, system in enumerate(systems):
         for t, task in enumerate(TASKS):
@@ -21,10 +23,10 @@ def _densities(systems=("walk", "floor"), lengths=(512, 4096), layers=4, stages=
 
 
 @pytest.mark.parametrize(("systems", "layers"), [(1, 2), (2, 4), (8, 40)])
-def test_every_layer_is_a_cell_of_its_own_with_tasks_pooled(drawn, systems, layers):
+def test_every_layer_is_a_cell_with_tasks_pooled(drawn, systems, layers):
     table = _densities([f"s{i}" for i in range(systems)], layers=layers)
-    texts, marks = drawn(density(table))
-    found = {
+    texts, marks = drawn(density([table]))
+    shown = {
         (m["System"], int(m["Length (tokens)"].replace(",", "")), int(m["Layer"]), m["Stage"]): m
         for m in marks
         if m["kind"] == "rect mark"
@@ -34,8 +36,8 @@ def test_every_layer_is_a_cell_of_its_own_with_tasks_pooled(drawn, systems, laye
         cell = row["system"], row["length"], row["layer"], row["stage"]
         kept[cell] = kept.get(cell, 0) + row["density"] * row["pairs"]
         pairs[cell] = pairs.get(cell, 0) + row["pairs"]
-    assert found.keys() == kept.keys()
-    for cell, mark in found.items():
+    assert shown.keys() == kept.keys()
+    for cell, mark in shown.items():
         assert float(mark["Density (%)"]) == pytest.approx(100 * kept[cell] / pairs[cell], abs=0.01)
         assert mark["Causal pairs"] == f"{pairs[cell]:,}"
     assert {"Density by layer", "Layer", "Density (%)", *table["system"]} <= set(texts)
@@ -46,35 +48,35 @@ def test_every_layer_is_a_cell_of_its_own_with_tasks_pooled(drawn, systems, laye
     ]
 
 
-def test_small_densities_are_written_with_a_tenth(drawn):
+def test_small_densities_have_one_decimal(drawn):
     table = _densities(("walk",), (512,), 3).with_columns(density=pl.lit(0.0154))
-    texts, _ = drawn(density(table))
+    texts, _ = drawn(density([table]))
     assert texts.count("1.5") == 4
-    texts, _ = drawn(density(table.with_columns(density=pl.lit(1.0))))
+    texts, _ = drawn(density([table.with_columns(density=pl.lit(1.0))]))
     assert texts.count("100") == 4 + 1  # the legend's
 
 
 def test_a_stage_that_was_not_measured_has_no_panel(drawn):
-    texts, _ = drawn(density(_densities(stages=1), "characters"))
+    texts, _ = drawn(density([_densities(stages=1)], "characters"))
     assert "512 characters, prefill" in texts
     assert not [text for text in texts if text.endswith("decode")]
 
 
-def test_every_system_and_enough_layers_are_named(drawn):
+def test_every_system_and_enough_layers_are_labelled(drawn):
     systems = [f"sketchwalk_top_k_blocks{k}_block_size32_dense_layers2" for k in range(20)]
-    texts, _ = drawn(density(_densities(systems, (512,), 80)))
+    texts, _ = drawn(density([_densities(systems, (512,), 80)]))
     assert set(systems) <= set(texts)
     assert {"1", "41", "77"} <= set(texts)
 
 
-def test_colours_reach_from_0_to_100_whatever_is_there():
+def test_colour_scale_is_0_to_100_whatever_the_densities():
     table = _densities().with_columns(density=pl.col("density") / 10)
-    encoding = density(table).to_dict()["spec"]["layer"][0]["encoding"]
+    encoding = density([table]).to_dict()["spec"]["layer"][0]["encoding"]
     assert encoding["color"]["scale"]["domain"] == [0, 100]
 
 
-def test_nothing_measured_is_one_clear_line():
-    with pytest.raises(ValueError, match=r"^densities: has no rows; make the table again"):
-        density(_densities().clear())
-    with pytest.raises(ValueError, match=r"^densities: lacks the column 'pairs'"):
-        density(_densities().drop("pairs"))
+def test_an_empty_or_incomplete_table_is_an_error():
+    with pytest.raises(ValueError, match=r"^densities: no rows; make the table again"):
+        density([_densities().clear()])
+    with pytest.raises(ValueError, match=r"^densities: column 'pairs' is missing"):
+        density([_densities().drop("pairs")])

@@ -1,9 +1,11 @@
+"""Accuracy by density and the Pareto front, rendered to SVG: texts and marks."""
+
 import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from needlework.figures.pareto import front, pareto
+from needlework.figures.pareto import mark_front, pareto
 
 FAMILIES = {"walk_k4": "walk", "walk_k8": "walk", "floor": "floor"}
 POINTS = st.lists(
@@ -20,7 +22,7 @@ POINTS = st.lists(
 
 
 def _summary(tasks=("task_a", "task_b"), lengths=(512, 4096)):
-    """Dense, a sweep of two, a floor, and a system that is not sparse; two metrics, some depths."""
+    """Dense, a sweep of two, a floor, and a non-sparse system; two metrics and depths."""
     rows = []
     for s, system in enumerate(["dense", *FAMILIES, "infini"]):
         for t, task in enumerate(tasks):
@@ -54,17 +56,17 @@ def two_digits(density):
     return float(f"{density:.2g}")
 
 
-def test_nearly_equal_densities_are_equal():
+def test_densities_equal_in_two_digits_count_as_equal():
     points = [("t", 1, "decode", 0.2519, 1.0), ("t", 1, "decode", 0.2502, 0.0)]
     columns = ["task", "length", "stage", "density", "accuracy"]
-    table = front(pl.DataFrame(points, schema=columns, orient="row"))
+    table = mark_front(pl.DataFrame(points, schema=columns, orient="row"))
     assert table["is_front"].to_list() == [True, False]
 
 
 @given(POINTS)
-def test_the_front_is_what_no_other_point_beats(points):
+def test_the_front_is_the_points_that_no_other_beats(points):
     columns = ["task", "length", "stage", "density", "accuracy"]
-    table = front(pl.DataFrame(points, schema=columns, orient="row"))
+    table = mark_front(pl.DataFrame(points, schema=columns, orient="row"))
     assert table.select(columns).rows() == points
     for one, is_front in zip(points, table["is_front"], strict=True):
         beaten = False
@@ -86,10 +88,10 @@ def test_every_sparse_system_is_a_point_at_each_length_and_stage(drawn):
                 if row["system"] in FAMILIES:
                     key = row["system"], row["task"], row["length"], stage
                     expected[key] = (100 * row[f"{stage}_density"], 100 * row["accuracy"])
-    found = _points(marks)
-    assert found.keys() == expected.keys()
+    shown = _points(marks)
+    assert shown.keys() == expected.keys()
     for key, values in expected.items():
-        assert found[key] == pytest.approx(values, abs=0.051)
+        assert shown[key] == pytest.approx(values, abs=0.051)
     assert {"Accuracy by measured density", "Accuracy (%)", "System", "Length (tokens)"} <= set(
         texts
     )
@@ -100,7 +102,7 @@ def test_every_sparse_system_is_a_point_at_each_length_and_stage(drawn):
     # A sweep is one entry of the legend; systems that are not sparse have none.
     assert {"walk", "floor", "512", "4,096"} <= set(texts)
     assert not {"walk_k4", "infini", "dense"} & set(texts)
-    assert "n = 22 answers a point, all needle depths together" in texts
+    assert "n = 22 answers per point, all needle depths pooled" in texts
 
 
 def test_the_dense_system_is_a_line_for_each_length(drawn):
@@ -113,7 +115,7 @@ def test_the_dense_system_is_a_line_for_each_length(drawn):
     }
     assert {m["System"] for m in rules} == {"dense"}
     assert len(rules) == 2 * len(lines)
-    assert any(text.startswith("Dashed: dense, the accuracy to reach") for text in texts)
+    assert any(text.startswith("Dashed: dense, for reference") for text in texts)
     texts, marks = drawn(pareto(_summary(), FAMILIES))
     assert not [m for m in marks if m["kind"] == "rule mark"]
     assert not [text for text in texts if "Dashed" in text]
@@ -128,16 +130,16 @@ def test_points_of_the_front_are_filled_and_joined(drawn):
     _, marks = drawn(pareto(summary, FAMILIES, "dense"))
     points = [m for m in marks if "Stage" in m and m["Stage"] == "prefill"]
     drawings = {system: [m for m in points if m["System"] == system] for system in FAMILIES}
-    assert {system: len(found) for system, found in drawings.items()} == {
+    assert {system: len(shown) for system, shown in drawings.items()} == {
         "walk_k4": 2,  # hollow, and filled above it
         "walk_k8": 2,
         "floor": 1,
     }
     steps = [m for m in marks if m["kind"] == "line mark"]
-    assert len(steps) == 2  # one a stage
+    assert len(steps) == 2  # one per stage
 
 
-def test_a_stage_that_was_not_measured_has_no_panel(drawn):
+def test_an_unmeasured_stage_has_no_panel(drawn):
     null = pl.lit(None, dtype=pl.Float64)
     texts, marks = drawn(pareto(_summary().with_columns(decode_density=null), FAMILIES, "dense"))
     assert {stage for *_, stage in _points(marks)} == {"prefill"}
@@ -145,20 +147,20 @@ def test_a_stage_that_was_not_measured_has_no_panel(drawn):
     assert "task_a, decode" not in texts
 
 
-def test_densities_of_one_leave_the_figure_standing(drawn):
+def test_densities_of_one_can_be_drawn(drawn):
     one = pl.lit(1.0)
     dense = _summary().with_columns(prefill_density=one, decode_density=one)
-    texts, marks = drawn(pareto(dense, FAMILIES, "dense", unit="characters"))
+    texts, marks = drawn(pareto(dense, FAMILIES, "dense", length_unit="characters"))
     assert {m["Density (%)"] for m in marks if "Stage" in m} == {"100.00"}
     assert {"50", "Length (characters)"} <= set(texts)
 
 
-def test_nothing_to_draw_is_one_clear_line():
+def test_errors_are_one_line():
     null = pl.lit(None, dtype=pl.Float64)
     unknown = _summary().with_columns(prefill_density=null, decode_density=null)
     for table, families in [(unknown, FAMILIES), (_summary(), {"x": "x"})]:
         with pytest.raises(ValueError, match=r"^summary: no measured density of ") as error:
             pareto(table, families, "dense")
         assert "\n" not in str(error.value)
-    with pytest.raises(ValueError, match=r"^summary: lacks the column 'decode_density'"):
+    with pytest.raises(ValueError, match=r"^summary: column 'decode_density' is missing"):
         pareto(_summary().drop("decode_density"), FAMILIES)

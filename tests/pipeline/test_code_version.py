@@ -150,7 +150,7 @@ print(json.dumps(files))
         ("evaluate_system.py", ["needlework.attention.methods.sketchwalk"]),
         ("generate_samples.py", ["needlework.tasks.niah"]),
         ("summarize_scores.py", []),
-        ("plot_heatmap.py", []),
+        ("plot_figure.py", ["needlework.figures.heatmap"]),
     ],
 )
 def test_every_module_that_a_script_imports_counts(script, modules):

@@ -61,5 +61,7 @@ def test_without_several_needles_the_table_is_empty_but_whole(tmp_path):
 
 
 def test_old_scores_are_one_clear_line():
-    with pytest.raises(ValueError, match=r"^scores: lacks the column 'needle_found'; make the tab"):
+    with pytest.raises(
+        ValueError, match=r"^scores: column 'needle_found' is missing; make the tab"
+    ):
         by_needle(table(ROWS).drop("needle_found"))

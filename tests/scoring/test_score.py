@@ -109,8 +109,8 @@ def test_a_task_without_needles_has_no_depth():
         (samples(), predictions(["1", "2", "3"], [0, 1, 1]), "^predictions: .*sample 1 is there m"),
         (pl.concat([samples(), samples()]), predictions(["1", "2", "3"]), "^samples: .*more than"),
         (samples(), predictions(["1", None, "3"]), "^predictions: .*sample 1 has no prediction"),
-        (samples().clear(), predictions(["1"]), "^samples: has no rows"),
-        (samples().drop("outputs"), predictions(["1"]), "^samples: lacks the column 'outputs'"),
+        (samples().clear(), predictions(["1"]), "^samples: no rows"),
+        (samples().drop("outputs"), predictions(["1"]), "^samples: column 'outputs' is missing"),
         (
             samples().with_columns(outputs=pl.lit([], dtype=pl.List(pl.String))),
             predictions(["1", "2", "3"]),

@@ -199,9 +199,9 @@ def test_unmatched_rows_are_an_error():
         ValueError, match=r"^scores: system zebra, .* has no partner in the predict"
     ):
         summarize(scores, predictions.slice(1))
-    with pytest.raises(ValueError, match=r"^predictions: lacks the column 'cache_bytes'"):
+    with pytest.raises(ValueError, match=r"^predictions: column 'cache_bytes' is missing"):
         summarize(scores, predictions.drop("cache_bytes"))
-    with pytest.raises(ValueError, match=r"^scores: has no rows"):
+    with pytest.raises(ValueError, match=r"^scores: no rows"):
         summarize(scores.clear(), predictions)
 
 

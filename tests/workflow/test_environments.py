@@ -27,6 +27,7 @@ AT_RUN_TIME = {
     "generate_samples": "tasks",
     "stream_perplexity": "attention",
     "generate_finetune_data": "tasks",
+    "plot_figure": "figures",
 }
 """Rule -> the package whose modules its script imports by names that the experiment gives."""
 

@@ -161,7 +161,7 @@ def test_captions_are_filled_in(page: Page):
     rows = open_category(page, "Figures")
     row = rows.filter(has_text="Depth by length: passkey").filter(has_text="PNG")
     row.locator("a[iconname=information-circle]").click()
-    assert "samples: 4 answers a system and length" in page.locator("nav").first.inner_text()
+    assert "samples: 4 answers per system and length" in page.locator("nav").first.inner_text()
     for path, result in page.evaluate("results").items():
         assert result["caption"], f"{path} has no caption"
         assert "{{" not in result["caption"], path

@@ -139,7 +139,8 @@ CASES = {
         write_more("needlework/scoring/compare.py"),
         {"compare_systems", "compare_speed", "show_tables"},
     ),
-    "a script": (write_more("workflow/scripts/plot_cost.py"), {"plot_cost"}),
+    "a script": (write_more("workflow/scripts/show_tables.py"), {"show_tables"}),
+    "the script of all figures": (write_more("workflow/scripts/plot_figure.py"), FIGURES),
     "an option of a system": (
         reconfigure("systems", "sketchwalk", "attention", "block_size", to=8),
         answered(["sketchwalk"]) | RECORDED,

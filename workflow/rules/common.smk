@@ -10,6 +10,7 @@ include: "common/systems.smk"
 include: "common/texts.smk"
 include: "common/training.smk"
 include: "common/streams.smk"
+include: "common/figures.smk"
 include: "common/targets.smk"
 
 

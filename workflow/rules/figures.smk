@@ -1,416 +1,201 @@
-rule plot_heatmap:
+# A figure is a rule here, a function in needlework/figures/<name>.py and a caption in
+# workflow/report/<name>.rst. The function's arguments are the rule's inputs, params and wildcards.
+
+
+# What every figure's rule shares; makes nothing itself.
+rule plot_figure:
+    log:
+        f"{RESULTS}/logs/plot_figure.log",
+    conda:
+        "../../envs/report.yaml"
+    threads: 1
+    resources:
+        mem_mb=lambda w, attempt: 2000 * attempt,
+        runtime=10,
+    script:
+        "../scripts/plot_figure.py"
+
+
+use rule plot_figure as plot_heatmap with:
     input:
         summary=f"{RESULTS}/summary.parquet",
     output:
-        html=report(
-            f"{RESULTS}/figures/heatmap/{{task}}.html",
-            caption="../report/heatmap.rst",
-            category="Figures",
-            labels={"figure": "Depth by length: {task}", "format": "interactive"},
-        ),
-        svg=report(
-            f"{RESULTS}/figures/heatmap/{{task}}.svg",
-            caption="../report/heatmap.rst",
-            category="Figures",
-            labels={"figure": "Depth by length: {task}", "format": "SVG"},
-        ),
-        png=report(
-            f"{RESULTS}/figures/heatmap/{{task}}.png",
-            caption="../report/heatmap.rst",
-            category="Figures",
-            labels={"figure": "Depth by length: {task}", "format": "PNG"},
-        ),
+        **figure("heatmap/{task}", "Depth by length: {task}", task=tasks_with_depths()),
     log:
         f"{RESULTS}/logs/plot_heatmap/{{task}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/plot_heatmap/{{task}}.tsv"
-    conda:
-        "../../envs/report.yaml"
-    threads: 1
-    resources:
-        mem_mb=lambda w, attempt: 2000 * attempt,
-        runtime=10,
     params:
-        code=code_version("plot_heatmap.py"),
+        **drawn_by("heatmap"),
         length_unit=experiment.length_unit,
-        task=lambda w: w.task,
-        metric=lambda w: experiment.tasks[w.task].metric,
-    script:
-        "../scripts/plot_heatmap.py"
+        metric=lambda w: METRICS[w.task],
 
 
-rule plot_accuracy:
+use rule plot_figure as plot_accuracy with:
     input:
         summary=f"{RESULTS}/summary.parquet",
     output:
-        html=report(
-            f"{RESULTS}/figures/accuracy.html",
-            caption="../report/accuracy.rst",
-            category="Figures",
-            labels={"figure": "Accuracy by length", "format": "interactive"},
-        ),
-        svg=report(
-            f"{RESULTS}/figures/accuracy.svg",
-            caption="../report/accuracy.rst",
-            category="Figures",
-            labels={"figure": "Accuracy by length", "format": "SVG"},
-        ),
-        png=report(
-            f"{RESULTS}/figures/accuracy.png",
-            caption="../report/accuracy.rst",
-            category="Figures",
-            labels={"figure": "Accuracy by length", "format": "PNG"},
-        ),
+        **figure("accuracy", "Accuracy by length"),
     log:
         f"{RESULTS}/logs/plot_accuracy.log",
     benchmark:
         f"{RESULTS}/benchmarks/plot_accuracy.tsv"
-    conda:
-        "../../envs/report.yaml"
-    threads: 1
-    resources:
-        mem_mb=lambda w, attempt: 2000 * attempt,
-        runtime=10,
     params:
-        code=code_version("plot_accuracy.py"),
+        **drawn_by("accuracy"),
         length_unit=experiment.length_unit,
-        metrics={name: task.metric for name, task in experiment.tasks.items()},
-    script:
-        "../scripts/plot_accuracy.py"
+        metrics=METRICS,
 
 
-rule plot_effective_length:
+use rule plot_figure as plot_effective_length with:
     input:
         means=f"{RESULTS}/mean_scores.parquet",
         lengths=f"{RESULTS}/effective_length.parquet",
     output:
-        html=report(
-            f"{RESULTS}/figures/effective_length.html",
-            caption="../report/effective_length.rst",
-            category="Figures",
-            labels={"figure": "Effective length", "format": "interactive"},
-        ),
-        svg=report(
-            f"{RESULTS}/figures/effective_length.svg",
-            caption="../report/effective_length.rst",
-            category="Figures",
-            labels={"figure": "Effective length", "format": "SVG"},
-        ),
-        png=report(
-            f"{RESULTS}/figures/effective_length.png",
-            caption="../report/effective_length.rst",
-            category="Figures",
-            labels={"figure": "Effective length", "format": "PNG"},
+        **figure(
+            "effective_length", "Effective length", when=len(experiment.lengths) > 1
         ),
     log:
         f"{RESULTS}/logs/plot_effective_length.log",
     benchmark:
         f"{RESULTS}/benchmarks/plot_effective_length.tsv"
-    conda:
-        "../../envs/report.yaml"
-    threads: 1
-    resources:
-        mem_mb=lambda w, attempt: 2000 * attempt,
-        runtime=10,
     params:
-        code=code_version("plot_effective_length.py"),
+        **drawn_by("effective_length"),
         length_unit=experiment.length_unit,
         share=experiment.effective_length.share,
-    script:
-        "../scripts/plot_effective_length.py"
 
 
-rule plot_cost:
+use rule plot_figure as plot_cost with:
     input:
         measurements=cells("measurements"),
         predictions=cells("predictions"),
     output:
-        html=report(
-            f"{RESULTS}/figures/cost.html",
-            caption="../report/cost.rst",
-            category="Figures",
-            labels={
-                "figure": "Prefill time and cache by length",
-                "format": "interactive",
-            },
-        ),
-        svg=report(
-            f"{RESULTS}/figures/cost.svg",
-            caption="../report/cost.rst",
-            category="Figures",
-            labels={"figure": "Prefill time and cache by length", "format": "SVG"},
-        ),
-        png=report(
-            f"{RESULTS}/figures/cost.png",
-            caption="../report/cost.rst",
-            category="Figures",
-            labels={"figure": "Prefill time and cache by length", "format": "PNG"},
-        ),
+        **figure("cost", "Prefill time and cache by length"),
     log:
         f"{RESULTS}/logs/plot_cost.log",
     benchmark:
         f"{RESULTS}/benchmarks/plot_cost.tsv"
-    conda:
-        "../../envs/report.yaml"
-    threads: 1
-    resources:
-        mem_mb=lambda w, attempt: 2000 * attempt,
-        runtime=10,
     params:
-        code=code_version("plot_cost.py"),
+        **drawn_by("cost"),
         length_unit=experiment.length_unit,
-    script:
-        "../scripts/plot_cost.py"
 
 
-rule plot_memory:
+use rule plot_figure as plot_memory with:
     input:
         measurements=cells("measurements", local_systems()),
     output:
-        html=report(
-            f"{RESULTS}/figures/memory.html",
-            caption="../report/memory.rst",
-            category="Figures",
-            labels={
-                "figure": "Memory over time",
-                "format": "interactive",
-            },
-        ),
-        svg=report(
-            f"{RESULTS}/figures/memory.svg",
-            caption="../report/memory.rst",
-            category="Figures",
-            labels={"figure": "Memory over time", "format": "SVG"},
-        ),
-        png=report(
-            f"{RESULTS}/figures/memory.png",
-            caption="../report/memory.rst",
-            category="Figures",
-            labels={"figure": "Memory over time", "format": "PNG"},
-        ),
+        **figure("memory", "Memory over time", when=local_systems()),
     log:
         f"{RESULTS}/logs/plot_memory.log",
     benchmark:
         f"{RESULTS}/benchmarks/plot_memory.tsv"
-    conda:
-        "../../envs/report.yaml"
-    threads: 1
-    resources:
-        mem_mb=lambda w, attempt: 2000 * attempt,
-        runtime=10,
     params:
-        code=code_version("plot_memory.py"),
+        **drawn_by("memory"),
         length_unit=experiment.length_unit,
-    script:
-        "../scripts/plot_memory.py"
 
 
-rule plot_training:
+use rule plot_figure as plot_training with:
     input:
         metrics=list(training_tables().values()),
     output:
-        html=report(
-            f"{RESULTS}/figures/training.html",
-            caption="../report/training.rst",
-            category="Figures",
-            labels={"figure": "Training curves", "format": "interactive"},
-        ),
-        svg=report(
-            f"{RESULTS}/figures/training.svg",
-            caption="../report/training.rst",
-            category="Figures",
-            labels={"figure": "Training curves", "format": "SVG"},
-        ),
-        png=report(
-            f"{RESULTS}/figures/training.png",
-            caption="../report/training.rst",
-            category="Figures",
-            labels={"figure": "Training curves", "format": "PNG"},
-        ),
+        **figure("training", "Training curves", when=training_tables()),
     log:
         f"{RESULTS}/logs/plot_training.log",
     benchmark:
         f"{RESULTS}/benchmarks/plot_training.tsv"
-    conda:
-        "../../envs/report.yaml"
-    threads: 1
-    resources:
-        mem_mb=lambda w, attempt: 2000 * attempt,
-        runtime=10,
     params:
-        code=code_version("plot_training.py"),
+        **drawn_by("training"),
         models=list(training_tables()),
-        steps=training_steps(),
-    script:
-        "../scripts/plot_training.py"
 
 
-rule plot_training_cost:
+use rule plot_figure as plot_training_cost with:
     input:
         measurements=list(training_tables("measurements/training").values()),
     output:
-        html=report(
-            f"{RESULTS}/figures/training_cost.html",
-            caption="../report/training_cost.rst",
-            category="Figures",
-            labels={"figure": "Training speed and memory", "format": "interactive"},
-        ),
-        svg=report(
-            f"{RESULTS}/figures/training_cost.svg",
-            caption="../report/training_cost.rst",
-            category="Figures",
-            labels={"figure": "Training speed and memory", "format": "SVG"},
-        ),
-        png=report(
-            f"{RESULTS}/figures/training_cost.png",
-            caption="../report/training_cost.rst",
-            category="Figures",
-            labels={"figure": "Training speed and memory", "format": "PNG"},
-        ),
+        **figure("training_cost", "Training speed and memory", when=training_tables()),
     log:
         f"{RESULTS}/logs/plot_training_cost.log",
     benchmark:
         f"{RESULTS}/benchmarks/plot_training_cost.tsv"
-    conda:
-        "../../envs/report.yaml"
-    threads: 1
-    resources:
-        mem_mb=lambda w, attempt: 2000 * attempt,
-        runtime=10,
     params:
-        code=code_version("plot_training_cost.py"),
+        **drawn_by("training_cost"),
         models=list(training_tables()),
-    script:
-        "../scripts/plot_training_cost.py"
 
 
-rule plot_finetuning:
+use rule plot_figure as plot_finetuning with:
     input:
-        summary=f"{RESULTS}/summary.parquet",
+        depths=f"{RESULTS}/depth_scores.parquet",
     output:
-        html=report(
-            f"{RESULTS}/figures/finetuning.html",
-            caption="../report/finetuning.rst",
-            category="Figures",
-            labels={
-                "figure": "Accuracy by depth before and after fine-tuning",
-                "format": "interactive",
-            },
-        ),
-        svg=report(
-            f"{RESULTS}/figures/finetuning.svg",
-            caption="../report/finetuning.rst",
-            category="Figures",
-            labels={
-                "figure": "Accuracy by depth before and after fine-tuning",
-                "format": "SVG",
-            },
-        ),
-        png=report(
-            f"{RESULTS}/figures/finetuning.png",
-            caption="../report/finetuning.rst",
-            category="Figures",
-            labels={
-                "figure": "Accuracy by depth before and after fine-tuning",
-                "format": "PNG",
-            },
+        **figure(
+            "finetuning",
+            "Accuracy by depth before and after fine-tuning",
+            when=tasks_with_depths() and before_finetuning(),
         ),
     log:
         f"{RESULTS}/logs/plot_finetuning.log",
     benchmark:
         f"{RESULTS}/benchmarks/plot_finetuning.tsv"
-    conda:
-        "../../envs/report.yaml"
-    threads: 1
-    resources:
-        mem_mb=lambda w, attempt: 2000 * attempt,
-        runtime=10,
     params:
-        code=code_version("plot_finetuning.py"),
+        **drawn_by("finetuning"),
         before=before_finetuning(),
-        metrics={name: task.metric for name, task in experiment.tasks.items()},
-    script:
-        "../scripts/plot_finetuning.py"
+        metrics=METRICS,
 
 
-rule plot_density:
+use rule plot_figure as plot_density with:
     input:
         densities=cells("densities", sparse_systems()),
     output:
-        html=report(
-            f"{RESULTS}/figures/density.html",
-            caption="../report/density.rst",
-            category="Figures",
-            labels={"figure": "Density by layer", "format": "interactive"},
-        ),
-        svg=report(
-            f"{RESULTS}/figures/density.svg",
-            caption="../report/density.rst",
-            category="Figures",
-            labels={"figure": "Density by layer", "format": "SVG"},
-        ),
-        png=report(
-            f"{RESULTS}/figures/density.png",
-            caption="../report/density.rst",
-            category="Figures",
-            labels={"figure": "Density by layer", "format": "PNG"},
-        ),
+        **figure("density", "Density by layer", when=sparse_systems()),
     log:
         f"{RESULTS}/logs/plot_density.log",
     benchmark:
         f"{RESULTS}/benchmarks/plot_density.tsv"
-    conda:
-        "../../envs/report.yaml"
-    threads: 1
-    resources:
-        mem_mb=lambda w, attempt: 2000 * attempt,
-        runtime=10,
     params:
-        code=code_version("plot_density.py"),
+        **drawn_by("density"),
         length_unit=experiment.length_unit,
-    script:
-        "../scripts/plot_density.py"
 
 
-rule plot_pareto:
+use rule plot_figure as plot_pareto with:
     input:
         summary=f"{RESULTS}/summary.parquet",
     output:
-        html=report(
-            f"{RESULTS}/figures/pareto.html",
-            caption="../report/pareto.rst",
-            category="Figures",
-            labels={"figure": "Accuracy by measured density", "format": "interactive"},
-        ),
-        svg=report(
-            f"{RESULTS}/figures/pareto.svg",
-            caption="../report/pareto.rst",
-            category="Figures",
-            labels={"figure": "Accuracy by measured density", "format": "SVG"},
-        ),
-        png=report(
-            f"{RESULTS}/figures/pareto.png",
-            caption="../report/pareto.rst",
-            category="Figures",
-            labels={"figure": "Accuracy by measured density", "format": "PNG"},
+        **figure(
+            "pareto", "Accuracy by measured density", when=len(sparse_systems()) > 1
         ),
     log:
         f"{RESULTS}/logs/plot_pareto.log",
     benchmark:
         f"{RESULTS}/benchmarks/plot_pareto.tsv"
-    conda:
-        "../../envs/report.yaml"
-    threads: 1
-    resources:
-        mem_mb=lambda w, attempt: 2000 * attempt,
-        runtime=10,
     params:
-        code=code_version("plot_pareto.py"),
+        **drawn_by("pareto"),
         length_unit=experiment.length_unit,
-        metrics={name: task.metric for name, task in experiment.tasks.items()},
+        metrics=METRICS,
         dense=dense_system(),
-        families={
-            name: experiment.systems[name].family or name for name in sparse_systems()
-        },
-    script:
-        "../scripts/plot_pareto.py"
+        families=sparse_families(),
+
+
+use rule plot_figure as plot_stream_perplexity with:
+    input:
+        positions=f"{RESULTS}/stream_positions.parquet",
+        streams=f"{RESULTS}/streams.csv",
+    output:
+        **figure("stream_perplexity", "Perplexity by position", when=experiment.streams),
+    log:
+        f"{RESULTS}/logs/plot_stream_perplexity.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/plot_stream_perplexity.tsv"
+    params:
+        **drawn_by("stream_perplexity"),
+
+
+use rule plot_figure as plot_stream_cost with:
+    input:
+        chunks=stream_tables("streams"),
+        measurements=stream_tables("measurements/streams"),
+    output:
+        **figure("stream_cost", "Memory and speed by position", when=experiment.streams),
+    log:
+        f"{RESULTS}/logs/plot_stream_cost.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/plot_stream_cost.tsv"
+    params:
+        **drawn_by("stream_cost"),

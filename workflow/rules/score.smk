@@ -16,7 +16,7 @@ rule score_predictions:
         runtime=10,
     params:
         code=code_version("score_predictions.py"),
-        metric=lambda w: experiment.tasks[w.task].metric,
+        metric=lambda w: METRICS[w.task],
         has_depths=lambda w: experiment.tasks[w.task].has_depths,
     script:
         "../scripts/score_predictions.py"
@@ -34,6 +34,7 @@ rule summarize_scores:
             category="Tables",
             labels={"table": "Summary: accuracy, interval, density, cache"},
         ),
+        depths=f"{RESULTS}/depth_scores.parquet",
         needles=f"{RESULTS}/needles.parquet",
         needles_csv=report(
             f"{RESULTS}/needles.csv",
@@ -87,7 +88,7 @@ rule find_effective_length:
         runtime=10,
     params:
         code=code_version("find_effective_length.py"),
-        metrics={name: task.metric for name, task in experiment.tasks.items()},
+        metrics=METRICS,
         score=experiment.effective_length.score,
         share=experiment.effective_length.share,
     script:
@@ -146,7 +147,7 @@ rule compare_systems:
     params:
         code=code_version("compare_systems.py"),
         baseline=experiment.baseline,
-        metrics={name: task.metric for name, task in experiment.tasks.items()},
+        metrics=METRICS,
     script:
         "../scripts/compare_systems.py"
 

@@ -6,7 +6,7 @@ import polars as pl
 
 from needlework.pipeline.stage import stage
 from needlework.scoring.by_needle import by_needle
-from needlework.scoring.summarize import summarize
+from needlework.scoring.summarize import over_lengths, summarize
 from needlework.tables import skipped
 
 if TYPE_CHECKING:
@@ -20,5 +20,6 @@ with stage(snakemake) as s:
     summary, needles = summarize(scores, predictions, missing), by_needle(scores)
     summary.write_parquet(s.output.summary)
     summary.write_csv(s.output.csv, float_precision=6)
+    over_lengths(summary).write_parquet(s.output.depths)
     needles.write_parquet(s.output.needles)
     needles.write_csv(s.output.needles_csv, float_precision=6)

@@ -1,4 +1,4 @@
-"""Axes of context lengths, seconds and bytes, with labels that do not run into each other."""
+"""Axes of lengths, positions, seconds and bytes, with labels that do not overlap."""
 
 import json
 import math
@@ -6,11 +6,11 @@ import math
 import altair as alt
 import polars as pl
 
-from needlework.figures.style.theme import names
+from needlework.figures.style.theme import distinct, extent
 
-_LABEL_PIXELS = 6.8  # a character of an axis label, at the font size of the theme
+_LABEL_PIXELS = 6.8  # width of a character of an axis label, at the theme's font size
 _TIERS = 3
-_APART_PIXELS = 4
+_OFFSET_PIXELS = 4  # between neighbouring systems
 _MARGIN = 24  # pixels left free at both ends
 _BLANK = "\N{ZERO WIDTH SPACE}"  # renderers drop the height of an empty line
 
@@ -29,29 +29,29 @@ BYTES_LABEL = (
 
 
 def length_axis(
-    lengths: list[int], width: int, column: str = "length", unit: str = "tokens"
+    lengths: list[int], width: int, column: str = "length", length_unit: str = "tokens"
 ) -> alt.X:
-    """A log2 x axis of lengths in `unit`, `width` pixels wide, labelled at every length.
+    """A log2 x axis of `column`, `width` pixels wide, labelled at every length.
 
-    A label that would run into another (1,000 and 1,024) goes one line lower; one that finds no
-    room on three lines is left out. `column` holds the positions.
+    A label that would overlap another (1,000 and 1,024) moves down a line; one that fits on none
+    of three lines is left out.
     """
-    octaves = octaves_a_pixel(lengths, width)
+    octaves = octaves_per_pixel(lengths, width)
     domain = [min(lengths) / 2 ** (octaves * _MARGIN), max(lengths) * 2 ** (octaves * _MARGIN)]
-    taken: list[list[tuple[float, float]]] = [[] for _ in range(_TIERS)]
+    occupied: list[list[tuple[float, float]]] = [[] for _ in range(_TIERS)]
     labels = {}
-    # Powers of two come first, so that they stand in the first line.
+    # Powers of two first, so that they get the first line.
     for length in sorted(set(lengths), key=lambda length: (length & (length - 1) != 0, length)):
         text = f"{length:,}"
         center = math.log2(length / domain[0]) / octaves
         half = (len(text) + 1) * _LABEL_PIXELS / 2
-        for tier, spans in enumerate(taken):
+        for tier, spans in enumerate(occupied):
             if all(center + half < left or right < center - half for left, right in spans):
                 spans.append((center - half, center + half))
                 labels[str(length)] = [*[_BLANK] * tier, text]
                 break
     return (
-        alt.X(f"{column}:Q", title=f"Context length ({unit}, log scale)")
+        alt.X(f"{column}:Q", title=f"Context length ({length_unit}, log scale)")
         .scale(type="log", base=2, domain=domain, nice=False)
         .axis(
             values=sorted(set(lengths)),
@@ -63,27 +63,35 @@ def length_axis(
     )
 
 
-def octaves_a_pixel(lengths: list[int], width: int) -> float:
-    """How far a pixel reaches on the axis of `length_axis`, in doublings of the length."""
+def position_axis(positions: pl.Series) -> alt.X:
+    """A log x axis of the column `position`, in tokens."""
+    ticks = log_ticks(*extent(positions), 10)
+    scale = alt.Scale(type="log", domain=[ticks[0], ticks[-1]], nice=False)
+    axis = alt.Axis(values=ticks, format="~s", labelOverlap=True)
+    return alt.X("position:Q", title="Position (tokens, log scale)", scale=scale, axis=axis)
+
+
+def octaves_per_pixel(lengths: list[int], width: int) -> float:
+    """Doublings of the length per pixel of `length_axis`."""
     low, high = min(lengths), max(lengths)
     return (math.log2(high / low) if low < high else 2.0) / (width - 2 * _MARGIN)
 
 
 def side_by_side(data: pl.DataFrame, lengths: list[int], width: int) -> pl.DataFrame:
-    """Add x: the length, moved by some pixels from system to system, so that none hides another."""
-    systems = names(data, "system")
-    pixels = min(_APART_PIXELS, 1.6 * _MARGIN / len(systems))
-    step = pixels * octaves_a_pixel(lengths, width)
-    moved = {
+    """Add x: the length, shifted by a few pixels per system so that none hides another."""
+    systems = distinct(data, "system")
+    pixels = min(_OFFSET_PIXELS, 1.6 * _MARGIN / len(systems))
+    step = pixels * octaves_per_pixel(lengths, width)
+    factors = {
         system: 2 ** ((index - (len(systems) - 1) / 2) * step)
         for index, system in enumerate(systems)
     }
-    factor = pl.col("system").replace_strict(moved, return_dtype=pl.Float64)
+    factor = pl.col("system").replace_strict(factors, return_dtype=pl.Float64)
     return data.with_columns(x=pl.col("length") * factor)
 
 
 def log_ticks(low: float, high: float, base: int) -> list[float]:
-    """At most about eight ticks that enclose low..high on a log axis: powers of 2, or 1-2-5.
+    """About eight ticks at most that enclose low..high on a log axis: powers of 2, or 1-2-5.
 
     Args:
         low, high: the range to show, positive.
@@ -95,10 +103,10 @@ def log_ticks(low: float, high: float, base: int) -> list[float]:
         steps = [float(base) ** power for power in range(-30, 61)]
     first = max((step for step in steps if step <= low), default=steps[0])
     last = min((step for step in steps if step >= high), default=steps[-1])
-    chosen = [step for step in steps if first <= step <= last]
-    if len(chosen) == 1:
-        at = steps.index(chosen[0])
-        chosen = steps[max(at - 1, 0) : at + 2]
-    stride = math.ceil(len(chosen) / 8)
-    ticks = chosen[::stride]
+    ticks = [step for step in steps if first <= step <= last]
+    if len(ticks) == 1:
+        index = steps.index(ticks[0])
+        ticks = steps[max(index - 1, 0) : index + 2]
+    stride = math.ceil(len(ticks) / 8)
+    ticks = ticks[::stride]
     return ticks if ticks[-1] >= high else [*ticks, steps[steps.index(ticks[-1]) + stride]]

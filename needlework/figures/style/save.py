@@ -6,7 +6,7 @@ import altair as alt
 import vl_convert
 
 _PNG_SCALE = 2
-# In a frame narrower than the figure, such as the report's on a laptop.
+# For frames narrower than the figure, such as the report's on a laptop.
 _SHRINK = "<style>.vega-embed svg, .vega-embed canvas {max-width: 100%; height: auto}</style>"
 
 
@@ -16,9 +16,9 @@ def save(
     svg: str | Path | None = None,
     png: str | Path | None = None,
 ) -> None:
-    """Write the formats for which a path is given.
+    """Write the formats that have a path.
 
-    The HTML holds its scripts and draws without a network; the PNG has 2 pixels a point.
+    The HTML embeds its scripts and works offline; the PNG has 2 pixels per point.
     """
     spec = chart.to_dict()
     version = ".".join(alt.SCHEMA_VERSION.lstrip("v").split(".")[:2])

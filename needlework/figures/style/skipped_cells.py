@@ -1,4 +1,4 @@
-"""Cells of a summary that were not run, drawn as such: not as a zero, and not as nothing."""
+"""Cells of a summary that were not run, drawn as such rather than as zero or as nothing."""
 
 import altair as alt
 import polars as pl
@@ -8,30 +8,30 @@ MARK = "\N{MULTIPLICATION SIGN}"
 _CELL = ["system", "task", "length"]
 
 
-def gaps_of(summary: pl.DataFrame, task: str | None = None) -> pl.DataFrame:
-    """system, task, length, skip_reason (the reason) of the cells that were not run."""
+def skipped_cells(summary: pl.DataFrame, task: str | None = None) -> pl.DataFrame:
+    """The cells that were not run: system, task, length, skip_reason."""
     if "skip_reason" not in summary.columns:
         return summary.clear().select(*_CELL, skip_reason=pl.lit(None, dtype=pl.String))
-    found = summary.filter(pl.col("skip_reason").is_not_null()).select(*_CELL, "skip_reason")
-    return found if task is None else found.filter(pl.col("task") == task)
+    cells = summary.filter(pl.col("skip_reason").is_not_null()).select(*_CELL, "skip_reason")
+    return cells if task is None else cells.filter(pl.col("task") == task)
 
 
-def told(gaps: pl.DataFrame) -> list[str]:
-    """A line of subtitle for each system and reason: the lengths that it has no answers at."""
+def skip_notes(skipped: pl.DataFrame) -> list[str]:
+    """Lines of subtitle: for each system and reason, the lengths that were not run."""
     lines = []
-    kind = pl.col("skip_reason").str.split(": ").list.first()
-    rows = gaps.with_columns(kind=kind).group_by("system", "kind", maintain_order=True)
-    for (system, reason), cells in rows:
+    reason = pl.col("skip_reason").str.split(": ").list.first()
+    rows = skipped.with_columns(reason=reason).group_by("system", "reason", maintain_order=True)
+    for (system, why), cells in rows:
         lengths = ", ".join(f"{length:,}" for length in sorted(cells["length"].unique()))
-        lines.append(f"{MARK} not run: {system} at {lengths} ({reason})")
+        lines.append(f"{MARK} not run: {system} at {lengths} ({why})")
     return lines
 
 
-def tooltip(unit: str) -> list[alt.Tooltip]:
-    """Of a cell that was not run."""
+def skip_tooltip(length_unit: str) -> list[alt.Tooltip]:
+    """Tooltip of a cell that was not run."""
     return [
         alt.Tooltip("system:N", title="System"),
         alt.Tooltip("task:N", title="Task"),
-        alt.Tooltip("length:Q", title=f"Length ({unit})", format=","),
+        alt.Tooltip("length:Q", title=f"Length ({length_unit})", format=","),
         alt.Tooltip("skip_reason:N", title="Not run"),
     ]

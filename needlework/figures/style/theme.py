@@ -1,4 +1,4 @@
-"""One look for every figure: fonts, sizes, and colours that colour-blind readers tell apart."""
+"""One look for every figure: fonts, sizes, and colours that colour-blind readers can distinguish."""
 
 import altair as alt
 import polars as pl
@@ -18,28 +18,28 @@ SHAPES = ["circle", "square", "triangle-up", "diamond", "cross", "triangle-down"
 DASHES = [[1, 0], [8, 3], [2, 2], [8, 3, 2, 3], [12, 4], [4, 4]]
 SEQUENTIAL = "cividis"
 
-METRICS = {
+METRIC_LABELS = {
     "all": "share of the references found",
     "part": "any reference found",
-    "exact": "the answer begins with the references, or is them",
-    "rouge_l": "ROUGE-L with the references",
-    "token_f1": "F1 of the words with the references",
+    "exact": "the answer starts with the references (text: equals them)",
+    "rouge_l": "ROUGE-L against the references",
+    "token_f1": "F1 of words against the references",
 }
 
-ACCURACY = [
+ACCURACY_TOOLTIPS = [
     alt.Tooltip("percent:Q", title="Accuracy (%)", format=".1f"),
-    alt.Tooltip("ci_low:Q", title="Low (%)", format=".1f"),
-    alt.Tooltip("ci_high:Q", title="High (%)", format=".1f"),
+    alt.Tooltip("ci_low:Q", title="Lower bound (%)", format=".1f"),
+    alt.Tooltip("ci_high:Q", title="Upper bound (%)", format=".1f"),
 ]
-"""What is told of an accuracy where the pointer rests, with its interval."""
+"""An accuracy with its 95 % interval."""
 
-# Metric-compatible fonts everywhere: vl-convert brings the first, browsers have one of the others.
+# Metric-compatible fonts everywhere: vl-convert ships the first, browsers have one of the others.
 _FONT = "Liberation Sans, Arial, Helvetica, sans-serif"
 _INK = "#222222"
 
 
 def styled(chart: alt.TopLevelMixin, title: str, subtitle: list[str]) -> alt.TopLevelMixin:
-    """The chart with the house's look, a title and lines of subtitle; the last step of a figure."""
+    """Apply the theme, a title and lines of subtitle to a finished chart."""
     heading = alt.TitleParams(text=title, subtitle=subtitle, anchor="start", frame="bounds")
     return (
         chart.properties(title=heading, background="white", padding=12)
@@ -71,43 +71,60 @@ def styled(chart: alt.TopLevelMixin, title: str, subtitle: list[str]) -> alt.Top
     )
 
 
-def blank(title: str, why: str) -> alt.TopLevelMixin:
-    """A figure of nothing that says why: a run without answers still ends in its report."""
-    text = alt.Chart(inline(pl.DataFrame({"why": [why]}))).mark_text(fontSize=13, color=_INK)
-    return styled(text.encode(text="why:N").properties(width=420, height=80), title, [])
+def empty_figure(title: str, reason: str) -> alt.TopLevelMixin:
+    """A figure that only says why there is nothing to draw, so that the report is complete."""
+    text = alt.Chart(inline(pl.DataFrame({"reason": [reason]}))).mark_text(fontSize=13, color=_INK)
+    return styled(text.encode(text="reason:N").properties(width=420, height=80), title, [])
 
 
 def inline(table: pl.DataFrame) -> alt.InlineData:
-    """The rows as data of a chart, however many (altair refuses tables beyond 5000 rows)."""
+    """The rows as chart data. Passed inline because altair rejects tables over 5000 rows."""
     return alt.InlineData(values=table.fill_nan(None).to_dicts())
 
 
-def names(table: pl.DataFrame, column: str) -> list[str]:
-    """The distinct values of a column in the order in which they first appear."""
+def distinct(table: pl.DataFrame, column: str) -> list[str]:
+    """The distinct values of a column, in order of appearance."""
     return table[column].unique(maintain_order=True).to_list()
 
 
-def told_apart(column: str, domain: list[str], title: str) -> dict[str, alt.SchemaBase]:
-    """Channels by `column`; the i-th name of `domain` has the same look in every figure."""
+def extent(values: pl.Series) -> tuple[float, float]:
+    """The smallest and the largest number; nulls do not count."""
+    numbers = values.drop_nulls().to_list()
+    return min(numbers), max(numbers)
+
+
+def categorical(column: str, domain: list[str], title: str) -> dict[str, alt.SchemaBase]:
+    """The channels color, fill, shape and strokeDash by `column`.
+
+    The i-th name of `domain` has the same look in every figure.
+    """
     field = f"{column}:N"
 
-    def scaled(channel: type[alt.SchemaBase], values: list, shown: bool = True) -> alt.SchemaBase:
-        # Channels with one domain share a legend, which is lost if any of them hides it: an unused
-        # last name gives the hidden ones a domain of their own.
-        entries = domain if shown else [*domain, ""]
+    def scaled(channel: type[alt.SchemaBase], values: list, legend: bool = True) -> alt.SchemaBase:
+        # Channels with one domain share a legend, which disappears if any of them hides it. An
+        # unused last name gives the hidden ones a separate domain.
+        entries = domain if legend else [*domain, ""]
         cycled = [values[index % len(values)] for index in range(len(entries))]
-        legend = alt.Legend(title=title) if shown else None
-        return channel(field, legend=legend).scale(domain=entries, range=cycled)
+        return channel(field, legend=alt.Legend(title=title) if legend else None).scale(
+            domain=entries, range=cycled
+        )
 
     return {
         "color": scaled(alt.Color, COLORS),
-        "fill": scaled(alt.Fill, COLORS, shown=False),
+        "fill": scaled(alt.Fill, COLORS, legend=False),
         "shape": scaled(alt.Shape, SHAPES),
-        "strokeDash": scaled(alt.StrokeDash, DASHES, shown=False),
+        "strokeDash": scaled(alt.StrokeDash, DASHES, legend=False),
     }
 
 
-def counted(n: pl.Series, thing: str) -> str:
-    """`n = 22 answers a cell`, or `n = 20-22 answers a cell` where cells differ."""
-    low, high = n.min(), n.max()
-    return f"n = {low} {thing}" if low == high else f"n = {low}\N{EN DASH}{high} {thing}"
+def sample_size(n: pl.Series, unit: str) -> str:
+    """`n = 22 answers per cell`, or `n = 20-22 answers per cell` where cells differ."""
+    low, high = extent(n)
+    return f"n = {low} {unit}" if low == high else f"n = {low}\N{EN DASH}{high} {unit}"
+
+
+def metrics_line(metrics: set[str]) -> str:
+    """A line of subtitle that defines the metrics of a figure."""
+    return "Metric " + "; ".join(
+        f"{name}: {label}" for name, label in METRIC_LABELS.items() if name in metrics
+    )

@@ -1,3 +1,5 @@
+"""Axes: labels that do not overlap, ticks that enclose the data."""
+
 import itertools
 import json
 import re
@@ -7,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from needlework.figures.style.axes import length_axis, log_ticks, octaves_a_pixel, side_by_side
+from needlework.figures.style.axes import length_axis, log_ticks, octaves_per_pixel, side_by_side
 
 QUICK = [512, 1000, 1024, 2048, 3000, 4096]
 
@@ -19,20 +21,20 @@ def labels(lengths, width):
 
 
 @pytest.mark.parametrize("width", [320, 420, 560])
-def test_near_lengths_are_all_labelled_on_lines_of_their_own(width):
-    found = labels(QUICK, width)
-    assert {int(length): lines[-1] for length, lines in found.items()} == {
+def test_close_lengths_are_all_labelled_on_different_lines(width):
+    shown = labels(QUICK, width)
+    assert {int(length): lines[-1] for length, lines in shown.items()} == {
         length: f"{length:,}" for length in QUICK
     }
-    assert len(found["1024"]) == 1
-    assert len(found["1000"]) == 2
+    assert len(shown["1024"]) == 1
+    assert len(shown["1000"]) == 2
 
 
 @given(st.lists(st.integers(1, 2**24), min_size=1, max_size=12, unique=True))
-def test_no_two_labels_of_a_line_meet(lengths):
+def test_labels_of_a_line_do_not_overlap(lengths):
     width = 320
     low, high = length_axis(lengths, width).to_dict()["scale"]["domain"]
-    octaves = octaves_a_pixel(lengths, width)
+    octaves = octaves_per_pixel(lengths, width)
     lines = {}
     for length, text in labels(lengths, width).items():
         center = (pl.Series([int(length) / low]).log(2) / octaves).item()
@@ -55,7 +57,7 @@ def test_ticks_enclose_the_range(low, factor, base):
     assert ticks == sorted(set(ticks))
 
 
-def test_systems_stand_beside_each_other_around_their_length():
+def test_systems_are_side_by_side_around_their_length():
     table = pl.DataFrame({"system": ["b", "a", "c"], "length": [1024] * 3})
     x = side_by_side(table, QUICK, 400)["x"]
     assert x[1] == 1024

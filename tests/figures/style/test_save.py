@@ -1,3 +1,5 @@
+"""Saved charts: equal bytes, offline HTML."""
+
 import os
 import struct
 import subprocess
@@ -10,10 +12,10 @@ from support.paths import PYTHONPATH
 
 from needlework.figures.style.save import save
 
-CODE = "import sys; from figures.style.test_save import three_kinds; three_kinds(sys.argv[1])"
+CODE = "import sys; from figures.style.test_save import save_all_formats; save_all_formats(sys.argv[1])"
 
 
-def three_kinds(folder):
+def save_all_formats(folder):
     data = alt.InlineData(values=[{"x": i, "y": i * i} for i in range(5)])
     point = alt.Chart(data).mark_point().encode(x="x:Q", y="y:Q").properties(width=300, height=200)
     save(point | point, **{kind: f"{folder}/chart.{kind}" for kind in ("html", "svg", "png")})
@@ -23,8 +25,8 @@ def three_kinds(folder):
 def folders(tmp_path_factory):
     """The same chart, saved twice by this process and once by another."""
     made = [tmp_path_factory.mktemp("saved") for _ in range(3)]
-    three_kinds(made[0])
-    three_kinds(made[1])
+    save_all_formats(made[0])
+    save_all_formats(made[1])
     command = [sys.executable, "-c", CODE, made[2]]
     subprocess.run(command, check=True, env=os.environ | {"PYTHONPATH": PYTHONPATH})
     return made
@@ -35,7 +37,7 @@ def test_equal_charts_give_equal_bytes(folders, kind):
     assert len({(folder / f"chart.{kind}").read_bytes() for folder in folders}) == 1
 
 
-def test_html_needs_no_network(folders):
+def test_html_works_offline(folders):
     page = (folders[0] / "chart.html").read_text(encoding="utf-8")
     assert "vegaEmbed" in page
     assert "<script src" not in page
@@ -43,7 +45,7 @@ def test_html_needs_no_network(folders):
     assert "cdn.jsdelivr" not in page
 
 
-def test_svg_is_xml_and_png_has_two_pixels_a_point(folders):
+def test_svg_is_xml_and_png_has_two_pixels_per_point(folders):
     svg = ET.parse(folders[0] / "chart.svg").getroot()
     width, height = struct.unpack(">II", (folders[0] / "chart.png").read_bytes()[16:24])
     assert (width, height) == pytest.approx(
@@ -51,7 +53,7 @@ def test_svg_is_xml_and_png_has_two_pixels_a_point(folders):
     )
 
 
-def test_only_what_is_asked_for_is_written(tmp_path):
+def test_only_formats_with_a_path_are_written(tmp_path):
     chart = alt.Chart(alt.InlineData(values=[{"x": 1}])).mark_point().encode(x="x:Q")
     save(chart, svg=tmp_path / "a.svg")
     assert [path.name for path in tmp_path.iterdir()] == ["a.svg"]

@@ -1,12 +1,14 @@
+"""Skipped cells in figures."""
+
 import polars as pl
 import pytest
 
 from needlework.figures.accuracy import accuracy
 from needlework.figures.heatmap import heatmap
 from needlework.figures.style.save import save
-from needlework.figures.style.skipped_cells import MARK, gaps_of, told
+from needlework.figures.style.skipped_cells import MARK, skip_notes, skipped_cells
 
-WHY = "out of memory: at 1,024: 20 GiB asked for"
+WHY = "out of memory: at 1,024: 20 GiB requested"
 
 
 def _row(system, length, depth, percent=None, why=None):
@@ -25,43 +27,43 @@ def summary():
     return pl.DataFrame(rows, infer_schema_length=None)
 
 
-def _drawn(chart, tmp_path):
+def _svg(chart, tmp_path):
     save(chart, svg=tmp_path / "chart.svg")
     return (tmp_path / "chart.svg").read_text()
 
 
-def test_the_heatmap_is_grey_and_crossed_where_nothing_was_run(summary, tmp_path):
-    drawn = _drawn(heatmap(summary, "passkey"), tmp_path)
-    # Both depths of two cells, and the two lines of subtitle.
-    assert drawn.count(f">{MARK}</text>") == 4
-    assert drawn.count('fill="#c4c4c4"') == 4
-    assert f"Not run: {WHY}" in drawn
-    assert "not run: far at 1,024 (out of memory)" in drawn
-    assert ">never<" in drawn
+def test_skipped_cells_of_the_heatmap_are_grey_and_crossed(summary, tmp_path):
+    svg = _svg(heatmap(summary, "passkey"), tmp_path)
+    # Both depths of two cells.
+    assert svg.count(f">{MARK}</text>") == 4
+    assert svg.count('fill="#c4c4c4"') == 4
+    assert f"Not run: {WHY}" in svg
+    assert "not run: far at 1,024 (out of memory)" in svg
+    assert ">never<" in svg
     whole = summary.filter(pl.col("skip_reason").is_null())
-    assert "not run" not in _drawn(heatmap(whole, "passkey"), tmp_path)
-    assert "not run" not in _drawn(heatmap(whole.drop("skip_reason"), "passkey"), tmp_path)
+    assert "not run" not in _svg(heatmap(whole, "passkey"), tmp_path)
+    assert "not run" not in _svg(heatmap(whole.drop("skip_reason"), "passkey"), tmp_path)
 
 
-def test_accuracy_is_no_point_but_a_cross_where_nothing_was_run(summary, tmp_path):
-    drawn = _drawn(accuracy(summary), tmp_path)
-    assert drawn.count(f">{MARK}</text>") == 2
-    assert f"Not run: {WHY}" in drawn
-    assert drawn.count("Answers: 4") == 3
-    assert "not run: never at 512 (out of memory)" in drawn
+def test_skipped_cells_of_the_accuracy_figure_are_crosses(summary, tmp_path):
+    svg = _svg(accuracy(summary), tmp_path)
+    assert svg.count(f">{MARK}</text>") == 2
+    assert f"Not run: {WHY}" in svg
+    assert svg.count("Answers: 4") == 3
+    assert "not run: never at 512 (out of memory)" in svg
 
 
-def test_a_task_that_no_system_was_run_on_is_drawn_all_the_same(summary, tmp_path):
+def test_a_task_that_no_system_ran_is_svg(summary, tmp_path):
     other = summary.filter(pl.col("skip_reason").is_not_null()).with_columns(task=pl.lit("niah"))
     both = pl.concat([summary, other])
-    assert _drawn(heatmap(both, "niah"), tmp_path).count(f">{MARK}</text>") == 4
-    assert ">niah<" in _drawn(accuracy(both), tmp_path)
+    assert _svg(heatmap(both, "niah"), tmp_path).count(f">{MARK}</text>") == 4
+    assert ">niah<" in _svg(accuracy(both), tmp_path)
 
 
-def test_reasons_are_told_once_a_system(summary):
+def test_each_system_and_reason_is_one_note(summary):
     more = summary.filter(pl.col("system") == "never").with_columns(length=pl.lit(1024))
-    # The longer one first, and a second task that it has none of either.
+    # The longer length first, and a second task that was not run either.
     other = summary.filter(pl.col("system") == "never").with_columns(task=pl.lit("niah"))
-    gaps = gaps_of(pl.concat([more.cast(summary.schema), summary, other]))
-    assert told(gaps)[:1] == [f"{MARK} not run: never at 512, 1,024 (out of memory)"]
-    assert gaps_of(summary, "niah").is_empty()
+    skipped = skipped_cells(pl.concat([more.cast(summary.schema), summary, other]))
+    assert skip_notes(skipped)[:1] == [f"{MARK} not run: never at 512, 1,024 (out of memory)"]
+    assert skipped_cells(summary, "niah").is_empty()

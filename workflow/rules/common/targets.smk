@@ -14,20 +14,7 @@ def tables():
 
 def targets():
     """Everything that `rule all` wants."""
-    mapped = [name for name, task in experiment.tasks.items() if task.has_depths]
-    figures = [*(f"heatmap/{task}" for task in mapped), "accuracy", "cost"]
-    figures += ["effective_length"] if len(experiment.lengths) > 1 else []
-    figures += ["memory"] if local_systems() else []
-    figures += ["training", "training_cost"] if training_tables() else []
-    figures += ["finetuning"] if mapped and before_finetuning() else []
-    figures += ["density"] if sparse_systems() else []
-    figures += ["pareto"] if len(sparse_systems()) > 1 else []
-    figures += ["stream_perplexity", "stream_cost"] if experiment.streams else []
-    wanted = expand(
-        f"{RESULTS}/figures/{{figure}}.{{kind}}",
-        figure=figures,
-        kind=["html", "svg", "png"],
-    )
+    wanted = [*FIGURES]
     wanted += [f"{RESULTS}/{name}" for name in ("summary.parquet", "summary.csv")]
     wanted += [f"{RESULTS}/{name}" for name in ("experiment.yaml", "software.csv")]
     wanted += [f"{RESULTS}/plan.csv"]

@@ -95,19 +95,3 @@ def training_tables(stage="training"):
     gates = {f"gates {name}": f"gates/{name}" for name in experiment.gates}
     paths = {**models, **gates}.items()
     return {name: f"{RESULTS}/{stage}/{path}.parquet" for name, path in paths}
-
-
-def training_steps():
-    """Optimizer steps of everything that this experiment trains, by name in the figure."""
-    models = {name: experiment.models[name] for name in pretrained_models()}
-    steps = {
-        name: sum(stage.steps for stage in m.pretrain.stages)
-        for name, m in models.items()
-    }
-    for name in finetuned_models():
-        recipe = experiment.models[name].finetune
-        steps[name] = sum(stage.steps for stage in (*recipe.curriculum, recipe))
-    distilled = {
-        f"gates {name}": g.distill.steps for name, g in experiment.gates.items()
-    }
-    return {**steps, **distilled}

@@ -1,0 +1,43 @@
+"""Outputs and code of the rules that draw figures."""
+
+FIGURES = []
+"""Files of every figure that a run makes; filled by `figure`."""
+
+METRICS = {name: task.metric for name, task in experiment.tasks.items()}
+
+
+def tasks_with_depths():
+    """Tasks whose answers have a depth in the context."""
+    return [name for name, task in experiment.tasks.items() if task.has_depths]
+
+
+def sparse_families():
+    """Sparse systems, each with the sweep that it is part of, or its own name."""
+    systems = experiment.systems
+    return {name: systems[name].family or name for name in sparse_systems()}
+
+
+def figure(name, title, when=True, **wildcards):
+    """Outputs of a figure's rule: HTML, SVG and PNG under the caption report/<name>.rst.
+
+    `rule all` makes the figure if `when` is true, once for each value of `wildcards`.
+    """
+    path = f"{RESULTS}/figures/{name}"
+    formats = {"html": "interactive", "svg": "SVG", "png": "PNG"}
+    if when:
+        FIGURES.extend(expand(f"{path}.{{format}}", format=formats, **wildcards))
+    return {
+        suffix: report(
+            f"{path}.{suffix}",
+            caption=f"../report/{name.split('/')[0]}.rst",
+            category="Figures",
+            labels={"figure": title, "format": label},
+        )
+        for suffix, label in formats.items()
+    }
+
+
+def drawn_by(name):
+    """Params of a figure's rule: its module, needlework/figures/<name>.py, and code version."""
+    modules = [f"needlework.figures.{name}"]
+    return {"code": code_version("plot_figure.py", *modules), "modules": modules}
