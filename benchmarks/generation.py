@@ -18,7 +18,7 @@ import polars as pl
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from needlework.tasks.haystacks.sentences import sentence
+from needlework.tasks.haystacks.sentences import random_sentence
 
 ROOT = Path(__file__).resolve().parent.parent
 PEER = ROOT / ".venv-lm-eval" / "bin" / "python"
@@ -77,7 +77,7 @@ def _row(folder: Path, task: str, length: int) -> str:
 def _prepare(folder: Path) -> None:
     """A tokenizer, an essay and Punkt data, where lm-eval looks for them."""
     random = Random(0)
-    text = [" ".join(sentence(random) for _ in range(10)) for _ in range(3000)]
+    text = [" ".join(random_sentence(random) for _ in range(10)) for _ in range(3000)]
     numbers = [str(random.randrange(10**7)) for _ in range(2000)]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

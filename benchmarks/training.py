@@ -21,7 +21,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from benchmarks.timing import verdict
 from needlework.config.tasks import PasskeyExamples
 from needlework.config.training import Finetune
-from needlework.finetune_data.passkey import examples
+from needlework.finetune_data.passkey import make_examples
 from needlework.models.checkpoint import open_model
 from needlework.tasks.prompts.tokenizer import open_tokenizer
 from needlework.training.data_order import cycle_shuffled
@@ -76,7 +76,7 @@ def training_table(lengths: tuple[int, ...] = LENGTHS, turns: int = TURNS) -> st
 
 def _rows(length: int) -> pl.DataFrame:
     config = PasskeyExamples(examples=BATCH * STEPS, length=length)
-    return examples(config, open_tokenizer(MODEL), SEED)
+    return make_examples(config, open_tokenizer(MODEL), SEED)
 
 
 def _ours(rows: pl.DataFrame) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""`needlework niah`: a cell of an experiment asked at once, and what the model says."""
+"""`needlework niah`: a cell of an experiment job at once, and what the model says."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,8 +14,8 @@ from needlework.config.models import Checkpoint
 from needlework.evaluation.generation.answers import EvaluationJob, answer_samples
 from needlework.scoring.intervals import wilson
 from needlework.scoring.score import score
-from needlework.tasks.generate import samples
-from needlework.tasks.preflight import frame_of, sampler_of
+from needlework.tasks.generate import make_samples
+from needlework.tasks.preflight import chat_frame_of, make_sampler, thinking_tokens_of
 from needlework.tasks.prompts.tokenizer import open_tokenizer
 
 _SHOWN = 100
@@ -53,9 +53,10 @@ def ask(
         seed=seed,
     )
     entry, task = experiment.models[NAME], experiment.tasks[NAME]
-    framed, tokenizer = frame_of(entry), open_tokenizer(entry.path, entry.revision)
-    sampler = sampler_of(experiment, NAME, length, tokenizer, framed)
-    table, job = samples(sampler, count), _job(entry, attention, framed[1])
+    tokenizer = open_tokenizer(entry.path, entry.revision)
+    chat_frame, thinking_tokens = chat_frame_of(entry), thinking_tokens_of(entry)
+    sampler = make_sampler(experiment, NAME, length, tokenizer, chat_frame, thinking_tokens)
+    table, job = make_samples(sampler, count), _job(entry, attention, thinking_tokens)
     with TemporaryDirectory() as folder:
         path = Path(folder) / "samples.parquet"
         table.write_parquet(path)

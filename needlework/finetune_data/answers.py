@@ -1,4 +1,4 @@
-"""What training puts behind an answer."""
+"""Tokens that training appends to an answer."""
 
 END_TOKENS = 1
-"""Tokens of the end of text that training puts behind an answer."""
+"""The end-of-text token."""

@@ -1,4 +1,4 @@
-"""Proof that what is evaluated is not trained on."""
+"""Prove that training rows do not contain evaluation samples."""
 
 import re
 from collections import defaultdict
@@ -9,19 +9,21 @@ from typing import NamedTuple
 import polars as pl
 import pyarrow.parquet as pq
 
-CHECKED = {
+from needlework.tasks.sample_table import iterate_samples
+
+OVERLAP_SCHEMA = {
     "data": pl.String,
     "task": pl.String,
     "length": pl.Int64,
     "samples": pl.Int64,
     "shared": pl.Int64,
 }
-_SHOWN = 3
+_MAX_SHOWN = 3
 _WORD = re.compile(r"\w+|[^\w\s]+")
 
 
-class Shared(NamedTuple):
-    """A sample, and a row that trains on it."""
+class Overlap(NamedTuple):
+    """A sample and the training row that contains it."""
 
     sample: int
     row: int
@@ -29,7 +31,7 @@ class Shared(NamedTuple):
 
 
 class TrainingRows:
-    """Rows to train on, found by what they answer.
+    """Training rows, indexed by the words of their answers.
 
     Args:
         rows: columns prompt and answer.
@@ -37,64 +39,68 @@ class TrainingRows:
 
     def __init__(self, rows: pl.DataFrame):
         self._prompts = rows["prompt"]
-        self._answers = [_words(answer) for answer in rows["answer"]]
-        self._by_word: dict[str, list[int]] = defaultdict(list)
+        self._answers = [_normalize(answer) for answer in rows["answer"]]
+        self._rows_by_word: dict[str, list[int]] = defaultdict(list)
         for number, answer in enumerate(self._answers):
             for word in set(answer.split()):
-                self._by_word[word].append(number)
+                self._rows_by_word[word].append(number)
 
-    def shared(self, samples: str | Path) -> Iterator[Shared]:
-        """The samples of a table that a row trains on: it asks the same question, word for word,
-        and its answer holds each of the sample's outputs. A sample with no question of its own is
-        asked by its whole context.
+    def overlaps(self, samples: str | Path) -> Iterator[Overlap]:
+        """Find the samples of a table that a row trains on.
+
+        Such a row's prompt contains the sample's question word for word, and its answer contains
+        all of the sample's outputs. The context serves as question if the sample has none.
         """
-        with pq.ParquetFile(samples) as file:
-            for batch in file.iter_batches(
-                batch_size=1, columns=["sample", "context", "question", "outputs"]
-            ):
-                (sample,) = batch.to_pylist()
-                row = self._row(sample["question"] or sample["context"], sample["outputs"])
-                if row is not None:
-                    yield Shared(sample["sample"], row, sample["outputs"])
+        for sample in iterate_samples(samples, ["sample", "context", "question", "outputs"]):
+            row = self._find(sample["question"] or sample["context"], sample["outputs"])
+            if row is not None:
+                yield Overlap(sample["sample"], row, sample["outputs"])
 
-    def _row(self, question: str, outputs: list[str]) -> int | None:
-        question, wanted = _words(question), [_words(output) for output in outputs]
-        for row in self._by_word.get(wanted[0].split()[0], ()):
+    def _find(self, question: str, outputs: list[str]) -> int | None:
+        question, wanted = _normalize(question), [_normalize(output) for output in outputs]
+        for row in self._rows_by_word.get(wanted[0].split()[0], ()):
             if all(output in self._answers[row] for output in wanted) and (
-                question in _words(self._prompts[row])
+                question in _normalize(self._prompts[row])
             ):
                 return row
         return None
 
 
-def check(data: str, rows: pl.DataFrame, samples: dict[tuple[str, int], str]) -> pl.DataFrame:
-    """How many samples of each table the rows train on, columns as in `CHECKED`: none.
+def check_contamination(
+    data: str, rows: pl.DataFrame, samples: dict[tuple[str, int], str]
+) -> pl.DataFrame:
+    """Count the samples of each table that the rows train on; any such sample is an error.
 
     Args:
-        data: the name under finetune_data.
+        data: name under finetune_data.
         rows: columns prompt and answer.
-        samples: tables by task and length in tokens.
+        samples: paths of sample tables by task and length in tokens.
+
+    Returns:
+        One row per table, columns as in OVERLAP_SCHEMA; `shared` is 0.
 
     Raises:
-        ValueError: there are some; their outputs are named.
+        ValueError: a row trains on a sample; the message names the outputs.
     """
-    training, table, told = TrainingRows(rows), [], []
+    training, table, descriptions = TrainingRows(rows), [], []
     for (task, length), path in samples.items():
-        found = list(training.shared(path))
-        count = pq.read_metadata(path).num_rows
-        table.append((data, task, length, count, len(found)))
-        told += [
-            f"{', '.join(one.outputs)} (row {one.row}, sample {one.sample} of {task} at {length})"
-            for one in found
+        overlaps = list(training.overlaps(path))
+        table.append((data, task, length, pq.read_metadata(path).num_rows, len(overlaps)))
+        descriptions += [
+            f"{', '.join(overlap.outputs)} (row {overlap.row}, sample {overlap.sample} of {task} "
+            f"at {length})"
+            for overlap in overlaps
         ]
-    if told:
-        more = f" and {len(told) - _SHOWN} more" if len(told) > _SHOWN else ""
+    if descriptions:
+        hidden = len(descriptions) - _MAX_SHOWN
+        more = f" and {hidden} more" if hidden > 0 else ""
         raise ValueError(
-            f"finetune_data.{data}: trains on what is evaluated: {'; '.join(told[:_SHOWN])}{more}; "
-            "take those rows out, or evaluate other samples"
+            f"finetune_data.{data}: contains evaluation samples: "
+            f"{'; '.join(descriptions[:_MAX_SHOWN])}{more}; "
+            "remove these rows, or evaluate other samples"
         )
-    return pl.DataFrame(table, CHECKED, orient="row")
+    return pl.DataFrame(table, OVERLAP_SCHEMA, orient="row")
 
 
-def _words(text: str) -> str:
+def _normalize(text: str) -> str:
     return f" {' '.join(_WORD.findall(text))} "

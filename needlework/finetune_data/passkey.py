@@ -1,4 +1,4 @@
-"""Passkey rows to train on."""
+"""Training rows of the passkey task."""
 
 from itertools import product
 from random import Random
@@ -10,19 +10,19 @@ from needlework.config.tasks import PasskeyExamples
 from needlework.finetune_data.answers import END_TOKENS
 from needlework.runtime.progress import track
 from needlework.tasks.haystacks.filler import Filler
-from needlework.tasks.passkey import ANSWER, Draft, draw_key
+from needlework.tasks.passkey import ANSWER, PasskeyPrompt, draw_key
 from needlework.tasks.prompts.budget import (
-    TooLong,
-    fill,
-    least_tokens,
+    BudgetTooSmall,
+    fit_prompt,
+    prompt_text,
+    shortest_tokens,
     smallest_length,
-    text_of,
 )
-from needlework.tasks.prompts.token_counter import Counter
-from needlework.tasks.prompts.tokenizer import uncut
+from needlework.tasks.prompts.token_counter import TokenCounter
+from needlework.tasks.prompts.tokenizer import without_truncation
 from needlework.tasks.seeds import stream_seed
 
-EXAMPLES = {
+SCHEMA = {
     "prompt": pl.String,
     "answer": pl.String,
     "context_length": pl.Int64,
@@ -32,51 +32,51 @@ EXAMPLES = {
 }
 
 
-def examples(config: PasskeyExamples, tokenizer: Tokenizer, seed: int) -> pl.DataFrame:
-    """Rows to train on: prompt, answer, context_length, depth_percent, num_digits, seed.
+def make_examples(config: PasskeyExamples, tokenizer: Tokenizer, seed: int) -> pl.DataFrame:
+    """Generate training rows, columns as in SCHEMA.
 
     `context_length` counts the tokens of prompt and answer (a space and the key), special tokens
-    included, and one for the end-of-sequence token that training adds: at most `config.length`
-    (its entries take turns where it has several), and equal to it wherever a cut of the filler
-    makes it so. Every pair of a depth and a number of digits comes up equally often at each
-    length. Row i is the same however many are asked for.
+    included, plus the end-of-text token that training appends. It is at most `config.length`, and
+    equal to it wherever the filler can be cut to fit; several lengths alternate. At each length
+    all pairs of depth and number of digits are equally frequent. Row i does not depend on the
+    number of rows.
 
     Raises:
-        ValueError: the length is too small; the smallest that works is named.
+        ValueError: the length is too small; the message names the smallest that works.
     """
-    counter = Counter(uncut(tokenizer))
+    counter = TokenCounter(without_truncation(tokenizer))
     filler = Filler(counter)
     cells = list(product(config.depths, config.digits))
     parameters = config.model_dump(mode="json", exclude={"examples", "length"})
 
-    def start(length: int, index: int) -> tuple[int, Draft, str]:
+    def start_row(length: int, index: int) -> tuple[int, PasskeyPrompt, str]:
+        """The row's seed, prompt builder and answer."""
         depth_percent, digits = cells[index % len(cells)]
         row_seed = stream_seed("passkey examples", seed, parameters, length, index)
         key = draw_key(Random(row_seed), digits, evaluation=False)
         answer = ANSWER.format(key=key)
-        return row_seed, Draft(counter, filler, key, depth_percent, answer=answer), answer
+        return row_seed, PasskeyPrompt(counter, filler, key, depth_percent, answer=answer), answer
 
-    def needed(length: int) -> int:
-        started = (start(length, index) for index in range(config.examples))
+    def required_length(length: int) -> int:
+        started = (start_row(length, index) for index in range(config.examples))
         return END_TOKENS + max(
-            least_tokens(draft, counter, answer) for _, draft, answer in started
+            shortest_tokens(builder, counter, answer) for _, builder, answer in started
         )
 
     rows = []
     for i in track(range(config.examples), description="passkey examples", unit="row"):
-        index, turn = divmod(i, len(config.lengths))
-        length = config.lengths[turn]
-        row_seed, draft, answer = start(length, index)
+        index, length_index = divmod(i, len(config.lengths))
+        length = config.lengths[length_index]
+        row_seed, builder, answer = start_row(length, index)
         try:
-            prompt = fill(draft, counter, length - END_TOKENS, answer)
-        except TooLong:
+            prompt = fit_prompt(builder, counter, length - END_TOKENS, answer)
+        except BudgetTooSmall:
             raise ValueError(
                 f"passkey examples: length {length} is too small;"
-                f" set it to {smallest_length(length, needed)} or more"
+                f" write {smallest_length(length, required_length)} or more"
             ) from None
         (needle,) = prompt.needles
-        size = counter.whole(text_of(prompt, counter) + answer) + END_TOKENS
-        rows.append(
-            (text_of(prompt, counter), answer, size, needle.depth_percent, len(draft.key), row_seed)
-        )
-    return pl.DataFrame(rows, EXAMPLES, orient="row")
+        text = prompt_text(prompt, counter)
+        tokens = counter.count_whole(text + answer) + END_TOKENS
+        rows.append((text, answer, tokens, needle.depth_percent, len(builder.key), row_seed))
+    return pl.DataFrame(rows, SCHEMA, orient="row")

@@ -1,4 +1,4 @@
-"""Rows to train on from generated text that tells numbers and asks for them."""
+"""Training rows of generated text that states numbers and asks for them again."""
 
 from itertools import islice
 
@@ -7,29 +7,29 @@ from tokenizers import Tokenizer
 
 from needlework.config.tasks import RecallExamples
 from needlework.finetune_data.recall_text import recall_text
-from needlework.finetune_data.text import EXAMPLES
+from needlework.finetune_data.text import SCHEMA
 from needlework.runtime.progress import track
-from needlework.tasks.prompts.tokenizer import uncut
+from needlework.tasks.prompts.tokenizer import without_truncation
 from needlework.tasks.seeds import stream_seed
 
 
-def examples(config: RecallExamples, tokenizer: Tokenizer, seed: int) -> pl.DataFrame:
-    """Rows to train on: input_ids, each a text of its own, of one of the lengths in turn.
+def make_examples(config: RecallExamples, tokenizer: Tokenizer, seed: int) -> pl.DataFrame:
+    """Generate training rows: input_ids, each an independent text; lengths alternate.
 
     Args:
-        config: the rows asked for.
-        tokenizer: what it puts around a text (a beginning-of-text token) begins each row.
-        seed: of the experiment.
+        config: parameters of the rows.
+        tokenizer: its beginning-of-text token, if it adds one, starts each row.
+        seed: the experiment's seed.
     """
-    tokenizer, rows = uncut(tokenizer), []
+    tokenizer, rows = without_truncation(tokenizer), []
     for number in track(range(config.examples), description="rows of text", unit="row"):
         length = config.lengths[number % len(config.lengths)]
-        sentences = recall_text(
-            stream_seed(seed, "recall_examples", number), config.recall_fraction
-        )
-        text, ids = "", []
+        row_seed = stream_seed(seed, "recall_examples", number)
+        sentences = recall_text(row_seed, config.recall_fraction)
+        text = ""
+        ids: list[int] = []
         while len(ids) < length:
             text += "".join(islice(sentences, length // 16 + 1))
             ids = tokenizer.encode(text).ids
         rows.append(ids[:length])
-    return pl.DataFrame({"input_ids": rows}, EXAMPLES)
+    return pl.DataFrame({"input_ids": rows}, SCHEMA)

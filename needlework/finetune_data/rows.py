@@ -1,4 +1,4 @@
-"""Rows to train on from a table of the user's."""
+"""Training rows from a table of the user's."""
 
 import polars as pl
 from tokenizers import Tokenizer
@@ -6,42 +6,42 @@ from tokenizers import Tokenizer
 from needlework.config.tasks import RowExamples
 from needlework.finetune_data.answers import END_TOKENS
 from needlework.runtime.progress import track
-from needlework.sources.texts import pairs
-from needlework.tasks.prompts.tokenizer import uncut
+from needlework.sources.texts import read_pairs
+from needlework.tasks.prompts.tokenizer import without_truncation
 
-EXAMPLES = {"prompt": pl.String, "answer": pl.String, "context_length": pl.Int64}
+SCHEMA = {"prompt": pl.String, "answer": pl.String, "context_length": pl.Int64}
 
 
-def examples(config: RowExamples, tokenizer: Tokenizer, seed: int) -> pl.DataFrame:
-    """Rows to train on: prompt, answer, context_length; the first of the table, in its order.
+def make_examples(config: RowExamples, tokenizer: Tokenizer, seed: int) -> pl.DataFrame:
+    """Read the first training rows of a table in order, columns as in SCHEMA.
 
-    `context_length` counts the tokens of prompt, answer and end as training has them, each
-    tokenized apart. No seed decides anything.
+    `context_length` counts the tokens of prompt, answer and end-of-text token; prompt and answer
+    are tokenized separately, as in training. `seed` has no effect.
 
     Raises:
-        ValueError: as `texts.pairs`; a row of more than `config.length` tokens; fewer rows than
-            `config.examples`.
+        ValueError: see `read_pairs`; a row has more than `config.length` tokens; the table has
+            fewer rows than `config.examples`.
     """
-    tokenizer, rows = uncut(tokenizer), []
-    found = pairs(config.path, (config.prompt_column, config.answer_column), config.split)
-    with track(description="rows", total=config.examples, unit="row") as bar:
-        for prompt, answer in found:
+    tokenizer = without_truncation(tokenizer)
+    rows: list[tuple[str, str, int]] = []
+    pairs = read_pairs(config.path, (config.prompt_column, config.answer_column), config.split)
+    with track(description="rows", total=config.examples, unit="row") as progress:
+        for prompt, answer in pairs:
             if len(rows) == config.examples:
                 break
             parts = (tokenizer.encode(prompt), tokenizer.encode(answer, add_special_tokens=False))
-            size = sum(map(len, parts)) + END_TOKENS
-            if size > config.length:
+            tokens = sum(map(len, parts)) + END_TOKENS
+            if tokens > config.length:
                 raise ValueError(
-                    f"{config.path}: row {len(rows)} has {size} tokens with its answer and end, "
-                    f"more than length: {config.length}; write length: {size} or more, or shorten "
-                    "the row"
+                    f"{config.path}: row {len(rows)} has {tokens} tokens with answer and "
+                    f"end-of-text, more than length: {config.length}; write length: {tokens} or "
+                    "more, or shorten the row"
                 )
-            rows.append((prompt, answer, size))
-            bar.update()
+            rows.append((prompt, answer, tokens))
+            progress.update()
     if not rows or len(rows) < (config.examples or 0):
-        wanted = config.examples or "some"
         raise ValueError(
-            f"{config.path}: has {len(rows)} rows and {wanted} are asked for; write "
-            f"examples: {len(rows) or 'null'}, or name a table with more"
+            f"{config.path}: has {len(rows)} rows, fewer than examples: {config.examples or 1}; "
+            f"write examples: {len(rows) or 'null'}, or the path of a table with more rows"
         )
-    return pl.DataFrame(rows, EXAMPLES, orient="row")
+    return pl.DataFrame(rows, SCHEMA, orient="row")

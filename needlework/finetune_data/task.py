@@ -1,6 +1,7 @@
-"""Rows to train on from any task: samples with their answers, from random streams of their own."""
+"""Training rows of any task: samples with their answers, from separate random streams."""
 
 from collections.abc import Mapping
+from typing import Literal
 
 import polars as pl
 from tokenizers import Tokenizer
@@ -9,9 +10,9 @@ from needlework.config.tasks import Task, TaskExamples
 from needlework.finetune_data.answers import END_TOKENS
 from needlework.runtime.progress import track
 from needlework.tasks.generate import Sampler
-from needlework.tasks.prompts.tokenizer import uncut
+from needlework.tasks.prompts.tokenizer import without_truncation
 
-EXAMPLES = {
+SCHEMA = {
     "prompt": pl.String,
     "answer": pl.String,
     "context_length": pl.Int64,
@@ -19,32 +20,32 @@ EXAMPLES = {
 }
 
 
-def examples(
+def make_examples(
     config: TaskExamples,
     tokenizer: Tokenizer,
     seed: int,
     *,
     task: Task,
-    depths: list[float] | str,
+    depths: list[float] | Literal["uniform"],
     haystacks: Mapping[int, pl.DataFrame],
 ) -> pl.DataFrame:
-    """Rows to train on: prompt, answer, context_length, seed.
+    """Generate training rows, columns as in SCHEMA.
 
-    The answer is a space and the sample's outputs, with commas between. `context_length` counts the
-    tokens of prompt, answer and the end that training adds; within the length there is room for the
-    task's longest answer. Lengths take turns where there are several. Row i is the same however
-    many are asked for, and none is drawn as a sample of an evaluation is.
+    The answer is a space and the sample's outputs, separated by commas. `context_length` counts
+    the tokens of prompt, answer and end-of-text token; the length leaves room for the task's
+    longest answer. Several lengths alternate. Row i does not depend on the number of rows, and no
+    row uses the random stream of an evaluation sample.
 
     Args:
-        config: the rows asked for.
-        tokenizer: what tokens are counted in.
-        seed: of the experiment.
-        task: the parameters of the task that config names.
-        depths: the experiment's.
-        haystacks: by length, the text that the task's haystack names, if it is the user's.
+        config: parameters of the rows.
+        tokenizer: the tokenizer that lengths are measured in.
+        seed: the experiment's seed.
+        task: parameters of the task that `config.task` names.
+        depths: the experiment's depths.
+        haystacks: sentences of the user's haystack text by length, if the task uses one.
 
     Raises:
-        ValueError: as Sampler.
+        ValueError: see Sampler.
     """
     samplers = [
         Sampler(
@@ -59,11 +60,12 @@ def examples(
         )
         for length in config.lengths
     ]
-    rows, encode = [], uncut(tokenizer).encode
+    rows, encode = [], without_truncation(tokenizer).encode
     for i in track(range(config.examples), description=f"{config.task} examples", unit="row"):
-        index, turn = divmod(i, len(samplers))
-        row = samplers[turn].sample(index)
-        answer = f" {', '.join(row['outputs'])}"
-        size = row["tokens"] + len(encode(answer, add_special_tokens=False)) + END_TOKENS
-        rows.append((row["prompt"], answer, size, row["seed"]))
-    return pl.DataFrame(rows, EXAMPLES, orient="row")
+        index, sampler_index = divmod(i, len(samplers))
+        sample = samplers[sampler_index].sample(index)
+        answer = f" {', '.join(sample['outputs'])}"
+        answer_tokens = len(encode(answer, add_special_tokens=False))
+        tokens = sample["tokens"] + answer_tokens + END_TOKENS
+        rows.append((sample["prompt"], answer, tokens, sample["seed"]))
+    return pl.DataFrame(rows, SCHEMA, orient="row")

@@ -1,4 +1,4 @@
-"""Rows to train on from text of the user's, packed without gaps."""
+"""Training rows from the user's text, packed without gaps."""
 
 from collections.abc import Iterator
 
@@ -8,60 +8,62 @@ from tokenizers import Tokenizer
 
 from needlework.config.tasks import TextExamples
 from needlework.runtime.progress import track
-from needlework.sources.texts import documents
-from needlework.tasks.prompts.tokenizer import uncut
+from needlework.sources.texts import read_documents
+from needlework.tasks.prompts.tokenizer import without_truncation
 
-EXAMPLES = {"input_ids": pl.List(pl.Int32)}
+SCHEMA = {"input_ids": pl.List(pl.Int32)}
 
 
-def examples(config: TextExamples, tokenizer: Tokenizer, seed: int, *, end: int) -> pl.DataFrame:
-    """Rows to train on: input_ids, each of one of the lengths, which take turns.
+def make_examples(
+    config: TextExamples, tokenizer: Tokenizer, seed: int, *, end: int
+) -> pl.DataFrame:
+    """Cut the tokens of consecutive documents into rows: input_ids; several lengths alternate.
 
-    One row goes on where the one before stops. No more of the source is read than the rows take,
-    and no more of it held. No seed decides anything.
+    Each row continues where the previous one ends. Reads only as much text as the rows need.
+    `seed` has no effect.
 
     Args:
-        config: the rows asked for.
-        tokenizer: what it puts around a text (a beginning-of-text token) begins each document.
-        seed: of the experiment.
-        end: the token that ends each document.
+        config: parameters of the rows.
+        tokenizer: its beginning-of-text token, if it adds one, starts each document.
+        seed: the experiment's seed.
+        end: id of the token that ends each document.
 
     Raises:
-        ValueError: as `texts.documents`; there is too little text.
+        ValueError: see `read_documents`; there is too little text.
     """
     lengths = config.lengths
     rows, row, filled = [], np.empty(lengths[0], np.int32), 0
-    with track(description="rows of text", total=config.examples, unit="row") as bar:
-        for piece in _pieces(config, uncut(tokenizer), end):
-            while len(piece):
-                taken = min(len(piece), len(row) - filled)
-                row[filled : filled + taken] = piece[:taken]
-                piece, filled = piece[taken:], filled + taken
+    with track(description="rows of text", total=config.examples, unit="row") as progress:
+        for ids in _token_ids(config, without_truncation(tokenizer), end):
+            while len(ids):
+                taken = min(len(ids), len(row) - filled)
+                row[filled : filled + taken] = ids[:taken]
+                ids, filled = ids[taken:], filled + taken
                 if filled < len(row):
                     continue
                 rows.append(row)
-                bar.update()
+                progress.update()
                 if len(rows) == config.examples:
-                    return pl.DataFrame({"input_ids": rows}, EXAMPLES)
+                    return pl.DataFrame({"input_ids": rows}, SCHEMA)
                 row, filled = np.empty(lengths[len(rows) % len(lengths)], np.int32), 0
     if not rows:
         raise ValueError(
-            f"{config.path}: its text has {filled} tokens, fewer than a row of length "
-            f"{lengths[0]}; name more text, or write a smaller length"
+            f"{config.path}: its text has {filled} tokens, fewer than one row of length "
+            f"{lengths[0]}; add text, or write a smaller length"
         )
     raise ValueError(
-        f"{config.path}: its text fills {len(rows)} rows and {config.examples} are asked for; "
-        f"write examples: {len(rows)}, or name more text"
+        f"{config.path}: its text fills only {len(rows)} of {config.examples} rows; "
+        f"write examples: {len(rows)}, or add text"
     )
 
 
-def _pieces(config: TextExamples, tokenizer: Tokenizer, end: int) -> Iterator[np.ndarray]:
-    """Token ids of the documents, one after the other, each with its end."""
-    for document in documents(config.path, config.column, config.split):
-        ids = []
+def _token_ids(config: TextExamples, tokenizer: Tokenizer, end: int) -> Iterator[np.ndarray]:
+    """Token ids of the documents in pieces, int32; `end` follows each document."""
+    for document in read_documents(config.path, config.column, config.split):
+        ids: list[int] = []
         for number, part in enumerate(document):
             ids = tokenizer.encode(part, add_special_tokens=number == 0).ids
             yield np.array(ids, np.int32)
-        # Some tokenizers put it there themselves.
+        # Some tokenizers add it themselves.
         if ids[-1:] != [end]:
             yield np.array([end], np.int32)

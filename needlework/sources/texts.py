@@ -19,7 +19,7 @@ _ABOUT_DATA = ("dataset_infos.json", "dataset_info.json")
 _PART_BYTES = 4 * 2**20
 
 
-def texts(path: str | Path, column: str = "text", split: str = "train") -> Iterator[str]:
+def read_texts(path: str | Path, column: str = "text", split: str = "train") -> Iterator[str]:
     """The texts of a source, one after the other, in the same order each time.
 
     They are read as they are asked for. A text file longer than 4 MiB comes in parts that end
@@ -37,7 +37,7 @@ def texts(path: str | Path, column: str = "text", split: str = "train") -> Itera
             column or the split is not there, or the column is not text.
     """
     any_text = False
-    for number, text in enumerate(rows(path, (column,), split)):
+    for number, text in enumerate(read_column(path, (column,), split)):
         if text is not None and not isinstance(text, str):
             raise ValueError(
                 f"{path}: column {column!r} is not text: row {number} holds {text!r:.40}; "
@@ -50,12 +50,12 @@ def texts(path: str | Path, column: str = "text", split: str = "train") -> Itera
         raise ValueError(f"{path}: no text in it; name a source that has some")
 
 
-def rows(path: str | Path, columns: Sequence[str], split: str = "train") -> Iterator[Any]:
+def read_column(path: str | Path, columns: Sequence[str], split: str = "train") -> Iterator[Any]:
     """What stands in the first of `columns` that a source has, as `texts` reads it, of any type."""
     return _read(Path(path), _Wanted(columns), split)
 
 
-def documents(
+def read_documents(
     path: str | Path, column: str = "text", split: str = "train"
 ) -> Iterator[Iterator[str]]:
     """The documents of a source, each in its parts: a text file is one, and so is a table's row.
@@ -66,10 +66,10 @@ def documents(
     files = [path] if path.is_file() else _visible(path)
     if files and all(file.suffix.lower() in TEXT_SUFFIXES for file in files):
         return map(_parts, files)
-    return (iter([text]) for text in texts(path, column, split))
+    return (iter([text]) for text in read_texts(path, column, split))
 
 
-def pairs(
+def read_pairs(
     path: str | Path, columns: tuple[str, str], split: str = "train"
 ) -> Iterator[tuple[str, str]]:
     """What stands in two columns of a table, row by row, as `texts` reads it.

@@ -1,29 +1,32 @@
-"""What the samples of a task at one length share, and what each has of its own."""
+"""Inputs of a task's prompt builder: those that all samples share, and those of one sample."""
 
+from dataclasses import dataclass
 from random import Random
-from typing import Any, NamedTuple
+from typing import Any
 
 import polars as pl
 
-from needlework.tasks.prompts.depth_sampler import Spread
+from needlework.tasks.prompts.depth_sampler import DepthSampler
 
 
-class Setting(NamedTuple):
-    """A task at one length."""
+@dataclass(frozen=True)
+class TaskContext:
+    """A task at one length: what all of its samples share."""
 
     length: int
-    """Tokens (or characters, where the counter counts those) of prompt and answer."""
-    stream: tuple[Any, ...]
-    """Tells the random streams of what all samples share: JSON values."""
+    """Tokens of prompt and answer, or characters of the prompt where the counter counts those."""
+    seed_parts: tuple[Any, ...]
+    """JSON values that seed the random streams of everything the samples share."""
     haystack: pl.DataFrame | None = None
-    """The text that the task's haystack names: columns sentence and tokens."""
+    """Sentences of the user's haystack text (columns sentence, tokens), or None."""
     training: bool = False
-    """Whether rows to train on are made: a pass key is none of those that are evaluated."""
+    """Whether training rows are generated. They never use an evaluation pass key."""
 
 
-class SampleContext(NamedTuple):
-    """One sample."""
+@dataclass(frozen=True)
+class SampleContext:
+    """One sample: its random generator, its number, and the depths of its needles."""
 
     random: Random
     index: int
-    spread: Spread
+    depth_sampler: DepthSampler

@@ -1,4 +1,4 @@
-"""Frequent words extraction, as RULER makes it (Hsieh et al., 2024): coded words by Zipf's law."""
+"""RULER's frequent words extraction (Hsieh et al., 2024): coded words under Zipf's law."""
 
 from bisect import bisect_right
 from collections.abc import Callable
@@ -9,10 +9,10 @@ import numpy as np
 from scipy.special import zeta
 
 from needlework.config.tasks import FrequentWords
-from needlework.tasks.context import SampleContext, Setting
+from needlework.tasks.context import SampleContext, TaskContext
 from needlework.tasks.haystacks.shuffling import shuffled
 from needlework.tasks.prompts.prompt import Needle, Prompt
-from needlework.tasks.prompts.token_counter import Counter
+from needlework.tasks.prompts.token_counter import TokenCounter
 
 INTRO = (
     "Read the following coded text and track the frequency of each coded word."
@@ -26,138 +26,144 @@ ANSWER_PREFIX = (
     " Answer: According to the coded text above, the three most frequently appeared words are:"
 )
 DOTS = "..."
-"""The most frequent word, which is none."""
-_ASKED = (1, 2, 3)
-_TOKENS_A_VOCABULARY_WORD = 50
+"""The most frequent word, which the question excludes."""
+_ANSWER_RANKS = (1, 2, 3)
+_TOKENS_PER_VOCABULARY_WORD = 50
 
 
 class Zipf:
-    """How often each rank stands in a text of n words: floor(n k^-alpha / zeta(alpha))."""
+    """Count of each rank in a text of n words: floor(n k^-alpha / zeta(alpha))."""
 
     def __init__(self, alpha: float):
         self._alpha, self._sum = alpha, float(zeta(alpha))
-        # Where shares times n differ by one, counts differ; the gaps shrink as ranks go up.
-        self.least = int(self._sum / (4**-alpha - 5**-alpha)) + 1
-        """The n from which on ranks 2 to 5 have counts that all differ."""
+        # Counts differ where expected counts differ by one; the gaps shrink with the rank.
+        self.min_words = int(self._sum / (4**-alpha - 5**-alpha)) + 1
+        """The smallest n from which ranks 2 to 5 all have different counts."""
 
     def counts(self, n: int, ranks: int) -> np.ndarray:
-        """Of the ranks from 1 on. int64."""
+        """Counts of the first `ranks` ranks. int64 [ranks]."""
         weights = np.arange(1, ranks + 1, dtype=float) ** -self._alpha
         return (n * weights / self._sum).astype(np.int64)
 
-    def most(self, words: int) -> int:
-        """An n at which rank 1 alone stands more than `words` times."""
-        return int((words + 2) * self._sum)
+    def words_for_top_count(self, count: int) -> int:
+        """An n at which rank 1 alone appears more than `count` times."""
+        return int((count + 2) * self._sum)
 
-    def ranks(self, n: int) -> int:
-        """As many ranks as stand there once, or one more."""
+    def distinct(self, n: int) -> int:
+        """The number of ranks that appear at least once, or one more."""
         return int((n / self._sum) ** (1 / self._alpha)) + 1
 
 
-class _Frame:
-    """What stands around the coded text, with its tokens: what all samples share."""
+class _FixedParts:
+    """Tokens of everything around the coded words, shared by all samples."""
 
-    def __init__(self, counter: Counter):
-        self.head, self.tail = counter.head(INTRO), counter.tail(QUESTION, ANSWER_PREFIX)
+    def __init__(self, counter: TokenCounter):
+        self.head = counter.count_head(INTRO)
+        self.tail = counter.count_tail(QUESTION, ANSWER_PREFIX)
         self.dots = counter(f" {DOTS}")
-        self.line_end = counter.line_end("coded")
+        self.line_end = counter.line_end_cost("coded")
 
 
-class Draft:
-    """As much coded text as fits, in words of its own. A fill.Draft."""
+class CodedTextPrompt:
+    """A prompt builder: as much coded text as fits, in words drawn for the sample."""
 
     def __init__(
         self,
-        counter: Counter,
-        frame: _Frame,
+        counter: TokenCounter,
+        fixed: _FixedParts,
         zipf: Zipf,
-        turn: SampleContext,
+        sample: SampleContext,
         *,
         letters: int,
-        most: int,
+        max_vocabulary: int,
     ):
-        """`most` different words at most, of so many letters each."""
-        self._counter, self._frame, self._zipf, self._letters = counter, frame, zipf, letters
-        self._most = most
-        self._slots = turn.spread.slots(turn.index, len(_ASKED))
-        self._random = Random(turn.random.getrandbits(64))
-        self._seed = turn.random.getrandbits(64)
-        self._words, self._tokens = {DOTS: None}, [frame.dots]
+        self._counter, self._fixed, self._zipf, self._letters = counter, fixed, zipf, letters
+        self._max_vocabulary = max_vocabulary
+        self._slots = sample.depth_sampler.slots(sample.index, len(_ANSWER_RANKS))
+        self._random = Random(sample.random.getrandbits(64))
+        self._seed = sample.random.getrandbits(64)
+        self._words: dict[str, None] = {DOTS: None}
+        self._tokens = [fixed.dots]
 
-    def build(self, tokens: int) -> Prompt:
-        zipf, frame = self._zipf, self._frame
-        most = max(zipf.least, zipf.most(tokens))
-        ranks = min(self._most, zipf.ranks(most))
-        words, costs = self._drawn(ranks)
-        room = tokens - frame.head - frame.line_end - frame.tail
+    def build(self, max_tokens: int) -> Prompt:
+        zipf, fixed = self._zipf, self._fixed
+        longest = max(zipf.min_words, zipf.words_for_top_count(max_tokens))
+        ranks = min(self._max_vocabulary, zipf.distinct(longest))
+        words, word_tokens = self._vocabulary(ranks)
+        room = max_tokens - fixed.head - fixed.line_end - fixed.tail
 
-        def used(n: int) -> int:
-            return int(zipf.counts(n, ranks) @ costs)
+        def text_tokens(n: int) -> int:
+            return int(zipf.counts(n, ranks) @ word_tokens)
 
-        tried = range(zipf.least, most + 1)
-        n = tried[max(0, bisect_right(tried, room, key=used) - 1)]
-        prompt = self._prompt(n, words, costs)
-        while prompt.tokens > tokens and n > zipf.least:
+        candidates = range(zipf.min_words, longest + 1)
+        n = candidates[max(0, bisect_right(candidates, room, key=text_tokens) - 1)]
+        prompt = self._prompt(n, words, word_tokens)
+        while prompt.tokens > max_tokens and n > zipf.min_words:
             n -= 1
-            prompt = self._prompt(n, words, costs)
+            prompt = self._prompt(n, words, word_tokens)
         return prompt
 
-    def _drawn(self, ranks: int) -> tuple[list[str], np.ndarray]:
-        """The words of the first ranks, and their tokens: the same however many are asked for."""
+    def _vocabulary(self, ranks: int) -> tuple[list[str], np.ndarray]:
+        """Words of the first ranks and their tokens, independent of how many were drawn before."""
         while len(self._words) < ranks:
             self._words["".join(self._random.choices(ascii_lowercase, k=self._letters))] = None
         words = list(self._words)[:ranks]
         new = words[len(self._tokens) :]
-        self._tokens += self._counter.many(f" {word}" for word in new)
+        self._tokens += self._counter.count_batch(f" {word}" for word in new)
         return words, np.array(self._tokens[:ranks])
 
-    def _prompt(self, n: int, words: list[str], costs: np.ndarray) -> Prompt:
-        frame, counts = self._frame, self._zipf.counts(n, len(words))
-        items, places = shuffled(counts, self._seed, zip(_ASKED, self._slots, strict=True))
+    def _prompt(self, n: int, words: list[str], word_tokens: np.ndarray) -> Prompt:
+        fixed, counts = self._fixed, self._zipf.counts(n, len(words))
+        pinned = zip(_ANSWER_RANKS, self._slots, strict=True)
+        items, places = shuffled(counts, self._seed, pinned)
         text = [words[i] for i in items.tolist()]
         characters = np.array([len(word) + 1 for word in words])
 
         def needle(j: int) -> Needle:
-            before, word = items[: places[j]], words[_ASKED[j]]
+            before, word = items[: places[j]], words[_ANSWER_RANKS[j]]
+            tokens_before = int(word_tokens[before].sum())
             return Needle(
                 word,
                 word,
                 round(100 * self._slots[j], 2),
                 character=len(INTRO) + 1 + int(characters[before].sum()),
-                token=frame.head + int(costs[before].sum()) + self._counter.space_before(word),
+                token=fixed.head + tokens_before + self._counter.space_cost(word),
             )
 
-        needles = tuple(needle(j) for j in range(len(_ASKED)))
+        needles = tuple(needle(j) for j in range(len(_ANSWER_RANKS)))
+        line_end = self._counter.line_end_cost(text[-1])
         return Prompt(
             f"{INTRO} {' '.join(text)}\n",
             QUESTION,
             ANSWER_PREFIX,
             tuple(needle.key for needle in needles),
             needles,
-            frame.head + int(counts @ costs) + self._counter.line_end(text[-1]) + frame.tail,
+            fixed.head + int(counts @ word_tokens) + line_end + fixed.tail,
         )
 
 
-def drafts(
-    task: FrequentWords, counter: Counter, setting: Setting
-) -> Callable[[SampleContext], Draft]:
-    """What makes the draft of a sample.
+def prepare(
+    task: FrequentWords, counter: TokenCounter, task_context: TaskContext
+) -> Callable[[SampleContext], CodedTextPrompt]:
+    """Return a function that makes a sample's prompt builder.
 
     Raises:
-        ValueError: there are not so many coded words of so few letters.
+        ValueError: `vocabulary` exceeds the number of words with `letters` letters.
     """
-    there_are = 26**task.letters
-    if task.vocabulary is not None and task.vocabulary > there_are:
+    possible = 26**task.letters
+    if task.vocabulary is not None and task.vocabulary > possible:
         raise ValueError(
-            f"vocabulary: there are only {there_are} different words of {task.letters} letters;"
-            " write fewer, or more letters"
+            f"vocabulary: only {possible} different words have {task.letters} letters;"
+            f" write {possible} or less, or more letters"
         )
-    least = max(_ASKED) + 2
-    by_length = min(there_are, max(least, setting.length // _TOKENS_A_VOCABULARY_WORD))
-    most = task.vocabulary or by_length
-    frame, zipf = _Frame(counter), Zipf(task.alpha)
+    smallest = max(_ANSWER_RANKS) + 2
+    by_length = max(smallest, task_context.length // _TOKENS_PER_VOCABULARY_WORD)
+    max_vocabulary = task.vocabulary or min(possible, by_length)
+    fixed, zipf = _FixedParts(counter), Zipf(task.alpha)
 
-    def draft(turn: SampleContext) -> Draft:
-        return Draft(counter, frame, zipf, turn, letters=task.letters, most=most)
+    def prompt_builder(sample: SampleContext) -> CodedTextPrompt:
+        return CodedTextPrompt(
+            counter, fixed, zipf, sample, letters=task.letters, max_vocabulary=max_vocabulary
+        )
 
-    return draft
+    return prompt_builder

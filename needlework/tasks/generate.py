@@ -1,11 +1,21 @@
-"""Samples of any task: a prompt a row, filled to its length."""
+"""Generate the samples of any task, each filled to its length.
+
+A task is one module of this package, named by `module` of its parameters in config/tasks.py. It
+defines
+
+    prepare(task, counter, task_context) -> function of a SampleContext that returns a PromptBuilder
+
+`prepare` does once what all samples of a task at one length share. The returned function draws one
+sample from the sample's own random generator. The PromptBuilder then builds the sample's prompt at
+any number of tokens; see prompts/budget.py.
+"""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from random import Random
-from typing import Literal
+from typing import Any, Literal
 
 import polars as pl
 import pyarrow.parquet as pq
@@ -14,55 +24,31 @@ from tokenizers import Tokenizer
 from needlework.config.tasks import Task
 from needlework.reasoning.tags import CLOSING_TEXT
 from needlework.runtime.progress import track
-from needlework.tasks.context import SampleContext, Setting
+from needlework.tasks.context import SampleContext, TaskContext
 from needlework.tasks.prompts.budget import (
-    Draft,
-    Exhausted,
-    TooLong,
-    fill,
-    least_tokens,
+    BudgetTooSmall,
+    ContentExhausted,
+    PromptBuilder,
+    fit_prompt,
+    prompt_text,
+    shortest_tokens,
     smallest_length,
-    text_of,
 )
-from needlework.tasks.prompts.depth_sampler import Spread
-from needlework.tasks.prompts.prompt import PLAIN, Frame, Prompt
-from needlework.tasks.prompts.token_counter import CharacterCounter, Counter
-from needlework.tasks.prompts.tokenizer import uncut
+from needlework.tasks.prompts.depth_sampler import DepthSampler
+from needlework.tasks.prompts.prompt import NO_CHAT_FRAME, ChatFrame, Prompt
+from needlework.tasks.prompts.token_counter import CharacterCounter, TokenCounter
+from needlework.tasks.prompts.tokenizer import without_truncation
+from needlework.tasks.sample_table import SAMPLE_SCHEMA
 from needlework.tasks.seeds import stream_seed
 
-SAMPLES = {
-    "task": pl.String,
-    "length": pl.Int64,
-    "sample": pl.Int64,
-    "seed": pl.Int64,
-    "context": pl.String,
-    "question": pl.String,
-    "answer_prefix": pl.String,
-    "prompt": pl.String,
-    "messages": pl.List(pl.Struct({"role": pl.String, "content": pl.String})),
-    "outputs": pl.List(pl.String),
-    "value_type": pl.String,
-    "needles": pl.List(
-        pl.Struct(
-            {
-                "key": pl.String,
-                "value": pl.String,
-                "depth_percent": pl.Float64,
-                "token_position": pl.Int64,
-            }
-        )
-    ),
-    "tokens": pl.Int64,
-    "max_new_tokens": pl.Int64,
-}
-TRIED = 128
-"""Samples that a length named in an error is known to work for."""
+PROBED_SAMPLES = 128
+"""Samples that a length suggested by an error message is checked with."""
 _BATCH_CHARACTERS = 50_000_000
-"""Text in a row group of a table that is written as it is made."""
+"""Characters of prompts in one row group of a table that is written incrementally."""
 
 
 class Sampler:
-    """Samples of one task at one length, in any order."""
+    """Generates the samples of one task at one length, in any order."""
 
     def __init__(
         self,
@@ -73,80 +59,79 @@ class Sampler:
         length: int,
         depths: list[float] | Literal["uniform"],
         seed: int,
-        frame: Frame = PLAIN,
+        chat_frame: ChatFrame = NO_CHAT_FRAME,
         thinking_tokens: int = 0,
         haystack: pl.DataFrame | None = None,
         length_unit: Literal["tokens", "characters"] = "tokens",
         training: bool = False,
     ):
-        """Get ready for any sample.
+        """Prepare everything that the samples share.
 
         Args:
-            task: its parameters; `task.module` names the module here that makes its drafts.
-            tokenizer: what tokens are counted in.
+            task: parameters of the task.
+            tokenizer: the tokenizer that lengths are measured in.
             task_name: the task's name in the experiment.
-            length: of the prompt and its answer together in tokens, or of the prompt alone in
-                characters.
-            depths: percent of the haystack before a needle asked for; the task's own come first.
-            seed: of the experiment.
-            frame: chat template around the prompt, or none.
-            thinking_tokens: room for thoughts before the answer; there is more for their end.
-            haystack: the text that the task's haystack names; columns sentence and tokens.
-            length_unit: what `length` counts.
-            training: rows to train on, from random streams that no evaluation draws from.
+            length: tokens of prompt and answer together, or characters of the prompt.
+            depths: depths of the queried needles in percent; the task's own depths win.
+            seed: the experiment's seed.
+            chat_frame: the chat template around the prompt.
+            thinking_tokens: budget for thinking before the answer; its end tag is added to it.
+            haystack: sentences of the user's haystack text, columns sentence and tokens.
+            length_unit: the unit of `length`.
+            training: generate training rows, from random streams that no evaluation uses.
         """
         self.task, self.task_name, self._seed = task, task_name, seed
-        self._tokenizer, self._frame = uncut(tokenizer), frame
+        self._tokenizer, self._chat_frame = without_truncation(tokenizer), chat_frame
         self._haystack, self._unit, self._training = haystack, length_unit, training
-        self._key = "length" if training else "lengths"
+        self._length_key = "length" if training else "lengths"
         self._new_tokens = task.max_new_tokens
         if thinking_tokens:
-            ending = self._tokenizer.encode(CLOSING_TEXT, add_special_tokens=False)
-            self._new_tokens += thinking_tokens + len(ending)
-        # Where a file lies is no parameter: what it holds is.
+            closing_text = self._tokenizer.encode(CLOSING_TEXT, add_special_tokens=False)
+            self._new_tokens += thinking_tokens + len(closing_text)
+        # The path of a file does not affect samples, only its contents do.
         self._parameters = {
             "type": task.type,
             **task.model_dump(mode="json", exclude_defaults=True, exclude={"path"}),
         }
-        own = getattr(task, "depths", None)
-        self._depths = depths if own is None else own
-        count = Counter if length_unit == "tokens" else CharacterCounter
-        self._counter = count(self._tokenizer, frame)
+        task_depths = getattr(task, "depths", None)
+        self._depths = depths if task_depths is None else task_depths
+        counter_class = TokenCounter if length_unit == "tokens" else CharacterCounter
+        self._counter = counter_class(self._tokenizer, chat_frame)
         self.length = length
-        self._starts: dict[int, Callable[[int], tuple[int, Draft]]] = {}
-        self._check_sums()
+        self._factories: dict[int, Callable[[int], tuple[int, PromptBuilder]]] = {}
+        self._verify_counts()
 
-    def sample(self, index: int) -> dict:
-        """Row `index`, keys as in `SAMPLES`: the same whatever else is asked for.
+    def sample(self, index: int) -> dict[str, Any]:
+        """Generate row `index`, with keys as in SAMPLE_SCHEMA.
 
-        It is drawn from a stream of its own, told by the seed, the task's parameters, the length
-        and `index`. `tokens` counts the whole prompt with the special tokens that the tokenizer
-        adds; with `max_new_tokens` (thoughts and answer) it comes to the length at most.
-        `token_position` is where a needle starts.
+        The row depends only on the seed, the task's parameters, the length, the tokenizer and
+        `index`. `tokens` counts the whole prompt, special tokens included; `tokens` plus
+        `max_new_tokens` (thinking and answer) is at most the length. `token_position` is the index
+        of a needle's first token.
 
         Raises:
-            ValueError: the length is too small for the task, or beyond its natural end; the
-                nearest that works is named.
+            ValueError: the length is too small for the task, or larger than its content can fill;
+                the message names the nearest length that works.
         """
-        sample_seed, draft = self._start(self.length)(index)
+        sample_seed, builder = self._factory(self.length)(index)
         try:
-            prompt = fill(draft, self._counter, self._budget(self.length))
-        except TooLong:
-            smallest = smallest_length(self.length, self._needed)
+            prompt = fit_prompt(builder, self._counter, self._budget(self.length))
+        except BudgetTooSmall:
+            smallest = smallest_length(self.length, self._required_length)
             raise ValueError(
-                f"{self._key}: {self.length} is too small for task {self.task_name};"
-                f" set {smallest} or more"
+                f"{self._length_key}: {self.length} is too small for task {self.task_name};"
+                f" write {smallest} or more"
             ) from None
-        except Exhausted:
+        except ContentExhausted:
             raise ValueError(
-                f"{self._key}: {self.length} is beyond the natural end of task {self.task_name};"
-                f" set {self._largest(self.length)} or less"
+                f"{self._length_key}: {self.length} is more than the content of task"
+                f" {self.task_name} fills; write {self._largest_length()} or less"
             ) from None
         return self._row(index, sample_seed, prompt)
 
     @property
-    def counts_add_up(self) -> bool:
-        """Whether prompts are filled by arithmetic: then a sample costs next to nothing."""
+    def is_additive(self) -> bool:
+        """Whether prompts are fitted by arithmetic, which makes samples cheap."""
         return self._counter.additive
 
     @property
@@ -156,79 +141,78 @@ class Sampler:
     def _budget(self, length: int) -> int:
         return length - self._answer_room
 
-    def _start(self, length: int) -> Callable[[int], tuple[int, Draft]]:
-        """What makes sample i's seed and draft at a length."""
-        if length in self._starts:
-            return self._starts[length]
-        stream = (self._seed, self._parameters, length)
-        stream = ("training", *stream) if self._training else stream
-        setting = Setting(length, stream, self._haystack, self._training)
+    def _factory(self, length: int) -> Callable[[int], tuple[int, PromptBuilder]]:
+        """A function that returns the seed and the prompt builder of sample i at `length`."""
+        if length in self._factories:
+            return self._factories[length]
+        seed_parts: tuple[Any, ...] = (self._seed, self._parameters, length)
+        if self._training:
+            seed_parts = ("training", *seed_parts)
+        task_context = TaskContext(length, seed_parts, self._haystack, self._training)
         module = import_module(self.task.module)
-        spread = Spread(self._depths, *stream)
-        with self._named():
-            drafts = module.drafts(self.task, self._counter, setting)
+        depth_sampler = DepthSampler(self._depths, *seed_parts)
+        with self._errors_name_task():
+            prompt_builder = module.prepare(self.task, self._counter, task_context)
 
-        def start(index: int) -> tuple[int, Draft]:
-            sample_seed = stream_seed(*stream, index)
-            with self._named():
-                return sample_seed, drafts(SampleContext(Random(sample_seed), index, spread))
+        def factory(index: int) -> tuple[int, PromptBuilder]:
+            sample_seed = stream_seed(*seed_parts, index)
+            sample = SampleContext(Random(sample_seed), index, depth_sampler)
+            with self._errors_name_task():
+                return sample_seed, prompt_builder(sample)
 
-        self._starts = {length: start}
-        return start
+        # Haystacks are large: keep only that of the last length.
+        self._factories = {length: factory}
+        return factory
 
     @contextmanager
-    def _named(self) -> Iterator[None]:
-        """Errors name the task."""
+    def _errors_name_task(self) -> Iterator[None]:
         try:
             yield
         except ValueError as error:
             raise ValueError(f"tasks.{self.task_name}: {error}") from None
 
-    def _needed(self, length: int) -> int:
-        """The length that the longest of the least prompts of the first samples needs."""
-        start = self._start(length)
-        least = max(least_tokens(start(i)[1], self._counter) for i in range(TRIED))
-        return least + self._answer_room
+    def _required_length(self, length: int) -> int:
+        """The length that the shortest prompts of the first samples need, at `length`."""
+        factory = self._factory(length)
+        needed = max(shortest_tokens(factory(i)[1], self._counter) for i in range(PROBED_SAMPLES))
+        return needed + self._answer_room
 
-    def _largest(self, length: int) -> int:
-        """The length that the first samples have enough to fill."""
+    def _largest_length(self) -> int:
+        """A length that the content of the first samples fills."""
+        length = self.length
         while True:
-            start, most = self._start(length), self._budget(length)
-            for i in range(TRIED):
+            factory, budget = self._factory(length), self._budget(length)
+            longest = budget
+            for i in range(PROBED_SAMPLES):
                 try:
-                    start(i)[1].build(self._budget(length))
-                except Exhausted as end:
-                    most = min(most, end.most_tokens)
-            if most == self._budget(length):
+                    factory(i)[1].build(budget)
+                except ContentExhausted as error:
+                    longest = min(longest, error.longest_tokens)
+            if longest == budget:
                 return length
-            length = most + self._answer_room
+            length = longest + self._answer_room
 
-    def _check_sums(self) -> None:
-        """Trust sums of pieces only if they hold for the first sample's whole prompt."""
+    def _verify_counts(self) -> None:
+        """Rely on summed counts only if they are right for the first sample's whole prompt."""
         if not self._counter.additive or self._unit == "characters":
             return
-        _, draft = self._start(self.length)(0)
+        _, builder = self._factory(self.length)(0)
         try:
-            prompt = draft.build(self._budget(self.length))
-        except Exhausted:
+            prompt = builder.build(self._budget(self.length))
+        except ContentExhausted:
             return
-        if self._counter.whole(text_of(prompt, self._counter)) != prompt.tokens:
+        if self._counter.count_whole(prompt_text(prompt, self._counter)) != prompt.tokens:
             self._counter.additive = False
 
-    def _row(self, index: int, sample_seed: int, prompt: Prompt) -> dict:
-        frame, text = self._frame, text_of(prompt, self._counter)
-        asked, prefix = prompt.context + prompt.question, prompt.answer_prefix
-        turns = [{"role": "user", "content": asked if frame.prefills else asked + prefix}]
-        if frame.system_prompt is not None:
-            turns.insert(0, {"role": "system", "content": frame.system_prompt})
-        if frame.prefills and prefix.strip():
-            turns.append({"role": "assistant", "content": prefix.strip()})
+    def _row(self, index: int, sample_seed: int, prompt: Prompt) -> dict[str, Any]:
+        text = prompt_text(prompt, self._counter)
         tokens, positions = prompt.tokens, [needle.token for needle in prompt.needles]
         if self._unit == "characters" or not self._counter.additive:
             encoding = self._tokenizer.encode(text)
             tokens = len(encoding)
+            offset = len(self._chat_frame.head)
             positions = [
-                self._counter.token_at(encoding, len(frame.head) + needle.character)
+                self._counter.token_at(encoding, offset + needle.character)
                 for needle in prompt.needles
             ]
         return {
@@ -238,9 +222,9 @@ class Sampler:
             "seed": sample_seed,
             "context": prompt.context,
             "question": prompt.question,
-            "answer_prefix": prefix,
+            "answer_prefix": prompt.answer_prefix,
             "prompt": text,
-            "messages": turns,
+            "messages": self._messages(prompt),
             "outputs": list(prompt.outputs),
             "value_type": self.task.answer_type,
             "needles": [
@@ -256,28 +240,40 @@ class Sampler:
             "max_new_tokens": self._new_tokens,
         }
 
+    def _messages(self, prompt: Prompt) -> list[dict[str, str]]:
+        """The prompt as chat messages."""
+        frame, prefix = self._chat_frame, prompt.answer_prefix
+        content = prompt.context + prompt.question
+        messages = [{"role": "user", "content": content if frame.prefills else content + prefix}]
+        if frame.system_prompt is not None:
+            messages.insert(0, {"role": "system", "content": frame.system_prompt})
+        if frame.prefills and prefix.strip():
+            messages.append({"role": "assistant", "content": prefix.strip()})
+        return messages
 
-def samples(sampler: Sampler, count: int) -> pl.DataFrame:
-    """The first `count` samples, columns and types as in `SAMPLES`."""
-    return pl.DataFrame(list(_rows(sampler, count)), SAMPLES, orient="row")
+
+def make_samples(sampler: Sampler, count: int) -> pl.DataFrame:
+    """Generate the first `count` samples, columns as in SAMPLE_SCHEMA."""
+    return pl.DataFrame(list(_rows(sampler, count)), SAMPLE_SCHEMA, orient="row")
 
 
 def write_samples(sampler: Sampler, count: int, path: str | Path) -> None:
-    """The first `count` samples as a Parquet table, held in memory a few at a time."""
-    schema = pl.DataFrame(schema=SAMPLES).to_arrow().schema
-    batch, characters = [], 0
+    """Write the first `count` samples as a Parquet table, with few of them in memory."""
+    schema = pl.DataFrame(schema=SAMPLE_SCHEMA).to_arrow().schema
+    batch: list[dict[str, Any]] = []
+    characters = 0
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
         for row in _rows(sampler, count):
             batch.append(row)
             characters += len(row["prompt"])
             if characters > _BATCH_CHARACTERS:
-                writer.write_table(pl.DataFrame(batch, SAMPLES, orient="row").to_arrow())
+                writer.write_table(pl.DataFrame(batch, SAMPLE_SCHEMA, orient="row").to_arrow())
                 batch, characters = [], 0
         if batch:
-            writer.write_table(pl.DataFrame(batch, SAMPLES, orient="row").to_arrow())
+            writer.write_table(pl.DataFrame(batch, SAMPLE_SCHEMA, orient="row").to_arrow())
 
 
-def _rows(sampler: Sampler, count: int) -> Iterator[dict]:
+def _rows(sampler: Sampler, count: int) -> Iterator[dict[str, Any]]:
     for index in track(
         range(count),
         description=f"{sampler.task_name} at {sampler.length}",

@@ -1,14 +1,15 @@
-"""Needles in a haystack, as RULER makes them (Hsieh et al., 2024)."""
+"""RULER's needle-in-a-haystack tasks (Hsieh et al., 2024)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from random import Random
 
-from needlework.config.tasks import Niah
-from needlework.tasks.context import SampleContext, Setting
-from needlework.tasks.haystacks.haystack import NEEDLE, haystack_of
+from needlework.config.tasks import Niah, ValueType
+from needlework.tasks.context import SampleContext, TaskContext
+from needlework.tasks.haystacks.haystack import NEEDLE, make_haystack
 from needlework.tasks.haystacks.needle_insertion import NeedlePlacement, NeedlePrompt
-from needlework.tasks.haystacks.needle_values import draw
+from needlework.tasks.haystacks.needle_values import draw_values
 from needlework.tasks.prompts.depth_sampler import RULER_DEPTHS
-from needlework.tasks.prompts.token_counter import Counter
+from needlework.tasks.prompts.token_counter import TokenCounter
 
 INTRO = (
     "Some special magic {values} are hidden within the following text. Make sure to memorize it."
@@ -24,53 +25,63 @@ ANSWER_PREFIX = " The special magic {values} for {query} mentioned in the provid
 ANSWER_PREFIX_ONE = " The special magic {value} for {query} mentioned in the provided text is"
 
 
-def drafts(
-    task: Niah, counter: Counter, setting: Setting
+def prepare(
+    task: Niah, counter: TokenCounter, task_context: TaskContext
 ) -> Callable[[SampleContext], NeedlePrompt]:
-    """What makes the draft of a sample. All keys and values differ, the haystack's too."""
-    kinds = {"digits": task.digits, "part": task.key_words}
-    haystack = haystack_of(
+    """Return a function that makes a sample's prompt builder.
+
+    All keys and values of a sample are distinct, those of its haystack included.
+    """
+    haystack = make_haystack(
         task.haystack,
         counter,
-        setting,
+        task_context,
         key_type=task.key_type,
         value_type=task.value_type,
-        **kinds,
+        digits=task.digits,
+        part=task.key_words,
     )
-    one = task.queries * task.values == 1
-    intro, question, prefix = (
-        (INTRO_ONE, QUESTION_ONE, ANSWER_PREFIX_ONE) if one else (INTRO, QUESTION, ANSWER_PREFIX)
-    )
+    if task.queries * task.values == 1:
+        intro, question, answer_prefix = INTRO_ONE, QUESTION_ONE, ANSWER_PREFIX_ONE
+    else:
+        intro, question, answer_prefix = INTRO, QUESTION, ANSWER_PREFIX
 
-    def draft(turn: SampleContext) -> NeedlePrompt:
-        random, each = turn.random, task.values
-        keys = draw(random, task.key_type, task.keys, but=haystack.taken, **kinds)
-        taken = {*haystack.taken, *keys} if task.haystack == "needle" else keys
-        values = draw(random, task.value_type, task.keys * each, but=taken, **kinds)
-        depths = turn.spread.depths(turn.index, task.queries * each)
-        others = [depth for depth in RULER_DEPTHS if depth not in depths]
-        depths += random.sample(others, len(values) - len(depths))
-        pairs = [(key, values[i * each + j]) for i, key in enumerate(keys) for j in range(each)]
+    def draw(random: Random, kind: ValueType, count: int, exclude: Collection[str]) -> list[str]:
+        return draw_values(
+            random, kind, count, digits=task.digits, part=task.key_words, exclude=exclude
+        )
+
+    def prompt_builder(sample: SampleContext) -> NeedlePrompt:
+        random, per_key = sample.random, task.values
+        keys = draw(random, task.key_type, task.keys, haystack.used_values)
+        used = {*haystack.used_values, *keys} if task.haystack == "needle" else keys
+        values = draw(random, task.value_type, task.keys * per_key, used)
+        depths = sample.depth_sampler.depths(sample.index, task.queries * per_key)
+        unused_depths = [depth for depth in RULER_DEPTHS if depth not in depths]
+        depths += random.sample(unused_depths, len(values) - len(depths))
+        pairs = [
+            (key, values[i * per_key + j]) for i, key in enumerate(keys) for j in range(per_key)
+        ]
         words = {"values": task.value_type, "value": task.value_type[:-1]}
-        query = _listed(keys[: task.queries])
+        query = _enumerate_keys(keys[: task.queries])
         return NeedlePrompt(
             counter,
             haystack,
-            haystack.start(random),
+            haystack.sample(random),
             [
                 NeedlePlacement(
-                    NEEDLE.format(values=task.value_type, key=key, value=value), key, value, at
+                    NEEDLE.format(values=task.value_type, key=key, value=value), key, value, depth
                 )
-                for (key, value), at in zip(pairs, depths, strict=True)
+                for (key, value), depth in zip(pairs, depths, strict=True)
             ],
             intro=intro.format(**words),
             question=question.format(query=query, **words),
-            answer_prefix=prefix.format(query=query, **words),
-            outputs=tuple(values[: task.queries * each]),
+            answer_prefix=answer_prefix.format(query=query, **words),
+            outputs=tuple(values[: task.queries * per_key]),
         )
 
-    return draft
+    return prompt_builder
 
 
-def _listed(keys: list[str]) -> str:
+def _enumerate_keys(keys: list[str]) -> str:
     return f"{', '.join(keys[:-1])}, and {keys[-1]}" if len(keys) > 1 else keys[0]

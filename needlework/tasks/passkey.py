@@ -1,14 +1,14 @@
-"""Passkey retrieval: a number hidden in repeated filler (Mohtashami and Jaggi, 2023)."""
+"""Task `passkey`: a number hidden in repeated filler (Mohtashami and Jaggi, 2023)."""
 
 from collections.abc import Callable
 from random import Random
 
 from needlework.config.tasks import Passkey
-from needlework.tasks.context import SampleContext, Setting
+from needlework.tasks.context import SampleContext, TaskContext
 from needlework.tasks.haystacks.filler import PARAGRAPH, Filler
 from needlework.tasks.prompts.prompt import Needle, Prompt
-from needlework.tasks.prompts.token_counter import Counter
-from needlework.tasks.seeds import share
+from needlework.tasks.prompts.token_counter import TokenCounter
+from needlework.tasks.seeds import hash_fraction
 
 INTRO = (
     "There is an important info hidden inside a lot of irrelevant text. Find it and memorize them."
@@ -22,12 +22,12 @@ ANSWER = " {key}"
 _LINE_BREAKS = 2
 
 
-class Draft:
-    """A pass key in as much filler as fits, `answer` behind the prompt counted. A fill.Draft."""
+class PasskeyPrompt:
+    """A prompt builder: a pass key in as much filler as fits."""
 
     def __init__(
         self,
-        counter: Counter,
+        counter: TokenCounter,
         filler: Filler,
         key: str,
         depth_percent: float,
@@ -35,27 +35,27 @@ class Draft:
         shots: str = "",
         answer: str = "",
     ):
-        """`shots` are worked examples, each a prompt and its answer, put before."""
+        """`shots` are worked examples before the prompt; the tokens of `answer` count too."""
         self._filler, self._depth_percent, self.key = filler, depth_percent, key
         self._intro = f"{shots}{INTRO}\n"
         self._needle = f"{NEEDLE.format(key=key)}\n"
-        self._head, self._needle_tokens = counter.head(self._intro), counter(self._needle)
-        self._tail = counter.tail(QUESTION, ANSWER_PREFIX, answer)
+        self._head, self._needle_tokens = counter.count_head(self._intro), counter(self._needle)
+        self._tail = counter.count_tail(QUESTION, ANSWER_PREFIX, answer)
 
-    def build(self, tokens: int) -> Prompt:
+    def build(self, max_tokens: int) -> Prompt:
         fixed = self._head + self._needle_tokens + self._tail
-        room = max(tokens - fixed, self._filler.least_tokens)
-        before, used = self._filler.running(room)
+        room = max(max_tokens - fixed, self._filler.min_tokens)
+        before, before_tokens = self._filler.line_within(room)
         if self._depth_percent < 100:
-            near = self._depth_percent / 100 * (room - _LINE_BREAKS)
-            before, used = self._filler.running_sentences(near, most=room)
-        after, rest = self._filler.running(room - used)
+            target = self._depth_percent / 100 * (room - _LINE_BREAKS)
+            before, before_tokens = self._filler.sentences_near(target, max_tokens=room)
+        after, after_tokens = self._filler.line_within(room - before_tokens)
         needle = Needle(
             "pass key",
             self.key,
             self._depth_percent,
             character=len(self._intro) + len(before),
-            token=self._head + used,
+            token=self._head + before_tokens,
         )
         return Prompt(
             self._intro + before + self._needle + after,
@@ -63,40 +63,45 @@ class Draft:
             ANSWER_PREFIX,
             (self.key,),
             (needle,),
-            fixed + used + rest,
+            fixed + before_tokens + after_tokens,
         )
 
 
 def is_evaluation_key(key: str) -> bool:
-    """Whether `key` is kept for evaluation; the other half of all keys is for training."""
-    return share(f"passkey {key}") < 0.5
+    """Whether `key` is reserved for evaluation. The other half of all keys is for training."""
+    return hash_fraction(f"passkey {key}") < 0.5
 
 
 def draw_key(random: Random, digits: int, *, evaluation: bool) -> str:
-    """A number of `digits` digits, no zero first, from the keys of evaluation or of training."""
+    """Draw an evaluation or training key: a number of `digits` digits without a leading zero."""
     while True:
         key = str(random.randrange(10 ** (digits - 1), 10**digits))
         if is_evaluation_key(key) == evaluation:
             return key
 
 
-def drafts(task: Passkey, counter: Counter, setting: Setting) -> Callable[[SampleContext], Draft]:
-    """What makes the draft of a sample."""
+def prepare(
+    task: Passkey, counter: TokenCounter, task_context: TaskContext
+) -> Callable[[SampleContext], PasskeyPrompt]:
+    """Return a function that makes a sample's prompt builder."""
     filler = Filler(counter, " ".join((task.filler or FILLER).split()))
 
-    def draft(turn: SampleContext) -> Draft:
-        key = draw_key(turn.random, task.digits, evaluation=not setting.training)
-        (depth_percent,) = turn.spread.depths(turn.index, 1)
-        shots = "".join(_shot(turn.random, task.digits, key, filler) for _ in range(task.shots))
-        return Draft(counter, filler, key, depth_percent, shots=shots)
+    def prompt_builder(sample: SampleContext) -> PasskeyPrompt:
+        random = sample.random
+        key = draw_key(random, task.digits, evaluation=not task_context.training)
+        (depth_percent,) = sample.depth_sampler.depths(sample.index, 1)
+        shots = "".join(
+            _worked_example(random, task.digits, key, filler) for _ in range(task.shots)
+        )
+        return PasskeyPrompt(counter, filler, key, depth_percent, shots=shots)
 
-    return draft
+    return prompt_builder
 
 
-def _shot(random: Random, digits: int, but: str, filler: Filler) -> str:
-    """A worked example: the key between two paragraphs, and the answer."""
-    key = but
-    while key == but:
+def _worked_example(random: Random, digits: int, exclude: str, filler: Filler) -> str:
+    """A key other than `exclude` between two paragraphs, with question and answer."""
+    key = exclude
+    while key == exclude:
         key = draw_key(random, digits, evaluation=True)
     lines = [INTRO, filler.paragraph, NEEDLE.format(key=key), filler.paragraph]
     return "\n".join([*lines, f"{QUESTION}{ANSWER_PREFIX}{ANSWER.format(key=key)}.", "", ""])

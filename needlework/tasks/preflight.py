@@ -1,4 +1,4 @@
-"""Find out before any work whether every task fits its lengths."""
+"""Check before any work that every task fits its lengths."""
 
 from pathlib import Path
 
@@ -8,24 +8,24 @@ from tokenizers import Tokenizer
 from needlework.config.experiment import Experiment
 from needlework.config.models import Api, Checkpoint
 from needlework.config.tasks import RulerJsonl
-from needlework.sources.texts import texts
-from needlework.tasks.generate import TRIED, Sampler
-from needlework.tasks.haystacks.punkt import split
-from needlework.tasks.prompts.chat import open_frame
-from needlework.tasks.prompts.prompt import PLAIN, Frame
+from needlework.sources.texts import read_texts
+from needlework.tasks.generate import PROBED_SAMPLES, Sampler
+from needlework.tasks.haystacks.punkt import sentence_table
+from needlework.tasks.prompts.chat import load_chat_frame
+from needlework.tasks.prompts.prompt import NO_CHAT_FRAME, ChatFrame
 from needlework.tasks.prompts.tokenizer import open_tokenizer, tokenizer_folder
 
 
 def preflight(experiment: Experiment, fetch: bool = False) -> None:
-    """Make the samples of each task at the shortest length, and one at the longest.
+    """Generate every task's samples at the shortest length, and one sample at the longest.
 
-    Of rows made elsewhere all are tried. Left out is what is not there yet: tokenizers to be made
-    or, without `fetch`, to be fetched; of text of the user's no more is read than the shortest
-    length takes.
+    Of existing samples (`ruler_jsonl`) all are read. Tokenizers that do not exist yet are skipped:
+    those that a job makes and, without `fetch`, those on the hub. Of a user's text only as much is
+    read as the shortest length needs.
 
     Raises:
-        ValueError: a length is too small for a task, or beyond its natural end; a file that samples
-            are made from, or a chat template, is no good; the hub does not give a tokenizer.
+        ValueError: a length does not suit a task, a file that samples are made from or a chat
+            template is invalid, or the hub does not provide a tokenizer.
     """
     tokenizers = {experiment.root_model(system.model) for system in experiment.systems.values()}
     for name in sorted(tokenizers):
@@ -39,45 +39,45 @@ def preflight(experiment: Experiment, fetch: bool = False) -> None:
                 except ValueError as error:
                     raise ValueError(f"models.{name}.{key} = {error}") from None
             if fetch or path is None or Path(path).is_dir():
-                _try(experiment, model, path)
+                _check_tasks(experiment, model, path)
 
 
-def frame_of(model: Api | Checkpoint) -> tuple[Frame, int]:
-    """What stands around a model's prompts, and tokens for thoughts.
+def chat_frame_of(model: Api | Checkpoint) -> ChatFrame:
+    """The chat template around a model's prompts, if it uses one.
 
     Raises:
-        ValueError: as `open_frame`.
+        ValueError: see load_chat_frame.
     """
     if isinstance(model, Api) or not model.chat_template:
-        return PLAIN, 0
-    frame = open_frame(
+        return NO_CHAT_FRAME
+    return load_chat_frame(
         model.path,
         model.revision,
         system_prompt=model.system_prompt,
         thinking_tokens=model.thinking_tokens,
         date=model.chat_date,
     )
-    return frame, model.thinking_tokens
 
 
-def sampler_of(
+def thinking_tokens_of(model: Api | Checkpoint) -> int:
+    """The token budget that a model's prompts leave for thinking."""
+    return 0 if isinstance(model, Api) or not model.chat_template else model.thinking_tokens
+
+
+def make_sampler(
     experiment: Experiment,
     task_name: str,
     length: int,
     tokenizer: Tokenizer,
-    framed: tuple[Frame, int],
+    chat_frame: ChatFrame,
+    thinking_tokens: int = 0,
     haystack: pl.DataFrame | None = None,
 ) -> Sampler:
-    """The samples of one of an experiment's tasks at one length.
-
-    Args:
-        framed: as `frame_of` gives it.
-        haystack: as Sampler takes it.
+    """Create the sampler of one of an experiment's tasks at one length; arguments as of Sampler.
 
     Raises:
-        ValueError: as Sampler.
+        ValueError: see Sampler.
     """
-    frame, thinking_tokens = framed
     return Sampler(
         experiment.tasks[task_name],
         tokenizer,
@@ -85,32 +85,40 @@ def sampler_of(
         length=length,
         depths=experiment.depths,
         seed=experiment.seed,
-        frame=frame,
+        chat_frame=chat_frame,
         thinking_tokens=thinking_tokens,
         haystack=haystack,
         length_unit=experiment.length_unit,
     )
 
 
-def _try(experiment: Experiment, model: Api | Checkpoint, path: str | None) -> None:
-    revision = getattr(model, "revision", None)
-    tokenizer, framed = open_tokenizer(path, revision), frame_of(model)
+def _check_tasks(experiment: Experiment, model: Api | Checkpoint, path: str | None) -> None:
+    tokenizer = open_tokenizer(path, getattr(model, "revision", None))
+    chat_frame, thinking_tokens = chat_frame_of(model), thinking_tokens_of(model)
     shortest, longest = min(experiment.lengths), max(experiment.lengths)
     haystacks = {
-        name: split(texts(found.path, found.column, found.split), tokenizer, shortest)
-        for name, found in experiment.haystacks.items()
-        if Path(found.path).exists()
+        name: sentence_table(
+            read_texts(source.path, source.column, source.split), tokenizer, shortest
+        )
+        for name, source in experiment.haystacks.items()
+        if Path(source.path).exists()
     }
     for task_name, task in experiment.tasks.items():
-        haystack = getattr(task, "haystack", None)
+        haystack_name = getattr(task, "haystack", None)
         counts = {longest: 1, shortest: experiment.samples}
         if isinstance(task, RulerJsonl):
             counts = dict.fromkeys(experiment.lengths, experiment.samples)
-        elif haystack in experiment.haystacks:
-            counts = {shortest: counts[shortest]} if haystack in haystacks else {}
+        elif haystack_name in experiment.haystacks:
+            counts = {shortest: counts[shortest]} if haystack_name in haystacks else {}
         for length, count in counts.items():
-            sampler = sampler_of(
-                experiment, task_name, length, tokenizer, framed, haystacks.get(haystack)
+            sampler = make_sampler(
+                experiment,
+                task_name,
+                length,
+                tokenizer,
+                chat_frame,
+                thinking_tokens,
+                haystacks.get(haystack_name or ""),
             )
-            for index in range(count if sampler.counts_add_up else min(count, TRIED)):
+            for index in range(count if sampler.is_additive else min(count, PROBED_SAMPLES)):
                 sampler.sample(index)

@@ -1,136 +1,146 @@
-"""RULER's question answering: the paragraph with the answer among others (Hsieh et al., 2024)."""
+"""RULER's question answering (Hsieh et al., 2024): the answer's paragraph among others."""
 
 from collections.abc import Callable
 from random import Random
 
 from needlework.config.tasks import QuestionAnswering
-from needlework.tasks.context import SampleContext, Setting
-from needlework.tasks.formats.question_sets import QASet, Question, read_hotpotqa, read_squad
-from needlework.tasks.prompts.budget import Exhausted
+from needlework.tasks.context import SampleContext, TaskContext
+from needlework.tasks.formats.question_sets import Question, read_hotpotqa, read_squad
+from needlework.tasks.prompts.budget import ContentExhausted
 from needlework.tasks.prompts.prompt import Needle, Prompt
-from needlework.tasks.prompts.token_counter import Counter
+from needlework.tasks.prompts.token_counter import TokenCounter
 from needlework.tasks.seeds import stream_seed
 
-TOLD = (
+INSTRUCTION = (
     "Answer the question based on the given documents. Only give me the answer and do not output"
     " any other words."
 )
-INTRO = f"{TOLD}\n\nThe following are given documents.\n\n"
-QUESTION = f"{TOLD}\n\nQuestion: {{query}}"
+INTRO = f"{INSTRUCTION}\n\nThe following are given documents.\n\n"
+QUESTION = f"{INSTRUCTION}\n\nQuestion: {{query}}"
 ANSWER_PREFIX = " Answer:"
 TITLE = "Document {number}:\n"
-_TRIED = 20
-"""Paragraphs beyond the first too long one that are tried in the room that is left."""
+_MAX_MISFITS = 20
+"""Paragraphs that may turn out too long for the remaining room before the search stops."""
 
 
-class Draft:
-    """The gold paragraphs of a question among as many others as fit. A fill.Draft."""
+class QuestionPrompt:
+    """A prompt builder: a question's gold paragraphs among as many others as fit."""
 
     def __init__(
         self,
-        counted: "Documents",
+        documents: "CountedDocuments",
         question: Question,
-        others: list[int],
-        depths: list[float],
+        distractors: list[int],
+        gold_depths: list[float],
         random: Random,
     ):
-        """`others` in the order in which they are taken; `depths` of the gold paragraphs."""
-        self._documents, self._question, self._depths = counted, question, depths
-        self._others, self._random = others, random.getrandbits(64)
-        self._asked = QUESTION.format(query=question.question)
-        self._tail = counted.counter.tail(self._asked, ANSWER_PREFIX)
+        """`distractors` are used in the given order; `gold_depths` belong to `question.gold`."""
+        self._documents, self._question, self._distractors = documents, question, distractors
+        self._gold_depths = dict(zip(question.gold, gold_depths, strict=True))
+        self._shuffle_seed = random.getrandbits(64)
+        self._question_text = QUESTION.format(query=question.question)
+        self._tail = documents.counter.count_tail(self._question_text, ANSWER_PREFIX)
 
-    def build(self, tokens: int) -> Prompt:
-        counted, gold = self._documents, self._question.gold
-        total = counted.head + self._tail
-        total += sum(counted.title(i + 1) + counted.tokens(d) for i, d in enumerate(gold))
-        chosen, left = [], _TRIED
-        for document in self._others:
-            more = counted.title(len(gold) + len(chosen) + 1) + counted.tokens(document)
-            if total + more <= tokens:
+    def build(self, max_tokens: int) -> Prompt:
+        documents, gold = self._documents, self._question.gold
+        total = documents.head + self._tail
+        total += sum(
+            documents.title_tokens(i + 1) + documents.tokens(d) for i, d in enumerate(gold)
+        )
+        chosen: list[int] = []
+        misfits = 0
+        for document in self._distractors:
+            number = len(gold) + len(chosen) + 1
+            added = documents.title_tokens(number) + documents.tokens(document)
+            if total + added <= max_tokens:
                 chosen.append(document)
-                total += more
-            elif (left := left - 1) == 0:
-                break
-        if len(chosen) == len(self._others) and total + counted.longest() < tokens:
-            raise Exhausted(total)
+                total += added
+            else:
+                misfits += 1
+                if misfits == _MAX_MISFITS:
+                    break
+        all_used = len(chosen) == len(self._distractors)
+        if all_used and total + documents.longest_tokens() < max_tokens:
+            raise ContentExhausted(total)
         return self._prompt(chosen, total)
 
-    def _prompt(self, chosen: list[int], total: int) -> Prompt:
-        counted, gold = self._documents, self._question.gold
-        order = list(chosen)
-        Random(self._random).shuffle(order)
+    def _prompt(self, distractors: list[int], total: int) -> Prompt:
+        documents, gold, depths = self._documents, self._question.gold, self._gold_depths
+        order = list(distractors)
+        Random(self._shuffle_seed).shuffle(order)
         last = len(order) + len(gold) - 1
-        meant = dict(zip(gold, self._depths, strict=True))
-        for document in sorted(gold, key=meant.get):
-            order.insert(round(meant[document] / 100 * last), document)
-        text, at, character, places = [INTRO], counted.head, len(INTRO), {}
+        for document in sorted(gold, key=depths.__getitem__):
+            order.insert(round(depths[document] / 100 * last), document)
+        text, token, character = [INTRO], documents.head, len(INTRO)
+        places = {}
         for number, document in enumerate(order, start=1):
-            places[document] = (number, character, at)
-            text.append(f"{TITLE.format(number=number)}{counted.texts[document]}\n\n")
+            places[document] = (number, character, token)
+            text.append(f"{TITLE.format(number=number)}{documents.texts[document]}\n\n")
             character += len(text[-1])
-            at += counted.title(number) + counted.tokens(document)
+            token += documents.title_tokens(number) + documents.tokens(document)
         answers = self._question.answers
 
         def placed(document: int) -> Needle:
             number, character, token = places[document]
             title = f"Document {number}"
-            return Needle(title, answers[0], meant[document], character, token)
+            return Needle(title, answers[0], depths[document], character, token)
 
         needles = tuple(placed(document) for document in gold)
-        return Prompt("".join(text), self._asked, ANSWER_PREFIX, tuple(answers), needles, total)
+        context = "".join(text)
+        return Prompt(context, self._question_text, ANSWER_PREFIX, answers, needles, total)
 
 
-class Documents:
-    """Paragraphs and their tokens, counted when first asked for."""
+class CountedDocuments:
+    """Paragraphs with their token counts, computed on first use."""
 
-    def __init__(self, counter: Counter, texts: list[str]):
+    def __init__(self, counter: TokenCounter, texts: list[str]):
         self.counter, self.texts = counter, texts
-        self.head = counter.head(INTRO)
+        self.head = counter.count_head(INTRO)
         self._tokens: dict[int, int] = {}
-        self._titles: dict[int, int] = {}
+        self._title_tokens: dict[int, int] = {}
 
     def tokens(self, document: int) -> int:
-        """Of a paragraph and the empty line behind it."""
+        """Tokens of a paragraph and the empty line after it."""
         if document not in self._tokens:
-            # A letter behind: two line breaks may be one token, as they are not in the prompt.
+            # The letter keeps two line breaks from merging: in the prompt, text follows them too.
             text = f"{self.texts[document]}\n\nA"
             self._tokens[document] = self.counter(text) - self.counter("A")
         return self._tokens[document]
 
-    def title(self, number: int) -> int:
-        """Of the line before a paragraph."""
-        if number not in self._titles:
-            self._titles[number] = self.counter(TITLE.format(number=number))
-        return self._titles[number]
+    def title_tokens(self, number: int) -> int:
+        """Tokens of the line before a paragraph."""
+        if number not in self._title_tokens:
+            self._title_tokens[number] = self.counter(TITLE.format(number=number))
+        return self._title_tokens[number]
 
-    def longest(self) -> int:
-        """Of the longest paragraph, with its title."""
-        return max(map(self.tokens, range(len(self.texts)))) + self.title(len(self.texts))
+    def longest_tokens(self) -> int:
+        """Tokens of the longest paragraph with its title."""
+        return max(map(self.tokens, range(len(self.texts)))) + self.title_tokens(len(self.texts))
 
 
-def drafts(
-    task: QuestionAnswering, counter: Counter, setting: Setting
-) -> Callable[[SampleContext], Draft]:
-    """What makes the draft of a sample.
+def prepare(
+    task: QuestionAnswering, counter: TokenCounter, task_context: TaskContext
+) -> Callable[[SampleContext], QuestionPrompt]:
+    """Return a function that makes a sample's prompt builder.
 
-    The samples go through the set's questions in an order of the seed's. Paragraphs of the gold
-    one's own article (SQuAD), or those that come with the question (HotpotQA), are taken first.
+    Samples use the questions in a seeded random order. Distractors come first from the gold
+    paragraph's article (SQuAD) or from the question's own paragraphs (HotpotQA).
     """
-    found: QASet = (read_squad if task.format == "squad" else read_hotpotqa)(task.path)
-    counted = Documents(counter, found.documents)
-    order = Random(stream_seed("questions", *setting.stream)).sample(
-        range(len(found.questions)), len(found.questions)
+    read = read_squad if task.format == "squad" else read_hotpotqa
+    questions = read(task.path)
+    documents = CountedDocuments(counter, questions.documents)
+    order = Random(stream_seed("questions", *task_context.seed_parts)).sample(
+        range(len(questions.questions)), len(questions.questions)
     )
 
-    def draft(turn: SampleContext) -> Draft:
-        random = turn.random
-        question = found.questions[order[turn.index % len(order)]]
-        near = random.sample(question.siblings, len(question.siblings))
-        known = {*question.gold, *near}
-        far = [document for document in range(len(found.documents)) if document not in known]
-        random.shuffle(far)
-        depths = turn.spread.depths(turn.index, len(question.gold))
-        return Draft(counted, question, [*near, *far], depths, random)
+    def prompt_builder(sample: SampleContext) -> QuestionPrompt:
+        random = sample.random
+        question = questions.questions[order[sample.index % len(order)]]
+        related = random.sample(question.siblings, len(question.siblings))
+        known = {*question.gold, *related}
+        unrelated = [i for i in range(len(questions.documents)) if i not in known]
+        random.shuffle(unrelated)
+        depths = sample.depth_sampler.depths(sample.index, len(question.gold))
+        return QuestionPrompt(documents, question, [*related, *unrelated], depths, random)
 
-    return draft
+    return prompt_builder

@@ -1,16 +1,16 @@
-"""Samples in RULER's JSON lines, made elsewhere."""
+"""Task `ruler_jsonl`: existing samples in RULER's JSON lines."""
 
 import re
 from collections.abc import Callable
 
 from needlework.config.tasks import RulerJsonl
-from needlework.tasks.context import SampleContext, Setting
+from needlework.tasks.context import SampleContext, TaskContext
 from needlework.tasks.formats.ruler_files import read_ruler_jsonl
-from needlework.tasks.prompts.budget import text_of
+from needlework.tasks.prompts.budget import prompt_text
 from needlework.tasks.prompts.prompt import Prompt
-from needlework.tasks.prompts.token_counter import Counter
+from needlework.tasks.prompts.token_counter import TokenCounter
 
-_VALUES = {
+_VALUE_PATTERNS = {
     "numbers": re.compile(r"[0-9]"),
     "words": re.compile(r"[^\W\d_]"),
     "uuids": re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"),
@@ -18,54 +18,52 @@ _VALUES = {
 }
 
 
-class Draft:
-    """A prompt as it is. A fill.Draft."""
+class FixedPrompt:
+    """A prompt builder for a prompt that exists already."""
 
-    def __init__(self, prompt: Prompt, counter: Counter, where: str):
-        tokens = counter.whole(text_of(prompt, counter))
-        self._prompt, self._where = prompt._replace(tokens=tokens), where
+    def __init__(self, prompt: Prompt, counter: TokenCounter, location: str):
+        tokens = counter.count_whole(prompt_text(prompt, counter))
+        self._prompt, self._location = prompt._replace(tokens=tokens), location
 
-    def build(self, tokens: int) -> Prompt:
-        if self._prompt.tokens > tokens:
+    def build(self, max_tokens: int) -> Prompt:
+        if self._prompt.tokens > max_tokens:
             raise ValueError(
-                f"{self._where} has {self._prompt.tokens} tokens, and there is room for {tokens};"
-                " name a greater length, or a smaller max_new_tokens"
+                f"{self._location} has {self._prompt.tokens} tokens, but only {max_tokens} fit;"
+                " write a greater length, or a smaller max_new_tokens"
             )
         return self._prompt
 
 
-def drafts(
-    task: RulerJsonl, counter: Counter, setting: Setting
-) -> Callable[[SampleContext], Draft]:
-    """What makes the draft of a sample: the file's rows in their order.
+def prepare(
+    task: RulerJsonl, counter: TokenCounter, task_context: TaskContext
+) -> Callable[[SampleContext], FixedPrompt]:
+    """Return a function that makes a sample's prompt builder: sample i is row i of the file.
 
-    Where rows say their `max_length`, those of another length are left out.
+    Rows with a `max_length` other than the task's length are skipped.
+
+    Raises:
+        ValueError: the file has no rows of this length, an output holds no value of
+            `task.value_type`, or there are more samples than rows.
     """
-    path = task.path.replace("{length}", str(setting.length))
-    rows = [
-        row
-        for row in read_ruler_jsonl(path)
-        if row.get("max_length", setting.length) == setting.length
-    ]
-
+    path, length = task.path.replace("{length}", str(task_context.length)), task_context.length
+    rows = [row for row in read_ruler_jsonl(path) if row.max_length in (None, length)]
     if not rows:
-        raise ValueError(f"{path}: no rows of length {setting.length}")
+        raise ValueError(f"{path}: no rows of length {length}")
     for number, row in enumerate(rows, start=1):
-        for output in row["outputs"]:
-            if not _VALUES[task.value_type].search(output.lower()):
+        for output in row.outputs:
+            if not _VALUE_PATTERNS[task.value_type].search(output.lower()):
                 raise ValueError(
-                    f"{path}: row {number} has the output {output!r:.40}, which holds no"
+                    f"{path}: row {number} has the output {output!r:.40}, which contains no"
                     f" {task.value_type}; write another value_type, such as text"
                 )
 
-    def draft(turn: SampleContext) -> Draft:
-        if turn.index >= len(rows):
+    def prompt_builder(sample: SampleContext) -> FixedPrompt:
+        if sample.index >= len(rows):
             raise ValueError(
-                f"{path}: {len(rows)} rows of length {setting.length}; write samples: {len(rows)}"
-                " or less"
+                f"{path}: {len(rows)} rows of length {length}; write samples: {len(rows)} or less"
             )
-        row = rows[turn.index]
-        prompt = Prompt(row["input"], "", row["answer_prefix"], tuple(row["outputs"]), (), 0)
-        return Draft(prompt, counter, f"{path}: row {turn.index + 1}")
+        row = rows[sample.index]
+        prompt = Prompt(row.input, "", row.prefix, tuple(row.outputs), (), 0)
+        return FixedPrompt(prompt, counter, f"{path}: row {sample.index + 1}")
 
-    return draft
+    return prompt_builder

@@ -1,15 +1,15 @@
-"""Variable tracking, as RULER makes it (Hsieh et al., 2024): follow chains of assignments."""
+"""RULER's variable tracking (Hsieh et al., 2024): follow chains of assignments."""
 
 from collections.abc import Callable, Sequence
 from random import Random
 from string import ascii_uppercase
 
 from needlework.config.tasks import VariableTracking
-from needlework.tasks.context import SampleContext, Setting
-from needlework.tasks.haystacks.haystack import Haystack, HaystackSample, haystack_of
+from needlework.tasks.context import SampleContext, TaskContext
+from needlework.tasks.haystacks.haystack import Haystack, HaystackSample, make_haystack
 from needlework.tasks.haystacks.needle_insertion import NeedlePlacement, NeedlePrompt
 from needlework.tasks.prompts.depth_sampler import RULER_DEPTHS
-from needlework.tasks.prompts.token_counter import Counter
+from needlework.tasks.prompts.token_counter import TokenCounter
 from needlework.tasks.seeds import stream_seed
 
 INTRO = "Memorize and track the chain(s) of variable assignment hidden in the following text."
@@ -20,105 +20,112 @@ ANSWER_PREFIX = (
 )
 _VALUES = range(10_000, 99_999)
 _LETTERS, _EXAMPLE_LETTERS = 5, 3
-_EXAMPLE_HOPS = 10
-_EXAMPLE_TOKENS = 500
-_EXAMPLE_SHARE = 2
-"""The example has at most a half of the length: short prompts keep room for their own text."""
+_EXAMPLE_MAX_HOPS = 10
+_EXAMPLE_MAX_TOKENS = 500
+_EXAMPLE_DIVISOR = 2
+"""The worked example takes at most half of the length, so that short prompts keep their text."""
 _EXAMPLE_STEP = 5
 
 
-class _Fixed:
-    """A haystack that is the same whatever room there is. A haystacks.HaystackSample."""
+class _FixedHaystack:
+    """A haystack sample that ignores the room available."""
 
     def __init__(self, units: list[str], counts: list[int]):
         self.units, self.counts = units, counts
 
-    def take(self, tokens: int) -> tuple[list[str], list[int]]:
+    def take(self, max_tokens: int) -> tuple[list[str], list[int]]:
         return self.units, self.counts
 
 
-def drafts(
-    task: VariableTracking, counter: Counter, setting: Setting
+def prepare(
+    task: VariableTracking, counter: TokenCounter, task_context: TaskContext
 ) -> Callable[[SampleContext], NeedlePrompt]:
-    """What makes the draft of a sample.
+    """Return a function that makes a sample's prompt builder.
 
-    The chains of the worked example and of the sample have names and values of their own.
-    RULER's blank behind "VAR B = VAR A" is left out: no count adds up across it.
+    The chains of the worked example have other names and values than those of the sample. Unlike
+    RULER, no blank follows "VAR B = VAR A", because token counts do not add up across it.
     """
-    haystack = haystack_of(task.haystack, counter, setting)
-    hay = _example_hay(task, counter, setting, haystack)
+    haystack = make_haystack(task.haystack, counter, task_context)
+    example_haystack = _example_haystack(task, counter, task_context, haystack)
 
-    def draft(turn: SampleContext) -> NeedlePrompt:
-        random, links = turn.random, task.hops + 1
+    def prompt_builder(sample: SampleContext) -> NeedlePrompt:
+        random, chain_length = sample.random, task.hops + 1
         values = random.sample(_VALUES, 2 * task.chains)
-        example = _example(task, counter, haystack, hay, random, values[task.chains :])
-        asked = turn.spread.depths(turn.index, links)
-        others = [depth for depth in RULER_DEPTHS if depth not in asked]
-        depths = asked + random.sample(others, (task.chains - 1) * links)
-        return _hiding(
+        example = _worked_example(
+            task, counter, haystack, example_haystack, random, values[task.chains :]
+        )
+        queried_depths = sample.depth_sampler.depths(sample.index, chain_length)
+        unused_depths = [depth for depth in RULER_DEPTHS if depth not in queried_depths]
+        depths = queried_depths + random.sample(unused_depths, (task.chains - 1) * chain_length)
+        return _needle_prompt(
             counter,
             haystack,
-            haystack.start(random),
-            _chains(random, _LETTERS, values, depths, links, haystack),
-            links,
+            haystack.sample(random),
+            _chains(random, _LETTERS, values, depths, chain_length, haystack),
+            chain_length,
             intro=f"{example}{INTRO}\n",
         )
 
-    return draft
+    return prompt_builder
 
 
-def _example(
+def _worked_example(
     task: VariableTracking,
-    counter: Counter,
+    counter: TokenCounter,
     haystack: Haystack,
-    hay: HaystackSample,
+    haystack_sample: HaystackSample,
     random: Random,
     values: Sequence[int],
 ) -> str:
     """A worked example, its answer and a blank line."""
-    links = min(task.hops, _EXAMPLE_HOPS) + 1
-    depths = [depth for _ in range(task.chains) for depth in random.sample(RULER_DEPTHS, links)]
-    hidden = _chains(random, _EXAMPLE_LETTERS, values, depths, links, haystack)
-    prompt = _hiding(counter, haystack, hay, hidden, links, intro=f"{INTRO}\n").build(0)
+    chain_length = min(task.hops, _EXAMPLE_MAX_HOPS) + 1
+    depths = [
+        depth for _ in range(task.chains) for depth in random.sample(RULER_DEPTHS, chain_length)
+    ]
+    assignments = _chains(random, _EXAMPLE_LETTERS, values, depths, chain_length, haystack)
+    prompt = _needle_prompt(
+        counter, haystack, haystack_sample, assignments, chain_length, intro=f"{INTRO}\n"
+    ).build(0)
     answer = " ".join(prompt.outputs)
     return f"{prompt.context}{prompt.question}{prompt.answer_prefix} {answer}\n\n"
 
 
-def _example_hay(
-    task: VariableTracking, counter: Counter, setting: Setting, haystack: Haystack
+def _example_haystack(
+    task: VariableTracking, counter: TokenCounter, task_context: TaskContext, haystack: Haystack
 ) -> HaystackSample:
-    """The example's haystack: whole units, in steps of five as RULER's, or one alone."""
-    random = Random(stream_seed("vt example", *setting.stream))
-    hay = haystack.start(random)
-    least = _Fixed(*hay.take(0))
+    """The worked example's haystack: a multiple of five whole units, as in RULER, or just one."""
+    random = Random(stream_seed("vt example", *task_context.seed_parts))
+    haystack_sample = haystack.sample(random)
+    shortest = _FixedHaystack(*haystack_sample.take(0))
     values = random.sample(_VALUES, task.chains)
-    used = counter(_example(task, counter, haystack, least, random, values)) - sum(least.counts)
-    most = min(_EXAMPLE_TOKENS, setting.length // _EXAMPLE_SHARE)
-    units, counts = hay.take(most - used)
-    # Never the last: noise may be cut in it.
+    shortest_example = _worked_example(task, counter, haystack, shortest, random, values)
+    fixed_tokens = counter(shortest_example) - sum(shortest.counts)
+    max_tokens = min(_EXAMPLE_MAX_TOKENS, task_context.length // _EXAMPLE_DIVISOR)
+    units, counts = haystack_sample.take(max_tokens - fixed_tokens)
+    # The last unit is left out: noise may end in a cut one.
     whole = (len(units) - 1) // _EXAMPLE_STEP * _EXAMPLE_STEP
-    return _Fixed(units[:whole], counts[:whole]) if whole else least
+    return _FixedHaystack(units[:whole], counts[:whole]) if whole else shortest
 
 
-def _hiding(
-    counter: Counter,
+def _needle_prompt(
+    counter: TokenCounter,
     haystack: Haystack,
-    hay: HaystackSample,
-    hidden: list[NeedlePlacement],
-    links: int,
+    haystack_sample: HaystackSample,
+    assignments: list[NeedlePlacement],
+    chain_length: int,
     intro: str,
 ) -> NeedlePrompt:
-    """The first chain, of `links` assignments, is asked for."""
-    asked = {"value": hidden[0].value, "count": links}
+    """A prompt that asks for the first chain, which has `chain_length` assignments."""
+    fields = {"value": assignments[0].value, "count": chain_length}
     return NeedlePrompt(
         counter,
         haystack,
-        hay,
-        hidden,
+        haystack_sample,
+        assignments,
         intro=intro,
-        question=QUESTION.format(**asked),
-        answer_prefix=ANSWER_PREFIX.format(**asked),
-        outputs=tuple(assignment.key for assignment in hidden[:links]),
+        question=QUESTION.format(**fields),
+        answer_prefix=ANSWER_PREFIX.format(**fields),
+        outputs=tuple(assignment.key for assignment in assignments[:chain_length]),
     )
 
 
@@ -127,23 +134,24 @@ def _chains(
     letters: int,
     values: Sequence[int],
     depths: Sequence[float],
-    links: int,
+    chain_length: int,
     haystack: Haystack,
 ) -> list[NeedlePlacement]:
-    """Assignments, chain by chain; each chain takes the next `links` depths in order."""
+    """Assignments, chain by chain; each chain takes the next `chain_length` depths in order."""
     end = "." if haystack.joiner == " " else ""
-    names = _names(random, letters, len(depths))
-    hidden = []
-    for chain, first in enumerate(range(0, len(depths), links)):
+    names = _variable_names(random, letters, len(depths))
+    assignments = []
+    for chain, first in enumerate(range(0, len(depths), chain_length)):
         assigned = str(values[chain])
-        for place, depth_percent in enumerate(sorted(depths[first : first + links]), first):
-            text = f"VAR {names[place]} = {assigned}{end}"
-            hidden.append(NeedlePlacement(text, names[place], assigned, depth_percent))
-            assigned = f"VAR {names[place]}"
-    return hidden
+        chain_depths = sorted(depths[first : first + chain_length])
+        for name, depth_percent in zip(names[first:], chain_depths, strict=False):
+            text = f"VAR {name} = {assigned}{end}"
+            assignments.append(NeedlePlacement(text, name, assigned, depth_percent))
+            assigned = f"VAR {name}"
+    return assignments
 
 
-def _names(random: Random, letters: int, count: int) -> list[str]:
+def _variable_names(random: Random, letters: int, count: int) -> list[str]:
     names: dict[str, None] = {}
     while len(names) < count:
         names["".join(random.choices(ascii_uppercase, k=letters))] = None

@@ -12,7 +12,7 @@ from needlework.config.training import Exercise, Pretrain, PretrainStage
 from needlework.tasks import niah, passkey
 from needlework.tasks.haystacks.filler import PARAGRAPH
 from needlework.tasks.haystacks.haystack import NEEDLE
-from needlework.tasks.haystacks.sentences import sentence, third_person
+from needlework.tasks.haystacks.sentences import random_sentence, third_person
 from needlework.tasks.haystacks.words import draw_keys, words
 from needlework.training.loop import IGNORED, Batch
 
@@ -80,7 +80,7 @@ class SequenceWriter:
         self.random = random.Random(f"curriculum {seed}")
         self._cache: dict[str, list[int]] = {}
         self._pool = [
-            self.encode(f" {sentence(self.random, 'training')}") for _ in range(SENTENCES)
+            self.encode(f" {random_sentence(self.random, 'training')}") for _ in range(SENTENCES)
         ]
 
     def encode(self, text: str) -> list[int]:

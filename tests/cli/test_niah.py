@@ -19,7 +19,7 @@ from needlework.evaluation.generation.generate import generate_answers
 from needlework.models.checkpoint import open_model, save_model
 from needlework.models.convert import convert
 from needlework.scoring.intervals import wilson
-from needlework.tasks.generate import Sampler, samples
+from needlework.tasks.generate import Sampler, make_samples
 
 
 def _lines(*args: str) -> list[str]:
@@ -44,7 +44,7 @@ def test_answers_are_those_of_the_stages():
         depths=[10, 95],
         seed=7,
     )
-    table = samples(sampler, 4)
+    table = make_samples(sampler, 4)
     attention = Window(recent_tokens=200, sink_tokens=4, block_size=8, dense_layers=0)
     answers, _, _ = generate_answers(*open_model(TINY), table, system="other", attention=attention)
     generations = [line.removeprefix("  generation: ") for line in lines if "generation: " in line]
@@ -140,7 +140,10 @@ def test_thoughts_have_room_within_the_context(changed):
         (("--attention", "{type: window, recent: 3}"), r"^systems\.asked\.attention\.recent = 3"),
         (("--attention", "{type: infini, segment_length: 0}"), r"^--attention: segment_length = 0"),
         (("--attention", "{type: infini"), r"^--attention \{type: infini: is no mapping \("),
-        (("--context-length", "60"), r"^lengths: 60 is too small for task asked; set \d+ or more"),
+        (
+            ("--context-length", "60"),
+            r"^lengths: 60 is too small for task asked; write \d+ or more",
+        ),
         (("--context-length", "99999"), r"^lengths.* = 99999: "),
         (("--depth-percent", "101"), r"^depths.* = 101"),
         (("--num-digits", "0"), r"^tasks\.asked\.digits = 0: write a number of at least 1"),

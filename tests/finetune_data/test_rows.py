@@ -1,4 +1,4 @@
-"""Rows of the user's own: as they are, from any table, each fault one line."""
+"""Training rows from a table of the user's: read verbatim, from every format."""
 
 import re
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 from datasets import Dataset
 
 from needlework.config.tasks import RowExamples
-from needlework.finetune_data.rows import examples
+from needlework.finetune_data.rows import make_examples
 
 ROWS = pl.DataFrame(
     {
@@ -19,8 +19,8 @@ ROWS = pl.DataFrame(
 )
 
 
-def made(path: Path, tokenizer, **keys) -> pl.DataFrame:
-    return examples(RowExamples(path=str(path), **keys), tokenizer, 0)
+def make_rows(path: Path, tokenizer, **keys) -> pl.DataFrame:
+    return make_examples(RowExamples(path=str(path), **keys), tokenizer, 0)
 
 
 def folder_of_parquet(path: Path) -> None:
@@ -38,9 +38,9 @@ def folder_of_parquet(path: Path) -> None:
         ("folder", folder_of_parquet),
     ],
 )
-def test_rows_are_those_of_the_table(name, write, tmp_path, tokenizer):
+def test_rows_equal_the_table(name, write, tmp_path, tokenizer):
     write(tmp_path / name)
-    table = made(tmp_path / name, tokenizer)
+    table = make_rows(tmp_path / name, tokenizer)
     assert table.select("prompt", "answer").equals(ROWS.select("prompt", "answer"))
     for prompt, answer, size in table.iter_rows():
         parts = [
@@ -48,18 +48,18 @@ def test_rows_are_those_of_the_table(name, write, tmp_path, tokenizer):
             tokenizer.encode(answer, add_special_tokens=False).ids,
         ]
         assert size == len(parts[0]) + len(parts[1]) + 1
-    assert made(tmp_path / name, tokenizer, examples=1).equals(table[:1])
+    assert make_rows(tmp_path / name, tokenizer, examples=1).equals(table[:1])
 
 
-def test_columns_have_any_name(tmp_path, byte_tokenizer):
+def test_columns_can_have_other_names(tmp_path, byte_tokenizer):
     path = tmp_path / "rows.parquet"
-    ROWS.rename({"prompt": "question", "answer": "said"}).write_parquet(path)
-    table = made(path, byte_tokenizer, prompt_column="question", answer_column="said")
+    ROWS.rename({"prompt": "question", "answer": "reply"}).write_parquet(path)
+    table = make_rows(path, byte_tokenizer, prompt_column="question", answer_column="reply")
     assert table["answer"].to_list() == [" 271", " Ada\nLovelace"]
     with pytest.raises(ValueError, match="no column 'prompt' or 'answer'; write one of question, "):
-        made(path, byte_tokenizer)
-    with pytest.raises(ValueError, match=r"no column 'answer'; write one of question, said, n$"):
-        made(path, byte_tokenizer, prompt_column="question")
+        make_rows(path, byte_tokenizer)
+    with pytest.raises(ValueError, match=r"no column 'answer'; write one of question, reply, n$"):
+        make_rows(path, byte_tokenizer, prompt_column="question")
 
 
 @pytest.mark.parametrize(
@@ -68,29 +68,35 @@ def test_columns_have_any_name(tmp_path, byte_tokenizer):
         ({"prompt": ["a", "  "]}, {}, "column 'prompt': row 1 holds '  '; write some text"),
         ({"answer": ["a", None]}, {}, "column 'answer': row 1 holds None; write some text"),
         ({}, {"answer_column": "n"}, "column 'n': row 0 holds 1; write some text, or name another"),
-        ({}, {"examples": 3}, "has 2 rows and 3 are asked for; write examples: 2, or name a table"),
+        (
+            {},
+            {"examples": 3},
+            "has 2 rows, fewer than examples: 3; write examples: 2, or the path of",
+        ),
         (
             {"prompt": ["a", "b " * 100]},
             {"length": 64},
-            r"row 1 has \d\d\d tokens with its answer and end, more than length: 64; write len",
+            r"row 1 has \d\d\d tokens with answer and end-of-text, more than length: 64; write len",
         ),
     ],
 )
-def test_what_is_wrong_is_one_line(change, keys, message, tmp_path, byte_tokenizer):
+def test_an_invalid_table_gives_a_one_line_error(change, keys, message, tmp_path, byte_tokenizer):
     path = tmp_path / "rows.parquet"
     ROWS.with_columns(**{k: pl.Series(v) for k, v in change.items()}).write_parquet(path)
     with pytest.raises(ValueError, match=message) as caught:
-        made(path, byte_tokenizer, **keys)
+        make_rows(path, byte_tokenizer, **keys)
     assert str(caught.value).startswith(str(path))
     assert "\n" not in str(caught.value)
 
 
-def test_sources_without_rows(tmp_path, byte_tokenizer):
+def test_sources_without_rows_are_rejected(tmp_path, byte_tokenizer):
     (tmp_path / "notes.txt").write_text("no table")
     for path in (tmp_path / "notes.txt", tmp_path):
         message = re.escape(f"{path}: plain text; name a table with columns prompt and answer")
         with pytest.raises(ValueError, match=message):
-            made(path, byte_tokenizer)
+            make_rows(path, byte_tokenizer)
     ROWS[:0].write_parquet(tmp_path / "empty.parquet")
-    with pytest.raises(ValueError, match=r"has 0 rows and some are asked for; write examples: nul"):
-        made(tmp_path / "empty.parquet", byte_tokenizer)
+    with pytest.raises(
+        ValueError, match=r"has 0 rows, fewer than examples: 1; write examples: null"
+    ):
+        make_rows(tmp_path / "empty.parquet", byte_tokenizer)

@@ -11,7 +11,7 @@ import pytest
 from datasets import Dataset, DatasetDict
 from support.paths import ESSAYS, ROOT
 
-from needlework.sources.texts import texts
+from needlework.sources.texts import read_texts
 
 ROWS = ["First text.", "Zweiter Text: äöü, 文.", "  ", "Third,\nof two lines."]
 READ = [row for row in ROWS if row.strip()]
@@ -27,8 +27,8 @@ WRITERS = {
 @pytest.mark.parametrize("suffix", WRITERS)
 def test_a_table_gives_its_column(suffix: str, tmp_path: Path):
     WRITERS[suffix](path := tmp_path / f"table.{suffix}")
-    assert list(texts(path)) == READ
-    assert list(texts(path, column="other", split="whatever")) == list("abcd")
+    assert list(read_texts(path)) == READ
+    assert list(read_texts(path, column="other", split="whatever")) == list("abcd")
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -40,8 +40,8 @@ def test_a_folder_of_tables_gives_the_split_in_order(suffix: str, tmp_path: Path
         write(tmp_path / f"{name}.{suffix}")
     (tmp_path / "README.md").write_text("# About these tables")
     before = sorted(tmp_path.rglob("*"))
-    assert list(texts(tmp_path)) == ["a", "b", "c"]
-    assert list(texts(tmp_path, split="test")) == ["d"]
+    assert list(read_texts(tmp_path)) == ["a", "b", "c"]
+    assert list(read_texts(tmp_path, split="test")) == ["d"]
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -52,9 +52,9 @@ def test_a_saved_dataset(tmp_path: Path):
         tmp_path / "several"
     )
     before = sorted(tmp_path.rglob("*"))
-    assert list(texts(tmp_path / "one")) == READ
-    assert list(texts(tmp_path / "several")) == READ
-    assert list(texts(tmp_path / "several", split="test")) == ["d"]
+    assert list(read_texts(tmp_path / "one")) == READ
+    assert list(read_texts(tmp_path / "several")) == READ
+    assert list(read_texts(tmp_path / "several", split="test")) == ["d"]
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -62,21 +62,21 @@ def test_text_files_come_by_path(tmp_path: Path):
     for name in ("b.txt", "a/z.md", "a.TXT", ".hidden.txt", ".git/x.txt", "notes.pdf"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(f"text of {name}")
-    read = list(texts(tmp_path))
+    read = list(read_texts(tmp_path))
     assert read == [f"text of {name}" for name in ("a/z.md", "a.TXT", "b.txt")]
-    assert list(texts(ESSAYS)) == [file.read_text() for file in sorted(ESSAYS.iterdir())]
+    assert list(read_texts(ESSAYS)) == [file.read_text() for file in sorted(ESSAYS.iterdir())]
 
 
 def test_a_byte_order_mark_is_no_text(tmp_path: Path):
     (path := tmp_path / "a.txt").write_bytes("\ufeffA text.".encode())
-    assert list(texts(path)) == ["A text."]
+    assert list(read_texts(path)) == ["A text."]
 
 
 @pytest.mark.parametrize("gap", ["\n\n", "\r\n\r\n", "\n", " "])
 def test_a_long_file_comes_in_parts_that_lose_nothing(gap: str, tmp_path: Path):
     whole = gap.join(f"Absatz {i} über {'wörter ' * 20}".strip() for i in range(60_000))
     (path := tmp_path / "long.txt").write_bytes(whole.encode())
-    parts = list(texts(path))
+    parts = list(read_texts(path))
     assert len(parts) == len(whole.encode()) // (4 * 2**20) + 1
     assert len(parts) > 1
     assert "".join(parts) == whole
@@ -86,7 +86,7 @@ def test_a_long_file_comes_in_parts_that_lose_nothing(gap: str, tmp_path: Path):
 def test_files_are_read_when_they_are_needed(tmp_path: Path):
     (tmp_path / "a.txt").write_text("A text.")
     (tmp_path / "b.txt").write_bytes(b"\xff")
-    reading = texts(tmp_path)
+    reading = read_texts(tmp_path)
     assert next(reading) == "A text."
     with pytest.raises(ValueError, match="not UTF-8"):
         next(reading)
@@ -149,7 +149,7 @@ def write(files: dict[str, bytes], folder: Path) -> None:
 def test_a_fault_is_one_line(files, source, options, message, tmp_path: Path):
     write(files, tmp_path)
     with pytest.raises(ValueError, match=re.escape(message)) as caught:
-        list(texts(tmp_path / source, **options))
+        list(read_texts(tmp_path / source, **options))
     assert str(caught.value).startswith(f"{tmp_path}/{message}")
     assert "\n" not in str(caught.value)
 
@@ -157,11 +157,11 @@ def test_a_fault_is_one_line(files, source, options, message, tmp_path: Path):
 def test_a_saved_dataset_without_the_split(tmp_path: Path):
     DatasetDict({"dev": Dataset.from_dict({"text": ["a"]})}).save_to_disk(tmp_path / "x")
     with pytest.raises(ValueError, match=r"x: no split 'train'; write one of dev$"):
-        list(texts(tmp_path / "x"))
+        list(read_texts(tmp_path / "x"))
 
 
 def test_the_hub_out_of_reach_is_one_line():
-    code = "from needlework.sources.texts import texts\ntry: next(texts('owner/name'))\n"
+    code = "from needlework.sources.texts import read_texts\ntry: next(read_texts('owner/name'))\n"
     code += "except ValueError as error: print(error)"
     done = subprocess.run(
         [sys.executable, "-c", code],

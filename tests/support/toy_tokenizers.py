@@ -7,8 +7,8 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, proce
 
 from needlework.tasks import niah, passkey
 from needlework.tasks.haystacks.haystack import NEEDLE
-from needlework.tasks.haystacks.sentences import sentence
-from needlework.tasks.prompts.prompt import PLAIN, Frame
+from needlework.tasks.haystacks.sentences import random_sentence
+from needlework.tasks.prompts.prompt import NO_CHAT_FRAME, ChatFrame
 from needlework.tasks.prompts.tokenizer import open_tokenizer
 
 
@@ -17,7 +17,7 @@ def _text() -> list[str]:
     wording = [passkey.INTRO, passkey.FILLER, passkey.NEEDLE, passkey.QUESTION]
     wording += [niah.INTRO_ONE, NEEDLE, niah.QUESTION_ONE, niah.ANSWER_PREFIX_ONE]
     numbers = [str(random.randrange(10**6)) for _ in range(200)]
-    return [*wording * 3, *(sentence(random) for _ in range(500)), *numbers]
+    return [*wording * 3, *(random_sentence(random) for _ in range(500)), *numbers]
 
 
 def byte_level() -> Tokenizer:
@@ -79,4 +79,4 @@ ADDITIVE = {
     "tiny": lambda: open_tokenizer(TINY),
 }
 """Tokenizers whose counts of pieces add up, the shipped one among them."""
-FRAMES = (PLAIN, Frame("<u>\n", "\n<a>\n", None, True))
+FRAMES = (NO_CHAT_FRAME, ChatFrame("<u>\n", "\n<a>\n", None, True))

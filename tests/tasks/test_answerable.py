@@ -23,7 +23,7 @@ from needlework.config.tasks import (
     VariableTracking,
 )
 from needlework.scoring.metrics import exact, match_all
-from needlework.tasks.generate import Sampler, samples
+from needlework.tasks.generate import Sampler, make_samples
 from needlework.tasks.haystacks.words import is_held_out
 
 DEPTHS = [0.0, 50.0, 100.0]
@@ -65,7 +65,7 @@ TASKS = [
 
 def make(task, tokenizer, *, length=2500, count=4, depths=DEPTHS):
     sampler = Sampler(task, tokenizer, task_name="t", length=length, depths=depths, seed=3)
-    return samples(sampler, count)
+    return make_samples(sampler, count)
 
 
 @pytest.mark.parametrize("task", TASKS, ids=lambda task: task.type)

@@ -9,12 +9,12 @@ from support.toy_tokenizers import ADDITIVE, FRAMES, TINY
 
 from needlework.config.tasks import CommonWords
 from needlework.tasks import cwe
-from needlework.tasks.context import SampleContext, Setting
-from needlework.tasks.generate import TRIED, Sampler, samples
+from needlework.tasks.context import SampleContext, TaskContext
+from needlework.tasks.generate import PROBED_SAMPLES, Sampler, make_samples
 from needlework.tasks.haystacks.words import all_words
-from needlework.tasks.prompts.budget import Exhausted, text_of
-from needlework.tasks.prompts.depth_sampler import Spread
-from needlework.tasks.prompts.token_counter import Counter
+from needlework.tasks.prompts.budget import ContentExhausted, prompt_text
+from needlework.tasks.prompts.depth_sampler import DepthSampler
+from needlework.tasks.prompts.token_counter import TokenCounter
 from needlework.tasks.prompts.tokenizer import open_tokenizer
 
 PUBLISHED = (
@@ -31,12 +31,12 @@ def sampler(task, tokenizer, *, length=8000):
 
 
 def make(task, tokenizer, *, count=6, **settings):
-    return samples(sampler(task, tokenizer, **settings), count)
+    return make_samples(sampler(task, tokenizer, **settings), count)
 
 
-def draft_of(task, counter, length, index=0):
-    drafts = cwe.drafts(task, counter, Setting(length, ("a test",)))
-    return drafts(SampleContext(Random(index), index, Spread([50.0], "a test")))
+def make_builder(task, counter, length, index=0):
+    builder_of = cwe.prepare(task, counter, TaskContext(length, ("a test",)))
+    return builder_of(SampleContext(Random(index), index, DepthSampler([50.0], "a test")))
 
 
 def numbered(words):
@@ -101,12 +101,12 @@ def test_every_sample_has_words_and_an_order_of_its_own(byte_tokenizer):
 @pytest.mark.parametrize("task", [CommonWords(), OWN], ids=["ruler", "own"])
 def test_sums_are_real_counts(name, task):
     tokenizer = ADDITIVE[name]()
-    counters = [Counter(tokenizer, frame) for frame in FRAMES]
+    counters = [TokenCounter(tokenizer, frame) for frame in FRAMES]
     assert all(counter.additive for counter in counters)
     for index, length in enumerate(range(3000, 9000, 200)):
         counter = counters[index % 2]
-        prompt = draft_of(task, counter, length, index).build(length)
-        text = text_of(prompt, counter)
+        prompt = make_builder(task, counter, length, index).build(length)
+        text = prompt_text(prompt, counter)
         encoding = tokenizer.encode(text)
         assert prompt.tokens == len(encoding)
         assert prompt.tokens <= length or length in range(4096, 4500)
@@ -151,50 +151,51 @@ def test_rulers_own_fits_4096_tokens():
 
 
 def test_one_word_more_does_not_fit(byte_tokenizer):
-    counter = Counter(byte_tokenizer)
-    draft = draft_of(OWN, counter, 4096)
+    counter = TokenCounter(byte_tokenizer)
+    builder = make_builder(OWN, counter, 4096)
     sizes = {}
     for tokens in range(3000, 3200):
-        prompt = draft.build(tokens)
-        sizes[len(listed(halves(text_of(prompt, counter))[1]))] = prompt.tokens
+        prompt = builder.build(tokens)
+        sizes[len(listed(halves(prompt_text(prompt, counter))[1]))] = prompt.tokens
     assert sorted(sizes) == list(range(min(sizes), max(sizes) + 1, 2))
     for tokens in range(3050, 3200):
-        assert draft.build(tokens).tokens == max(s for s in sizes.values() if s <= tokens)
+        assert builder.build(tokens).tokens == max(s for s in sizes.values() if s <= tokens)
 
 
 def test_a_draft_builds_the_same_again(byte_tokenizer):
-    draft = draft_of(CommonWords(), Counter(byte_tokenizer), 8000)
-    first = draft.build(7000)
-    draft.build(6000)
-    assert draft.build(7000) == first
+    builder = make_builder(CommonWords(), TokenCounter(byte_tokenizer), 8000)
+    first = builder.build(7000)
+    builder.build(6000)
+    assert builder.build(7000) == first
 
 
 def test_slots_of_thousand_samples_are_spread_evenly():
-    counter = Counter(ADDITIVE["tiny"]())
+    counter = TokenCounter(ADDITIVE["tiny"]())
     task = CommonWords(common_words=3, common_repeats=4, other_repeats=1)
-    drafts = cwe.drafts(task, counter, Setting(2000, ("a test",)))
-    spread, slots, stands = Spread([50.0], "a test"), [[], [], []], [[], [], []]
+    builder_of = cwe.prepare(task, counter, TaskContext(2000, ("a test",)))
+    depth_sampler, slots, places = DepthSampler([50.0], "a test"), [[], [], []], [[], [], []]
     for index in range(1000):
-        prompt = drafts(SampleContext(Random(index), index, spread)).build(1900)
+        prompt = builder_of(SampleContext(Random(index), index, depth_sampler)).build(1900)
         line = prompt.context.rindex("often.\n") + len("often.\n")
         items = prompt.context.count(". ", line)
         for j, needle in enumerate(prompt.needles):
             slots[j].append(int(needle.depth_percent // 5))
-            stands[j].append((prompt.context.count(". ", line, needle.character) - 1) / items)
-            assert abs(100 * stands[j][-1] - needle.depth_percent) < 100 * 4 / items
+            places[j].append((prompt.context.count(". ", line, needle.character) - 1) / items)
+            assert abs(100 * places[j][-1] - needle.depth_percent) < 100 * 4 / items
     for j in range(3):
         assert all(abs(slots[j].count(part) - 50) <= 2 for part in range(20))
-        parts = [int(20 * stand) for stand in stands[j]]
+        parts = [int(20 * stand) for stand in places[j]]
         assert all(abs(parts.count(part) - 50) <= 5 for part in range(20))
 
 
 def test_the_natural_end_names_a_length_that_works(byte_tokenizer):
     task = CommonWords(common_words=3, common_repeats=4, other_repeats=1)
     with pytest.raises(
-        ValueError, match=r"^lengths: 300000 is beyond the natural end of task t; set \d+ or less$"
+        ValueError,
+        match=r"^lengths: 300000 is more than the content of task t fills; write \d+ or less$",
     ) as error:
         make(task, byte_tokenizer, length=300_000, count=1)
-    largest = int(re.search(r"set (\d+) ", str(error.value))[1])
+    largest = int(re.search(r"write (\d+) ", str(error.value))[1])
     table = make(task, byte_tokenizer, length=largest, count=20)
     assert (table["tokens"] + task.max_new_tokens).min() >= 0.99 * largest
     for prompt in table["prompt"]:
@@ -204,17 +205,19 @@ def test_the_natural_end_names_a_length_that_works(byte_tokenizer):
 
 
 def test_at_the_natural_end_the_draft_names_its_longest_prompt(byte_tokenizer):
-    draft = draft_of(OWN, Counter(byte_tokenizer), 300_000)
-    with pytest.raises(Exhausted) as end:
-        draft.build(300_000)
-    assert draft.build(end.value.most_tokens).tokens == end.value.most_tokens
+    builder = make_builder(OWN, TokenCounter(byte_tokenizer), 300_000)
+    with pytest.raises(ContentExhausted) as end:
+        builder.build(300_000)
+    assert builder.build(end.value.longest_tokens).tokens == end.value.longest_tokens
 
 
 def test_length_too_small_names_the_smallest(tokenizer):
     for task in (CommonWords(), OWN):
-        with pytest.raises(ValueError, match=r"^lengths: 50 is too small for task t; set") as error:
+        with pytest.raises(
+            ValueError, match=r"^lengths: 50 is too small for task t; write"
+        ) as error:
             make(task, tokenizer, length=50)
-        smallest = int(re.search(r"set (\d+) or more$", str(error.value))[1])
+        smallest = int(re.search(r"write (\d+) or more$", str(error.value))[1])
         make(task, tokenizer, length=smallest)
         with pytest.raises(ValueError, match="too small"):
-            make(task, tokenizer, length=smallest - 1, count=TRIED)
+            make(task, tokenizer, length=smallest - 1, count=PROBED_SAMPLES)

@@ -10,11 +10,11 @@ from support.toy_tokenizers import ADDITIVE, FRAMES
 
 from needlework.config.tasks import FrequentWords
 from needlework.tasks import fwe
-from needlework.tasks.context import SampleContext, Setting
-from needlework.tasks.generate import TRIED, Sampler, samples
-from needlework.tasks.prompts.budget import text_of
-from needlework.tasks.prompts.depth_sampler import Spread
-from needlework.tasks.prompts.token_counter import Counter
+from needlework.tasks.context import SampleContext, TaskContext
+from needlework.tasks.generate import PROBED_SAMPLES, Sampler, make_samples
+from needlework.tasks.prompts.budget import prompt_text
+from needlework.tasks.prompts.depth_sampler import DepthSampler
+from needlework.tasks.prompts.token_counter import TokenCounter
 
 PUBLISHED = (
     "Read the following coded text and track the frequency of each coded word. Find the three most"
@@ -33,12 +33,12 @@ def sampler(task, tokenizer, *, length=2048):
 
 
 def make(task, tokenizer, *, count=6, **settings):
-    return samples(sampler(task, tokenizer, **settings), count)
+    return make_samples(sampler(task, tokenizer, **settings), count)
 
 
-def draft_of(task, counter, length, index=0):
-    drafts = fwe.drafts(task, counter, Setting(length, ("a test",)))
-    return drafts(SampleContext(Random(index), index, Spread([50.0], "a test")))
+def make_builder(task, counter, length, index=0):
+    builder_of = fwe.prepare(task, counter, TaskContext(length, ("a test",)))
+    return builder_of(SampleContext(Random(index), index, DepthSampler([50.0], "a test")))
 
 
 def coded(prompt):
@@ -72,11 +72,11 @@ def test_text_is_the_published_one(tokenizer, task, length):
 @pytest.mark.parametrize("alpha", [1.1, 1.5, 2.0, 3.0, 5.0])
 def test_least_text_tells_the_ranks_apart(alpha):
     law = fwe.Zipf(alpha)
-    for n in range(law.least, law.least + 3000):
+    for n in range(law.min_words, law.min_words + 3000):
         counts = law.counts(n, 5)
         assert counts[1] > counts[2] > counts[3] > counts[4]
-    alike = [n for n in range(law.least) if len(set(law.counts(n, 5)[1:])) < 4]
-    assert max(alike) > law.least / 3
+    alike = [n for n in range(law.min_words) if len(set(law.counts(n, 5)[1:])) < 4]
+    assert max(alike) > law.min_words / 3
 
 
 @pytest.mark.parametrize("alpha", [2.0, 4.0])
@@ -100,13 +100,13 @@ def test_every_sample_has_words_and_an_order_of_its_own(byte_tokenizer):
 @pytest.mark.parametrize("task", TASKS, ids=NAMES)
 def test_sums_are_real_counts(name, task):
     tokenizer = ADDITIVE[name]()
-    counters = [Counter(tokenizer, frame) for frame in FRAMES]
+    counters = [TokenCounter(tokenizer, frame) for frame in FRAMES]
     assert all(counter.additive for counter in counters)
     last_words = set()
     for index, length in enumerate(range(2500, 5500, 100)):
         counter = counters[index % 2]
-        prompt = draft_of(task, counter, length, index).build(length)
-        text = text_of(prompt, counter)
+        prompt = make_builder(task, counter, length, index).build(length)
+        text = prompt_text(prompt, counter)
         encoding = tokenizer.encode(text)
         assert prompt.tokens == len(encoding)
         assert 0.99 * length <= prompt.tokens <= length
@@ -141,49 +141,51 @@ def test_fill(task, tokenizer):
 
 
 def test_nothing_longer_fits(byte_tokenizer):
-    draft = draft_of(FrequentWords(), Counter(byte_tokenizer), 2000)
-    sizes = {draft.build(tokens).tokens for tokens in range(1000, 1400)}
+    builder = make_builder(FrequentWords(), TokenCounter(byte_tokenizer), 2000)
+    sizes = {builder.build(tokens).tokens for tokens in range(1000, 1400)}
     for tokens in range(1000, 1400):
-        assert draft.build(tokens).tokens == max(size for size in sizes if size <= tokens)
+        assert builder.build(tokens).tokens == max(size for size in sizes if size <= tokens)
 
 
 def test_a_draft_builds_the_same_again(byte_tokenizer):
-    counter = Counter(byte_tokenizer)
-    draft = draft_of(FrequentWords(), counter, 3000)
-    first = draft.build(1000)
-    draft.build(2900)
-    assert draft.build(1000) == first
-    assert draft_of(FrequentWords(), counter, 3000).build(1000) == first
+    counter = TokenCounter(byte_tokenizer)
+    builder = make_builder(FrequentWords(), counter, 3000)
+    first = builder.build(1000)
+    builder.build(2900)
+    assert builder.build(1000) == first
+    assert make_builder(FrequentWords(), counter, 3000).build(1000) == first
 
 
 def test_slots_of_thousand_samples_are_spread_evenly():
-    counter = Counter(ADDITIVE["tiny"]())
-    drafts = fwe.drafts(FrequentWords(), counter, Setting(1500, ("a test",)))
-    spread, slots, stands = Spread([50.0], "a test"), [[], [], []], [[], [], []]
+    counter = TokenCounter(ADDITIVE["tiny"]())
+    builder_of = fwe.prepare(FrequentWords(), counter, TaskContext(1500, ("a test",)))
+    depth_sampler, slots, places = DepthSampler([50.0], "a test"), [[], [], []], [[], [], []]
     for index in range(1000):
-        prompt = drafts(SampleContext(Random(index), index, spread)).build(1450)
+        prompt = builder_of(SampleContext(Random(index), index, depth_sampler)).build(1450)
         line = prompt.context.index("coded words. ") + len("coded words. ")
         items = prompt.context.count(" ", line) + 1
-        places = [prompt.context.count(" ", line, n.character) for n in prompt.needles]
-        assert len(set(places)) == 3
+        indices = [prompt.context.count(" ", line, n.character) for n in prompt.needles]
+        assert len(set(indices)) == 3
         for j, needle in enumerate(prompt.needles):
             slots[j].append(int(needle.depth_percent // 5))
-            stands[j].append(places[j] / items)
-            assert abs(100 * stands[j][-1] - needle.depth_percent) < 100 * 4 / items
+            places[j].append(indices[j] / items)
+            assert abs(100 * places[j][-1] - needle.depth_percent) < 100 * 4 / items
     for j in range(3):
         assert all(abs(slots[j].count(part) - 50) <= 2 for part in range(20))
-        parts = [int(20 * stand) for stand in stands[j]]
+        parts = [int(20 * stand) for stand in places[j]]
         assert all(abs(parts.count(part) - 50) <= 5 for part in range(20))
 
 
 def test_length_too_small_names_the_smallest(tokenizer):
     for task in TASKS:
-        with pytest.raises(ValueError, match=r"^lengths: 60 is too small for task t; set") as error:
+        with pytest.raises(
+            ValueError, match=r"^lengths: 60 is too small for task t; write"
+        ) as error:
             make(task, tokenizer, length=60)
-        smallest = int(re.search(r"set (\d+) or more$", str(error.value))[1])
+        smallest = int(re.search(r"write (\d+) or more$", str(error.value))[1])
         make(task, tokenizer, length=smallest)
         with pytest.raises(ValueError, match="too small"):
-            make(task, tokenizer, length=smallest - 1, count=TRIED)
+            make(task, tokenizer, length=smallest - 1, count=PROBED_SAMPLES)
 
 
 def test_more_words_than_there_are(byte_tokenizer):

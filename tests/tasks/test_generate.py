@@ -25,8 +25,14 @@ from needlework.config.tasks import (
     Qa1,
 )
 from needlework.tasks import generate
-from needlework.tasks.generate import SAMPLES, TRIED, Sampler, samples, write_samples
-from needlework.tasks.prompts.token_counter import Counter
+from needlework.tasks.generate import (
+    PROBED_SAMPLES,
+    SAMPLE_SCHEMA,
+    Sampler,
+    make_samples,
+    write_samples,
+)
+from needlework.tasks.prompts.token_counter import TokenCounter
 from needlework.tasks.prompts.tokenizer import open_tokenizer
 
 RULER = [
@@ -57,7 +63,7 @@ def sampler(task, tokenizer, length=1200, depths=DEPTHS, seed=1, **settings):
 
 
 def make(task, tokenizer, *, count=6, **settings):
-    return samples(sampler(task, tokenizer, **settings), count)
+    return make_samples(sampler(task, tokenizer, **settings), count)
 
 
 @pytest.fixture(params=TASKS, ids=lambda task: f"{task.type}{getattr(task, 'shots', '')}")
@@ -76,7 +82,7 @@ def place(row, needle):
 
 def test_rows_hold_together(task, tokenizer):
     table = make(task, tokenizer)
-    assert dict(table.schema) == SAMPLES
+    assert dict(table.schema) == SAMPLE_SCHEMA
     assert table["sample"].to_list() == list(range(6))
     for row in table.iter_rows(named=True):
         assert row["prompt"] == row["context"] + row["question"] + row["answer_prefix"]
@@ -100,7 +106,7 @@ def test_counts_and_places_are_those_of_a_real_tokenization(task, tokenizer, len
 
 def test_counts_hold_for_the_shipped_tokenizer(task):
     tokenizer = open_tokenizer(TINY)
-    assert Counter(tokenizer).additive
+    assert TokenCounter(tokenizer).additive
     for row in make(task, tokenizer, count=4).iter_rows(named=True):
         assert row["tokens"] == len(tokenizer.encode(row["prompt"]))
 
@@ -128,7 +134,7 @@ def test_sample_is_the_same_in_any_order_and_subset(task, tokenizer):
     assert make(task, tokenizer, count=3).equals(many.head(3))
     backwards = sampler(task, tokenizer)
     rows = [backwards.sample(index) for index in (11, 4, 7, 0)]
-    assert pl.DataFrame(rows, SAMPLES, orient="row").equals(many[[11, 4, 7, 0]])
+    assert pl.DataFrame(rows, SAMPLE_SCHEMA, orient="row").equals(many[[11, 4, 7, 0]])
 
 
 def test_sample_is_the_same_in_another_process(byte_tokenizer, tmp_path):
@@ -206,7 +212,7 @@ def test_length_too_small_names_the_smallest(task, tokenizer):
     smallest = int(str(error.value).split("set ")[1].split()[0])
     make(task, tokenizer, length=smallest)
     with pytest.raises(ValueError, match="too small"):
-        make(task, tokenizer, length=smallest - 1, count=TRIED)
+        make(task, tokenizer, length=smallest - 1, count=PROBED_SAMPLES)
 
 
 def test_lengths_in_characters(task, tokenizer):

@@ -5,8 +5,8 @@ import polars as pl
 import pytest
 
 from needlework.config.tasks import Passkey, PasskeyExamples
-from needlework.finetune_data.passkey import examples
-from needlework.tasks.generate import Sampler, samples
+from needlework.finetune_data.passkey import make_examples
+from needlework.tasks.generate import Sampler, make_samples
 from needlework.tasks.passkey import draw_key, is_evaluation_key
 
 
@@ -32,11 +32,11 @@ def test_the_split_halves_the_keys():
 
 def test_examples_never_use_a_key_of_the_samples(byte_tokenizer):
     config = PasskeyExamples(examples=400, length=128, digits=[3])
-    rows = examples(config, byte_tokenizer, seed=1)
+    rows = make_examples(config, byte_tokenizer, seed=1)
     sampler = Sampler(
         Passkey(digits=3, shots=2), byte_tokenizer, task_name="t", length=400, depths=[0.0], seed=1
     )
-    table = samples(sampler, 400)
+    table = make_samples(sampler, 400)
     shown = table["context"].str.extract_all(r"pass key is \d+\. Remember").explode()
     trained, asked = set(rows["answer"].str.strip_chars()), set(table["outputs"].explode())
     assert len(trained) > 150
@@ -48,7 +48,7 @@ def test_examples_never_use_a_key_of_the_samples(byte_tokenizer):
 
 def test_example_rows(tokenizer):
     config = PasskeyExamples(examples=60, length=300, digits=[3, 4, 7], depths=[0, 30, 60, 100])
-    rows = examples(config, tokenizer, seed=1)
+    rows = make_examples(config, tokenizer, seed=1)
     assert rows.columns == [
         "prompt",
         "answer",
@@ -70,10 +70,12 @@ def test_example_rows(tokenizer):
 
 
 def test_example_is_the_same_however_many_are_asked_for(byte_tokenizer):
-    some = examples(PasskeyExamples(examples=5, length=200), byte_tokenizer, seed=1)
-    many = examples(PasskeyExamples(examples=20, length=200), byte_tokenizer, seed=1)
+    some = make_examples(PasskeyExamples(examples=5, length=200), byte_tokenizer, seed=1)
+    many = make_examples(PasskeyExamples(examples=20, length=200), byte_tokenizer, seed=1)
     assert some.equals(many.head(5))
-    assert not some.equals(examples(PasskeyExamples(examples=5, length=200), byte_tokenizer, 2))
+    assert not some.equals(
+        make_examples(PasskeyExamples(examples=5, length=200), byte_tokenizer, 2)
+    )
 
 
 def test_examples_too_short_name_the_smallest(byte_tokenizer):
@@ -81,19 +83,19 @@ def test_examples_too_short_name_the_smallest(byte_tokenizer):
     with pytest.raises(
         ValueError, match=r"length 64 is too small; set it to \d+ or more$"
     ) as error:
-        examples(config, byte_tokenizer, seed=1)
+        make_examples(config, byte_tokenizer, seed=1)
     smallest = int(str(error.value).split()[-3])
-    examples(config.model_copy(update={"length": smallest}), byte_tokenizer, seed=1)
+    make_examples(config.model_copy(update={"length": smallest}), byte_tokenizer, seed=1)
     with pytest.raises(ValueError, match="too small"):
-        examples(config.model_copy(update={"length": smallest - 1}), byte_tokenizer, seed=1)
+        make_examples(config.model_copy(update={"length": smallest - 1}), byte_tokenizer, seed=1)
 
 
 def test_lengths_take_turns(byte_tokenizer):
     config = PasskeyExamples(examples=9, length=[200, 300, 400])
-    rows = examples(config, byte_tokenizer, seed=1)
+    rows = make_examples(config, byte_tokenizer, seed=1)
     assert (rows["context_length"] <= pl.Series([200, 300, 400] * 3)).all()
     for turn, length in enumerate(config.length):
-        alone = examples(PasskeyExamples(examples=3, length=length), byte_tokenizer, seed=1)
+        alone = make_examples(PasskeyExamples(examples=3, length=length), byte_tokenizer, seed=1)
         assert rows.gather_every(3, turn).equals(alone)
 
 
@@ -101,7 +103,7 @@ def test_lengths_take_turns(byte_tokenizer):
 def test_worked_examples_come_first_with_other_keys(tokenizer, shots):
     task = Passkey(digits=2, shots=shots)
     sampler = Sampler(task, tokenizer, task_name="t", length=900, depths=[0.0, 60.0], seed=1)
-    for row in samples(sampler, 30).iter_rows(named=True):
+    for row in make_samples(sampler, 30).iter_rows(named=True):
         *examples, last = row["context"].split("\n\n")
         assert len(examples) == shots
         for example in examples:

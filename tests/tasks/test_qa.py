@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from needlework.config.tasks import Qa1, Qa2, QuestionAnswering
 from needlework.scoring.metrics import match_part
-from needlework.tasks.generate import Sampler, samples
+from needlework.tasks.generate import Sampler, make_samples
 
 SQUAD, HOTPOTQA = (
     Qa1(path=str(DATA / "squad-small.json")),
@@ -24,7 +24,7 @@ DEPTHS = [0.0, 25.0, 50.0, 75.0, 100.0]
 
 def make(task, tokenizer, *, length=2048, count=10, seed=1):
     sampler = Sampler(task, tokenizer, task_name="t", length=length, depths=DEPTHS, seed=seed)
-    return samples(sampler, count)
+    return make_samples(sampler, count)
 
 
 def documents(prompt: str) -> list[str]:
@@ -115,8 +115,8 @@ def test_two_line_breaks_that_merge_do_not_count_as_one():
     tokenizer.train_from_iterator([f"{part['context']}\n\n\n" for part in text] * 3, trainer)
     assert "ĊĊ" in tokenizer.get_vocab()
     sampler = Sampler(SQUAD, tokenizer, task_name="t", length=3000, depths=DEPTHS, seed=1)
-    assert sampler.counts_add_up
-    for row in samples(sampler, 60).iter_rows(named=True):
+    assert sampler.is_additive
+    for row in make_samples(sampler, 60).iter_rows(named=True):
         assert row["tokens"] == len(tokenizer.encode(row["prompt"]))
 
 
@@ -141,7 +141,7 @@ def test_sample_is_the_same_in_any_order(task, byte_tokenizer):
 
 def test_the_natural_end_names_a_length_that_works(tokenizer):
     with pytest.raises(
-        ValueError, match=r"90000 is beyond the natural end of task t; set \d+ or less$"
+        ValueError, match=r"90000 is more than the content of task t fills; write \d+ or less$"
     ) as error:
         make(SQUAD, tokenizer, length=90000)
     most = int(str(error.value).split("set ")[1].split()[0])

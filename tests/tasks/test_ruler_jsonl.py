@@ -3,7 +3,7 @@ import json
 import pytest
 
 from needlework.config.tasks import RulerJsonl
-from needlework.tasks.generate import Sampler, samples
+from needlework.tasks.generate import Sampler, make_samples
 
 
 def write(path, rows):
@@ -20,7 +20,7 @@ def rows(count=3, **more):
 def make(path, tokenizer, *, count=3, length=512, **settings):
     task = RulerJsonl(path=str(path), **settings)
     sampler = Sampler(task, tokenizer, task_name="t", length=length, depths=[50.0], seed=1)
-    return samples(sampler, count)
+    return make_samples(sampler, count)
 
 
 def test_rows_are_taken_as_they_are(tokenizer, tmp_path):
@@ -57,7 +57,7 @@ def test_more_samples_than_rows(byte_tokenizer, tmp_path):
 def test_a_row_too_long_for_the_length(byte_tokenizer, tmp_path):
     write(tmp_path / "a.jsonl", rows())
     with pytest.raises(
-        ValueError, match=r"a\.jsonl: row 1 has \d+ tokens, and there is room for 2; name a greater"
+        ValueError, match=r"a\.jsonl: row 1 has \d+ tokens, but only 2 fit; write a greater"
     ):
         make(tmp_path / "a.jsonl", byte_tokenizer, length=130)
 
@@ -65,7 +65,7 @@ def test_a_row_too_long_for_the_length(byte_tokenizer, tmp_path):
 def test_outputs_of_another_type_are_told_before_any_answer(byte_tokenizer, tmp_path):
     write(tmp_path / "a.jsonl", rows(outputs=["cat"]))
     assert len(make(tmp_path / "a.jsonl", byte_tokenizer)) == 3
-    with pytest.raises(ValueError, match=r"row 1 has the output 'cat', which holds no numbers"):
+    with pytest.raises(ValueError, match=r"row 1 has the output 'cat', which contains no numbers"):
         make(tmp_path / "a.jsonl", byte_tokenizer, value_type="numbers")
 
 

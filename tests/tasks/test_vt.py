@@ -8,11 +8,11 @@ from support.toy_tokenizers import ADDITIVE, FRAMES
 
 from needlework.config.tasks import VariableTracking
 from needlework.tasks import vt
-from needlework.tasks.context import SampleContext, Setting
-from needlework.tasks.generate import TRIED, Sampler, samples
-from needlework.tasks.prompts.budget import text_of
-from needlework.tasks.prompts.depth_sampler import Spread
-from needlework.tasks.prompts.token_counter import Counter
+from needlework.tasks.context import SampleContext, TaskContext
+from needlework.tasks.generate import PROBED_SAMPLES, Sampler, make_samples
+from needlework.tasks.prompts.budget import prompt_text
+from needlework.tasks.prompts.depth_sampler import DepthSampler
+from needlework.tasks.prompts.token_counter import TokenCounter
 
 NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
 PUBLISHED = (
@@ -35,12 +35,12 @@ def sampler(task, tokenizer, *, length=1024, depths=DEPTHS):
 
 
 def make(task, tokenizer, *, count=6, **settings):
-    return samples(sampler(task, tokenizer, **settings), count)
+    return make_samples(sampler(task, tokenizer, **settings), count)
 
 
-def draft_of(task, counter, length, index=0):
-    drafts = vt.drafts(task, counter, Setting(length, ("a test",)))
-    return drafts(SampleContext(Random(index), index, Spread(DEPTHS, "a test")))
+def make_builder(task, counter, length, index=0):
+    builder_of = vt.prepare(task, counter, TaskContext(length, ("a test",)))
+    return builder_of(SampleContext(Random(index), index, DepthSampler(DEPTHS, "a test")))
 
 
 def published(context, value, count):
@@ -144,12 +144,12 @@ def test_needles_hold_the_outputs_then_the_other_chains(task, tokenizer):
 @pytest.mark.parametrize("task", TASKS, ids=["one", "three chains", "essay"])
 def test_sums_are_real_counts(name, task):
     tokenizer = ADDITIVE[name]()
-    counters = [Counter(tokenizer, frame) for frame in FRAMES]
+    counters = [TokenCounter(tokenizer, frame) for frame in FRAMES]
     assert all(counter.additive for counter in counters)
     for index, length in enumerate(range(1000, 4000, 100)):
         counter = counters[index % 2]
-        prompt = draft_of(task, counter, length, index).build(length)
-        text = text_of(prompt, counter)
+        prompt = make_builder(task, counter, length, index).build(length)
+        text = prompt_text(prompt, counter)
         encoding = tokenizer.encode(text)
         assert prompt.tokens == len(encoding) <= length
         for needle in prompt.needles:
@@ -170,19 +170,19 @@ def test_fill(task, tokenizer):
 
 def test_a_draft_builds_the_same_again(byte_tokenizer):
     for task in TASKS:
-        draft = draft_of(task, Counter(byte_tokenizer), 2000)
-        first = draft.build(1800)
-        draft.build(900)
-        assert draft.build(1800) == first
+        builder = make_builder(task, TokenCounter(byte_tokenizer), 2000)
+        first = builder.build(1800)
+        builder.build(900)
+        assert builder.build(1800) == first
 
 
 def test_thousand_samples_visit_every_depth_evenly(byte_tokenizer):
-    counter, depths = Counter(byte_tokenizer), [5.0 * i for i in range(20)]
-    drafts = vt.drafts(VariableTracking(), counter, Setting(1000, ("a test",)))
-    spread = Spread(depths, "a test")
+    counter, depths = TokenCounter(byte_tokenizer), [5.0 * i for i in range(20)]
+    builder_of = vt.prepare(VariableTracking(), counter, TaskContext(1000, ("a test",)))
+    depth_sampler = DepthSampler(depths, "a test")
     found = []
     for index in range(1000):
-        prompt = drafts(SampleContext(Random(index), index, spread)).build(0)
+        prompt = builder_of(SampleContext(Random(index), index, depth_sampler)).build(0)
         at = [needle.depth_percent for needle in prompt.needles]
         assert at == sorted(set(at))
         found += at
@@ -202,10 +202,12 @@ def test_chains_that_are_not_asked_for_stand_among_the_other(byte_tokenizer):
 
 def test_length_too_small_names_the_smallest(tokenizer):
     for task in TASKS[:2]:
-        with pytest.raises(ValueError, match=r"^lengths: 50 is too small for task t; set") as error:
+        with pytest.raises(
+            ValueError, match=r"^lengths: 50 is too small for task t; write"
+        ) as error:
             make(task, tokenizer, length=50)
-        smallest = int(re.search(r"set (\d+) or more$", str(error.value))[1])
+        smallest = int(re.search(r"write (\d+) or more$", str(error.value))[1])
         assert smallest < 1000
         make(task, tokenizer, length=smallest)
         with pytest.raises(ValueError, match="too small"):
-            make(task, tokenizer, length=smallest - 1, count=TRIED)
+            make(task, tokenizer, length=smallest - 1, count=PROBED_SAMPLES)

@@ -81,8 +81,8 @@ def test_rows_that_give_an_evaluation_away_stop_the_run(project: Project, experi
     assert done.returncode != 0
     (line,) = _told(project, "check_training_rows/base/mine")
     assert line.endswith(
-        "needlework: check_training_rows: finetune_data.mine: trains on what is evaluated: "
-        f"{key} (row 4, sample 2 of passkey at 128); take those rows out, or evaluate other samples"
+        "needlework: check_training_rows: finetune_data.mine: contains evaluation samples: "
+        f"{key} (row 4, sample 2 of passkey at 128); remove these rows, or evaluate other samples"
     )
     assert not (project.root / RESULTS / "training_rows/base/mine.csv").exists()
 

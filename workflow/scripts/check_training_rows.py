@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from needlework.finetune_data.contamination import check
+from needlework.finetune_data.contamination import check_contamination
 from needlework.pipeline.stage import stage
 
 if TYPE_CHECKING:
@@ -13,4 +13,4 @@ if TYPE_CHECKING:
 with stage(snakemake) as s:
     samples = dict(zip(s.params.cells, s.input.samples, strict=True))
     rows = pl.read_parquet(s.input.rows, columns=["prompt", "answer"])
-    check(s.wildcards.data, rows, samples).write_csv(s.output.table)
+    check_contamination(s.wildcards.data, rows, samples).write_csv(s.output.table)

@@ -4,7 +4,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from needlework.pipeline.stage import stage
-from needlework.tasks.formats.export import export_dataset
+from needlework.tasks.formats.dataset import export_dataset
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from needlework.pipeline.stage import stage
-from needlework.tasks.formats.export import export_kvpress
+from needlework.tasks.formats.kvpress import export_kvpress
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from needlework.pipeline.stage import stage
-from needlework.tasks.formats.export import export_ruler
+from needlework.tasks.formats.ruler_export import export_ruler
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

@@ -8,7 +8,7 @@ from pydantic import TypeAdapter
 
 from needlework.config.tasks import AnyExamples, AnyTask
 from needlework.pipeline.stage import stage
-from needlework.tasks.prompts.tokenizer import end_token, open_tokenizer
+from needlework.tasks.prompts.tokenizer import end_token_id, open_tokenizer
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
@@ -24,8 +24,8 @@ with stage(snakemake) as s:
             "haystacks": dict(zip(config.lengths, tables, strict=False)),
         }
     if config.type == "text":
-        more = {"end": end_token(s.params.tokenizer, s.params.revision)}
+        more = {"end": end_token_id(s.params.tokenizer, s.params.revision)}
     tokenizer = open_tokenizer(s.params.tokenizer, s.params.revision)
-    make = import_module(config.module).examples
+    make = import_module(config.module).make_examples
     table = make(config, tokenizer, s.params.seed, **more)
     table.write_parquet(s.output.rows)

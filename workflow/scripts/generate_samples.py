@@ -8,8 +8,8 @@ from pydantic import TypeAdapter
 from needlework.config.tasks import AnyTask
 from needlework.pipeline.stage import stage
 from needlework.tasks.generate import Sampler, write_samples
-from needlework.tasks.prompts.chat import open_frame
-from needlework.tasks.prompts.prompt import PLAIN
+from needlework.tasks.prompts.chat import load_chat_frame
+from needlework.tasks.prompts.prompt import NO_CHAT_FRAME
 from needlework.tasks.prompts.tokenizer import open_tokenizer
 
 if TYPE_CHECKING:
@@ -24,7 +24,9 @@ with stage(snakemake) as s:
         length=int(s.wildcards.length),
         depths=s.params.depths,
         seed=s.params.seed,
-        frame=PLAIN if chat is None else open_frame(s.params.tokenizer, s.params.revision, **chat),
+        chat_frame=NO_CHAT_FRAME
+        if chat is None
+        else load_chat_frame(s.params.tokenizer, s.params.revision, **chat),
         thinking_tokens=0 if chat is None else chat["thinking_tokens"],
         haystack=pl.read_parquet(s.input.haystack[0]) if s.input.haystack else None,
         length_unit=s.params.length_unit,

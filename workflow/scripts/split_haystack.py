@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING
 
 from needlework.config.tasks import Haystack
 from needlework.pipeline.stage import stage
-from needlework.sources.texts import texts
-from needlework.tasks.haystacks.punkt import split
+from needlework.sources.texts import read_texts
+from needlework.tasks.haystacks.punkt import sentence_table
 from needlework.tasks.prompts.tokenizer import open_tokenizer
 
 if TYPE_CHECKING:
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 with stage(snakemake) as s:
     haystack = Haystack.model_validate(s.params.haystack)
-    found = texts(haystack.path, haystack.column, haystack.split)
-    table = split(found, open_tokenizer(s.params.tokenizer, s.params.revision), s.params.length)
+    found = read_texts(haystack.path, haystack.column, haystack.split)
+    table = sentence_table(
+        found, open_tokenizer(s.params.tokenizer, s.params.revision), s.params.length
+    )
     table.write_parquet(s.output.sentences)

@@ -10,7 +10,7 @@ from needlework.config.streams import Stream
 from needlework.evaluation.streaming.token_source import encoded, token_documents, write_tokens
 from needlework.finetune_data.recall_text import recall_text
 from needlework.pipeline.stage import stage
-from needlework.tasks.prompts.tokenizer import open_tokenizer, uncut
+from needlework.tasks.prompts.tokenizer import open_tokenizer, without_truncation
 from needlework.tasks.seeds import stream_seed
 
 if TYPE_CHECKING:
@@ -31,7 +31,9 @@ with stage(snakemake) as s:
     tokenizer = open_tokenizer(s.params.tokenizer, s.params.revision)
     if stream.path is None:
         seed = stream_seed(s.params.seed, "stream", s.wildcards.stream, shard)
-        documents = [encoded(generated(seed, stream.recall_fraction), uncut(tokenizer))]
+        documents = [
+            encoded(generated(seed, stream.recall_fraction), without_truncation(tokenizer))
+        ]
     else:
         found = token_documents(
             stream.path,

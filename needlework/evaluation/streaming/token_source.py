@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from needlework.sources.texts import TEXT_SUFFIXES, rows, texts
+from needlework.sources.texts import TEXT_SUFFIXES, read_column, read_texts
 
 TOKEN_SUFFIXES = (".bin", ".npy")
 PIECE_TOKENS = 2**20
@@ -124,7 +124,7 @@ def token_documents(
     """The documents of any source, each in pieces of token ids, read as they are asked for.
 
     Args:
-        path: a token file (.bin, .npy) or a folder of them; else whatever `sources.texts.texts`
+        path: a token file (.bin, .npy) or a folder of them; else whatever `sources.texts.read_texts`
             reads: text files, tables (.parquet, .jsonl, .json, .csv), a folder that `datasets`
             saved, a hub's owner/name. A text file is one document, and so is each row of a table.
         tokenizer: for text: a `tokenizers.Tokenizer` or a fast one of transformers. What it puts
@@ -135,7 +135,7 @@ def token_documents(
         separator: id that ends each document of a token file.
 
     Raises:
-        ValueError: as TokenFile and `texts`; or there is text and no tokenizer.
+        ValueError: as TokenFile and `read_texts`; or there is text and no tokenizer.
     """
     path = Path(path)
     files = _files(path)
@@ -148,11 +148,11 @@ def token_documents(
     encode = None if tokenizer is None else encoder(tokenizer)
     if plain and len(plain) == len(files):
         for file in plain:
-            yield encoded(texts(file), encode, file)
+            yield encoded(read_texts(file), encode, file)
         return
     columns = ("input_ids", "text") if column is None else (column,)
     found = False
-    for number, row in enumerate(rows(path, columns, split)):
+    for number, row in enumerate(read_column(path, columns, split)):
         if row is None or len(row) == 0:
             continue
         found = True

@@ -1,147 +1,186 @@
-"""Question sets: SQuAD (Rajpurkar et al., 2018) and HotpotQA (Yang et al., 2018), from JSON."""
+"""Read the question sets SQuAD (Rajpurkar et al., 2018) and HotpotQA (Yang et al., 2018)."""
 
-import json
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, NamedTuple, Self, TypeVar
 
-_SQUAD = "SQuAD v2's JSON, such as dev-v2.0.json"
-_HOTPOTQA = "HotpotQA's JSON with distractors, such as hotpot_dev_distractor_v1.json"
-_KINDS = {list: "a list", dict: "an object", str: "text", bool: "true or false"}
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    StringConstraints,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
+
+from needlework.config.base import Text
+from needlework.tasks.formats.validation_errors import describe_error
+
+_SQUAD = "write the path of SQuAD v2's JSON, such as dev-v2.0.json"
+_HOTPOTQA = (
+    "write the path of HotpotQA's JSON with distractors, such as hotpot_dev_distractor_v1.json"
+)
 
 
 class Question(NamedTuple):
-    """A question, what answers it, and the documents it belongs to, by their place in the set."""
+    """A question with its answers and documents; documents are indices into the set."""
 
     question: str
     answers: tuple[str, ...]
-    """Each of them is right."""
+    """Alternative right answers."""
     gold: tuple[int, ...]
-    """The documents that hold the answer: one of SQuAD, as a rule two of HotpotQA."""
+    """Documents that contain the answer: one in SQuAD, usually two in HotpotQA."""
     siblings: tuple[int, ...]
-    """The others of the same article (SQuAD), or that come with the question (HotpotQA)."""
+    """Other documents of the same article (SQuAD) or of the same question (HotpotQA)."""
 
 
-class QASet(NamedTuple):
-    """Documents, sorted and each there once, and questions in the file's order."""
+class QuestionSet(NamedTuple):
+    """Distinct documents, sorted, and questions in file order."""
 
     documents: list[str]
     questions: list[Question]
 
 
-def read_squad(path: str | Path) -> QASet:
-    """The answerable questions of a SQuAD file; every paragraph is a document.
-
-    Raises:
-        ValueError: the file is not there, is not SQuAD's JSON, or has no answerable question.
-    """
-    top = _Found(path, _load(path, _SQUAD), "", _SQUAD)
-    found, documents = [], {}
-    for article in top.get("data", list).each(dict):
-        paragraphs = list(article.get("paragraphs", list).each(dict))
-        contexts = [paragraph.get("context", str).value.strip() for paragraph in paragraphs]
-        documents.update(dict.fromkeys(contexts))
-        for paragraph, context in zip(paragraphs, contexts, strict=True):
-            for asked in paragraph.get("qas", list).each(dict):
-                # SQuAD 1.1 has no such key: all of its questions have an answer.
-                if "is_impossible" in asked.value and asked.get("is_impossible", bool).value:
-                    continue
-                answers = [a.text("text") for a in asked.get("answers", list).each(dict)]
-                if not answers:
-                    raise asked.error("an answerable question without answers")
-                found.append((asked.text("question"), answers, [context], contexts))
-    return _set(path, list(documents), found)
+class _Entry(BaseModel):
+    model_config = ConfigDict(strict=True)
 
 
-def read_hotpotqa(path: str | Path) -> QASet:
-    """The questions of a HotpotQA file; a document is a paragraph under its title.
-
-    Raises:
-        ValueError: the file is not there, is not HotpotQA's JSON, or the supporting paragraphs of a
-            question are not among its own.
-    """
-    top = _Found(path, _load(path, _HOTPOTQA), "", _HOTPOTQA)
-    found, documents = [], {}
-    for asked in top.expect(list).each(dict):
-        context = {}
-        for entry in asked.get("context", list).each(list):
-            title = entry.get(0, str).value
-            lines = [line.value for line in entry.get(1, list).each(str)]
-            context[title] = f"{title}\n{''.join(lines)}".strip()
-        documents.update(dict.fromkeys(context.values()))
-        facts = asked.get("supporting_facts", list).each(list)
-        titles = dict.fromkeys(fact.get(0, str).value for fact in facts)
-        gold = [context[title] for title in titles if title in context]
-        if not gold:
-            raise asked.error("no paragraph of its context that supporting_facts names")
-        found.append((asked.text("question"), [asked.text("answer")], gold, context.values()))
-    return _set(path, list(documents), found)
+_Stripped = Annotated[str, StringConstraints(strip_whitespace=True)]
+_NonBlank = Annotated[Text, AfterValidator(str.strip)]
 
 
-def _set(path: str | Path, documents: list[str], found: list[tuple]) -> QASet:
-    if not found:
-        raise ValueError(f"{path}: no question that has an answer; name another file")
-    documents.sort()
-    place = {document: i for i, document in enumerate(documents)}
-    questions = [
-        Question(
-            question,
-            tuple(dict.fromkeys(answers)),
-            tuple(dict.fromkeys(place[text] for text in gold)),
-            tuple(dict.fromkeys(place[text] for text in context if text not in gold)),
-        )
-        for question, answers, gold, context in found
-    ]
-    return QASet(documents, questions)
+class _SquadAnswer(_Entry):
+    text: _NonBlank
 
 
-def _load(path: str | Path, wanted: str) -> Any:
-    try:
-        return json.loads(Path(path).read_bytes())
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such file; name {wanted}") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 at byte {error.start}; name {wanted}") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}:{error.lineno}: not JSON: {error.msg}; name {wanted}") from None
+class _SquadQuestion(_Entry):
+    question: _Stripped = ""
+    answers: list[_SquadAnswer] = []
+    is_impossible: bool = False
+    """SQuAD 1.1 lacks this key: all of its questions have answers."""
 
-
-class _Found(NamedTuple):
-    """A value of a JSON file, with where it stands for errors."""
-
-    path: str | Path
-    value: Any
-    where: str
-    wanted: str
-
-    def error(self, found: str) -> ValueError:
-        """One line: the file, the place in it, what was found there, what the file should be."""
-        where = self.where.lstrip(".") or "the whole"
-        return ValueError(f"{self.path}: {where}: {found}; wanted is {self.wanted}")
-
-    def expect(self, kind: type) -> "_Found":
-        """This value, if it is of a kind."""
-        if not isinstance(self.value, kind):
-            raise self.error(f"{str(self.value)!r:.40} instead of {_KINDS[kind]}")
+    @model_validator(mode="after")
+    def _is_answerable(self) -> Self:
+        if not self.is_impossible and not self.question:
+            raise ValueError("has no question")
+        if not self.is_impossible and not self.answers:
+            raise ValueError("has no answers although is_impossible is not true")
         return self
 
-    def get(self, key: str | int, kind: type) -> "_Found":
-        """The value of an object's key or at a list's place, if it is of a kind."""
-        try:
-            value = self.expect(dict if isinstance(key, str) else list).value[key]
-        except (KeyError, IndexError):
-            raise self.error(f"no {key!r}") from None
-        where = f"{self.where}.{key}" if isinstance(key, str) else f"{self.where}[{key}]"
-        return self._replace(value=value, where=where).expect(kind)
 
-    def text(self, key: str) -> str:
-        """The text of an object's key, stripped; an empty one is an error."""
-        found = self.get(key, str)
-        if not found.value.strip():
-            raise found.error("empty text")
-        return found.value.strip()
+class _SquadParagraph(_Entry):
+    context: _Stripped
+    qas: list[_SquadQuestion]
 
-    def each(self, kind: type) -> Iterator["_Found"]:
-        """The values of a list, if each is of a kind."""
-        for i, value in enumerate(self.value):
-            yield self._replace(value=value, where=f"{self.where}[{i}]").expect(kind)
+
+class _SquadArticle(_Entry):
+    paragraphs: list[_SquadParagraph]
+
+
+class _Squad(_Entry):
+    data: list[_SquadArticle]
+
+
+class _HotpotQuestion(_Entry):
+    question: _NonBlank
+    answer: _NonBlank
+    supporting_facts: list[tuple[str, int]]
+    """Titles, and the numbers of sentences."""
+    context: list[tuple[str, list[str]]]
+    """Titles, and the sentences of each paragraph."""
+
+    @property
+    def paragraphs(self) -> dict[str, str]:
+        """Paragraphs with their title as first line, by title."""
+        return {title: f"{title}\n{''.join(lines)}".strip() for title, lines in self.context}
+
+    @property
+    def gold(self) -> list[str]:
+        """The paragraphs that hold the answer."""
+        paragraphs = self.paragraphs
+        titles = dict.fromkeys(title for title, _ in self.supporting_facts)
+        return [paragraphs[title] for title in titles if title in paragraphs]
+
+    @model_validator(mode="after")
+    def _has_gold(self) -> Self:
+        if not self.gold:
+            raise ValueError("has no paragraph in context that supporting_facts names")
+        return self
+
+
+_HOTPOT_FILE = TypeAdapter(list[_HotpotQuestion])
+
+
+def read_squad(path: str | Path) -> QuestionSet:
+    """Read the answerable questions of a SQuAD file; every paragraph is a document.
+
+    Raises:
+        ValueError: the file is missing, is not SQuAD's JSON, or has no answerable question.
+    """
+    squad = _read(path, TypeAdapter(_Squad), _SQUAD)
+    documents: dict[str, None] = {}
+    questions = []
+    for article in squad.data:
+        contexts = [paragraph.context for paragraph in article.paragraphs]
+        documents.update(dict.fromkeys(contexts))
+        for paragraph in article.paragraphs:
+            for entry in paragraph.qas:
+                if not entry.is_impossible:
+                    answers = [answer.text for answer in entry.answers]
+                    questions.append((entry.question, answers, [paragraph.context], contexts))
+    return _question_set(path, documents, questions)
+
+
+def read_hotpotqa(path: str | Path) -> QuestionSet:
+    """Read the questions of a HotpotQA file; a document is a paragraph under its title.
+
+    Raises:
+        ValueError: the file is missing, is not HotpotQA's JSON, or a question's supporting
+            paragraphs are not in its context.
+    """
+    documents: dict[str, None] = {}
+    questions = []
+    for entry in _read(path, _HOTPOT_FILE, _HOTPOTQA):
+        paragraphs = list(entry.paragraphs.values())
+        documents.update(dict.fromkeys(paragraphs))
+        questions.append((entry.question, [entry.answer], entry.gold, paragraphs))
+    return _question_set(path, documents, questions)
+
+
+def _question_set(
+    path: str | Path,
+    documents: Iterable[str],
+    questions: list[tuple[str, list[str], list[str], list[str]]],
+) -> QuestionSet:
+    """Replace the documents of `questions` (question, answers, gold, all) by their indices."""
+    if not questions:
+        raise ValueError(f"{path}: no question has an answer; write the path of another file")
+    ordered = sorted(documents)
+    index = {document: i for i, document in enumerate(ordered)}
+    return QuestionSet(
+        ordered,
+        [
+            Question(
+                question,
+                tuple(dict.fromkeys(answers)),
+                tuple(dict.fromkeys(index[text] for text in gold)),
+                tuple(dict.fromkeys(index[text] for text in texts if text not in gold)),
+            )
+            for question, answers, gold, texts in questions
+        ],
+    )
+
+
+_T = TypeVar("_T")
+
+
+def _read(path: str | Path, adapter: TypeAdapter[_T], expected: str) -> _T:
+    try:
+        content = Path(path).read_bytes()
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file; {expected}") from None
+    try:
+        return adapter.validate_json(content.removeprefix(b"\xef\xbb\xbf"))
+    except ValidationError as error:
+        raise ValueError(f"{path}: {describe_error(error, 'the file')}; {expected}") from None

@@ -1,67 +1,80 @@
-"""Read samples in RULER's JSON lines, as NVIDIA's scripts or lm-evaluation-harness write them."""
+"""Read RULER's JSON lines, as NVIDIA's scripts or lm-evaluation-harness write them."""
 
-import json
+import re
 from pathlib import Path
-from typing import Any
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from needlework.config.base import Text
+from needlework.tasks.formats.validation_errors import describe_error
+
+_EXPECTED = "write a file in RULER's JSON lines"
 
 
-def read_ruler_jsonl(path: str | Path) -> list[dict]:
-    """The rows of a file, in its order; empty lines are left out.
+class RulerRow(BaseModel):
+    """One sample. Keys that needlework does not use are ignored."""
 
-    Returns:
-        Rows with the keys of the file, among them index (int), input (str) and outputs (list of
-        str), where given length and max_length (tokens, int), and answer_prefix (str): empty where
-        the input ends with it already; lm-evaluation-harness calls it gen_prefix and leaves out
-        the space before it, which is put there.
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    index: int
+    input: str
+    # An empty output would match any answer.
+    outputs: Annotated[list[Text], Field(min_length=1)]
+    answer_prefix: str = ""
+    """Empty if the input already ends with it."""
+    gen_prefix: str = ""
+    """lm-evaluation-harness' name of the answer prefix; it omits the space before it."""
+    length: int | None = None
+    max_length: int | None = None
+    """Tokens of prompt and answer, as `length`."""
+
+    @field_validator("length", "max_length", mode="before")
+    @classmethod
+    def _not_null(cls, value: object) -> object:
+        if value is None:
+            raise ValueError("is null; write a whole number, or omit the key")
+        return value
+
+    @property
+    def prefix(self) -> str:
+        """The answer prefix as it follows the input."""
+        if "answer_prefix" in self.model_fields_set:
+            return self.answer_prefix
+        starts_with_space = self.gen_prefix[:1].isspace() or self.input[-1:].isspace()
+        return (
+            self.gen_prefix if starts_with_space or not self.gen_prefix else f" {self.gen_prefix}"
+        )
+
+
+def read_ruler_jsonl(path: str | Path) -> list[RulerRow]:
+    """Read the rows of a file in order; empty lines are skipped.
 
     Raises:
-        ValueError: there is no such file, it is empty or not UTF-8, or a line is not such a row;
-            the line and the key at fault are named.
+        ValueError: the file is missing or empty, or a line is invalid; the message names the line
+            and the key.
     """
     path = Path(path)
     try:
         content = path.read_bytes()
     except FileNotFoundError:
-        raise ValueError(f"{path}: no such file; name one in RULER's JSON lines") from None
+        raise ValueError(f"{path}: no such file; {_EXPECTED}") from None
     rows = [
-        _row(line, f"{path}:{number}")
+        _parse(line, f"{path}:{number}")
         for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1)
         if line.strip()
     ]
     if not rows:
-        raise ValueError(f"{path}: empty; name one in RULER's JSON lines")
+        raise ValueError(f"{path}: empty; {_EXPECTED}")
     return rows
 
 
-def _row(line: bytes, where: str) -> dict:
+def _parse(line: bytes, location: str) -> RulerRow:
     try:
-        row = json.loads(line)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{where}: not UTF-8 at byte {error.start} of the line") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: not JSON: {error.msg} at column {error.colno}") from None
-    if not isinstance(row, dict):
-        raise ValueError(f"{where}: not an object; write one with index, input and outputs")
-    for key, required in (("index", True), ("length", False), ("max_length", False)):
-        if (required or key in row) and type(row.get(key)) is not int:
-            raise _wrong(where, row, key, "a whole number")
-    for key, required in (("input", True), ("answer_prefix", False), ("gen_prefix", False)):
-        if (required or key in row) and not isinstance(row.get(key), str):
-            raise _wrong(where, row, key, "text")
-    outputs = row.get("outputs")
-    if not (isinstance(outputs, list) and outputs and all(_is_answer(o) for o in outputs)):
-        raise _wrong(where, row, "outputs", "a list of answers, each of them text")
-    prefix = row.pop("gen_prefix", "")
-    if prefix and not prefix[0].isspace() and not row["input"][-1:].isspace():
-        prefix = f" {prefix}"
-    return {"answer_prefix": prefix, **row}
-
-
-def _is_answer(value: Any) -> bool:
-    # An empty one would be found in any answer.
-    return isinstance(value, str) and value.strip() != ""
-
-
-def _wrong(where: str, row: dict, key: str, wanted: str) -> ValueError:
-    found = f"is {row[key]!r:.40}" if key in row else "is not there"
-    return ValueError(f"{where}: {key} {found}; it should be {wanted}")
+        return RulerRow.model_validate_json(line)
+    except ValidationError as error:
+        # Every line is parsed separately, so the parser always names line 1.
+        problem = re.sub(r" at line 1 column", " at column", describe_error(error, "the line"))
+        raise ValueError(
+            f"{location}: {problem}; write an object with index, input and outputs"
+        ) from None

@@ -1,84 +1,89 @@
-"""Repeated filler that can be cut after any token."""
+"""Repeated filler text that can be cut after any token."""
 
 import re
 
-from needlework.tasks.prompts.token_counter import Counter
+from needlework.tasks.prompts.token_counter import TokenCounter
 
 PARAGRAPH = (
     "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
 )
-"""The filler of passkey and the noise of RULER."""
+"""The filler of passkey and RULER's noise."""
 
 
 class Filler:
-    """One paragraph repeated, with a space between on one line, or on a line each.
+    """One paragraph, repeated on a single line or as one line per repeat.
 
-    Every cut of it is measured in its place, the line break behind it, so that a line that is cut
-    short counts what it counts. Tokens of a line include its line break.
+    Every possible cut of the paragraph is tokenized once with the line break after it, so counts
+    are exact wherever the text is cut. The tokens of a line include its line break.
     """
 
-    def __init__(self, counter: Counter, paragraph: str = PARAGRAPH):
+    def __init__(self, counter: TokenCounter, paragraph: str = PARAGRAPH):
         self.paragraph = paragraph
         encoding = counter.tokenizer.encode(f"\n{paragraph}", add_special_tokens=False)
-        ends = {end - 1 for _, end in encoding.offsets if end > 1} | {len(paragraph)}
-        ends = [end for end in sorted(ends) if not paragraph[end - 1].isspace()]
-        cut = [f"{paragraph[:end]}\n" for end in ends]
-        costs = counter.many([*cut, *(f"{paragraph} {text}" for text in cut)])
-        alone, behind = costs[: len(cut)], costs[len(cut) :]
-        self._line, self._more = alone[-1], max(1, behind[-1] - alone[-1])
-        self.least_tokens = self._line
-        """Of a whole paragraph."""
-        self._alone = {0: 0} | dict(zip(ends, alone, strict=True))
-        self._behind = {0: 0} | {e: c - self._line for e, c in zip(ends, behind, strict=True)}
+        token_ends = {end - 1 for _, end in encoding.offsets if end > 1} | {len(paragraph)}
+        ends = [end for end in sorted(token_ends) if not paragraph[end - 1].isspace()]
+        cuts = [f"{paragraph[:end]}\n" for end in ends]
+        tokens = counter.count_batch([*cuts, *(f"{paragraph} {text}" for text in cuts)])
+        first, second = tokens[: len(cuts)], tokens[len(cuts) :]
+        self._line, self._repeat = first[-1], max(1, second[-1] - first[-1])
+        self.min_tokens = self._line
+        """Tokens of a line with one whole paragraph."""
+        # Tokens of a cut, by its end: as the line's first paragraph, or after another one.
+        self._first_cuts = {0: 0} | dict(zip(ends, first, strict=True))
+        self._later_cuts = {0: 0} | {e: c - self._line for e, c in zip(ends, second, strict=True)}
         sentences = (match.end() for match in re.finditer(r"[.!?](?=\s|$)", paragraph))
-        self._sentences = [0, *(end for end in sentences if end in self._alone)]
+        self._sentence_ends = [0, *(end for end in sentences if end in self._first_cuts)]
 
-    def running(self, tokens: int) -> tuple[str, int]:
-        """The longest line of at most `tokens` tokens, and its tokens: ("", 0) where none fits."""
-        paragraphs = max(0, (tokens - self._line) // self._more + 1)
-        left = tokens - self._tokens(paragraphs, 0)
-        return self._text(paragraphs, _longest(self._behind if paragraphs else self._alone, left))
+    def line_within(self, max_tokens: int) -> tuple[str, int]:
+        """The longest single line of at most `max_tokens` tokens, and its token count.
 
-    def running_sentences(self, tokens: float, most: int) -> tuple[str, int]:
-        """The line that ends with a sentence, nearest to `tokens` tokens and at most `most`.
+        ("", 0) if not even one token fits.
+        """
+        paragraphs = max(0, (max_tokens - self._line) // self._repeat + 1)
+        left = max_tokens - self._tokens(paragraphs, 0)
+        cuts = self._later_cuts if paragraphs else self._first_cuts
+        return self._text(paragraphs, _longest_cut(cuts, left))
 
-        How near is told without the line break, so that no line at all has none.
+    def sentences_near(self, target_tokens: float, max_tokens: int) -> tuple[str, int]:
+        """The line of whole sentences nearest to `target_tokens`, at most `max_tokens` long.
+
+        The distance ignores the line break, so that the empty line has length 0.
         """
 
         def distance(cut: tuple[int, int]) -> float:
-            return abs(max(0, self._tokens(*cut) - 1) - tokens)
+            return abs(max(0, self._tokens(*cut) - 1) - target_tokens)
 
-        near = int(min(tokens, most) // self._more)
+        near = int(min(target_tokens, max_tokens) // self._repeat)
         cuts = [
             (paragraphs, end)
             for paragraphs in range(max(0, near - 1), near + 2)
-            for end in self._sentences
-            if self._tokens(paragraphs, end) <= most
+            for end in self._sentence_ends
+            if self._tokens(paragraphs, end) <= max_tokens
         ]
         return self._text(*min(cuts, key=distance))
 
-    def lines(self, tokens: int) -> tuple[list[str], list[int]]:
-        """Paragraphs, the last one cut to fit, and the tokens of each with its line break.
+    def lines_within(self, max_tokens: int) -> tuple[list[str], list[int]]:
+        """One paragraph per line, the last one cut to fit, and each line's token count.
 
-        One whole paragraph at least.
+        At least one whole paragraph.
         """
-        paragraphs, left = divmod(max(tokens, self._line), self._line)
+        paragraphs, left = divmod(max(max_tokens, self._line), self._line)
         texts, counts = [self.paragraph] * paragraphs, [self._line] * paragraphs
-        if end := _longest(self._alone, left):
+        if end := _longest_cut(self._first_cuts, left):
             texts.append(self.paragraph[:end])
-            counts.append(self._alone[end])
+            counts.append(self._first_cuts[end])
         return texts, counts
 
     def _tokens(self, paragraphs: int, end: int) -> int:
         if paragraphs == 0:
-            return self._alone[end]
-        return self._line + (paragraphs - 1) * self._more + self._behind[end]
+            return self._first_cuts[end]
+        return self._line + (paragraphs - 1) * self._repeat + self._later_cuts[end]
 
     def _text(self, paragraphs: int, end: int) -> tuple[str, int]:
         parts = [self.paragraph] * paragraphs + [self.paragraph[:end]] * (end > 0)
         return " ".join(parts) + "\n" * bool(parts), self._tokens(paragraphs, end)
 
 
-def _longest(cuts: dict[int, int], tokens: int) -> int:
-    """The cut that uses most of `tokens` tokens."""
-    return max((end for end in cuts if cuts[end] <= tokens), key=lambda end: (cuts[end], end))
+def _longest_cut(cuts: dict[int, int], max_tokens: int) -> int:
+    """The cut that uses the most of `max_tokens` tokens."""
+    return max((end for end in cuts if cuts[end] <= max_tokens), key=lambda end: (cuts[end], end))

@@ -1,100 +1,103 @@
-"""Haystacks: lines or sentences, between which needles go."""
+"""Haystacks: the lines or sentences that needles are hidden between."""
 
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from random import Random
 from typing import Protocol
 
 import numpy as np
 
 from needlework.config.tasks import ValueType
-from needlework.tasks.context import Setting
+from needlework.tasks.context import TaskContext
 from needlework.tasks.haystacks.filler import Filler
-from needlework.tasks.haystacks.needle_values import draw
-from needlework.tasks.haystacks.sentences import sentence
+from needlework.tasks.haystacks.needle_values import draw_values
+from needlework.tasks.haystacks.sentences import random_sentence
 from needlework.tasks.haystacks.words import Part
-from needlework.tasks.prompts.token_counter import CharacterCounter, Counter
+from needlework.tasks.prompts.token_counter import CharacterCounter, TokenCounter
 from needlework.tasks.seeds import stream_seed
 
 NEEDLE = "One of the special magic {values} for {key} is: {value}."
-_SPARE = 1.5
-"""Generated units over what the longest sample takes, so that samples differ."""
-_LEAST_UNITS = 1000
-_MOST_CHANGED = 64
+_OVERSUPPLY = 1.5
+"""Generated units relative to what the longest sample uses, so that samples differ."""
+_MIN_UNITS = 1000
+_MAX_SWAPS = 64
 
 
 class HaystackSample(Protocol):
     """The haystack of one sample."""
 
-    def take(self, tokens: int) -> tuple[list[str], list[int]]:
-        """Units that have at most `tokens` tokens, and the tokens of each, joiner counted."""
+    def take(self, max_tokens: int) -> tuple[list[str], list[int]]:
+        """Units of at most `max_tokens` tokens, and the tokens of each, joiner included."""
 
 
 class Haystack(Protocol):
-    """What the haystacks of samples are made from."""
+    """The source of the haystacks of all samples."""
 
     joiner: str
-    """A line break (one also ends the last unit), or the space between sentences."""
-    taken: Collection[str]
-    """Keys and values that it holds, which no needle hidden in it may have."""
+    """A line break, which also ends the last unit, or the space between sentences."""
+    used_values: Collection[str]
+    """Keys and values that the haystack itself contains. Hidden needles must not repeat them."""
 
-    def start(self, random: Random) -> HaystackSample:
+    def sample(self, random: Random) -> HaystackSample:
         """The haystack of one sample."""
 
 
 class Noise:
-    """RULER's noise, a paragraph a line, the last one cut to fit."""
+    """RULER's noise: one paragraph per line, the last one cut to fit."""
 
     joiner = "\n"
-    taken = ()
+    used_values: Collection[str] = ()
 
-    def __init__(self, counter: Counter):
+    def __init__(self, counter: TokenCounter):
         self._filler = Filler(counter)
 
-    def start(self, random: Random) -> HaystackSample:
+    def sample(self, random: Random) -> HaystackSample:
         return self
 
-    def take(self, tokens: int) -> tuple[list[str], list[int]]:
-        return self._filler.lines(tokens)
+    def take(self, max_tokens: int) -> tuple[list[str], list[int]]:
+        return self._filler.lines_within(max_tokens)
 
 
-class Pool:
-    """Units of which each sample takes some, in an order of its own."""
+class ShuffledUnits:
+    """Generated lines or sentences; each sample uses some of them in its own order."""
 
     def __init__(
         self,
         units: list[str],
         counts: np.ndarray,
         joiner: str,
-        taken: Collection[str] = (),
-        stopgaps: "Pool | None" = None,
+        used_values: Collection[str] = (),
+        short_units: "Haystack | None" = None,
     ):
-        """`stopgaps` are shorter units for what whole ones leave."""
-        self._units, self._counts, self.joiner, self.taken = units, counts, joiner, taken
-        self._stopgaps = stopgaps
+        """`short_units` fill the gap that whole units leave."""
+        self._units, self._counts, self.joiner = units, counts, joiner
+        self.used_values, self._short_units = used_values, short_units
 
-    def start(self, random: Random) -> HaystackSample:
+    def sample(self, random: Random) -> HaystackSample:
         numbers = np.random.Generator(np.random.PCG64(random.getrandbits(64)))
         order = numbers.random(len(self._units)).argsort(kind="stable")
-        stopgaps = None if self._stopgaps is None else self._stopgaps.start(random)
-        return _Taken(self._units, self._counts, order, tighten=True, stopgaps=stopgaps)
+        short_units = None if self._short_units is None else self._short_units.sample(random)
+        return _OrderedUnits(
+            self._units, self._counts, order, swap_to_fit=True, short_units=short_units
+        )
 
 
-class Passage:
-    """Sentences of a text in their order; each sample starts at one of its own, round the end."""
+class RunningText:
+    """Sentences of a text in order; each sample starts at a random one and wraps around."""
 
     joiner = " "
-    taken = ()
+    used_values: Collection[str] = ()
 
     def __init__(self, units: list[str], counts: np.ndarray):
         self._units, self._counts = units, counts
 
-    def start(self, random: Random) -> HaystackSample:
+    def sample(self, random: Random) -> HaystackSample:
         order = np.roll(np.arange(len(self._units)), -random.randrange(len(self._units)))
-        return _Taken(self._units, self._counts, order, tighten=False)
+        return _OrderedUnits(self._units, self._counts, order, swap_to_fit=False)
 
 
-class _Taken:
-    """Units in an order, again from the first where they do not suffice."""
+class _OrderedUnits:
+    """Units in a fixed order, repeated from the first if they run out."""
 
     def __init__(
         self,
@@ -102,97 +105,104 @@ class _Taken:
         counts: np.ndarray,
         order: np.ndarray,
         *,
-        tighten: bool,
-        stopgaps: HaystackSample | None = None,
+        swap_to_fit: bool,
+        short_units: HaystackSample | None = None,
     ):
         self._units, self._counts, self._order = units, counts, order
-        self._tighten, self._stopgaps = tighten, stopgaps
+        self._swap_to_fit, self._short_units = swap_to_fit, short_units
         self._ends = counts[order].cumsum()
 
-    def take(self, tokens: int) -> tuple[list[str], list[int]]:
-        rounds, left = divmod(max(tokens, 0), int(self._ends[-1]))
+    def take(self, max_tokens: int) -> tuple[list[str], list[int]]:
+        rounds, left = divmod(max(max_tokens, 0), int(self._ends[-1]))
         count = max(int(self._ends.searchsorted(left, side="right")), rounds == 0)
-        chosen, spare = self._order[:count], self._order[count:]
+        chosen, unused = self._order[:count], self._order[count:]
         gap = left - int(self._ends[count - 1]) if count else 0
-        if self._tighten and gap > 0:
-            chosen = _tightened(chosen, spare, self._counts, gap)
+        if self._swap_to_fit and gap > 0:
+            chosen = _swap_in_longer(chosen, unused, self._counts, gap)
         chosen = np.concatenate([*[self._order] * rounds, chosen])
         units = [self._units[i] for i in chosen.tolist()]
         counts = self._counts[chosen].tolist()
-        if self._stopgaps is not None:
-            more, their = self._stopgaps.take(left := tokens - sum(counts))
-            if sum(their) <= left:
-                return units + more, counts + their
+        if self._short_units is not None:
+            left = max_tokens - sum(counts)
+            short_units, short_counts = self._short_units.take(left)
+            if sum(short_counts) <= left:
+                return units + short_units, counts + short_counts
         return units, counts
 
 
-def _tightened(chosen: np.ndarray, spare: np.ndarray, counts: np.ndarray, gap: int) -> np.ndarray:
-    """`chosen` with some of the last units changed for longer spare ones, to use `gap` tokens."""
+def _swap_in_longer(
+    chosen: np.ndarray, unused: np.ndarray, counts: np.ndarray, gap: int
+) -> np.ndarray:
+    """Replace some of the last chosen units by longer unused ones, to fill `gap` tokens."""
     chosen = chosen.copy()
-    spare = spare[counts[spare].argsort(kind="stable")]
-    lengths = counts[spare]
-    for place in range(len(chosen) - 1, max(-1, len(chosen) - 1 - _MOST_CHANGED), -1):
-        own = int(counts[chosen[place]])
-        best = int(lengths.searchsorted(own + gap, side="right")) - 1
-        if best >= 0 and lengths[best] > own:
-            gap -= int(lengths[best]) - own
-            chosen[place] = spare[best]
-            spare, lengths = np.delete(spare, best), np.delete(lengths, best)
+    unused = unused[counts[unused].argsort(kind="stable")]
+    lengths = counts[unused]
+    for place in range(len(chosen) - 1, max(-1, len(chosen) - 1 - _MAX_SWAPS), -1):
+        current = int(counts[chosen[place]])
+        best = int(lengths.searchsorted(current + gap, side="right")) - 1
+        if best >= 0 and lengths[best] > current:
+            gap -= int(lengths[best]) - current
+            chosen[place] = unused[best]
+            unused, lengths = np.delete(unused, best), np.delete(lengths, best)
     return chosen
 
 
-def haystack_of(
+def make_haystack(
     name: str,
-    counter: Counter,
-    setting: Setting,
+    counter: TokenCounter,
+    task_context: TaskContext,
     *,
     key_type: ValueType = "words",
     value_type: ValueType = "numbers",
     digits: int = 7,
     part: Part = "all",
 ) -> Haystack:
-    """The haystack that a task names; the types are those of the needles in `needle`."""
+    """Create the haystack that a task names.
+
+    The keyword arguments describe the needles that the haystack `needle` consists of.
+    """
 
     def sentences(random: Random, count: int) -> list[str]:
-        return [sentence(random) for _ in range(count)]
+        return [random_sentence(random) for _ in range(count)]
 
     def needles(random: Random, count: int) -> list[str]:
-        keys = draw(random, key_type, count, digits=digits, part=part, but=taken)
-        values = draw(random, value_type, count, digits=digits, part=part, but=taken)
-        taken.update(keys, values)
+        keys = draw_values(random, key_type, count, digits=digits, part=part, exclude=used)
+        values = draw_values(random, value_type, count, digits=digits, part=part, exclude=used)
+        used.update(keys, values)
         pairs = zip(keys, values, strict=True)
         return [NEEDLE.format(values=value_type, key=key, value=value) for key, value in pairs]
 
-    taken: set[str] = set()
+    used: set[str] = set()
     if name == "noise":
         return Noise(counter)
     if name == "needle":
-        stopgaps = None
+        short_units = None
         if "uuids" in (key_type, value_type):
-            few = setting._replace(length=0)
-            stopgaps = haystack_of("needle", counter, few)
-            taken.update(stopgaps.taken)
-        lines = _units(counter.lines, setting, needles)
-        return Pool(*lines, "\n", taken, stopgaps)
-    if setting.haystack is not None:
-        units = setting.haystack["sentence"].to_list()
-        counted = isinstance(counter, CharacterCounter)
-        counts = counter.in_order(units) if counted else setting.haystack["tokens"].to_numpy()
-        return Passage(units, counts)
-    return Pool(*_units(counter.running, setting, sentences), " ")
+            short_units = make_haystack("needle", counter, replace(task_context, length=0))
+            used.update(short_units.used_values)
+        lines, counts = _generate_units(counter.count_lines, task_context, needles)
+        return ShuffledUnits(lines, counts, "\n", used, short_units)
+    if task_context.haystack is not None:
+        units = task_context.haystack["sentence"].to_list()
+        if isinstance(counter, CharacterCounter):
+            return RunningText(units, counter.count_in_place(units))
+        return RunningText(units, task_context.haystack["tokens"].to_numpy())
+    units, counts = _generate_units(counter.count_sentences, task_context, sentences)
+    return ShuffledUnits(units, counts, " ")
 
 
-def _units(
-    count: Callable[[list[str]], np.ndarray],
-    setting: Setting,
-    draw: Callable[[Random, int], list[str]],
+def _generate_units(
+    count_tokens: Callable[[list[str]], np.ndarray],
+    task_context: TaskContext,
+    draw_units: Callable[[Random, int], list[str]],
 ) -> tuple[list[str], np.ndarray]:
-    """As many units as the setting's length takes, and some to spare, with their tokens."""
-    random = Random(stream_seed("haystack", *setting.stream))
-    units = draw(random, _LEAST_UNITS)
-    counts = count(units)
-    more = int(_SPARE * setting.length / counts.mean()) - len(units)
-    if more > 0:
-        units += (added := draw(random, more))
-        counts = np.concatenate([counts, count(added)])
+    """Draw more units than the task's length needs, and count the tokens of each."""
+    random = Random(stream_seed("haystack", *task_context.seed_parts))
+    units = draw_units(random, _MIN_UNITS)
+    counts = count_tokens(units)
+    missing = int(_OVERSUPPLY * task_context.length / counts.mean()) - len(units)
+    if missing > 0:
+        added = draw_units(random, missing)
+        units += added
+        counts = np.concatenate([counts, count_tokens(added)])
     return units, counts

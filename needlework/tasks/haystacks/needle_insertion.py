@@ -5,11 +5,11 @@ from typing import NamedTuple
 
 from needlework.tasks.haystacks.haystack import Haystack, HaystackSample
 from needlework.tasks.prompts.prompt import Needle, Prompt
-from needlework.tasks.prompts.token_counter import Counter
+from needlework.tasks.prompts.token_counter import TokenCounter
 
 
 class NeedlePlacement(NamedTuple):
-    """A needle to hide: its line or sentence, and where."""
+    """A needle's line or sentence, and the depth to hide it at."""
 
     text: str
     key: str
@@ -18,13 +18,13 @@ class NeedlePlacement(NamedTuple):
 
 
 class NeedlePrompt:
-    """A draft: an intro, needles in a haystack, a question. A fill.Draft."""
+    """A prompt builder: intro, needles in a haystack, question."""
 
     def __init__(
         self,
-        counter: Counter,
+        counter: TokenCounter,
         haystack: Haystack,
-        hay: HaystackSample,
+        haystack_sample: HaystackSample,
         needles: list[NeedlePlacement],
         *,
         intro: str,
@@ -32,31 +32,34 @@ class NeedlePrompt:
         answer_prefix: str,
         outputs: tuple[str, ...],
     ):
-        """`needles` are recorded in their order: those asked for first, like `outputs`."""
-        self._counter, self._hay, self._joiner = counter, hay, haystack.joiner
+        """The prompt lists `needles` in the given order: queried ones first, as in `outputs`."""
+        self._counter, self._haystack_sample = counter, haystack_sample
+        self._joiner = haystack.joiner
         self._needles, self._outputs = needles, outputs
         self._intro, self._question, self._prefix = f"{intro}\n", question, answer_prefix
-        self._head = counter.head(self._intro)
-        self._tail = counter.tail(question, answer_prefix)
-        glued = "{}\n" if self._joiner == "\n" else " {}"
-        self._tokens = counter.many(glued.format(needle.text) for needle in needles)
-        self._apart = [0] * len(needles)
+        self._head = counter.count_head(self._intro)
+        self._tail = counter.count_tail(question, answer_prefix)
+        with_joiner = "{}\n" if self._joiner == "\n" else " {}"
+        self._tokens = counter.count_batch(with_joiner.format(needle.text) for needle in needles)
+        self._space_costs = [0] * len(needles)
         if self._joiner == " ":
-            self._apart = [counter.space_before(needle.text) for needle in needles]
-        # In the order of the haystack; of needles at one depth, in theirs.
+            self._space_costs = [counter.space_cost(needle.text) for needle in needles]
+        # In haystack order; needles at one depth keep the given order.
         self._order = sorted(range(len(needles)), key=lambda i: needles[i].depth_percent)
 
-    def build(self, tokens: int) -> Prompt:
-        room = tokens - self._head - self._tail - sum(self._tokens)
+    def build(self, max_tokens: int) -> Prompt:
+        room = max_tokens - self._head - self._tail - sum(self._tokens)
         while True:
-            prompt = self._prompt(*self._hay.take(room))
-            over = prompt.tokens - tokens
-            if over <= 0 or room <= 0:
+            prompt = self._prompt(*self._haystack_sample.take(room))
+            excess = prompt.tokens - max_tokens
+            if excess <= 0 or room <= 0:
                 return prompt
-            room -= over
+            room -= excess
 
     def _prompt(self, units: list[str], counts: list[int]) -> Prompt:
-        merged, tokens, indices, start = [], [], {}, 0
+        merged: list[str] = []
+        tokens: list[int] = []
+        indices, start = {}, 0
         for i in self._order:
             stop = round(self._needles[i].depth_percent / 100 * len(units))
             merged += units[start:stop]
@@ -69,19 +72,20 @@ class NeedlePrompt:
         tokens += counts[start:]
         first = last = 0
         if self._joiner == " ":
-            first = self._counter.first_word(merged[0])
-            last = self._counter.line_end(merged[-1])
+            first = self._counter.line_start_cost(merged[0])
+            last = self._counter.line_end_cost(merged[-1])
         characters = [0, *accumulate(len(unit) + 1 for unit in merged)]
-        before = [0, *accumulate(tokens)]
+        tokens_before = [0, *accumulate(tokens)]
 
         def placed(i: int) -> Needle:
-            needle, at = self._needles[i], indices[i]
+            needle, index = self._needles[i], indices[i]
+            offset = first + self._space_costs[i] if index else 0
             return Needle(
                 needle.key,
                 needle.value,
                 needle.depth_percent,
-                character=len(self._intro) + characters[at],
-                token=self._head + before[at] + (first + self._apart[i] if at else 0),
+                character=len(self._intro) + characters[index],
+                token=self._head + tokens_before[index] + offset,
             )
 
         return Prompt(
@@ -90,5 +94,5 @@ class NeedlePrompt:
             self._prefix,
             self._outputs,
             tuple(placed(i) for i in range(len(self._needles))),
-            self._head + before[-1] + first + last + self._tail,
+            self._head + tokens_before[-1] + first + last + self._tail,
         )

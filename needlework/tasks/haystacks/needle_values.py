@@ -1,4 +1,4 @@
-"""Keys and values: numbers, adjective-noun words, uuids."""
+"""Draw keys and values: numbers, adjective-noun words, uuids."""
 
 import math
 import uuid
@@ -9,29 +9,33 @@ from needlework.config.tasks import ValueType
 from needlework.tasks.haystacks.words import Part, draw_keys, words
 
 
-def draw(
+def draw_values(
     random: Random,
     kind: ValueType,
     count: int,
     *,
     digits: int = 7,
     part: Part = "all",
-    but: Collection[str] = (),
+    exclude: Collection[str] = (),
 ) -> list[str]:
-    """`count` different values of a kind, none of them in `but`.
+    """Draw `count` distinct values of one kind, none of them in `exclude`.
 
-    Numbers have `digits` digits, no zero first; words are an adjective and a noun with a hyphen
-    between, both of `part` of the words; uuids are of version 4.
+    Numbers have `digits` digits without a leading zero. Words are an adjective and a noun joined
+    by a hyphen, both from `part` of the word lists. Uuids are version 4.
 
     Raises:
-        ValueError: there are not so many.
+        ValueError: fewer distinct values exist.
     """
-    most = _most(kind, digits, part)
-    if count + len(but) > most and count + sum(_is(kind, value, digits) for value in but) > most:
-        more = "more digits" if kind == "numbers" else "uuids, or numbers of more digits"
+    available = _count_values(kind, digits, part)
+    # Counting the excluded values of this kind is slow, and rarely needed.
+    if count + len(exclude) > available and (
+        count + sum(_is_kind(kind, value, digits) for value in exclude) > available
+    ):
+        of_digits = f" of {digits} digits" if kind == "numbers" else ""
+        remedy = "more digits" if kind == "numbers" else "uuids, or numbers of more digits"
         raise ValueError(
-            f"there are {most} different {kind}{f' of {digits} digits' * (kind == 'numbers')}, too"
-            f" few for the keys and values; write {more}"
+            f"there are only {available} different {kind}{of_digits}, too few for the keys and "
+            f"values; write {remedy}"
         )
     drawn: dict[str, None] = {}
     while len(drawn) < count:
@@ -41,17 +45,17 @@ def draw(
             value = str(uuid.UUID(int=random.getrandbits(128), version=4))
         else:
             (value,) = draw_keys(random, 1, part)
-        if value not in but:
+        if value not in exclude:
             drawn[value] = None
     return list(drawn)
 
 
-def _most(kind: ValueType, digits: int, part: Part) -> float:
-    """How many different values of a kind there are."""
+def _count_values(kind: ValueType, digits: int, part: Part) -> float:
+    """The number of distinct values of a kind."""
     if kind == "numbers":
         return 9 * 10 ** (digits - 1)
     return len(words("adjective", part)) * len(words("noun", part)) if kind == "words" else math.inf
 
 
-def _is(kind: ValueType, value: str, digits: int) -> bool:
+def _is_kind(kind: ValueType, value: str, digits: int) -> bool:
     return value.isdigit() and len(value) == digits if kind == "numbers" else not value.isdigit()

@@ -1,4 +1,4 @@
-"""Haystack sentences in the form of wonderwords' RandomSentence, from a seed of our own."""
+"""Random sentences in the form of wonderwords' RandomSentence, from our seeds."""
 
 from functools import cache
 from random import Random
@@ -10,7 +10,7 @@ _ARTICLES = ("The",) * 5 + ("A",) * 3 + ("",) * 2
 
 
 def third_person(verb: str) -> str:
-    """The verb as he, she or it does it."""
+    """The third person singular of a verb."""
     if verb.endswith(("s", "x", "z", "ch", "sh")):
         return f"{verb}es"
     if verb.endswith("y") and verb[-2:-1] not in _VOWELS:
@@ -23,16 +23,16 @@ def _verbs(part: Part) -> tuple[str, ...]:
     return tuple(third_person(verb) for verb in words("verb", part))
 
 
-def sentence(random: Random, part: Part = "all") -> str:
-    """One sentence: article (or none), adjective, noun, verb, noun."""
+def random_sentence(random: Random, part: Part = "all") -> str:
+    """Draw a sentence: article (or none), adjective, noun, verb, noun."""
     draw = random.random  # several times faster than choice, and the same in every Python
     adjectives, nouns, verbs = words("adjective", part), words("noun", part), _verbs(part)
     adjective = adjectives[int(draw() * len(adjectives))]
     article = _ARTICLES[int(draw() * len(_ARTICLES))]
     subject = nouns[int(draw() * len(nouns))]
     verb = verbs[int(draw() * len(verbs))]
-    thing = nouns[int(draw() * len(nouns))]
+    object_ = nouns[int(draw() * len(nouns))]
     if article == "A" and adjective[0] in _VOWELS:
         article = "An"
     start = f"{article} {adjective}" if article else adjective.capitalize()
-    return f"{start} {subject} {verb} {thing}."
+    return f"{start} {subject} {verb} {object_}."

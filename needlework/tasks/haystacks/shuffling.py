@@ -1,4 +1,4 @@
-"""Shuffled lists in which some items stand at slots."""
+"""Shuffle repeated items, with some of them pinned to a place."""
 
 from collections.abc import Iterable, Sequence
 
@@ -6,33 +6,33 @@ import numpy as np
 
 
 def shuffled(
-    repeats: np.ndarray, seed: int, at: Iterable[tuple[int, float]] = ()
+    repeats: np.ndarray, seed: int, pinned: Iterable[tuple[int, float]] = ()
 ) -> tuple[np.ndarray, list[int]]:
-    """Items 0, 1, ..., each as often as `repeats` says, in a random order.
+    """Shuffle the items 0, 1, ..., each repeated as often as `repeats` says.
 
     Args:
-        repeats: int64, one an item.
-        seed: tells the order.
-        at: pairs of an item and a slot in [0, 1) of the order, where one of its copies is put.
+        repeats: number of copies per item, int64 [items].
+        seed: determines the order.
+        pinned: pairs (item, slot); one copy of the item moves to the slot, a place in [0, 1).
 
     Returns:
-        The items, int64, and the index at which each item of `at` was put, no two the same.
+        The shuffled items, int64, and the index of each pinned copy, all distinct.
     """
     items = np.repeat(np.arange(len(repeats)), repeats)
-    firsts = repeats.cumsum() - repeats
+    first_copies = repeats.cumsum() - repeats
     numbers = np.random.Generator(np.random.PCG64(seed))
     order = numbers.random(len(items)).argsort(kind="stable")
     places: list[int] = []
-    for item, slot in at:
-        place = _free(int(slot * len(items)), places, len(items))
-        # Copies are alike: to move the first leaves the others where chance put them.
-        own = int(np.flatnonzero(order == firsts[item])[0])
-        order[[own, place]] = order[[place, own]]
+    for item, slot in pinned:
+        place = _next_free(int(slot * len(items)), places, len(items))
+        # Moving the first copy leaves the other copies where they were shuffled to.
+        current = int(np.flatnonzero(order == first_copies[item])[0])
+        order[[current, place]] = order[[place, current]]
         places.append(place)
     return items[order], places
 
 
-def _free(place: int, taken: Sequence[int], size: int) -> int:
-    while place in taken:
+def _next_free(place: int, occupied: Sequence[int], size: int) -> int:
+    while place in occupied:
         place = (place + 1) % size
     return place

@@ -1,94 +1,99 @@
-"""Fill a prompt to its length: by arithmetic, or where counts do not add up, by trying."""
+"""Fit a prompt to a token budget: by arithmetic, or by trial where token counts do not add up."""
 
 from collections.abc import Callable
 from typing import Protocol
 
 from needlework.tasks.prompts.prompt import Prompt
-from needlework.tasks.prompts.token_counter import Counter
+from needlework.tasks.prompts.token_counter import TokenCounter
 
 
-class Draft(Protocol):
-    """A prompt that can be as long as asked."""
+class PromptBuilder(Protocol):
+    """Builds the prompt of one sample at any length."""
 
-    def build(self, tokens: int) -> Prompt:
-        """The longest prompt of at most `tokens` tokens by arithmetic, or the least there is.
+    def build(self, max_tokens: int) -> Prompt:
+        """Build the longest prompt of at most `max_tokens` tokens, or else the shortest possible.
+
+        Token counts are sums over the prompt's pieces.
 
         Raises:
-            Exhausted: nothing is left to fill so many tokens with.
+            ContentExhausted: the task has too little content to fill the budget.
         """
 
 
-class TooLong(Exception):
-    """Even the least prompt has more tokens than there are."""
+class BudgetTooSmall(Exception):
+    """Even the shortest prompt exceeds the budget."""
 
 
-class Exhausted(Exception):
-    """The task has come to its natural end."""
+class ContentExhausted(Exception):
+    """The task's content does not fill the budget."""
 
-    def __init__(self, most_tokens: int):
-        super().__init__(most_tokens)
-        self.most_tokens = most_tokens
-        """Of the longest prompt there is."""
+    def __init__(self, longest_tokens: int):
+        super().__init__(longest_tokens)
+        self.longest_tokens = longest_tokens
+        """Tokens of the longest possible prompt."""
 
 
-def fill(draft: Draft, counter: Counter, budget_tokens: int, answer: str = "") -> Prompt:
-    """The longest prompt that, with `answer` behind it, has at most `budget_tokens` tokens.
+def fit_prompt(
+    builder: PromptBuilder, counter: TokenCounter, budget_tokens: int, answer: str = ""
+) -> Prompt:
+    """Build the longest prompt that has at most `budget_tokens` tokens with `answer` appended.
 
-    Special tokens that the tokenizer adds are counted. Where the tokenizer's counts do not add up
-    (`counter.additive`), prompts are tokenized whole and the target is moved by what is amiss.
+    Special tokens count. If the tokenizer's counts do not add up (`counter.additive` is false),
+    whole prompts are tokenized and the target is corrected by the error until it fits.
 
     Raises:
-        TooLong: the least prompt is over the budget.
-        Exhausted: as Draft.build.
+        BudgetTooSmall: even the shortest prompt exceeds the budget.
+        ContentExhausted: see PromptBuilder.build.
     """
     if counter.additive:
-        prompt = draft.build(budget_tokens)
+        prompt = builder.build(budget_tokens)
         if prompt.tokens > budget_tokens:
-            raise TooLong
+            raise BudgetTooSmall
         return prompt
-    target, best, tried, down = budget_tokens, None, set(), 1
+    target, best, tried, step = budget_tokens, None, set(), 1
     while target > 0:
         try:
-            prompt = draft.build(target)
-        except Exhausted:
+            prompt = builder.build(target)
+        except ContentExhausted:
             if best is None:
                 raise
             break
-        tokens = counter.whole(text_of(prompt, counter) + answer)
+        tokens = counter.count_whole(prompt_text(prompt, counter) + answer)
         if tokens <= budget_tokens and (best is None or tokens > best.tokens):
             best = prompt._replace(tokens=tokens)
         if tokens == budget_tokens or (best is not None and prompt.context in tried):
             break
         if prompt.context in tried:
-            # None has fitted yet, and so small a step changed nothing.
-            target -= (down := 2 * down)
+            # Nothing fits yet and the last step was too small to change the prompt.
+            step *= 2
+            target -= step
         else:
             target += budget_tokens - tokens
         tried.add(prompt.context)
     if best is None:
-        raise TooLong
+        raise BudgetTooSmall
     return best
 
 
-def text_of(prompt: Prompt, counter: Counter) -> str:
-    """What a text model reads: the frame's beginning, context, question, answer's beginning."""
-    close = counter.close(prompt.question, prompt.answer_prefix)
-    return counter.frame.head + prompt.context + close
+def prompt_text(prompt: Prompt, counter: TokenCounter) -> str:
+    """The full text the model reads, chat template included."""
+    closing = counter.closing_text(prompt.question, prompt.answer_prefix)
+    return counter.chat_frame.head + prompt.context + closing
 
 
-def least_tokens(draft: Draft, counter: Counter, answer: str = "") -> int:
-    """Tokens of the least prompt with `answer` behind it, special tokens counted."""
-    prompt = draft.build(0)
+def shortest_tokens(builder: PromptBuilder, counter: TokenCounter, answer: str = "") -> int:
+    """Tokens of the shortest prompt with `answer` appended, special tokens included."""
+    prompt = builder.build(0)
     if counter.additive:
         return prompt.tokens
-    return counter.whole(text_of(prompt, counter) + answer)
+    return counter.count_whole(prompt_text(prompt, counter) + answer)
 
 
-def smallest_length(too_small: int, needed: Callable[[int], int]) -> int:
-    """The first length above `too_small` that is at least what is `needed` at it."""
+def smallest_length(too_small: int, required: Callable[[int], int]) -> int:
+    """Find the smallest length above `too_small` that satisfies `required(length) <= length`."""
     length = too_small + 1
-    while (need := needed(length)) > length:
-        length = max(need, length + 1)
-    while length > too_small + 1 and needed(length - 1) < length:
+    while (needed := required(length)) > length:
+        length = max(needed, length + 1)
+    while length > too_small + 1 and required(length - 1) < length:
         length -= 1
     return length

@@ -1,8 +1,8 @@
 """Chat templates: the text around a prompt, rendered without transformers.
 
-A template is the model maker's Jinja source beside the tokenizer. It is rendered once, around a
-mark that stands for the prompt, in an environment with the names and settings that transformers
-gives to templates; what stands before and behind the mark is the frame of every prompt.
+A chat template is Jinja source that ships with the tokenizer. It is rendered once around a
+placeholder, with the variables and settings that transformers gives to templates. The text before
+and after the placeholder frames every prompt.
 """
 
 import json
@@ -17,47 +17,47 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from needlework.reasoning.tags import CLOSE_TAG, OPEN_TAG
-from needlework.tasks.prompts.prompt import Frame
+from needlework.tasks.prompts.prompt import ChatFrame
 from needlework.tasks.prompts.tokenizer import open_tokenizer, tokenizer_folder
 
-# Quotes, brackets and a line break: a template that escapes its message does not pass unseen.
-_MARK = """[needlework: "context" & <more>\n'question']"""
+# Quotes, brackets and a line break reveal templates that escape the message.
+_PLACEHOLDER = """[needlework: "context" & <more>\n'question']"""
 _SPECIAL_TOKENS = tuple(
     f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 )
 
 
-def open_frame(
+def load_chat_frame(
     path: str | Path,
     revision: str | None = None,
     *,
     system_prompt: str | None = None,
     thinking_tokens: int = 0,
     date: str = "2025-01-01",
-) -> Frame:
-    """The frame that a checkpoint's own chat template makes.
+) -> ChatFrame:
+    """Render the chat template of a checkpoint into a frame.
 
-    The prompt stands in it as it is, also where the template would strip it. Above 0,
-    `thinking_tokens` switches thinking on (`enable_thinking` and `thinking` of the template); at 0
-    it is off, and a thought that the template opens all the same is closed, empty.
+    The prompt enters the frame verbatim, even if the template would strip it. `thinking_tokens`
+    above 0 enables thinking (the template's `enable_thinking` and `thinking`); 0 disables it, and
+    a thinking block that the template opens anyway is closed empty.
 
     Args:
-        path: folder of the checkpoint, or a hub name where there is a network.
-            chat_template.jinja is read or, without it, `chat_template` of tokenizer_config.json.
+        path: checkpoint folder or hub name. Reads chat_template.jinja or, without it,
+            `chat_template` of tokenizer_config.json.
         revision: commit or tag of a hub name.
         system_prompt: the system message; None leaves it to the template.
-        thinking_tokens: room for thoughts.
-        date: what the template takes for today, YYYY-MM-DD.
+        thinking_tokens: token budget for thinking.
+        date: the date that the template sees as today, YYYY-MM-DD.
 
     Raises:
-        ValueError: there is no template, it fails, refuses or drops the system message, changes
-            the prompt, or knows nothing of thinking where it is asked for.
+        ValueError: the template is missing, fails, rejects or drops the system message, changes
+            the prompt, or does not support the requested thinking.
     """
     folder = tokenizer_folder(path, revision)
     config = _tokenizer_config(folder)
-    source = _source(folder, config)
+    source = _template_source(folder, config)
     thinks = thinking_tokens > 0
-    names = {
+    variables = {
         **_special_tokens(config),
         "tools": None,
         "documents": None,
@@ -65,66 +65,67 @@ def open_frame(
         "enable_thinking": thinks,
         "thinking": thinks,
     }
-    render = _renderer(_compiled(folder, source, date), names)
+    render = _renderer(_compile(folder, source, date), variables)
 
-    text = _rendered(folder, render, system_prompt)
-    if text.count(_MARK) != 1:
+    text = _render_placeholder(folder, render, system_prompt)
+    if text.count(_PLACEHOLDER) != 1:
         raise ValueError(f"{folder}: the chat template changes or repeats its message")
-    head, tail = text.split(_MARK)
+    head, tail = text.split(_PLACEHOLDER)
     for token in _leading_special_tokens(folder):
         head = head.removeprefix(token)
 
     knows_thinking = any(name in source for name in ("enable_thinking", OPEN_TAG, CLOSE_TAG))
     if thinks and (not knows_thinking or tail.rstrip().endswith(CLOSE_TAG)):
         raise ValueError(
-            f"{folder}: the chat template cannot switch thinking on; set thinking_tokens: 0"
+            f"{folder}: the chat template cannot enable thinking; set thinking_tokens: 0"
         )
     if not thinks and tail.rstrip().endswith(OPEN_TAG):
         tail = f"{tail.rstrip()}\n\n{CLOSE_TAG}\n\n"
-    return Frame(head, tail, system_prompt, prefills=not thinks)
+    return ChatFrame(head, tail, system_prompt, prefills=not thinks)
 
 
-def _rendered(
+def _render_placeholder(
     folder: Path, render: Callable[[list[dict[str, str]]], str], system_prompt: str | None
 ) -> str:
-    """The template around the mark, the system message in it if there is one."""
-    user = [{"role": "user", "content": _MARK}]
+    """Render the template around the placeholder, with the system message if there is one."""
+    user = [{"role": "user", "content": _PLACEHOLDER}]
     try:
-        alone = render(user)
+        without_system = render(user)
     except ValueError as error:
         raise ValueError(f"{folder}: the chat template fails: {error}") from None
     if system_prompt is None:
-        return alone
+        return without_system
     try:
         text = render([{"role": "system", "content": system_prompt}, *user])
     except ValueError as error:
         raise ValueError(
-            f"{folder}: the chat template refuses a system message ({error}); "
-            "leave system_prompt out"
+            f"{folder}: the chat template rejects a system message ({error}); remove system_prompt"
         ) from None
-    if system_prompt.strip() and text == alone:
+    if system_prompt.strip() and text == without_system:
         raise ValueError(
-            f"{folder}: the chat template drops the system message; leave system_prompt out"
+            f"{folder}: the chat template drops the system message; remove system_prompt"
         )
     return text
 
 
-def _renderer(template: Template, names: dict[str, Any]) -> Callable[[list[dict[str, str]]], str]:
-    """What renders messages, any failure a ValueError of one line."""
+def _renderer(
+    template: Template, variables: dict[str, Any]
+) -> Callable[[list[dict[str, str]]], str]:
+    """A function that renders messages and raises every failure as a one-line ValueError."""
 
     def render(messages: list[dict[str, str]]) -> str:
         try:
-            return template.render(messages=messages, **names)
-        except Exception as error:  # a template is code: it can fail in any way
+            return template.render(messages=messages, **variables)
+        except Exception as error:  # a template is code and can fail in any way
             raise ValueError(_one_line(error)) from None
 
     return render
 
 
 class _Generation(Extension):
-    """`{% generation %}`, by which transformers finds answers in a chat: its body as it is."""
+    """Accept `{% generation %}`, which marks answers for transformers, and keep its body."""
 
-    tags = frozenset({"generation"})
+    tags = {"generation"}  # noqa: RUF012 - jinja2 declares a plain set
 
     def parse(self, parser: Parser) -> nodes.Node:
         line = next(parser.stream).lineno
@@ -132,19 +133,19 @@ class _Generation(Extension):
         return nodes.Scope(body, lineno=line)
 
 
-def _compiled(folder: Path, source: str, date: str) -> Template:
+def _compile(folder: Path, source: str, date: str) -> Template:
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, LoopControlExtension]
     )
     environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _refuse
-    # A prompt is the same on any day.
+    environment.globals["raise_exception"] = _raise_exception
+    # A fixed date keeps prompts the same on every day.
     environment.globals["strftime_now"] = datetime.fromisoformat(date).strftime
     try:
         return environment.from_string(source)
     except TemplateSyntaxError as error:
         raise ValueError(
-            f"{folder}: the chat template cannot be read: line {error.lineno}: {_one_line(error)}"
+            f"{folder}: the chat template cannot be parsed: line {error.lineno}: {_one_line(error)}"
         ) from None
 
 
@@ -155,13 +156,13 @@ def _to_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    # jinja2's own escapes HTML, and letters beyond ASCII.
+    # jinja2's filter escapes HTML and non-ASCII letters; the one of transformers does not.
     return json.dumps(
         value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )
 
 
-def _refuse(message: str) -> None:
+def _raise_exception(message: str) -> None:
     raise TemplateError(message)
 
 
@@ -169,18 +170,18 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _source(folder: Path, config: dict[str, Any]) -> str:
-    """The template's text: of its own file first, as transformers takes it."""
-    found = _read(folder, "chat_template.jinja")
-    if found is None:
-        found = config.get("chat_template")
-    if isinstance(found, list):
-        found = {named["name"]: named["template"] for named in found}.get("default")
-    if not isinstance(found, str):
+def _template_source(folder: Path, config: dict[str, Any]) -> str:
+    """The template's source; chat_template.jinja takes precedence, as in transformers."""
+    source = _read(folder, "chat_template.jinja")
+    if source is None:
+        source = config.get("chat_template")
+    if isinstance(source, list):
+        source = {entry["name"]: entry["template"] for entry in source}.get("default")
+    if not isinstance(source, str):
         raise ValueError(
-            f"{folder}: has no chat template; set chat_template: false, or name an instruct model"
+            f"{folder}: has no chat template; set chat_template: false, or use an instruct model"
         )
-    return found
+    return source
 
 
 def _tokenizer_config(folder: Path) -> dict[str, Any]:
@@ -192,20 +193,20 @@ def _tokenizer_config(folder: Path) -> dict[str, Any]:
 
 
 def _special_tokens(config: dict[str, Any]) -> dict[str, str]:
-    """Name of each special token -> its text; written as text or as an object with `content`."""
-    found = {name: config[name] for name in _SPECIAL_TOKENS if config.get(name) is not None}
-    return {k: v["content"] if isinstance(v, dict) else v for k, v in found.items()}
+    """Text of each special token by name; the config holds it as text or as `content`."""
+    tokens = {name: config[name] for name in _SPECIAL_TOKENS if config.get(name) is not None}
+    return {k: v["content"] if isinstance(v, dict) else v for k, v in tokens.items()}
 
 
 def _leading_special_tokens(folder: Path) -> list[str]:
-    """What the tokenizer puts before any text."""
+    """Special tokens that the tokenizer adds before every text."""
     encoding = open_tokenizer(folder).encode("a")
     first = encoding.special_tokens_mask.index(0) if 0 in encoding.special_tokens_mask else 0
     return encoding.tokens[:first]
 
 
 def _read(folder: Path, file: str) -> str | None:
-    """The text of a file beside the tokenizer, None where there is none."""
+    """The text of a file in the tokenizer's folder, or None if there is no such file."""
     try:
         return (folder / file).read_text(encoding="utf-8")
     except FileNotFoundError:

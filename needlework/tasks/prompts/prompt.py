@@ -1,23 +1,26 @@
-"""A prompt: its text in three parts, what answers it, where its needles stand, its frame."""
+"""Prompts: text in three parts, expected outputs, needle positions, and the chat template."""
 
 from typing import NamedTuple
 
 
 class Needle(NamedTuple):
-    """One key and value in the context."""
+    """A key and value hidden in the context."""
 
     key: str
     value: str
     depth_percent: float
-    """Where it was meant to stand: 0 is the start of the haystack, 100 its end."""
+    """Intended depth: 0 is the start of the haystack, 100 its end."""
     character: int
-    """Character of the context at which the needle's line, sentence or word starts."""
+    """Offset in the context at which the needle's line, sentence or word starts."""
     token: int
-    """Token of the prompt at which it starts, special tokens counted, by arithmetic."""
+    """Index of its first token in the prompt, special tokens included, computed by sums."""
 
 
 class Prompt(NamedTuple):
-    """What is asked. Of several outputs asked for, needles[j] holds outputs[j]."""
+    """A prompt and its reference answers.
+
+    If several outputs are expected, `needles[j]` holds `outputs[j]`.
+    """
 
     context: str
     question: str
@@ -25,25 +28,25 @@ class Prompt(NamedTuple):
     outputs: tuple[str, ...]
     needles: tuple[Needle, ...]
     tokens: int
-    """Of the whole prompt, by arithmetic: the counts of its pieces added up."""
+    """Tokens of the whole prompt, computed as the sum of its pieces."""
 
 
-class Frame(NamedTuple):
-    """What a chat template puts around a prompt.
+class ChatFrame(NamedTuple):
+    """The text that a chat template puts around a prompt.
 
-    The whole prompt is head + context + question + tail + answer_prefix where `prefills`, else
+    The full prompt is head + context + question + tail + answer_prefix if `prefills`, else
     head + context + question + answer_prefix + tail.
     """
 
     head: str
-    """Text before the context, without the special tokens that the tokenizer adds by itself."""
+    """Text before the context, without special tokens that the tokenizer adds itself."""
     tail: str
-    """Text behind the question, up to where the model's answer begins."""
+    """Text between the question and the start of the model's answer."""
     system_prompt: str | None
-    """The system message; it is in `head` already."""
+    """The system message, already part of `head`."""
     prefills: bool
-    """Whether the answer's beginning is put into the model's mouth. Not where it thinks first."""
+    """Whether the answer prefix starts the assistant's turn. False for models that think first."""
 
 
-PLAIN = Frame("", "", None, True)
-"""No template: what a base model reads."""
+NO_CHAT_FRAME = ChatFrame("", "", None, True)
+"""No chat template: the prompt of a base model."""

@@ -1,4 +1,4 @@
-"""Open a tokenizer without torch, and count with the whole text."""
+"""Open tokenizers without torch."""
 
 import json
 from pathlib import Path
@@ -12,10 +12,10 @@ from needlework.sources import hub
 
 
 def tokenizer_folder(path: str | Path, revision: str | None = None) -> Path:
-    """The folder with a tokenizer's files: `path`, or where there is none, that of a hub name.
+    """The folder with a tokenizer's files: `path`, or a download of the hub repository `path`.
 
     Raises:
-        ValueError: there is no such folder, and the hub does not give one.
+        ValueError: there is no such folder and the hub does not provide the files.
     """
     if Path(path).is_dir():
         return Path(path)
@@ -23,21 +23,22 @@ def tokenizer_folder(path: str | Path, revision: str | None = None) -> Path:
     hub.unreachable()
     try:
         return Path(snapshot_download(str(path), revision=revision, allow_patterns=files))
-    except Exception as error:  # the hub's failures have no common class
+    except Exception as error:  # the hub's errors have no common base class
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(
             hub.why(path, error)
-            or f"{path}: no such folder, and not to be had from the hub ({reason}); name a folder"
+            or f"{path}: no such folder, and the hub does not provide it ({reason}); write the "
+            "path of a folder"
         ) from None
 
 
 def open_tokenizer(path: str | Path | None, revision: str | None = None) -> Tokenizer:
-    """The tokenizer of a checkpoint folder or, where there is a network, of a hub name.
+    """Open the tokenizer of a checkpoint folder or hub repository.
 
-    None is for models whose tokenizer nobody has: each character is a token.
+    None gives a tokenizer with one token per character, for models without a public tokenizer.
 
     Raises:
-        ValueError: there is none, or it cannot be read.
+        ValueError: the tokenizer is missing or unreadable.
     """
     if path is None:
         tokenizer = Tokenizer(WordLevel({"any": 0}, unk_token="any"))
@@ -45,33 +46,36 @@ def open_tokenizer(path: str | Path | None, revision: str | None = None) -> Toke
         return tokenizer
     file = tokenizer_folder(path, revision) / "tokenizer.json"
     if not file.is_file():
-        raise ValueError(f"{path}: has no tokenizer.json; name a checkpoint that has one")
+        raise ValueError(f"{path}: has no tokenizer.json; write the path of a checkpoint with one")
     try:
         return Tokenizer.from_file(str(file))
     except Exception as error:  # tokenizers raises nothing more specific
-        raise ValueError(f"{path}: no tokenizer to be read: {error}") from None
+        raise ValueError(f"{path}: cannot read its tokenizer.json: {error}") from None
 
 
-def end_token(path: str | Path, revision: str | None = None) -> int:
-    """The id of the token that ends a text, by the checkpoint's tokenizer_config.json.
+def end_token_id(path: str | Path, revision: str | None = None) -> int:
+    """The id of the end-of-text token (`eos_token` of the checkpoint's tokenizer_config.json).
 
     Raises:
-        ValueError: it names none that the tokenizer has.
+        ValueError: the file names no token of the tokenizer.
     """
     file = tokenizer_folder(path, revision) / "tokenizer_config.json"
     try:
         token = json.loads(file.read_bytes()).get("eos_token")
     except (OSError, ValueError, AttributeError) as error:
-        raise ValueError(f"{file}: not to be read: {error}; fetch it again") from None
+        raise ValueError(f"{file}: cannot be read: {error}; fetch it again") from None
     token = token.get("content") if isinstance(token, dict) else token
-    found = None if token is None else open_tokenizer(path, revision).token_to_id(token)
-    if found is None:
-        raise ValueError(f"{file}: eos_token is {token!r}, no token of the tokenizer; write one")
-    return found
+    token_id = None if token is None else open_tokenizer(path, revision).token_to_id(token)
+    if token_id is None:
+        raise ValueError(
+            f"{file}: eos_token is {token!r}, which the tokenizer does not have; write one of its "
+            "tokens"
+        )
+    return token_id
 
 
-def uncut(tokenizer: Tokenizer) -> Tokenizer:
-    """The same tokenizer, or a copy of it where it is set to cut or pad what it encodes."""
+def without_truncation(tokenizer: Tokenizer) -> Tokenizer:
+    """The tokenizer itself, or a copy without truncation and padding if it has any."""
     if tokenizer.truncation is None and tokenizer.padding is None:
         return tokenizer
     copy = Tokenizer.from_str(tokenizer.to_str())

@@ -15,10 +15,17 @@ from hypothesis import strategies as st
 from nltk.tokenize.punkt import PunktTrainer, save_punkt_params
 from support.paths import ESSAYS, ROOT
 
-from needlework.sources.texts import texts
-from needlework.tasks.haystacks.punkt import SPARE, TRAINING_CHARACTERS, sentences, split
+from needlework.sources.texts import read_texts
+from needlework.tasks.haystacks.punkt import (
+    OVERSUPPLY,
+    TRAINING_CHARACTERS,
+    sentence_table,
+    split_sentences,
+)
 
-WORDS = dict.fromkeys(word for text in texts(ESSAYS) for word in text.split() if word.isalpha())
+WORDS = dict.fromkeys(
+    word for text in read_texts(ESSAYS) for word in text.split() if word.isalpha()
+)
 ABBREVIATED = " ".join(
     f"We met Fr. Alder {word} today. It was approx. nine in the {word}." for word in WORDS
 )
@@ -48,8 +55,8 @@ def bare(text: str) -> str:
 
 @pytest.mark.usefixtures("not_installed")
 def test_essays_become_sentences():
-    found = list(sentences(texts(ESSAYS)))
-    assert bare("".join(found)) == bare("".join(texts(ESSAYS)))
+    found = list(split_sentences(read_texts(ESSAYS)))
+    assert bare("".join(found)) == bare("".join(read_texts(ESSAYS)))
     assert all(re.fullmatch(r"\S+( \S+)*", sentence) for sentence in found)
     assert 300 < len(found) < 400
     assert "He said this in the tone in which one speaks of a person who was let go." in found
@@ -60,7 +67,7 @@ def test_essays_become_sentences():
 
 @given(st.lists(st.text(alphabet="aA .!?\"')\n\t1é", max_size=40), max_size=4))
 def test_nothing_is_lost(parts: list[str]):
-    found = list(sentences(parts))
+    found = list(split_sentences(parts))
     assert bare("".join(found)) == bare("".join(parts))
     assert all(sentence == " ".join(sentence.split()) != "" for sentence in found)
 
@@ -70,8 +77,8 @@ def test_abbreviations_are_learned_from_the_text(caplog: pytest.LogCaptureFixtur
     caplog.set_level(logging.INFO)
     text = "We met Fr. Alder at the mill. It was approx. nine in the evening."
     expected = ["We met Fr. Alder at the mill.", "It was approx. nine in the evening."]
-    assert list(sentences([ABBREVIATED, text]))[-2:] == expected
-    assert list(sentences([text])) != expected
+    assert list(split_sentences([ABBREVIATED, text]))[-2:] == expected
+    assert list(split_sentences([text])) != expected
     assert f"trained on {len(ABBREVIATED) + 2 + len(text)} characters of the text" in caplog.text
 
 
@@ -81,7 +88,7 @@ def test_installed_data_comes_first(installed: Path, caplog: pytest.LogCaptureFi
     # RULER: white space made single spaces, then nltk's sent_tokenize.
     expected = nltk.sent_tokenize(re.sub(r"\s+", " ", text).strip())
     assert expected == ["He sold nine sacks. Then he left."]
-    assert list(sentences([text])) == expected
+    assert list(split_sentences([text])) == expected
     assert f"by nltk's punkt_tab data in {installed}" in caplog.text
     assert "trained" not in caplog.text
 
@@ -95,14 +102,14 @@ def test_training_reads_no_more_than_it_needs():
             asked.append(1)
             yield ABBREVIATED
 
-    next(sentences(endless()))
+    next(split_sentences(endless()))
     assert len(asked) == -(-TRAINING_CHARACTERS // len(ABBREVIATED))
 
 
 def test_the_same_in_every_process():
-    code = "from needlework.tasks.haystacks.punkt import sentences;"
-    code += "from needlework.sources.texts import texts;"
-    code += f"print('|'.join(sentences(texts({str(ESSAYS)!r}))))"
+    code = "from needlework.tasks.haystacks.punkt import split_sentences;"
+    code += "from needlework.sources.texts import read_texts;"
+    code += f"print('|'.join(split_sentences(read_texts({str(ESSAYS)!r}))))"
     found = {
         hashlib.sha256(
             subprocess.run(
@@ -119,27 +126,27 @@ def test_the_same_in_every_process():
 
 
 def test_tokens_are_those_of_the_sentence_and_its_space(additive_tokenizer):
-    table = split(texts(ESSAYS), additive_tokenizer, 10**6)
-    assert table["sentence"].to_list() == list(sentences(texts(ESSAYS)))
+    table = sentence_table(read_texts(ESSAYS), additive_tokenizer, 10**6)
+    assert table["sentence"].to_list() == list(split_sentences(read_texts(ESSAYS)))
     for sentence, tokens in table.iter_rows():
         assert tokens == len(additive_tokenizer.encode(f" {sentence}", add_special_tokens=False))
 
 
 def test_tokens_add_up_in_a_running_text(additive_tokenizer):
-    table = split(texts(ESSAYS), additive_tokenizer, 10**6)
+    table = sentence_table(read_texts(ESSAYS), additive_tokenizer, 10**6)
     whole = "".join(f" {sentence}" for sentence in table["sentence"])
     assert table["tokens"].sum() == len(additive_tokenizer.encode(whole, add_special_tokens=False))
 
 
 def test_a_tokenizer_set_to_cut_is_not_cut(byte_tokenizer):
-    expected = split(texts(ESSAYS), byte_tokenizer, 10**6)
+    expected = sentence_table(read_texts(ESSAYS), byte_tokenizer, 10**6)
     cut = type(byte_tokenizer).from_str(byte_tokenizer.to_str())
     cut.enable_truncation(8)
-    assert split(texts(ESSAYS), cut, 10**6).equals(expected)
+    assert sentence_table(read_texts(ESSAYS), cut, 10**6).equals(expected)
 
 
 def test_reading_stops_when_there_is_enough(byte_tokenizer):
-    one = "".join(texts(ESSAYS))
+    one = "".join(read_texts(ESSAYS))
     asked = []
 
     def endless():
@@ -148,9 +155,9 @@ def test_reading_stops_when_there_is_enough(byte_tokenizer):
             yield one
 
     longest = 600_000
-    table = split(endless(), byte_tokenizer, longest)
+    table = sentence_table(endless(), byte_tokenizer, longest)
     tokens = table["tokens"]
-    assert SPARE == 1.25
+    assert OVERSUPPLY == 1.25
     assert tokens.sum() >= 1.25 * longest
     assert tokens[:-1000].sum() < 1.25 * longest
     per_text = len(byte_tokenizer.encode(one, add_special_tokens=False))

@@ -2,7 +2,7 @@ from random import Random
 
 import pytest
 
-from needlework.tasks.haystacks.sentences import sentence, third_person
+from needlework.tasks.haystacks.sentences import random_sentence, third_person
 from needlework.tasks.haystacks.words import draw_keys, is_held_out, words
 
 
@@ -40,7 +40,7 @@ def test_a_word_is_held_out_in_every_list():
 def test_sentences_of_training_have_no_held_out_word():
     random = Random(1)
     for _ in range(300):
-        text = sentence(random, "training").removesuffix(".").lower().split()
+        text = random_sentence(random, "training").removesuffix(".").lower().split()
         adjective, subject, verb, thing = text[-4:]
         assert text[:-4] in ([], ["the"], ["a"], ["an"])
         if text[0] in ("a", "an"):

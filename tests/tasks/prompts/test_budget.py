@@ -6,11 +6,17 @@ import pytest
 
 from needlework.config.tasks import NiahMultikey1, NiahMultikey2, NiahSingle1, Passkey
 from needlework.tasks import niah, passkey
-from needlework.tasks.context import SampleContext, Setting
-from needlework.tasks.prompts.budget import TooLong, fill, least_tokens, smallest_length, text_of
-from needlework.tasks.prompts.depth_sampler import Spread
-from needlework.tasks.prompts.prompt import PLAIN, Prompt
-from needlework.tasks.prompts.token_counter import Counter
+from needlework.tasks.context import SampleContext, TaskContext
+from needlework.tasks.prompts.budget import (
+    BudgetTooSmall,
+    fit_prompt,
+    prompt_text,
+    shortest_tokens,
+    smallest_length,
+)
+from needlework.tasks.prompts.depth_sampler import DepthSampler
+from needlework.tasks.prompts.prompt import NO_CHAT_FRAME, Prompt
+from needlework.tasks.prompts.token_counter import TokenCounter
 
 CASES = [
     (passkey, Passkey()),
@@ -20,35 +26,35 @@ CASES = [
 ]
 
 
-def draft_of(module, task, counter, depth_percent=35.0):
-    drafts = module.drafts(task, counter, Setting(1000, ("a test",)))
-    return drafts(SampleContext(Random(5), 0, Spread([depth_percent], "a test")))
+def make_builder(module, task, counter, depth_percent=35.0):
+    builder_of = module.prepare(task, counter, TaskContext(1000, ("a test",)))
+    return builder_of(SampleContext(Random(5), 0, DepthSampler([depth_percent], "a test")))
 
 
 @pytest.mark.parametrize(("module", "task"), CASES, ids=lambda case: getattr(case, "type", ""))
 @pytest.mark.parametrize("depth_percent", [0.0, 35.0, 100.0])
-def test_nothing_longer_fits(byte_tokenizer, module, task, depth_percent):
-    counter = Counter(byte_tokenizer)
+def test_fitted_prompt_is_the_longest_that_fits(byte_tokenizer, module, task, depth_percent):
+    counter = TokenCounter(byte_tokenizer)
     built = {
-        len(byte_tokenizer.encode(text_of(draft.build(tokens), counter)))
-        for draft in [draft_of(module, task, counter, depth_percent)]
+        len(byte_tokenizer.encode(prompt_text(builder.build(tokens), counter)))
+        for builder in [make_builder(module, task, counter, depth_percent)]
         for tokens in range(200, 600)
     }
     for budget in range(320, 400, 3):
-        draft = draft_of(module, task, counter, depth_percent)
-        prompt = fill(draft, counter, budget)
-        assert prompt.tokens == len(byte_tokenizer.encode(text_of(prompt, counter)))
+        builder = make_builder(module, task, counter, depth_percent)
+        prompt = fit_prompt(builder, counter, budget)
+        assert prompt.tokens == len(byte_tokenizer.encode(prompt_text(prompt, counter)))
         assert prompt.tokens == max(tokens for tokens in built if tokens <= budget)
 
 
 @pytest.mark.parametrize(("module", "task"), CASES, ids=lambda case: getattr(case, "type", ""))
-def test_least_prompt_is_the_limit(tokenizer, module, task):
-    counter = Counter(tokenizer)
-    draft = draft_of(module, task, counter)
-    least = least_tokens(draft, counter)
-    assert fill(draft, counter, least).tokens <= least
-    with pytest.raises(TooLong):
-        fill(draft, counter, least - 1)
+def test_shortest_prompt_is_the_smallest_budget(tokenizer, module, task):
+    counter = TokenCounter(tokenizer)
+    builder = make_builder(module, task, counter)
+    shortest = shortest_tokens(builder, counter)
+    assert fit_prompt(builder, counter, shortest).tokens <= shortest
+    with pytest.raises(BudgetTooSmall):
+        fit_prompt(builder, counter, shortest - 1)
 
 
 @pytest.mark.parametrize("noise", [0, 1, 7])
@@ -56,36 +62,36 @@ def test_smallest_length_works_and_the_one_below_does_not(noise):
     def needed(length):
         return 300 + (length * 31) % (noise + 1)
 
-    found = smallest_length(50, needed)
-    assert needed(found) <= found
-    assert needed(found - 1) > found - 1
+    smallest = smallest_length(50, needed)
+    assert needed(smallest) <= smallest
+    assert needed(smallest - 1) > smallest - 1
 
 
-class Steps:
-    """A draft whose sums are too small by 40, and which grows by 100."""
+class CoarseBuilder:
+    """Builds prompts in steps of 100 words that have 40 words more than it says."""
 
-    def build(self, tokens):
-        size = max(100, tokens // 100 * 100)
+    def build(self, max_tokens):
+        size = max(100, max_tokens // 100 * 100)
         return Prompt(" ".join(["a"] * (size + 40)), "", "", (), (), size)
 
 
-class Words:
-    """Counts words, and says that sums cannot be trusted."""
+class WordCounter:
+    """Counts words, and says that counts do not add up."""
 
-    additive, frame = False, PLAIN
+    additive, chat_frame = False, NO_CHAT_FRAME
 
-    def whole(self, text):
+    def count_whole(self, text):
         return len(text.split())
 
-    def close(self, question, answer_prefix):
+    def closing_text(self, question, answer_prefix):
         return question + answer_prefix
 
 
 @pytest.mark.parametrize(("budget", "best"), [(330, 240), (339, 240), (340, 340), (140, 140)])
-def test_sums_that_are_too_small_still_find_what_fits(budget, best):
-    assert fill(Steps(), Words(), budget).tokens == best
+def test_finds_the_longest_fit_if_sums_are_too_small(budget, best):
+    assert fit_prompt(CoarseBuilder(), WordCounter(), budget).tokens == best
 
 
-def test_sums_that_are_too_small_and_nothing_fits():
-    with pytest.raises(TooLong):
-        fill(Steps(), Words(), 139)
+def test_reports_that_nothing_fits_if_sums_are_too_small():
+    with pytest.raises(BudgetTooSmall):
+        fit_prompt(CoarseBuilder(), WordCounter(), 139)

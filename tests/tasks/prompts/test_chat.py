@@ -11,8 +11,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from needlework.config.models import Checkpoint
-from needlework.tasks.prompts.chat import open_frame
-from needlework.tasks.prompts.prompt import PLAIN, Frame
+from needlework.tasks.prompts.chat import load_chat_frame
+from needlework.tasks.prompts.prompt import NO_CHAT_FRAME, ChatFrame
 
 # The date is today's unless a caller gives it; the system text is stripped, and so is the message.
 LLAMA_3 = """\
@@ -182,7 +182,7 @@ def test_prompts_are_those_of_transformers(tmp_path, name, system, thinks, adds_
         # These templates leave it to the tokenizer.
         text, ids = f"<s>{text}", [tokenizer.bos_token_id, *ids]
 
-    frame = open_frame(
+    frame = load_chat_frame(
         folder, system_prompt=system, thinking_tokens=100 if thinks else 0, date="2025-02-03"
     )
     prompt = frame.head + QUESTION + frame.tail
@@ -195,15 +195,15 @@ def test_prompts_are_those_of_transformers(tmp_path, name, system, thinks, adds_
 
 
 def test_the_message_is_as_it_is_where_a_template_strips_it(tmp_path):
-    frame = open_frame(save(tmp_path, LLAMA_3))
+    frame = load_chat_frame(save(tmp_path, LLAMA_3))
     assert frame.head.endswith("<|head|>user<|over|>\n\n")
     assert frame.tail == "<|eot|><|head|>assistant<|over|>\n\n"
 
 
 def test_a_prompt_is_the_same_on_any_day_but_the_one_told(tmp_path):
     folder = save(tmp_path, LLAMA_3)
-    assert "\nToday: 01 Jan 2025\n" in open_frame(folder).head
-    assert "\nToday: 29 Feb 2024\n" in open_frame(folder, date="2024-02-29").head
+    assert "\nToday: 01 Jan 2025\n" in load_chat_frame(folder).head
+    assert "\nToday: 29 Feb 2024\n" in load_chat_frame(folder, date="2024-02-29").head
 
 
 def test_the_day_of_a_config_may_stand_without_quotes():
@@ -216,35 +216,37 @@ def test_the_day_of_a_config_may_stand_without_quotes():
 
 def test_an_empty_thought_is_closed_once(tmp_path):
     closed = "<|im_start|>assistant\n<think>\n\n</think>\n\n"
-    assert open_frame(save(tmp_path, QWEN_3)).tail == f"<|im_end|>\n{closed}"
+    assert load_chat_frame(save(tmp_path, QWEN_3)).tail == f"<|im_end|>\n{closed}"
     thinking = QWEN_3.replace("enable_thinking is defined and enable_thinking is false", "false")
-    assert open_frame(save(tmp_path, thinking)).tail == "<|im_end|>\n<|im_start|>assistant\n"
-    assert open_frame(save(tmp_path, DEEPSEEK_R1)).tail == "<|Assistant|><think>\n\n</think>\n\n"
-    thinks = open_frame(save(tmp_path, DEEPSEEK_R1), thinking_tokens=1)
+    assert load_chat_frame(save(tmp_path, thinking)).tail == "<|im_end|>\n<|im_start|>assistant\n"
+    assert (
+        load_chat_frame(save(tmp_path, DEEPSEEK_R1)).tail == "<|Assistant|><think>\n\n</think>\n\n"
+    )
+    thinks = load_chat_frame(save(tmp_path, DEEPSEEK_R1), thinking_tokens=1)
     assert thinks.tail == "<|Assistant|><think>\n"
 
 
 def test_templates_that_ask_for_thinking_are_told_of_it(tmp_path):
     template = "{{ messages[0].content }}|{% if thinking %}<think>{% else %}</think>{% endif %}"
     folder = save(tmp_path, template)
-    assert open_frame(folder).tail == "|</think>"
-    assert open_frame(folder, thinking_tokens=9) == Frame("", "|<think>", None, False)
+    assert load_chat_frame(folder).tail == "|</think>"
+    assert load_chat_frame(folder, thinking_tokens=9) == ChatFrame("", "|<think>", None, False)
 
 
 @pytest.mark.parametrize("template", [LLAMA_3, PHI, QWEN_3.replace("is false", "is defined")])
 def test_thinking_that_a_template_does_not_know_is_told(tmp_path, template):
     folder = save(tmp_path, template)
-    with pytest.raises(ValueError, match=r"cannot switch thinking on; set thinking_tokens: 0$"):
-        open_frame(folder, thinking_tokens=100)
+    with pytest.raises(ValueError, match=r"cannot enable thinking; set thinking_tokens: 0$"):
+        load_chat_frame(folder, thinking_tokens=100)
 
 
 def test_the_default_of_named_templates(tmp_path):
     named = [{"name": "tool_use", "template": "no"}, {"name": "default", "template": PHI}]
-    whole = open_frame(save(tmp_path, named), system_prompt=SYSTEM)
+    whole = load_chat_frame(save(tmp_path, named), system_prompt=SYSTEM)
     assert whole.tail == "<|end|>\n<|assistant|>\n"
     (tmp_path / "chat_template.jinja").write_text(GEMMA)
     assert PreTrainedTokenizerFast.from_pretrained(tmp_path).chat_template == GEMMA
-    assert open_frame(tmp_path).tail == "<end>\n<turn>model\n"
+    assert load_chat_frame(tmp_path).tail == "<end>\n<turn>model\n"
 
 
 def test_names_and_settings_of_transformers(tmp_path):
@@ -265,20 +267,20 @@ end
     folder = save(tmp_path, template)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     text = tokenizer.apply_chat_template(messages(None), tokenize=False, add_generation_prompt=True)
-    frame = open_frame(folder)
+    frame = load_chat_frame(folder)
     assert frame.head + QUESTION + frame.tail == text
     assert "é<&>" in frame.head
 
 
 def test_head_loses_only_what_the_tokenizer_adds(tmp_path):
     folder = save(tmp_path, "<s></s>{{ messages[0].content }}<s>")
-    assert open_frame(folder) == Frame("</s>", "<s>", None, True)
-    assert open_frame(save(tmp_path, "{{ messages[0].content }}")) == PLAIN
+    assert load_chat_frame(folder) == ChatFrame("</s>", "<s>", None, True)
+    assert load_chat_frame(save(tmp_path, "{{ messages[0].content }}")) == NO_CHAT_FRAME
 
 
 REFUSED = {
     "alone": ("{{ raise_exception('one\n  two') }}", "fails: one two"),
-    "syntax": ("x\n{% if %}", "cannot be read: line 2: "),
+    "syntax": ("x\n{% if %}", "cannot be parsed: line 2: "),
     "undefined": ("{{ messages[0].content }}{{ nothing.at.all }}", "fails: 'nothing' is undefined"),
     "type": ("{{ messages[0].content + 1 }}", "fails: can only concatenate str"),
     "unsafe": ("{{ messages.append(1) }}", "fails: .*'append' of 'list' object is unsafe"),
@@ -289,7 +291,7 @@ REFUSED = {
     "nameless": ([{"name": "tool_use", "template": "x"}], "has no chat template"),
     "none": (
         None,
-        "has no chat template; set chat_template: false, or name an instruct model",
+        "has no chat template; set chat_template: false, or use an instruct model",
     ),
 }
 
@@ -299,7 +301,7 @@ def test_what_cannot_be_a_frame_is_told_in_one_line(tmp_path, name):
     template, why = REFUSED[name]
     folder = save(tmp_path, template)
     with pytest.raises(ValueError, match=why) as told:
-        open_frame(folder)
+        load_chat_frame(folder)
     assert str(told.value).startswith(f"{folder}: ")
     assert "\n" not in str(told.value)
 
@@ -307,26 +309,26 @@ def test_what_cannot_be_a_frame_is_told_in_one_line(tmp_path, name):
 @pytest.mark.parametrize(
     ("template", "why"),
     [
-        (GEMMA, r"refuses a system message \(System role not supported\); leave system_prompt out"),
-        ("{{ messages[-1].content }}", "drops the system message; leave system_prompt out"),
+        (GEMMA, r"rejects a system message \(System role not supported\); remove system_prompt"),
+        ("{{ messages[-1].content }}", "drops the system message; remove system_prompt"),
     ],
 )
 def test_a_refused_system_message_is_told(tmp_path, template, why):
     folder = save(tmp_path, template)
-    open_frame(folder)
+    load_chat_frame(folder)
     with pytest.raises(ValueError, match=why):
-        open_frame(folder, system_prompt=SYSTEM)
+        load_chat_frame(folder, system_prompt=SYSTEM)
 
 
 def test_broken_files_are_told(tmp_path):
     folder = save(tmp_path, PHI)
     (folder / "tokenizer_config.json").write_text("{")
     with pytest.raises(ValueError, match=r"tokenizer_config\.json is not JSON"):
-        open_frame(folder)
+        load_chat_frame(folder)
     (folder / "tokenizer_config.json").write_text("{}")
     (folder / "chat_template.jinja").write_bytes(b"\xff")
     with pytest.raises(ValueError, match=r"chat_template\.jinja cannot be read"):
-        open_frame(folder)
+        load_chat_frame(folder)
 
 
 def test_a_hub_name_is_read_from_the_hubs_cache(tmp_path):
@@ -340,8 +342,8 @@ def test_a_hub_name_is_read_from_the_hubs_cache(tmp_path):
     environment = {"HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1", "PYTHONPATH": "."}
 
     def opened(arguments: str) -> subprocess.CompletedProcess[str]:
-        code = "from needlework.tasks.prompts.chat import open_frame;"
-        code += f"print(open_frame({arguments}).head)"
+        code = "from needlework.tasks.prompts.chat import load_chat_frame;"
+        code += f"print(load_chat_frame({arguments}).head)"
         command = [sys.executable, "-c", code]
         return subprocess.run(command, env=environment, capture_output=True, text=True)
 

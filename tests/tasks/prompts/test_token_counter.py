@@ -6,8 +6,8 @@ import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from needlework.tasks.haystacks.filler import Filler
-from needlework.tasks.haystacks.sentences import sentence
-from needlework.tasks.prompts.token_counter import CharacterCounter, Counter
+from needlework.tasks.haystacks.sentences import random_sentence
+from needlework.tasks.prompts.token_counter import CharacterCounter, TokenCounter
 
 
 def plain(tokenizer, text):
@@ -17,8 +17,8 @@ def plain(tokenizer, text):
 def test_only_tokenizers_that_split_between_words_are_trusted(
     additive_tokenizer, metaspace_tokenizer
 ):
-    assert Counter(additive_tokenizer).additive
-    assert not Counter(metaspace_tokenizer).additive
+    assert TokenCounter(additive_tokenizer).additive
+    assert not TokenCounter(metaspace_tokenizer).additive
 
 
 def changed(tokenizer):
@@ -28,32 +28,32 @@ def changed(tokenizer):
 def test_a_tokenizer_that_rewrites_or_never_splits_is_not_trusted(byte_tokenizer):
     rewriting = changed(byte_tokenizer)
     rewriting.normalizer = normalizers.Replace(" ", "_")
-    assert not Counter(rewriting).additive
+    assert not TokenCounter(rewriting).additive
     whole_lines = changed(byte_tokenizer)
     whole_lines.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Split("\n", "isolated"), pre_tokenizers.ByteLevel(use_regex=False)]
     )
-    assert not Counter(whole_lines).additive
+    assert not TokenCounter(whole_lines).additive
 
 
 def test_pieces_add_up(additive_tokenizer):
     tokenizer = additive_tokenizer
-    counter, random = Counter(tokenizer), Random(1)
-    sentences = [sentence(random) for _ in range(200)]
+    counter, random = TokenCounter(tokenizer), Random(1)
+    sentences = [random_sentence(random) for _ in range(200)]
     sentences[7] = "12 monkeys (all of them) cost 3.50, he said..."
     text = "Intro.\n" + " ".join(sentences) + "\nWhat? The answer is"
-    total = counter.head("Intro.\n") + counter.running(sentences).sum()
-    total += counter.first_word(sentences[0]) + counter.line_end(sentences[-1])
-    total += counter.tail("What?", " The answer is")
+    total = counter.count_head("Intro.\n") + counter.count_sentences(sentences).sum()
+    total += counter.line_start_cost(sentences[0]) + counter.line_end_cost(sentences[-1])
+    total += counter.count_tail("What?", " The answer is")
     assert total == len(tokenizer.encode(text))
     lines = "\n".join(["Intro.", *sentences, "What? The answer is"])
-    total = counter.head("Intro.\n") + counter.lines(sentences).sum()
-    assert total + counter.tail("What?", " The answer is") == len(tokenizer.encode(lines))
+    total = counter.count_head("Intro.\n") + counter.count_lines(sentences).sum()
+    assert total + counter.count_tail("What?", " The answer is") == len(tokenizer.encode(lines))
 
 
 def test_sentences_in_order_add_up_however_they_begin(tokenizer):
     sentences = ["Rain fell.", "\u0301odd.", "...and so on", "(Yes.", "12 o'clock!", '"Who?"', "A"]
-    counts = Counter(tokenizer).in_order(sentences)
+    counts = TokenCounter(tokenizer).count_in_place(sentences)
     for start in range(len(sentences)):
         text = "".join(f" {sentence}" for sentence in sentences[:start])
         more = plain(tokenizer, text) - counts[:start].sum()
@@ -65,8 +65,8 @@ def test_sentences_in_order_add_up_however_they_begin(tokenizer):
 def test_long_prompts_are_counted_in_parts(byte_tokenizer, monkeypatch):
     monkeypatch.setattr("needlework.tasks.prompts.token_counter._CHUNK_CHARACTERS", 300)
     random = Random(2)
-    text = "\n".join(" ".join(sentence(random) for _ in range(9)) for _ in range(40))
-    assert Counter(byte_tokenizer).whole(text) == len(byte_tokenizer.encode(text))
+    text = "\n".join(" ".join(random_sentence(random) for _ in range(9)) for _ in range(40))
+    assert TokenCounter(byte_tokenizer).count_whole(text) == len(byte_tokenizer.encode(text))
 
 
 def test_two_line_breaks_may_be_one_token():
@@ -76,39 +76,39 @@ def test_two_line_breaks_may_be_one_token():
     trainer = trainers.BpeTrainer(vocab_size=260, initial_alphabet=alphabet, show_progress=False)
     tokenizer.train_from_iterator(["A\n\n\n", "B\n\n\n"] * 9, trainer)
     assert plain(tokenizer, "A\n\n") < plain(tokenizer, "A\n\nB")
-    head = Counter(tokenizer).head("A\n\n")
+    head = TokenCounter(tokenizer).count_head("A\n\n")
     assert head == plain(tokenizer, "A\n\nB") - plain(tokenizer, "B")
 
 
 def test_characters_are_counted_as_they_are(byte_tokenizer):
     counter = CharacterCounter(byte_tokenizer)
-    assert counter.words(["one", "three"]).tolist() == [4, 6]
-    assert counter.whole("a b\n") == 4
-    assert counter.first_word("one") == -1
-    assert counter.line_end("one") == 1
+    assert counter.count_words(["one", "three"]).tolist() == [4, 6]
+    assert counter.count_whole("a b\n") == 4
+    assert counter.line_start_cost("one") == -1
+    assert counter.line_end_cost("one") == 1
 
 
 @pytest.mark.parametrize("paragraph", ["The sky is blue. Here we go.", "Again and again!"])
 def test_every_cut_of_the_filler_counts_what_it_counts(additive_tokenizer, paragraph):
     tokenizer = additive_tokenizer
-    counter = Counter(tokenizer)
+    counter = TokenCounter(tokenizer)
     filler = Filler(counter, paragraph)
     for tokens in range(120):
-        text, used = filler.running(tokens)
+        text, used = filler.line_within(tokens)
         assert used == plain(tokenizer, f"\n{text}Q") - plain(tokenizer, "\nQ")
         assert used <= tokens
         assert (f"{paragraph} " * 60).startswith(text.removesuffix("\n"))
-        lines, counts = filler.lines(tokens)
+        lines, counts = filler.lines_within(tokens)
         joined = "".join(f"{line}\n" for line in lines)
         assert sum(counts) == plain(tokenizer, f"\n{joined}Q") - plain(tokenizer, "\nQ")
 
 
 def test_running_sentences_end_nearest(tokenizer):
-    filler = Filler(Counter(tokenizer))
+    filler = Filler(TokenCounter(tokenizer))
     for tokens in (0, 3, 17.5, 40, 61, 99.9):
-        text, used = filler.running_sentences(tokens, most=90)
+        text, used = filler.sentences_near(tokens, max_tokens=90)
         assert used <= 90
         assert text == "" or text.endswith(".\n")
-        aims = {filler.running_sentences(aim, most=90) for aim in range(95)}
+        aims = {filler.sentences_near(aim, max_tokens=90) for aim in range(95)}
         best = min(abs(max(0, cost - 1) - tokens) for _, cost in aims)
         assert abs(max(0, used - 1) - tokens) == best

@@ -1,0 +1,44 @@
+"""The table of samples: its columns, and reading it row by row."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pyarrow.parquet as pq
+
+SAMPLE_SCHEMA = pl.Schema(
+    {
+        "task": pl.String,
+        "length": pl.Int64,
+        "sample": pl.Int64,
+        "seed": pl.Int64,
+        "context": pl.String,
+        "question": pl.String,
+        "answer_prefix": pl.String,
+        "prompt": pl.String,
+        "messages": pl.List(pl.Struct({"role": pl.String, "content": pl.String})),
+        "outputs": pl.List(pl.String),
+        "value_type": pl.String,
+        "needles": pl.List(
+            pl.Struct(
+                {
+                    "key": pl.String,
+                    "value": pl.String,
+                    "depth_percent": pl.Float64,
+                    "token_position": pl.Int64,
+                }
+            )
+        ),
+        "tokens": pl.Int64,
+        "max_new_tokens": pl.Int64,
+    }
+)
+"""Columns of a table of samples, one row per sample."""
+
+
+def iterate_samples(path: str | Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Read samples one at a time, because those of long prompts do not fit in memory together."""
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(batch_size=1, columns=list(columns)):
+            yield from batch.to_pylist()
