@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 
 from needlework.cli.inline_experiment import NAME, experiment_of
-from needlework.evaluation.streaming.checkpoint import Journal
+from needlework.evaluation.streaming.checkpoint import StreamCheckpoint
 from needlework.evaluation.streaming.evaluator import StreamingEvaluator, fingerprint
 from needlework.evaluation.streaming.tables import stream_tables
 from needlework.evaluation.streaming.token_source import TokenFile, token_documents, write_tokens
@@ -75,14 +75,14 @@ def read(
     )
     tokens = folder / "tokens.npy"
     starts = write_tokens(documents, tokens, text.tokens)
-    key = [fingerprint(opened), repr(attention), repr(evaluator.reading), text.model_dump()]
-    journal = Journal(folder / "state", json.dumps(key))
+    key = [fingerprint(opened), repr(attention), repr(evaluator.plan), text.model_dump()]
+    checkpoint = StreamCheckpoint(folder / "state", json.dumps(key))
     source = TokenFile(tokens, starts=np.array(starts, dtype=np.int64))
     which = {"system": NAME, "stream": NAME, "shard": 0}
-    tables = stream_tables(evaluator, source, **which, journal=journal)
+    tables = stream_tables(evaluator, source, **which, checkpoint=checkpoint)
     whole = whole_streams(*tables[:2])
     _write(folder, [tables[0], by_position(tables[1]), tables[2]], whole)
-    journal.path.unlink(missing_ok=True)
+    checkpoint.path.unlink(missing_ok=True)
     yield from _told(whole.row(0, named=True), tables[2]["seconds"].sum(), folder)
 
 

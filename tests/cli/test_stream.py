@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from needlework.cli.app import app
 from needlework.config.attention import Window
-from needlework.evaluation.streaming.checkpoint import Journal
+from needlework.evaluation.streaming.checkpoint import StreamCheckpoint
 from needlework.evaluation.streaming.evaluator import StreamingEvaluator
 from needlework.models.checkpoint import open_model
 
@@ -119,17 +119,17 @@ def test_a_state_of_another_text_or_attention_is_not_gone_on_from(
     class Killed(BaseException):
         pass
 
-    save, saved = Journal.save, []
+    save, saved = StreamCheckpoint.save, []
 
-    def interrupted(journal: Journal, *state):
-        save(journal, *state)
-        saved.append(journal.path)
+    def interrupted(checkpoint: StreamCheckpoint, *state):
+        save(checkpoint, *state)
+        saved.append(checkpoint.path)
         if len(saved) == 3:
             raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(Journal, "is_due", True)
-        patch.setattr(Journal, "save", interrupted)
+        patch.setattr(StreamCheckpoint, "is_due", True)
+        patch.setattr(StreamCheckpoint, "save", interrupted)
         with pytest.raises(Killed):
             _lines("--chunk-size", "32", "--tokens", "500", "--output", "one")
     assert saved[-1].exists()

@@ -20,9 +20,9 @@ import sys
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 from needlework.cli.app import app
-from needlework.evaluation.streaming.checkpoint import Journal
+from needlework.evaluation.streaming.checkpoint import StreamCheckpoint
 
-Journal.__init__.__defaults__ = (float(sys.argv.pop()),)
+StreamCheckpoint.__init__.__defaults__ = (float(sys.argv.pop()),)
 read = 0
 
 def count(module, args):
@@ -84,7 +84,7 @@ def test_a_killed_run_goes_on_behind_its_last_chunk():
     assert killed.returncode == -9
     assert not Path("killed/stream.csv").exists()
     with safe_open(state, framework="np") as file:
-        at = json.loads(file.metadata()["journal"])["at"]
+        at = json.loads(file.metadata()["checkpoint"])["at"]
     assert 0 < at < TOKENS
     again, read_again = finish(start("killed"))
     assert again == line

@@ -27,7 +27,7 @@ def tokens(folder: Path, top: int = 24) -> dict[str, str]:
 
 
 def validated(folder: Path, top: int = 24, **changes) -> Checkpoints:
-    arguments = {**tokens(folder, top), "most_tokens": 80, "reading": {"chunk_size": 16}}
+    arguments = {**tokens(folder, top), "max_tokens": 80, "settings": {"chunk_size": 16}}
     validation = ("needlework.evaluation.streaming.held_out:HeldOut", arguments)
     return finetuned(folder, validation=validation, validate_every=EVERY, **{**SHORT, **changes})
 
@@ -78,7 +78,7 @@ def wrong_text(folder: Path) -> str:
 def test_text_of_another_tokenizer_fails_before_the_first_step(tmp_path):
     with Pool(1) as elsewhere:
         message = elsewhere.apply(wrong_text, [tmp_path])
-    assert "is not below the model's vocabulary of 24" in message
+    assert "is outside the model's vocabulary of 24" in message
     assert len(message.splitlines()) == 1
     assert not list(tmp_path.glob("checkpoints/metrics.parquet"))
 

@@ -8,7 +8,7 @@ from pydantic import TypeAdapter
 
 from needlework.config.attention import AnyAttention
 from needlework.config.opening import Opening
-from needlework.evaluation.streaming.checkpoint import Journal
+from needlework.evaluation.streaming.checkpoint import StreamCheckpoint
 from needlework.evaluation.streaming.evaluator import StreamingEvaluator
 from needlework.evaluation.streaming.tables import stream_tables
 from needlework.evaluation.streaming.token_source import TokenFile
@@ -32,16 +32,16 @@ with stage(snakemake) as s:
         **s.params.reading,
         attention=TypeAdapter(AnyAttention | None).validate_python(s.params.attention),
     )
-    journal = Journal(s.checkpoint_path("state"), s.key)
+    checkpoint = StreamCheckpoint(s.checkpoint_path("state"), s.key)
     chunks, positions, measurements = stream_tables(
         evaluator,
         TokenFile(s.input.tokens, starts=np.load(s.input.starts)),
         system=s.wildcards.system,
         stream=s.wildcards.stream,
         shard=int(s.wildcards.shard),
-        journal=journal,
+        checkpoint=checkpoint,
     )
     chunks.write_parquet(s.output.chunks)
     positions.write_parquet(s.output.positions)
     measurements.write_parquet(s.output.measurements)
-    journal.path.unlink(missing_ok=True)
+    checkpoint.path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""What a run through a text leaves: a row a chunk, and losses by position."""
+"""Results of a run: one row per chunk, and losses by position."""
 
 from array import array
 from dataclasses import dataclass
@@ -8,33 +8,33 @@ import polars as pl
 import torch
 from torch import Tensor
 
-PARTS = 16
-"""Equal spans that each doubling of the position is divided into; below 16 a position each."""
-_SPANS = 64 * PARTS
+SPANS_PER_OCTAVE = 16
+"""Equal spans per doubling of the position; below 16, one span per position."""
+_SPANS = 64 * SPANS_PER_OCTAVE
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """One forward's share of a text."""
+    """Results of one chunk of a text."""
 
     document: int
     first_token: int
-    """Position in the document, from 0, of the first token scored."""
+    """Position in the document, from 0, of the first scored token."""
     losses: Tensor
-    """Of the tokens scored, float32 [tokens], in nats."""
+    """Of the scored tokens, float32 [tokens], in nats."""
     tokens_read: int
-    """Tokens that the model was given."""
+    """Tokens given to the model."""
     out_of_memory: int
-    """How often memory ran out before the chunk, each time made smaller, went through."""
+    """Failed attempts, each followed by a smaller chunk or a retry."""
     state_bytes: int
-    """Bytes carried on from the chunk."""
+    """Size of the state carried to the next chunk."""
     seconds: float
     memory_bytes: int
     """Peak allocated on the GPU, or resident."""
 
     @property
     def tokens(self) -> int:
-        """Tokens scored."""
+        """Number of scored tokens."""
         return len(self.losses)
 
 
@@ -49,51 +49,53 @@ _COLUMNS = {
     "seconds": "d",
     "memory_bytes": "q",
 }
-"""Of a chunk: the name and the `array` type of each number that is held."""
+"""Numbers kept per chunk, with their `array` type code."""
 
 
 class Accumulator:
-    """Chunks, counted as they come; a few numbers a chunk are held, no losses of tokens."""
+    """Accumulates chunks in a few numbers each, without losses by token."""
 
     def __init__(self) -> None:
-        self._held = {name: array(kind) for name, kind in _COLUMNS.items()}
+        self._columns: dict[str, array[float]] = {
+            name: array(code, ()) for name, code in _COLUMNS.items()
+        }
         self._tokens = torch.zeros(_SPANS, dtype=torch.int64)
         self._sums = torch.zeros(_SPANS, dtype=torch.float64)
 
     def add(self, chunk: Chunk) -> None:
-        """Count one more chunk."""
+        """Add a chunk."""
         losses = chunk.losses.double()
-        for name, column in self._held.items():
+        for name, column in self._columns.items():
             column.append(float(losses.mean()) if name == "loss" else getattr(chunk, name))
         spans = span_of(torch.arange(chunk.first_token, chunk.first_token + chunk.tokens))
         self._tokens += torch.bincount(spans, minlength=_SPANS)
         self._sums += torch.bincount(spans, losses, minlength=_SPANS)
 
     def __getitem__(self, column: str) -> np.ndarray:
-        """A number a chunk: document, first_token, tokens, tokens_read, loss (mean, nats),
+        """One number per chunk: document, first_token, tokens, tokens_read, loss (mean, nats),
         out_of_memory, state_bytes, seconds, memory_bytes."""
-        return np.array(self._held[column])
+        return np.array(self._columns[column])
 
     def __len__(self) -> int:
-        return len(self._held["loss"])
+        return len(self._columns["loss"])
 
     @property
     def tokens(self) -> int:
-        """Tokens scored."""
+        """Number of scored tokens."""
         return int(self._tokens.sum())
 
     @property
     def loss(self) -> float:
-        """Mean over all tokens scored, nats; NaN where there is none."""
+        """Mean over all scored tokens in nats; NaN if there are none."""
         tokens = self.tokens
         return float(self["loss"] @ self["tokens"]) / tokens if tokens else float("nan")
 
     def positions(self) -> pl.DataFrame:
-        """A row a span of positions that has tokens: first_position, end_position (not in it),
+        """One row per span of positions that has tokens: first_position, end_position (exclusive),
         tokens, loss (mean, nats)."""
         spans = torch.nonzero(self._tokens)[:, 0]
-        octave, part = spans // PARTS, spans % PARTS
-        width = (2**octave // PARTS).clamp_min(1)
+        octave, part = spans // SPANS_PER_OCTAVE, spans % SPANS_PER_OCTAVE
+        width = (2**octave // SPANS_PER_OCTAVE).clamp_min(1)
         first = 2**octave + part * width
         return pl.DataFrame(
             {
@@ -105,20 +107,21 @@ class Accumulator:
         )
 
     def tensors(self) -> dict[str, Tensor]:
-        """All that is held."""
-        rows = {name: torch.from_numpy(self[name]) for name in _COLUMNS}
-        return {**rows, "spans.tokens": self._tokens, "spans.sums": self._sums}
+        """The accumulator's content, for a checkpoint."""
+        columns = {name: torch.from_numpy(self[name]) for name in _COLUMNS}
+        return {**columns, "spans.tokens": self._tokens, "spans.sums": self._sums}
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
-        """`tensors` undone."""
+        """Replace the content by that of `tensors()`."""
         self._tokens, self._sums = tensors["spans.tokens"].clone(), tensors["spans.sums"].clone()
-        for name, kind in _COLUMNS.items():
-            self._held[name] = array(kind, tensors[name].tolist())
+        for name, code in _COLUMNS.items():
+            self._columns[name] = array(code, tensors[name].tolist())
 
 
 def span_of(positions: Tensor) -> Tensor:
-    """The span that each position (from 1, int64) falls into."""
+    """Index of the span of each position (from 1, int64)."""
     octave = torch.frexp(positions.double()).exponent.long() - 1
     start = 2**octave
-    part = torch.where(octave < 4, positions - start, (positions - start) * PARTS // start)
-    return octave * PARTS + part
+    offset = positions - start
+    part = torch.where(octave < 4, offset, offset * SPANS_PER_OCTAVE // start)
+    return octave * SPANS_PER_OCTAVE + part

@@ -1,4 +1,4 @@
-"""A document read forward: tokens ahead can be seen before they are passed."""
+"""Documents from any data, and a reader that looks ahead in one of them."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from numbers import Integral
@@ -18,102 +18,102 @@ from needlework.evaluation.streaming.token_source import (
 )
 
 
-class Reader:
-    """Tokens of one document, of which only those asked for are held.
+class DocumentReader:
+    """Reads one document forward and holds only the tokens that are peeked at.
 
     Args:
         pieces: arrays of token ids.
-        vocabulary: number of ids that the model knows; None: not told.
+        vocabulary: number of ids that the model accepts; None: unknown.
     """
 
     def __init__(self, pieces: Iterable[np.ndarray], vocabulary: int | None):
         self._pieces, self._vocabulary = iter(pieces), vocabulary
-        self._held = np.empty(0, dtype=np.int64)
-        self.at = 0
+        self._buffer = np.empty(0, dtype=np.int64)
+        self.position = 0
         """Index in the document of the next token."""
 
-    def ahead(self, tokens: int) -> np.ndarray:
-        """The next `tokens` tokens, int64; fewer where the document ends.
+    def peek(self, tokens: int) -> np.ndarray:
+        """Return the next `tokens` tokens, int64; fewer at the end of the document.
 
         Raises:
-            ValueError: an id is none of the model's.
+            ValueError: an id is outside the model's vocabulary.
         """
-        found = self.unchecked(tokens)
-        if self._vocabulary is not None and len(found):
-            wrong = (found < 0) | (found >= self._vocabulary)
-            if wrong.any():
-                i = int(wrong.argmax())
+        ids = self.peek_unchecked(tokens)
+        if self._vocabulary is not None and len(ids):
+            is_invalid = (ids < 0) | (ids >= self._vocabulary)
+            if is_invalid.any():
+                i = int(is_invalid.argmax())
                 raise ValueError(
-                    f"token {self.at + i}: id {found[i]} is not below the model's vocabulary of "
+                    f"token {self.position + i}: id {ids[i]} is outside the model's vocabulary of "
                     f"{self._vocabulary}; make the tokens with the model's own tokenizer"
                 )
-        return found
+        return ids
 
-    def unchecked(self, tokens: int) -> np.ndarray:
-        """As `ahead`, whatever the ids are."""
-        while len(self._held) < tokens and (piece := next(self._pieces, None)) is not None:
-            self._held = np.concatenate([self._held, np.asarray(piece)])
-        return self._held[:tokens].astype(np.int64)
+    def peek_unchecked(self, tokens: int) -> np.ndarray:
+        """As `peek`, without checking the ids."""
+        while len(self._buffer) < tokens and (piece := next(self._pieces, None)) is not None:
+            self._buffer = np.concatenate([self._buffer, np.asarray(piece)])
+        return self._buffer[:tokens].astype(np.int64)
 
-    def pass_by(self, tokens: int) -> None:
-        """Go on by `tokens` tokens, seen or not."""
-        self.at += tokens
-        while len(self._held) < tokens and (piece := next(self._pieces, None)) is not None:
-            tokens -= len(self._held)
-            self._held = np.asarray(piece)
-        self._held = self._held[tokens:]
+    def advance(self, tokens: int) -> None:
+        """Move forward by `tokens` tokens."""
+        self.position += tokens
+        while len(self._buffer) < tokens and (piece := next(self._pieces, None)) is not None:
+            tokens -= len(self._buffer)
+            self._buffer = np.asarray(piece)
+        self._buffer = self._buffer[tokens:]
 
 
 def documents_of(
-    data: Any, together: bool, limit: int | None, tokenizer: Any = None
+    data: Any, join: bool, limit: int | None, tokenizer: Any = None
 ) -> Iterator[Pieces]:
-    """Documents, each in pieces, of whatever a text may be given as.
+    """Yield the documents of any data, each as an iterator of pieces.
 
     Args:
-        data: token ids as a tensor, array or list ([n], or a document a row); a path of a token
-            file, or of what `token_documents` reads; or documents: each an array, arrays to be
-            joined, a text, or a row with input_ids or text.
-        together: join all documents to one.
-        limit: most tokens in all; None: no limit.
+        data: token ids as a tensor, array or list ([n], or one document per row); the path of a
+            token file, or of a source that `token_documents` reads; or documents: arrays, iterators
+            of arrays to join, texts, or rows with input_ids or text.
+        join: join all documents into one.
+        limit: maximum number of tokens in all; None: unlimited.
         tokenizer: for text.
 
     Raises:
-        ValueError: it is none of these, or empty.
+        ValueError: the data is none of these, or empty.
     """
     documents = _documents(data, tokenizer)
-    if together:
+    if join:
         documents = iter([(piece for document in documents for piece in document)])
     for document in documents:
         if limit is None:
             yield document
         else:
-            cut = _Cut(document, limit)
-            yield iter(cut)
-            if (limit := cut.left) <= 0:
+            limited = _Limited(document, limit)
+            yield iter(limited)
+            if (limit := limited.remaining) <= 0:
                 return
 
 
-def tokens_in(data: Any, limit: int | None) -> int | None:
-    """How many tokens `data` is known to hold, up to `limit`; None: nobody knows."""
+def known_token_count(data: Any, limit: int | None) -> int | None:
+    """Number of tokens in `data`, at most `limit`; None if unknown."""
     is_ids = isinstance(data, Tensor | np.ndarray | TokenFile) or _is_list_of_ids(data)
-    held = len(data) if is_ids and len(getattr(data, "shape", (1,))) == 1 else None
-    return min((x for x in (held, limit) if x is not None), default=None)
+    count = len(data) if is_ids and len(getattr(data, "shape", (1,))) == 1 else None
+    return min((x for x in (count, limit) if x is not None), default=None)
 
 
-class _Cut:
-    """A document up to `left` tokens."""
+class _Limited:
+    """The first tokens of a document, at most `remaining`."""
 
-    def __init__(self, pieces: Pieces, left: int):
-        self._pieces, self.left = pieces, left
+    def __init__(self, pieces: Pieces, remaining: int):
+        self._pieces, self.remaining = pieces, remaining
 
     def __iter__(self) -> Pieces:
-        if self.left <= 0:
+        if self.remaining <= 0:
             return
         for piece in self._pieces:
-            taken = piece[: self.left]
-            self.left -= len(taken)
-            yield taken
-            if self.left <= 0:
+            head = piece[: self.remaining]
+            self.remaining -= len(head)
+            yield head
+            if self.remaining <= 0:
                 return
 
 
@@ -126,32 +126,33 @@ def _documents(data: Any, tokenizer: Any) -> Iterator[Pieces]:
         yield from token_documents(data, tokenizer)
         return
     if isinstance(data, Mapping):
-        # What a tokenizer of transformers returns.
-        data = _held(data)
+        # The output of a transformers tokenizer.
+        data = _ids_or_text(data)
     if _is_list_of_ids(data) or (isinstance(data, Tensor | np.ndarray) and data.ndim == 1):
         data = [data]
     if not isinstance(data, Iterable):
         raise ValueError(
-            f"data: {type(data).__name__} holds no tokens; give token ids, documents of them, or "
-            f"a path that ends in one of {', '.join((*TOKEN_SUFFIXES, '.parquet'))}"
+            f"data: {type(data).__name__} does not hold tokens; pass token ids, documents, or a "
+            f"path that ends in one of {', '.join((*TOKEN_SUFFIXES, '.parquet'))}"
         )
     encode = None if tokenizer is None else encoder(tokenizer)
-    found = False
+    is_empty = True
     for document in data:
-        found = True
-        document = _held(document) if isinstance(document, Mapping) else document
+        is_empty = False
+        document = _ids_or_text(document) if isinstance(document, Mapping) else document
         if isinstance(document, str):
             yield encoded([document], encode, "data")
         else:
-            yield document if isinstance(document, Iterator) else _ids(document)
-    if not found:
-        raise ValueError("data: empty; give at least two tokens")
+            yield document if isinstance(document, Iterator) else _pieces_of(document)
+    if is_empty:
+        raise ValueError("data: is empty; pass at least two tokens")
 
 
-def _held(row: Mapping) -> Any:
-    """
+def _ids_or_text(row: Mapping[str, Any]) -> Any:
+    """Return the ids or the text of a row.
+
     Raises:
-        ValueError: there are neither ids nor text in it.
+        ValueError: the row has neither.
     """
     for column in ("input_ids", "text"):
         if column in row:
@@ -162,13 +163,12 @@ def _held(row: Mapping) -> Any:
     )
 
 
-def _ids(ids: Any) -> Pieces:
+def _pieces_of(ids: Any) -> Pieces:
     array = ids.cpu().numpy() if isinstance(ids, Tensor) else np.asanyarray(ids)
     if array.size == 0:
-        raise ValueError("data: empty; give at least two tokens")
+        raise ValueError("data: is empty; pass at least two tokens")
     if array.ndim != 1 or array.dtype.kind not in "iu":
         raise ValueError(
-            f"data: {array.dtype} of shape {array.shape}; give token ids, whole numbers in one "
-            "dimension"
+            f"data: {array.dtype} of shape {array.shape}; pass token ids, integers in one dimension"
         )
-    return (array[at : at + PIECE_TOKENS] for at in range(0, len(array), PIECE_TOKENS))
+    return (array[start : start + PIECE_TOKENS] for start in range(0, len(array), PIECE_TOKENS))

@@ -1,106 +1,120 @@
-"""Whether a model that reads in chunks says what it says when it reads at once."""
+"""Check that losses of chunks equal those of one pass."""
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from needlework.evaluation.streaming.kv_state import InCache, KVState, start_of_segments
+from needlework.evaluation.streaming.kv_state import (
+    KVState,
+    TransformersCacheState,
+    segment_arguments,
+)
 from needlework.evaluation.streaming.token_losses import TokenLosses
 from needlework.runtime.memory import retry_on_oom
 
-MOST_TOKENS = 9216
-MOST_LOGITS = 2**27
-MOST_CHUNKS = 256
-_TRIES = 5
-LARGEST_DIFFERENCE = 1e-3
-"""Of any token's loss in float32, in nats."""
-LARGEST_MEAN_DIFFERENCE = 0.03
-"""Of the losses in half precision, whose every sum is rounded otherwise."""
+MAX_TOKENS = 9216
+MAX_LOGITS = 2**27
+MAX_CHUNKS = 256
+_ATTEMPTS = 5
+MAX_DIFFERENCE = 1e-3
+"""Of the loss of any token in float32, in nats."""
+MAX_MEAN_DIFFERENCE = 0.03
+"""Of the mean loss in half precision, where every sum is rounded differently."""
 
 
-def tokens_to_check(chunk: int, reach: int, vocabulary: int) -> int:
-    """How long a text shows what chunks do: some of them, and more than twice the model's reach.
+def tokens_to_check(chunk: int, context_span: int, vocabulary: int) -> int:
+    """Length of a text that shows the effect of chunks: several of them, and more than two spans.
 
     Args:
-        chunk: tokens a chunk.
-        reach: tokens of a segment or window, beyond which something is left behind; 0: nothing is.
+        chunk: tokens per chunk.
+        context_span: tokens of a segment or sliding window; 0: none.
         vocabulary: number of ids.
     """
-    wanted = max(64, 3 * chunk, 2 * reach + reach // 4)
-    return max(8, min(wanted, MOST_TOKENS, MOST_LOGITS // vocabulary, MOST_CHUNKS * chunk))
+    wanted = max(64, 3 * chunk, 2 * context_span + context_span // 4)
+    return max(8, min(wanted, MAX_TOKENS, MAX_LOGITS // vocabulary, MAX_CHUNKS * chunk))
 
 
 @torch.no_grad()
-def check(losses: TokenLosses, carried: KVState, ids: Tensor, chunk: int, granule: int) -> None:
-    """Compare losses by token in chunks and at once; `carried` is reset.
+def require_equivalence(
+    losses: TokenLosses, kv_state: KVState, ids: Tensor, chunk: int, multiple: int
+) -> None:
+    """Compare the losses of chunks with those of one pass; resets `kv_state`.
 
-    Chunks are those of the run, or a third of the text (a multiple of `granule`) if that is less;
-    the text is shortened to what memory allows. Where logits in slices are what differs, whole
-    ones are used from here on.
+    Chunks are those of the run, or a third of the text if that is less. The text is shortened if
+    memory runs out. If computing logits in slices causes the difference, it is turned off.
 
     Args:
         ids: int64 [1, n].
+        chunk: tokens per chunk.
+        multiple: chunks are a multiple of this number of tokens.
 
     Raises:
-        ValueError: they differ.
-        MemoryError: memory is too small even for an eighth of the text.
+        ValueError: the losses differ.
+        MemoryError: memory does not suffice for an eighth of the text.
     """
-    lengths = [max(2, ids.shape[1] >> halved) for halved in range(4)]
+    lengths = [max(2, ids.shape[1] >> halvings) for halvings in range(4)]
     retry_on_oom(
-        lambda attempt: _check(losses, carried, ids[:, : lengths[attempt]], chunk, granule),
+        lambda attempt: _compare(losses, kv_state, ids[:, : lengths[attempt]], chunk, multiple),
         len(lengths),
     )
 
 
-def _check(losses: TokenLosses, carried: KVState, ids: Tensor, chunk: int, granule: int) -> None:
+def _compare(
+    losses: TokenLosses, kv_state: KVState, ids: Tensor, chunk: int, multiple: int
+) -> None:
     ids, targets = ids[:, :-1], ids[:, 1:]
-    third = max(granule, ids.shape[1] // 3 // granule * granule)
+    third = max(multiple, ids.shape[1] // 3 // multiple * multiple)
     chunk = min(chunk, third)
-    carried.reset()
-    plain = {"use_cache": False} if isinstance(carried, InCache) else {}
-    plain |= start_of_segments(losses.model)
-    at_once, _ = retry_on_oom(
-        lambda _: losses.whole(ids, targets, **plain), _TRIES, undo=carried.reset
+    kv_state.reset()
+    is_cache = isinstance(kv_state, TransformersCacheState)
+    arguments: dict[str, Any] = {"use_cache": False} if is_cache else {}
+    arguments |= segment_arguments(losses.model)
+    one_pass, _ = retry_on_oom(
+        lambda _: losses.whole(ids, targets, **arguments), _ATTEMPTS, undo=kv_state.reset
     )
-    said = _difference(losses.model, at_once, _in_chunks(losses, carried, ids, targets, chunk))
-    if said is not None and losses.in_slices:
+    in_chunks = _losses_of_chunks(losses, kv_state, ids, targets, chunk)
+    difference = _difference(losses.model, one_pass, in_chunks)
+    if difference is not None and losses.in_slices:
         losses.in_slices = False
-        said = _difference(losses.model, at_once, _in_chunks(losses, carried, ids, targets, chunk))
-    carried.reset()
-    if said is not None:
+        in_chunks = _losses_of_chunks(losses, kv_state, ids, targets, chunk)
+        difference = _difference(losses.model, one_pass, in_chunks)
+    kv_state.reset()
+    if difference is not None:
         raise ValueError(
-            f"{type(losses.model).__name__}: read in chunks of {chunk} tokens it gives other "
-            f"losses than read at once, {said} of {ids.shape[1]}; its state is not exact for such "
-            "chunks: set an overlap, which reads windows anew (strided), or another chunk_size"
+            f"{type(losses.model).__name__}: losses in chunks of {chunk} tokens differ from those "
+            f"of one pass {difference} of {ids.shape[1]}; its state is not exact for such chunks: "
+            "set an overlap to read independent windows (strided), or another chunk_size"
         )
 
 
-def _in_chunks(
-    losses: TokenLosses, carried: KVState, ids: Tensor, targets: Tensor, chunk: int
+def _losses_of_chunks(
+    losses: TokenLosses, kv_state: KVState, ids: Tensor, targets: Tensor, chunk: int
 ) -> Tensor:
-    carried.reset()
-    found = []
-    for part, wanted in zip(ids.split(chunk, 1), targets.split(chunk, 1), strict=True):
-        found.append(_patient(losses, carried, part, wanted))
-    return torch.cat(found, 1)
+    kv_state.reset()
+    parts = zip(ids.split(chunk, 1), targets.split(chunk, 1), strict=True)
+    return torch.cat([_losses_of_chunk(losses, kv_state, *part) for part in parts], 1)
 
 
-def _patient(losses: TokenLosses, carried: KVState, part: Tensor, wanted: Tensor) -> Tensor:
-    before, tokens = carried.snapshot(brief=True), part.shape[1]
-    found, output = retry_on_oom(
-        lambda _: losses(part, wanted, **carried.arguments(tokens)),
-        _TRIES,
-        undo=lambda: carried.restore(before),
+def _losses_of_chunk(
+    losses: TokenLosses, kv_state: KVState, ids: Tensor, targets: Tensor
+) -> Tensor:
+    before, tokens = kv_state.snapshot(temporary=True), ids.shape[1]
+    values, output = retry_on_oom(
+        lambda _: losses(ids, targets, **kv_state.forward_arguments(tokens)),
+        _ATTEMPTS,
+        undo=lambda: kv_state.restore(before),
     )
-    carried.take(output, tokens)
-    return found
+    kv_state.update(output, tokens)
+    return values
 
 
-def _difference(model: nn.Module, at_once: Tensor, in_chunks: Tensor) -> str | None:
-    """What is too far apart, in words. NaN is a fault of another kind, told when it is met."""
-    apart = (at_once - in_chunks).abs().nan_to_num(0.0)
+def _difference(model: nn.Module, one_pass: Tensor, in_chunks: Tensor) -> str | None:
+    """Describe a difference beyond the tolerance. NaN is reported by the run itself."""
+    difference = (one_pass - in_chunks).abs().nan_to_num(0.0)
     is_half = any(x.dtype in (torch.float16, torch.bfloat16) for x in model.parameters())
-    if is_half and apart.mean() > LARGEST_MEAN_DIFFERENCE:
-        return f"by {apart.mean():.3g} in the mean"
-    if not is_half and apart.max() > LARGEST_DIFFERENCE:
-        return f"by {apart.max():.3g} at token {int(apart.argmax()) + 1}"
+    if is_half and difference.mean() > MAX_MEAN_DIFFERENCE:
+        return f"by {difference.mean():.3g} in the mean"
+    if not is_half and difference.max() > MAX_DIFFERENCE:
+        return f"by {difference.max():.3g} at token {int(difference.argmax()) + 1}"
     return None

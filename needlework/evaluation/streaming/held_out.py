@@ -1,4 +1,4 @@
-"""The loss on held-out text while a model is trained."""
+"""Loss on held-out text during training."""
 
 from pathlib import Path
 from typing import Any
@@ -12,26 +12,30 @@ from needlework.evaluation.streaming.token_source import TokenFile
 
 
 class HeldOut:
-    """Loss of a model on the first tokens of a file, in nats a token; the model stays as it is.
+    """Loss of a model on the first tokens of a file, in nats per token; the model is unchanged.
 
     Args:
-        tokens: a .npy of token ids.
-        starts: a .npy of where its documents begin.
-        most_tokens: read at most these.
-        reading: further arguments of a StreamingEvaluator.
+        tokens: .npy file of token ids.
+        starts: .npy file of the indices at which documents begin.
+        max_tokens: tokens to read at most.
+        settings: further arguments of StreamingEvaluator.
     """
 
     def __init__(
-        self, tokens: str | Path, starts: str | Path, most_tokens: int, reading: dict[str, Any]
+        self, tokens: str | Path, starts: str | Path, max_tokens: int, settings: dict[str, Any]
     ):
         self.tokens = TokenFile(tokens, starts=np.load(starts))
-        self.most_tokens, self.reading = most_tokens, reading
+        self.max_tokens, self.settings = max_tokens, settings
 
     def __call__(self, model: PreTrainedModel) -> float:
-        """Raises ValueError as `StreamingEvaluator.evaluate_streaming`."""
+        """Evaluate the loss.
+
+        Raises:
+            ValueError: as `StreamingEvaluator.evaluate_streaming`.
+        """
         evaluator = StreamingEvaluator(
-            model, device=str(model.device), verbose=False, **self.reading
+            model, device=str(model.device), verbose=False, **self.settings
         )
-        # Whether a text is read may not decide what training draws next.
+        # Validation must not change the random numbers of training.
         with torch.random.fork_rng():
-            return evaluator.evaluate_streaming(self.tokens, self.most_tokens)["loss"]
+            return evaluator.evaluate_streaming(self.tokens, self.max_tokens)["loss"]

@@ -1,104 +1,118 @@
-"""What a model carries from one chunk of a text to the next, whichever way it keeps it."""
+"""State that a model carries from one chunk of a text to the next."""
 
 import inspect
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import Cache, PreTrainedModel
 
 from needlework.attention.apply import Handle
 from needlework.attention.eviction import Eviction, grows
 from needlework.evaluation.meter import cache_bytes
-from needlework.evaluation.streaming.snapshot import Plain, freeze, thaw
+from needlework.evaluation.streaming.snapshot import Structure, freeze, thaw
 
-Snapshot = tuple[Plain, list[Tensor]]
+Snapshot = tuple[Structure, list[Tensor]]
 
 
 class KVState(Protocol):
-    """State between forwards over one text."""
+    """State between the forwards over one text."""
 
     def reset(self) -> None:
-        """Begin a text."""
+        """Start a new text."""
 
-    def arguments(self, tokens: int) -> dict[str, Any]:
-        """What the forward of the next `tokens` tokens is told."""
+    def forward_arguments(self, tokens: int) -> dict[str, Any]:
+        """Arguments of the forward of the next `tokens` tokens."""
 
-    def take(self, output: Any, tokens: int) -> None:
-        """Take over the state that a forward of `tokens` tokens left."""
+    def update(self, output: Any, tokens: int) -> None:
+        """Take over the state after a forward of `tokens` tokens."""
 
-    def snapshot(self, brief: bool = False) -> Snapshot:
-        """The state as it is, unharmed by what comes; brief: to go back to from the next forward,
-        not to be saved."""
+    def snapshot(self, temporary: bool = False) -> Snapshot:
+        """Copy the state, as far as later forwards may change it.
+
+        Args:
+            temporary: the snapshot is only used to undo the next forward.
+        """
 
     def restore(self, snapshot: Snapshot) -> None:
         """Go back to a snapshot."""
 
     @property
     def grows(self) -> bool:
-        """Whether more is held with every token."""
+        """Whether the state grows with every token."""
 
     @property
     def nbytes(self) -> int:
-        """Bytes held."""
+        """Size in bytes."""
 
 
-def carried_by(model: nn.Module, handle: Handle | None) -> KVState | None:
-    """How `model` keeps state; None where it does not."""
+@runtime_checkable
+class StatefulModule(Protocol):
+    """A module that keeps its own state: tensors, numbers and text, in lists and dicts."""
+
+    def get_state(self) -> Any: ...
+
+    def set_state(self, state: Any) -> None: ...
+
+    def reset_state(self) -> None: ...
+
+
+def kv_state_of(model: nn.Module, handle: Handle | None) -> KVState | None:
+    """Return the state of `model`, or None if it cannot carry any."""
     if isinstance(model, PreTrainedModel):
-        return InCache(model, handle)
-    if all(hasattr(model, name) for name in ("get_state", "set_state", "reset_state")):
-        return InModel(model)
+        return TransformersCacheState(model, handle)
+    if isinstance(model, StatefulModule):
+        return ModuleState(model)
     return None
 
 
-class InCache:
-    """A model of transformers: its cache, of whatever layers. The window system's is emptied."""
+class TransformersCacheState:
+    """State in the cache of a transformers model; a system may evict keys from it."""
 
     def __init__(self, model: PreTrainedModel, handle: Handle | None):
         self._model, self._handle = model, handle
-        accepted = inspect.signature(model.base_model.forward).parameters
-        self._name = "cache_params" if "cache_params" in accepted else "past_key_values"
-        evicts = handle is not None and handle.system.evicts_cache
-        self._evict = Eviction(handle) if evicts else None
+        parameters = inspect.signature(model.base_model.forward).parameters
+        self._cache_name = "cache_params" if "cache_params" in parameters else "past_key_values"
+        self._evict = Eviction(handle) if handle and handle.system.evicts_cache else None
         self.reset()
 
     def reset(self) -> None:
-        self._cache, self._seen = None, 0
+        self._cache: Cache | None = None
+        self._position = 0
 
-    def arguments(self, tokens: int) -> dict[str, Any]:
+    def forward_arguments(self, tokens: int) -> dict[str, Any]:
         device = self._model.device
-        known: dict[str, Any] = {"use_cache": True}
+        arguments: dict[str, Any] = {"use_cache": True}
         if self._cache is not None:
-            known[self._name] = self._cache
+            arguments[self._cache_name] = self._cache
         if self._handle is not None:
-            # All of it is prompt: a last chunk of one token is no decode.
+            # The whole text is prompt: a last chunk of one token is not a decode step.
             before = 0 if self._cache is None else self._cache.get_seq_length()
             self._handle.prompt_tokens = before + tokens
         if self._evict is not None:
-            positions = torch.arange(self._seen, self._seen + tokens, device=device)
-            known["position_ids"] = positions[None]
-        return known | start_of_segments(self._model)
+            positions = torch.arange(self._position, self._position + tokens, device=device)
+            arguments["position_ids"] = positions[None]
+        return arguments | segment_arguments(self._model)
 
-    def take(self, output: Any, tokens: int) -> None:
-        self._cache = getattr(output, self._name, None)
-        self._seen += tokens
-        if self._evict is not None and self._evict.serves(self._cache):
+    def update(self, output: Any, tokens: int) -> None:
+        self._cache = getattr(output, self._cache_name, None)
+        self._position += tokens
+        if self._evict is not None and self._cache is not None and self._evict.serves(self._cache):
             self._evict(self._cache)
 
-    def snapshot(self, brief: bool = False) -> Snapshot:
+    def snapshot(self, temporary: bool = False) -> Snapshot:
         tensors: list[Tensor] = []
-        return freeze([self._cache, self._seen], tensors, by_length=brief), tensors
+        return freeze([self._cache, self._position], tensors, by_length=temporary), tensors
 
     def restore(self, snapshot: Snapshot) -> None:
-        frozen, tensors = snapshot
-        if self._cache is None and "object" in frozen["list"][0]:
-            # A cache to fill: one that has seen a token has all its parts.
+        structure, tensors = snapshot
+        if self._cache is None and "object" in structure["list"][0]:
+            # Make a cache to fill: after one token it has all of its parts.
             token = torch.zeros(1, 1, dtype=torch.long, device=self._model.device)
-            self.take(self._model.base_model(token, **self.arguments(1)), 1)
-        # A second attempt must find what the first was given, whatever that changed in place.
+            self.update(self._model.base_model(token, **self.forward_arguments(1)), 1)
+        # Forwards may change tensors in place, and a second attempt restores the same snapshot.
         copies = [x.clone() for x in tensors]
-        self._cache, self._seen = thaw(frozen, copies, [self._cache, None])
+        self._cache, self._position = thaw(structure, copies, [self._cache, None])
 
     @property
     def grows(self) -> bool:
@@ -113,13 +127,10 @@ class InCache:
         return cache_bytes(self._cache)
 
 
-class InModel:
-    """Any other module with get_state(), set_state(state) and reset_state().
+class ModuleState:
+    """State that a module keeps itself."""
 
-    The state is tensors, numbers and text, in lists and dicts as it likes.
-    """
-
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: StatefulModule):
         self._model = model
         self._sizes: list[int] = []
         self.reset()
@@ -128,23 +139,23 @@ class InModel:
         self._model.reset_state()
         self._sizes = []
 
-    def arguments(self, tokens: int) -> dict[str, Any]:
+    def forward_arguments(self, tokens: int) -> dict[str, Any]:
         return {}
 
-    def take(self, output: Any, tokens: int) -> None:
+    def update(self, output: Any, tokens: int) -> None:
         self._sizes = [*self._sizes[-1:], self.nbytes]
 
-    def snapshot(self, brief: bool = False) -> Snapshot:
+    def snapshot(self, temporary: bool = False) -> Snapshot:
         tensors: list[Tensor] = []
         return freeze(self._model.get_state(), tensors), tensors
 
     def restore(self, snapshot: Snapshot) -> None:
-        frozen, tensors = snapshot
-        self._model.set_state(thaw(frozen, [x.clone() for x in tensors]))
+        structure, tensors = snapshot
+        self._model.set_state(thaw(structure, [x.clone() for x in tensors]))
 
     @property
     def grows(self) -> bool:
-        # Seen, not known: the last forward left more than the one before.
+        # Observed: the state is larger after the last forward than after the one before.
         return len(self._sizes) == 2 and self._sizes[1] > self._sizes[0]
 
     @property
@@ -152,8 +163,9 @@ class InModel:
         return cache_bytes(self._model.get_state())
 
 
-def start_of_segments(model: nn.Module) -> dict[str, Tensor]:
-    """For Infini-attention: segments begin with the text, whose end nobody knows yet."""
+def segment_arguments(model: nn.Module) -> dict[str, Tensor]:
+    """Have Infini-attention align segments to the start of the text, as its end is unknown."""
     if getattr(getattr(model, "config", None), "infini", None) is None:
         return {}
-    return {"segment_offset": torch.zeros(1, dtype=torch.long, device=model.device)}
+    device = next(model.parameters()).device
+    return {"segment_offset": torch.zeros(1, dtype=torch.long, device=device)}

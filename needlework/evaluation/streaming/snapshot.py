@@ -1,4 +1,4 @@
-"""A cache taken apart into plain structure and tensors, and put together again: no pickle."""
+"""Conversion of a cache to plain structure and tensors, and back, without pickle."""
 
 from typing import Any
 
@@ -6,21 +6,21 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-Plain = dict[str, Any]
-"""Structure as JSON has it; tensors are named by their number."""
-_JOINING = (DynamicLayer.update, DynamicSlidingWindowLayer.update)
+Structure = dict[str, Any]
+"""JSON values; tensors are replaced by their index."""
+_CONCATENATING = (DynamicLayer.update, DynamicSlidingWindowLayer.update)
+"""Updates that replace keys and values by new tensors, and never change them in place."""
 
 
-def freeze(value: Any, tensors: list[Tensor], by_length: bool = False) -> Plain:
-    """The structure of `value`, whose tensors are appended to `tensors`.
+def freeze(value: Any, tensors: list[Tensor], by_length: bool = False) -> Structure:
+    """Return the structure of `value`, and append its tensors to `tensors`.
 
     Walks attributes, lists and dicts (keys are numbers or text). Tensors that later forwards may
-    change in place are copied; keys and values that are joined anew each time never are. What is no
-    data (dtypes, functions, modules) is left out.
+    change in place are copied. Values that are not data (dtypes, functions, modules) are left out.
 
     Args:
-        by_length: of keys and values that only ever grow, note the length: enough to go back, and
-            nothing is held that the cache has let go.
+        by_length: store only the length of keys and values that grow by concatenation. This
+            suffices to go back, and holds no tensor that the cache has released.
     """
     if isinstance(value, Tensor):
         tensors.append(value.detach().clone())
@@ -28,64 +28,71 @@ def freeze(value: Any, tensors: list[Tensor], by_length: bool = False) -> Plain:
     if value is None or isinstance(value, bool | int | float | str):
         return {"value": value}
     if isinstance(value, dict):
-        return {"dict": [[key, freeze(one, tensors, by_length)] for key, one in value.items()]}
+        return {"dict": [[key, freeze(item, tensors, by_length)] for key, item in value.items()]}
     if isinstance(value, list | tuple):
         kind = "list" if isinstance(value, list) else "tuple"
-        return {kind: [freeze(one, tensors, by_length) for one in value]}
+        return {kind: [freeze(item, tensors, by_length) for item in value]}
     if not hasattr(value, "__dict__") or isinstance(value, type | nn.Module):
         return {"left": None}
-    held = dict(vars(value))
-    joined = {}
-    if getattr(type(value), "update", None) in _JOINING:
-        joined = {k: held.pop(k) for k in ("keys", "values") if isinstance(held.get(k), Tensor)}
-    frozen = {name: freeze(one, tensors, by_length) for name, one in held.items()}
-    for name, one in joined.items():
-        if by_length and not value.is_sliding and one.ndim == 4:
-            frozen[name] = {"length": one.shape[2]}
+    attributes = dict(vars(value))
+    concatenated: dict[str, Tensor] = {}
+    if getattr(type(value), "update", None) in _CONCATENATING:
+        concatenated = {
+            name: attributes.pop(name)
+            for name in ("keys", "values")
+            if isinstance(attributes.get(name), Tensor)
+        }
+    structure = {name: freeze(item, tensors, by_length) for name, item in attributes.items()}
+    for name, tensor in concatenated.items():
+        if by_length and not value.is_sliding and tensor.ndim == 4:
+            structure[name] = {"length": tensor.shape[2]}
         else:
-            tensors.append(one)
-            frozen[name] = {"tensor": len(tensors) - 1}
-    return {"object": frozen}
+            tensors.append(tensor)
+            structure[name] = {"tensor": len(tensors) - 1}
+    return {"object": structure}
 
 
-def thaw(frozen: Plain, tensors: list[Tensor], onto: Any = None) -> Any:
-    """`freeze` undone. Objects are not made, but filled: `onto` is one of the same structure.
+def thaw(structure: Structure, tensors: list[Tensor], target: Any = None) -> Any:
+    """Invert `freeze`.
 
-    Tensors get the device of those in `onto`; they are not copied.
+    Args:
+        tensors: not copied; each moves to the device of the tensor that it replaces.
+        target: a value of the same structure. Its objects are filled in place, as thaw creates
+            none.
 
     Raises:
-        ValueError: there is an object for which `onto` has none.
+        ValueError: `target` has no object where the structure has one.
     """
-    ((kind, held),) = frozen.items()
+    ((kind, content),) = structure.items()
     if kind == "tensor":
-        tensor = tensors[held]
-        return tensor.to(onto.device) if isinstance(onto, Tensor) else tensor
+        tensor = tensors[content]
+        return tensor.to(target.device) if isinstance(target, Tensor) else tensor
     if kind == "length":
-        return onto[:, :, :held]
+        return target[:, :, :content]
     if kind == "value":
-        return held
+        return content
     if kind == "dict":
-        below = onto if isinstance(onto, dict) else {}
-        return {key: thaw(one, tensors, below.get(key)) for key, one in held}
+        targets = target if isinstance(target, dict) else {}
+        return {key: thaw(item, tensors, targets.get(key)) for key, item in content}
     if kind in ("list", "tuple"):
-        below = list(onto) if isinstance(onto, list | tuple) else []
-        below += [None] * (len(held) - len(below))
-        made = [thaw(one, tensors, other) for one, other in zip(held, below, strict=False)]
-        return made if kind == "list" else tuple(made)
+        below = list(target) if isinstance(target, list | tuple) else []
+        below += [None] * (len(content) - len(below))
+        items = [thaw(item, tensors, other) for item, other in zip(content, below, strict=False)]
+        return items if kind == "list" else tuple(items)
     if kind == "object":
-        if onto is None:
-            raise ValueError("the saved state is of another model; begin anew without it")
-        for name, one in held.items():
-            setattr(onto, name, thaw(one, tensors, getattr(onto, name, None)))
-        return onto
-    return onto
+        if target is None:
+            raise ValueError("the checkpoint belongs to another model; delete it")
+        for name, item in content.items():
+            setattr(target, name, thaw(item, tensors, getattr(target, name, None)))
+        return target
+    return target
 
 
-def on_cpu(tensors: list[Tensor]) -> dict[str, Tensor]:
-    """By number, as safetensors takes them: no two share memory."""
+def to_named_cpu(tensors: list[Tensor]) -> dict[str, Tensor]:
+    """Copy tensors to the CPU by index, for safetensors: none share memory."""
     return {str(i): x.to("cpu").contiguous().clone() for i, x in enumerate(tensors)}
 
 
-def numbered(tensors: dict[str, Tensor], device: torch.device) -> list[Tensor]:
-    """`on_cpu` undone, on `device`."""
+def from_named_cpu(tensors: dict[str, Tensor], device: torch.device) -> list[Tensor]:
+    """Invert `to_named_cpu`, on `device`."""
     return [tensors[str(i)].to(device) for i in range(len(tensors))]

@@ -1,14 +1,12 @@
-"""A stream read by a system, as tables."""
+"""Tables of a stream read by a system."""
 
 from typing import Any
 
 import polars as pl
 
 from needlework.evaluation.streaming.accumulator import Accumulator
-from needlework.evaluation.streaming.checkpoint import Journal
+from needlework.evaluation.streaming.checkpoint import StreamCheckpoint
 from needlework.evaluation.streaming.evaluator import StreamingEvaluator
-
-_WHICH = ("system", "stream", "shard")
 
 
 def stream_tables(
@@ -18,46 +16,44 @@ def stream_tables(
     system: str,
     stream: str,
     shard: int,
-    journal: Journal,
+    checkpoint: StreamCheckpoint,
 ) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
-    """Chunks, losses by position, and measurements of one shard.
+    """Read one shard; return tables of its chunks, losses by position, and measurements.
 
-    A row of the first table is a chunk: system, stream, shard, chunk, document, first_token (its
-    position in the document, from 0), tokens (scored), tokens_read, loss (mean, nats), mode,
-    out_of_memory (how often, before it went through), state_bytes (carried on). A row of the second
-    is a span of positions: first_position, end_position, tokens, loss. The third has seconds and
-    memory_bytes (peak on the GPU, or resident) of each chunk.
+    All have the columns system, stream and shard. The first has one row per chunk: chunk,
+    document, first_token (its position in the document, from 0), tokens (scored), tokens_read,
+    loss (mean, nats), mode, out_of_memory (failed attempts), state_bytes (carried to the next
+    chunk). The second has one row per span of positions: first_position, end_position, tokens,
+    loss. The third has seconds and memory_bytes (peak on the GPU, or resident) of each chunk.
 
     Raises:
-        ValueError: as StreamingEvaluator.evaluate_streaming; or nothing could be scored.
+        ValueError: as StreamingEvaluator.evaluate_streaming; or no token could be scored.
     """
     accumulator = Accumulator()
-    for _ in evaluator.chunks(documents, accumulator=accumulator, journal=journal):
+    for _ in evaluator.chunks(documents, accumulator=accumulator, checkpoint=checkpoint):
         pass
     if not len(accumulator):
         raise ValueError(
-            f"stream {stream}: shard {shard} has no token to score; give documents of two or more"
+            f"stream {stream}: shard {shard} has no token to score; it needs a document of two or "
+            "more tokens"
         )
-    which = [
-        pl.lit(value).alias(name)
-        for name, value in zip(_WHICH, (system, stream, shard), strict=True)
-    ]
+    key = {"system": system, "stream": stream, "shard": shard}
+    columns = ("document", "first_token", "tokens", "tokens_read", "loss")
     chunks = pl.DataFrame(
         {
             "chunk": range(len(accumulator)),
-            **{
-                k: accumulator[k]
-                for k in ("document", "first_token", "tokens", "tokens_read", "loss")
-            },
+            **{column: accumulator[column] for column in columns},
             "mode": evaluator.run.mode,
             "out_of_memory": accumulator["out_of_memory"],
             "state_bytes": accumulator["state_bytes"],
         }
     )
-    measured = chunks.select("chunk", "first_token", "tokens").with_columns(
+    measurements = chunks.select("chunk", "first_token", "tokens").with_columns(
         seconds=pl.Series(accumulator["seconds"]),
         memory_bytes=pl.Series(accumulator["memory_bytes"]),
     )
-    return tuple(
-        table.select(*which, pl.all()) for table in (chunks, accumulator.positions(), measured)
-    )
+
+    def with_key(table: pl.DataFrame) -> pl.DataFrame:
+        return table.select(*(pl.lit(value).alias(name) for name, value in key.items()), pl.all())
+
+    return with_key(chunks), with_key(accumulator.positions()), with_key(measurements)

@@ -5,59 +5,61 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from needlework.evaluation.streaming.document_reader import Reader
+from needlework.evaluation.streaming.document_reader import DocumentReader
 
 
 @dataclass(frozen=True)
-class Reading:
-    """How a text is read."""
+class ReadingPlan:
+    """Settings of a run through a text."""
 
     chunk_size: int
     overlap: int = 0
     window_batch_size: int = 1
     adaptive: bool = False
     separate_documents: bool = False
-    reach: int = 0
-    """Tokens of the model's segment or window, behind which something is left; 0: nothing is."""
+    context_span: int = 0
+    """Tokens of the model's segment or sliding window; 0: it has neither."""
 
 
 @dataclass
-class Step:
-    """Tokens of one forward."""
+class WindowBatch:
+    """Input and targets of one forward."""
 
     ids: Tensor
     """int64 [windows, n]."""
     targets: Tensor
     """int64 [windows, m]."""
-    first: int
+    first_logit: int
     """Index of the logit for the first target."""
     first_token: int
     """Position of the first target of the first window."""
-    passed: int
-    """Tokens that lie behind once it is done."""
+    advance: int
+    """Tokens to advance by after this forward."""
 
 
-def next_step(reader: Reader, size: int, overlap: int, most: int) -> Step | None:
-    """The windows that come next, or None at the document's end.
+def next_windows(
+    reader: DocumentReader, size: int, overlap: int, max_windows: int
+) -> WindowBatch | None:
+    """Read the next windows, or return None at the end of the document.
 
     Args:
-        reader: where the text has been read to.
+        reader: at the position reached so far.
         size: tokens of a window.
-        overlap: tokens that it repeats of the one before.
-        most: windows at once.
+        overlap: tokens that a window shares with the previous one.
+        max_windows: maximum number of windows.
     """
-    # The first window scores all of its tokens, others those behind the overlap.
-    most = 1 if overlap and reader.at == 0 else most
+    # The first window scores all of its tokens, later ones those after the overlap.
+    max_windows = 1 if overlap and reader.position == 0 else max_windows
     # Without an overlap the last logit is for the first token of the next chunk.
-    ahead = 0 if overlap else 1
+    lookahead = 0 if overlap else 1
     stride = size - overlap
-    found = torch.from_numpy(reader.ahead(size + (most - 1) * stride + ahead))
-    context = overlap if overlap and reader.at else 1
-    if len(found) <= context:
+    tokens = torch.from_numpy(reader.peek(size + (max_windows - 1) * stride + lookahead))
+    context = overlap if overlap and reader.position else 1
+    if len(tokens) <= context:
         return None
-    is_full = len(found) >= size + ahead
-    windows = found.unfold(0, size + ahead, stride) if is_full else found[None]
+    is_full = len(tokens) >= size + lookahead
+    windows = tokens.unfold(0, size + lookahead, stride) if is_full else tokens[None]
     ids, targets = windows[:, :-1], windows[:, context:]
-    passed = min(len(windows) * stride, len(found) - ahead)
-    first = ids.shape[1] - targets.shape[1]
-    return Step(ids, targets, first, reader.at + context, passed)
+    advance = min(len(windows) * stride, len(tokens) - lookahead)
+    first_logit = ids.shape[1] - targets.shape[1]
+    return WindowBatch(ids, targets, first_logit, reader.position + context, advance)

@@ -4,14 +4,12 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-import torch
 from datasets import Dataset
 from support.streamed_models import make
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from needlework.evaluation import StreamingEvaluator
 from needlework.evaluation.streaming import token_source
-from needlework.evaluation.streaming.document_reader import Reader, documents_of, tokens_in
 from needlework.evaluation.streaming.token_source import TokenFile, token_documents, write_tokens
 
 IDS = np.random.default_rng(0).integers(3, 61, 500)
@@ -38,7 +36,7 @@ def _read(documents) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("kind", ["uint16", "uint32", "npy"])
-def test_token_files_are_mapped_and_read_in_pieces(kind, tmp_path, monkeypatch):
+def test_token_files_are_mapped_piece_by_piece(kind, tmp_path, monkeypatch):
     monkeypatch.setattr(token_source, "PIECE_TOKENS", 64)
     if kind == "npy":
         path = tmp_path / "x.npy"
@@ -52,65 +50,21 @@ def test_token_files_are_mapped_and_read_in_pieces(kind, tmp_path, monkeypatch):
     (pieces,) = file
     pieces = list(pieces)
     assert [len(piece) for piece in pieces] == [64] * 7 + [52]
-    # Of their own: a page of the file that stays mapped counts as memory to the end.
+    # Pieces are copies: mapped pages of the file would count as memory.
     assert all(piece.flags.owndata and type(piece) is np.ndarray for piece in pieces)
     assert _read(file) == [IDS.tolist()]
     assert str(path) not in Path("/proc/self/maps").read_text()
     assert _read(token_documents(path, dtype=dtype)) == [IDS.tolist()]
 
 
-def test_ids_rows_and_texts_are_data_too(tokenizer, tmp_path):
-    evaluator = StreamingEvaluator(make("llama"), 50, device="cpu", verbose=False)
-    wanted = evaluator.evaluate_streaming(IDS)["loss"]
-    rows = Dataset.from_dict({"input_ids": [IDS[:120].tolist(), IDS[120:].tolist()]})
-    for data in (
-        [*IDS],
-        {"input_ids": torch.from_numpy(IDS)[None]},
-        rows,
-        rows.to_iterable_dataset(),
-        ([int(i)] for i in IDS),
-    ):
-        assert evaluator.evaluate_streaming(data)["loss"] == pytest.approx(wanted, abs=1e-6)
-    (tmp_path / "x.txt").write_text(_text(IDS[1:]))
-    with pytest.raises(ValueError, match=r"x.txt: holds text; give a tokenizer"):
-        evaluator.evaluate_streaming(tmp_path / "x.txt")
-    texts = Dataset.from_dict({"text": [_text(IDS[1:])]})
-    first = IDS.copy()
-    first[0] = 0
-    wanted = evaluator.evaluate_streaming(first)["loss"]
-    evaluator.tokenizer = tokenizer
-    for data in (tmp_path / "x.txt", [_text(IDS[1:])], texts, texts.to_iterable_dataset()):
-        assert evaluator.evaluate_streaming(data)["loss"] == pytest.approx(wanted, abs=1e-6)
-    with pytest.raises(ValueError, match=r"^data: has neither input_ids nor text, but story;"):
-        evaluator.evaluate_streaming(Dataset.from_dict({"story": ["w3 w4"]}))
-    evaluator.tokenizer = "w"
-    with pytest.raises(ValueError, match=r"^tokenizer: str; give one of tokenizers"):
-        evaluator.evaluate_streaming(["w3 w4"])
-
-
-@pytest.mark.parametrize(
-    ("data", "limit", "tokens"),
-    [
-        (IDS, None, 500),
-        (torch.from_numpy(IDS), 20, 20),
-        ([3, 4, 5], 20, 3),
-        (np.zeros((2, 9), int), None, None),
-        (iter([IDS]), None, None),
-        ("x.bin", 30, 30),
-    ],
-)
-def test_progress_knows_the_end_where_the_data_tells(data, limit, tokens):
-    assert tokens_in(data, limit) == tokens
-
-
-def test_documents_of_a_token_file_end_with_a_separator_or_begin_where_told(tmp_path, monkeypatch):
+def x(tmp_path, monkeypatch):
     monkeypatch.setattr(token_source, "PIECE_TOKENS", 7)
     ids = IDS.copy()
     ids[[9, 10, 200]] = 2
     ids.astype(np.uint16).tofile(tmp_path / "x.bin")
-    wanted = [ids[:10].tolist(), [2], ids[11:201].tolist(), ids[201:].tolist()]
-    assert _read(TokenFile(tmp_path / "x.bin", separator=2)) == wanted
-    assert _read(TokenFile(tmp_path / "x.bin", starts=np.array([0, 10, 11, 201]))) == wanted
+    expected = [ids[:10].tolist(), [2], ids[11:201].tolist(), ids[201:].tolist()]
+    assert _read(TokenFile(tmp_path / "x.bin", separator=2)) == expected
+    assert _read(TokenFile(tmp_path / "x.bin", starts=np.array([0, 10, 11, 201]))) == expected
     ids[-1] = 2
     ids.astype(np.uint16).tofile(tmp_path / "x.bin")
     assert _read(TokenFile(tmp_path / "x.bin", separator=2))[-1] == ids[201:].tolist()
@@ -119,34 +73,34 @@ def test_documents_of_a_token_file_end_with_a_separator_or_begin_where_told(tmp_
     assert len(_read(token_documents(tmp_path, separator=2))) == 4 + 1
 
 
-def test_faulty_token_files_are_told(tmp_path):
-    def told(path, match, **kwargs):
+def test_faulty_token_files_are_fails(tmp_path):
+    def fails(path, match, **kwargs):
         with pytest.raises(ValueError, match=f"^{path}: {match}"):
             _read(TokenFile(path, **kwargs))
 
     path = tmp_path / "x.bin"
-    told(path, "no such file")
+    fails(path, "no such file")
     path.touch()
-    told(path, "empty")
+    fails(path, "is empty")
     path.write_bytes(bytes(999))
-    told(path, "999 bytes are no whole number of uint16 tokens; it is cut short")
+    fails(path, "999 bytes are not a whole number of uint16 tokens; the file is truncated")
     path.write_bytes(bytes(1002))
-    told(path, "1002 bytes are no whole number of uint32", dtype="uint32")
+    fails(path, "1002 bytes are not a whole number of uint32", dtype="uint32")
     path = tmp_path / "x.npy"
     np.save(path, IDS)
     whole = path.read_bytes()
     for cut in (len(whole) // 2, 40):
         path.write_bytes(whole[:cut])
-        told(path, "cut short, or no .npy file")
+        fails(path, "is truncated or not a .npy file")
     np.save(path, IDS.reshape(2, -1))
-    told(path, r"holds int64 of shape \(2, 250\); write token ids")
+    fails(path, r"holds int64 of shape \(2, 250\); write token ids")
     np.save(path, IDS / 2)
-    told(path, "holds float64")
+    fails(path, "holds float64")
     np.save(path, IDS[:0])
-    told(path, "empty")
+    fails(path, "is empty")
 
 
-def test_a_file_that_becomes_shorter_while_it_is_read_is_told(tmp_path, monkeypatch):
+def test_a_file_that_becomes_shorter_while_it_is_read_is_fails(tmp_path, monkeypatch):
     monkeypatch.setattr(token_source, "PIECE_TOKENS", 100)
     path = tmp_path / "x.bin"
     IDS.astype(np.uint16).tofile(path)
@@ -155,11 +109,11 @@ def test_a_file_that_becomes_shorter_while_it_is_read_is_told(tmp_path, monkeypa
     next(chunks)
     with path.open("r+b") as file:
         file.truncate(300)
-    with pytest.raises(ValueError, match=r"x.bin: has become shorter while it was read, at token"):
+    with pytest.raises(ValueError, match=r"x.bin: was truncated while being read, at token"):
         list(chunks)
 
 
-def test_tables_and_saved_datasets_have_a_document_a_row(tmp_path, tokenizer):
+def test_each_row_of_a_table_is_a_document(tmp_path, tokenizer):
     parts = [IDS[:20].tolist(), IDS[20:300].tolist(), IDS[300:].tolist()]
     pl.DataFrame({"input_ids": parts, "text": ["x"] * 3}).write_parquet(tmp_path / "ids.parquet")
     assert _read(token_documents(tmp_path / "ids.parquet")) == parts
@@ -169,13 +123,13 @@ def test_tables_and_saved_datasets_have_a_document_a_row(tmp_path, tokenizer):
     lines = "\n".join(json.dumps({"text": text}) for text in texts)
     (tmp_path / "text.jsonl").write_text(lines)
     pl.DataFrame({"words": texts}).write_parquet(tmp_path / "text.parquet")
-    wanted = [[0, *part] for part in parts]
-    assert _read(token_documents(tmp_path / "text.jsonl", tokenizer)) == wanted
+    expected = [[0, *part] for part in parts]
+    assert _read(token_documents(tmp_path / "text.jsonl", tokenizer)) == expected
     table = token_documents(tmp_path / "text.parquet", tokenizer, column="words")
-    assert _read(table) == wanted
+    assert _read(table) == expected
     assert tokenizer.truncation is not None
     for path, kwargs, match in (
-        ("text.jsonl", {}, r"holds text; give a tokenizer"),
+        ("text.jsonl", {}, r"holds text; pass a tokenizer"),
         ("ids.parquet", {"column": "nothing"}, r"no column 'nothing'; write one of input_ids, "),
         ("text.parquet", {}, r"no column 'input_ids' or 'text'; write one of words"),
         ("none.parquet", {}, r"no such file or folder"),
@@ -192,27 +146,27 @@ def test_tables_and_saved_datasets_have_a_document_a_row(tmp_path, tokenizer):
     pl.DataFrame({"input_ids": [[], []]}, schema={"input_ids": pl.List(pl.Int64)}).write_parquet(
         tmp_path / "empty.parquet"
     )
-    with pytest.raises(ValueError, match=r"empty.parquet: empty"):
+    with pytest.raises(ValueError, match=r"empty.parquet: is empty"):
         _read(token_documents(tmp_path / "empty.parquet"))
 
 
-def test_a_text_file_is_one_document_however_long(tmp_path, tokenizer, monkeypatch):
+def test_a_text_file_is_one_document(tmp_path, tokenizer, monkeypatch):
     monkeypatch.setattr("needlework.sources.texts._PART_BYTES", 64)
     (tmp_path / "b").mkdir()
     (tmp_path / ".hidden").touch()
     for name, ids in (("a.txt", IDS[:200]), ("b/c.txt", IDS[200:])):
         lines = [_text(part) for part in np.array_split(ids, 20)]
         (tmp_path / name).write_text("\n\n".join(lines))
-    wanted = [[0, *IDS[:200].tolist()], [0, *IDS[200:].tolist()]]
+    expected = [[0, *IDS[:200].tolist()], [0, *IDS[200:].tolist()]]
     documents = list(token_documents(tmp_path, tokenizer))
     first = list(documents[0])
     assert len(first) > 5
-    assert np.concatenate(first).tolist() == wanted[0]
-    assert _read(documents[1:]) == wanted[1:]
-    assert _read(token_documents(tmp_path / "a.txt", tokenizer)) == wanted[:1]
+    assert np.concatenate(first).tolist() == expected[0]
+    assert _read(documents[1:]) == expected[1:]
+    assert _read(token_documents(tmp_path / "a.txt", tokenizer)) == expected[:1]
 
 
-def test_written_tokens_are_read_again(tmp_path):
+def test_written_tokens_round_trip(tmp_path):
     documents = [[IDS[:3], IDS[3:10]], [IDS[:0]], [IDS[10:50]], [IDS[50:]]]
     starts = write_tokens(documents, tmp_path / "x.npy", None)
     assert starts == [0, 10, 50]
@@ -225,46 +179,14 @@ def test_written_tokens_are_read_again(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["x.npy"]
     with pytest.raises(ValueError, match=r"^no tokens: .* fewer documents than shards; "):
         write_tokens([[IDS[:0]]], tmp_path / "x.npy", None)
-    with pytest.raises(ValueError, match=r"^token id -4: is no id"):
+    with pytest.raises(ValueError, match=r"^token id -4: is out of range"):
         write_tokens([[np.array([3, -4])]], tmp_path / "x.npy", None)
 
 
-def test_a_reader_holds_what_is_asked_for_and_passes_the_rest():
-    def pieces():
-        yield from np.array_split(IDS, 9)
-
-    reader = Reader(pieces(), 61)
-    assert reader.ahead(5).tolist() == IDS[:5].tolist()
-    assert reader.ahead(120).tolist() == IDS[:120].tolist()
-    reader.pass_by(100)
-    assert reader.ahead(30).tolist() == IDS[100:130].tolist()
-    reader.pass_by(310)
-    assert (reader.at, reader.ahead(3).tolist()) == (410, IDS[410:413].tolist())
-    assert reader.ahead(1000).tolist() == IDS[410:].tolist()
-    reader.pass_by(90)
-    assert reader.ahead(1).tolist() == []
-
-
-def test_documents_however_they_are_given():
-    tensor = torch.from_numpy(IDS)
-    for data in (IDS, tensor, tensor.int(), IDS.tolist(), tuple(IDS.tolist())):
-        assert _read(documents_of(data, True, None)) == [IDS.tolist()]
-    parts = [IDS[:200], tensor[200:]]
-    assert _read(documents_of(parts, True, None)) == [IDS.tolist()]
-    apart = [IDS[:200].tolist(), IDS[200:].tolist()]
-    assert _read(documents_of(parts, False, None)) == apart
-    assert _read(documents_of((part for part in parts), False, 300)) == [
-        apart[0],
-        apart[1][:100],
-    ]
-    assert _read(documents_of(parts, False, 200)) == apart[:1]
-    assert _read(documents_of(parts, True, 300)) == [IDS[:300].tolist()]
-
-
-def test_a_stream_from_disk_is_that_from_memory(tmp_path: Path):
+def test_streams_from_disk_and_memory_agree(tmp_path: Path):
     IDS.astype(np.uint16).tofile(tmp_path / "x.bin")
     pl.DataFrame({"input_ids": [IDS.tolist()]}).write_parquet(tmp_path / "x.parquet")
     evaluator = StreamingEvaluator(make("infini"), device="cpu", verbose=False)
-    wanted = evaluator.evaluate_streaming(IDS)
+    expected = evaluator.evaluate_streaming(IDS)
     for name in ("x.bin", "x.parquet"):
-        assert evaluator.evaluate_streaming(tmp_path / name)["loss"] == wanted["loss"]
+        assert evaluator.evaluate_streaming(tmp_path / name)["loss"] == expected["loss"]

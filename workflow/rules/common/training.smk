@@ -83,8 +83,8 @@ def validation_of(model):
     arguments = {
         "tokens": tokens,
         "starts": starts,
-        "most_tokens": recipe.validation_tokens,
-        "reading": {key: getattr(stream, key) for key in keys},
+        "max_tokens": recipe.validation_tokens,
+        "settings": {key: getattr(stream, key) for key in keys},
     }
     return ["needlework.evaluation.streaming.held_out:HeldOut", arguments]
 
