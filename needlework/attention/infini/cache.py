@@ -1,4 +1,6 @@
-"""What Infini-attention carries from one forward pass to the next: constant bytes at any length."""
+"""The cache of an Infini model: its size does not depend on the length of the text."""
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,12 +16,15 @@ from needlework.attention.infini.memory import state_dtype
 from needlework.attention.infini.segments import Segments
 
 
-class InfiniLayer(CacheLayerMixin):
-    """One layer's memory and the keys and values of its unfinished segment.
+class InfiniCacheLayer(CacheLayerMixin):
+    """One layer's memory, and the keys and values of its unfinished segment.
 
-    keys [B, G, S, D] are from before RoPE, values are [B, G, S, Dv], both in the model's dtype;
-    memory [B, G, D, Dv] and norm [B, G, D] are float32. All are allocated whole at the first token.
+    keys [B, G, S, D], before RoPE, and values [B, G, S, Dv] are in the model's dtype; memory
+    [B, G, D, Dv] and norm [B, G, D] in float32 or wider. All are allocated at the first token.
     """
+
+    keys: Tensor | None
+    values: Tensor | None
 
     def __init__(self, segment_length: int):
         super().__init__()
@@ -38,8 +43,10 @@ class InfiniLayer(CacheLayerMixin):
         self.norm = key_states.new_zeros(rows, heads, dim, dtype=dtype)
         self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
 
-    def update(self, key_states, value_states, *args, **kwargs):
-        # The attention function itself writes the state: it alone knows the segments.
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        # The attention function writes the state, because only it knows the segments.
         return key_states, value_states
 
     def get_seq_length(self) -> int:
@@ -57,40 +64,41 @@ class InfiniLayer(CacheLayerMixin):
 
     def batch_select_indices(self, indices: Tensor) -> None:
         if self.is_initialized:
-            rows = indices.to(self.keys.device)
-            self.keys, self.values = self.keys[rows], self.values[rows]
-            self.memory, self.norm = self.memory[rows], self.norm[rows]
+            rows = indices.to(self.device)
+            for name in ("keys", "values", "memory", "norm"):
+                setattr(self, name, getattr(self, name)[rows])
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         self.batch_select_indices(beam_idx)
 
 
 class InfiniCache(Cache):
-    """The cache of an Infini model: a layer state each, and the tokens seen by each row.
+    """The cache of an Infini model: one `InfiniCacheLayer` per layer, and each row's token count.
 
-    Layers that slide keep the window's tokens, as in their own family.
+    Sliding-window layers keep the tokens of their window, as in their own family.
 
     Args:
         config: of the model.
-        offset: int64 [B], tokens by which each row's first segment is shortened; None leaves it to
-            the first forward pass.
+        offset: int64 [B], tokens by which each row's first segment is shortened; None: the first
+            forward decides.
     """
 
     def __init__(self, config: PreTrainedConfig, offset: Tensor | None = None):
         segment_length = config.infini["segment_length"]
         super().__init__(
             layers=[
-                InfiniLayer(segment_length)
+                InfiniCacheLayer(segment_length)
                 if kind == "full_attention"
-                else DynamicSlidingWindowLayer(**arguments)
-                for kind, arguments in zip(*get_layer_types_and_kwargs(config), strict=True)
+                else DynamicSlidingWindowLayer(**settings)
+                for kind, settings in zip(*get_layer_types_and_kwargs(config), strict=True)
             ]
         )
         self.offset = offset
         self.seen: Tensor | None = None
+        """int64 [B], real tokens in the cache."""
 
     def store(self, layer_idx: int, keys: Tensor, values: Tensor, segments: Segments) -> None:
-        """Keep each row's unfinished segment out of keys, values [B, N, G, S, D]."""
+        """Store each row's unfinished segment of keys, values [B, N, G, S, D]."""
         layer = self.layers[layer_idx]
         rows = torch.arange(len(keys), device=keys.device)
         unfinished = segments.finished.clamp_max(segments.number - 1)
@@ -113,12 +121,14 @@ class InfiniCache(Cache):
         self._select_rows(indices)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        self._select_rows(torch.arange(len(self.seen)).repeat_interleave(repeats))
+        counts = self.offset if self.seen is None else self.seen
+        if counts is not None:
+            self._select_rows(torch.arange(len(counts)).repeat_interleave(repeats))
 
     def crop(self, tokens_to_remove: int) -> None:
         raise ValueError(
-            "past_key_values: Infini-attention cannot forget tokens again; generate without "
-            "assistant_model, prompt_lookup_num_tokens and whatever else takes tokens back"
+            "past_key_values: Infini-attention cannot remove tokens from its memory; generate "
+            "without assistant_model, prompt_lookup_num_tokens and other speculative decoding"
         )
 
     def reset(self) -> None:

@@ -1,4 +1,4 @@
-"""Infini classes for any family of decoders, made and registered when first asked for.
+"""Infini classes for any decoder family, defined and registered on first use.
 
 `infini_llama` is a LlamaForCausalLM with gates and a memory; AutoConfig, AutoModel and
 AutoModelForCausalLM open it once this module is imported.
@@ -22,26 +22,27 @@ from transformers.conversion_mapping import (
 from needlework.attention.infini.model import InfiniForCausalLM, InfiniModel
 
 PREFIX = "infini_"
-"""Of model types."""
+"""Prefix of model types."""
 
 
 def _register(family: str) -> None:
-    """Make and register the classes of one family."""
+    """Define and register the classes of one family."""
     config_base = CONFIG_MAPPING[family]
     base, causal = MODEL_MAPPING[config_base], MODEL_FOR_CAUSAL_LM_MAPPING[config_base]
     in_float32 = {*(causal._keep_in_fp32_modules_strict or ()), "balance_factors"}
 
-    class Config(config_base):
+    # The bases are classes that transformers chooses at run time.
+    class Config(config_base):  # type: ignore[valid-type, misc]
         model_type = PREFIX + family
         infini: dict | None = None
         infini_unrotated_layers: list[int] | None = None
         needlework_attention: str = "infini"
 
-    class Model(InfiniModel, base):
+    class Model(InfiniModel, base):  # type: ignore[valid-type, misc]
         config_class = Config
         _keep_in_fp32_modules_strict = in_float32
 
-    class CausalLM(InfiniForCausalLM, causal):
+    class CausalLM(InfiniForCausalLM, causal):  # type: ignore[valid-type, misc]
         config_class = Config
         _keep_in_fp32_modules_strict = in_float32
 
@@ -51,14 +52,14 @@ def _register(family: str) -> None:
     AutoConfig.register(Config.model_type, Config)
     AutoModel.register(Config, Model)
     AutoModelForCausalLM.register(Config, CausalLM)
-    # How checkpoints name and stack weights (of experts, say) goes by model type too.
+    # The mapping of weight names (stacked experts, for example) depends on the model type too.
     mappings = (get_checkpoint_conversion_mapping(name) for name in (causal.__name__, family))
     if mapping := next(filter(None, mappings), None):
         register_checkpoint_conversion_mapping(Config.model_type, mapping)
 
 
-class _OnDemand(dict):
-    """Configurations registered by model type; Infini ones are made when they are looked up."""
+class _LazyConfigs(dict):
+    """Config classes by model type; Infini classes are defined when first looked up."""
 
     def __contains__(self, model_type: object) -> bool:
         if super().__contains__(model_type):
@@ -71,5 +72,5 @@ class _OnDemand(dict):
         return True
 
 
-# transformers has no public way to learn that an unknown model type was asked for.
-CONFIG_MAPPING._extra_content = _OnDemand(CONFIG_MAPPING._extra_content)
+# transformers has no public hook for the lookup of an unknown model type.
+CONFIG_MAPPING._extra_content = _LazyConfigs(CONFIG_MAPPING._extra_content)

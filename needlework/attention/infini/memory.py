@@ -1,8 +1,8 @@
 """The compressive memory of Infini-attention (Munkhdalai, Faruqui and Gopal, 2024, section 2.1.2).
 
-Shapes: B rows, N segments, S slots a segment, Q queries a segment, G key/value heads, R query heads
-each of them, D key and Dv value dimensions. Memories M [B, G, D, Dv] and their normalisers
-z [B, G, D] are float32 at least: a float16 z overflows after some tens of segments.
+Shapes: B rows, N segments, S slots and Q queries per segment, G key/value heads, D key and Dv value
+dimensions. The memory M [B, G, D, Dv] and its normalizer z [B, G, D] are float32 or wider: a
+float16 z overflows after a few dozen segments.
 """
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def state_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of M and z beside activations of `dtype`: float32 or wider."""
+    """The dtype of M and z for activations of `dtype`: float32 or wider."""
     return torch.promote_types(dtype, torch.float32)
 
 
@@ -20,7 +20,7 @@ def sigma(x: Tensor, scale: float) -> Tensor:
 
 
 def read(sigma_q: Tensor, memory: Tensor, norm: Tensor) -> Tensor:
-    """A_mem = sigma(q) M / (sigma(q) z) (equation 3); zero, not 0/0, where nothing was written.
+    """A_mem = sigma(q) M / (sigma(q) z) (equation 3); zero while the memory is empty.
 
     Args:
         sigma_q: [..., Q, D].
@@ -30,7 +30,7 @@ def read(sigma_q: Tensor, memory: Tensor, norm: Tensor) -> Tensor:
     Returns:
         [..., Q, Dv].
     """
-    # Autocast would multiply in bfloat16.
+    # Autocast would multiply in half precision.
     with torch.autocast(sigma_q.device.type, enabled=False):
         weight = sigma_q @ norm.unsqueeze(-1)
         return sigma_q @ memory / weight.clamp_min(torch.finfo(weight.dtype).tiny)
@@ -39,10 +39,10 @@ def read(sigma_q: Tensor, memory: Tensor, norm: Tensor) -> Tensor:
 def write(
     sigma_k: Tensor, values: Tensor, memory: Tensor, norm: Tensor, update: str
 ) -> tuple[Tensor, Tensor]:
-    """Every state of the memory while N segments are written one after another.
+    """Write N segments one after another and return every state of the memory.
 
     linear (equation 4): M += sigma(k)^T v. delta (equation 5): M += sigma(k)^T (v - sigma(k) M /
-    (sigma(k) z)), with the M and z from before the segment. Both: z += sum of sigma(k).
+    (sigma(k) z)), with M and z from before the segment. Both: z += sum of sigma(k).
 
     Args:
         sigma_k: [B, N, G, S, D], zero in empty slots.

@@ -1,4 +1,4 @@
-"""Generating with Infini-attention: every way gives the tokens of one shot without a cache."""
+"""Generation with Infini-attention: every mode gives the tokens of one pass without a cache."""
 
 import functools
 
@@ -40,15 +40,15 @@ def infini_model(**parameters):
 
 
 def prompts(lengths=(15, 11, 6, 2)):
-    """Padded on the left: ids and mask."""
+    """Left-padded ids and mask."""
     generator = torch.Generator().manual_seed(1)
     ids = torch.randint(1, 40, (len(lengths), max(lengths)), generator=generator)
     mask = torch.arange(max(lengths)) >= max(lengths) - torch.tensor(lengths)[:, None]
     return {"input_ids": ids * mask, "attention_mask": mask.long()}
 
 
-def greedy_by_hand(model, ids, alignment):
-    """A row at a time, its whole text at each step, no cache and no generate()."""
+def generate_uncached(model, ids, alignment):
+    """Greedy decoding of one row without generate() or cache: the whole text at each step."""
     length = model.config.infini["segment_length"]
     offset = torch.zeros(1, dtype=torch.long)
     if alignment == "end":
@@ -71,43 +71,43 @@ def greedy_by_hand(model, ids, alignment):
     ],
     ids=["linear", "delta", "published", "local"],
 )
-def test_every_way_gives_the_tokens_of_one_shot(alignment, parameters):
+def test_cached_chunked_and_padded_generation_match_uncached_decoding(alignment, parameters):
     model = infini_model(segment_alignment=alignment, **parameters)
     inputs = prompts()
     expected = torch.stack(
         [
-            greedy_by_hand(model, ids[mask.bool()][None], alignment)
+            generate_uncached(model, ids[mask.bool()][None], alignment)
             for ids, mask in zip(*inputs.values(), strict=True)
         ]
     )
     assert len({tuple(row) for row in expected.tolist()}) == len(expected)
     greedy = functools.partial(model.generate, **inputs, max_new_tokens=NEW_TOKENS, do_sample=False)
-    for ways in ({}, {"use_cache": False}, *({"prefill_chunk_size": n} for n in (1, 4, 6, 7))):
-        assert torch.equal(greedy(**ways)[:, 15:], expected), ways
+    for mode in ({}, {"use_cache": False}, *({"prefill_chunk_size": n} for n in (1, 4, 6, 7))):
+        assert torch.equal(greedy(**mode)[:, 15:], expected), mode
 
 
 @pytest.mark.parametrize("saved", ["start", "end"])
-def test_another_alignment_is_put_on_and_taken_off(saved):
+def test_another_alignment_can_be_applied_and_removed(saved):
     model = infini_model(segment_alignment=saved)
     inputs = prompts()
-    how = {"max_new_tokens": NEW_TOKENS, "do_sample": False}
-    own = model.generate(**inputs, **how)
+    settings = {"max_new_tokens": NEW_TOKENS, "do_sample": False}
+    own = model.generate(**inputs, **settings)
     for alignment in ("start", "end"):
-        expected = infini_model(segment_alignment=alignment).generate(**inputs, **how)
+        expected = infini_model(segment_alignment=alignment).generate(**inputs, **settings)
         with apply(model, InfiniAlignment(segment_alignment=alignment)):
-            assert torch.equal(model.generate(**inputs, **how), expected)
+            assert torch.equal(model.generate(**inputs, **settings), expected)
             assert torch.equal(expected, own) == (alignment == saved)
-        assert torch.equal(model.generate(**inputs, **how), own)
+        assert torch.equal(model.generate(**inputs, **settings), own)
 
 
-def test_alignment_is_for_infini_models():
+def test_alignment_needs_an_infini_model():
     with pytest.raises(ValueError, match="model_type llama has no Infini-attention"):
         apply(stock(), InfiniAlignment(segment_alignment="end"))
 
 
 @pytest.mark.parametrize("alignment", ["start", "end"])
 @pytest.mark.parametrize(
-    "ways",
+    "sampling",
     [
         {"num_beams": 3, "do_sample": False},
         {"num_beams": 3, "do_sample": False, "num_return_sequences": 2},
@@ -116,22 +116,21 @@ def test_alignment_is_for_infini_models():
     ],
     ids=["beams", "beams returned", "samples", "sampled beams"],
 )
-def test_rows_that_are_repeated_and_reordered_keep_their_state(alignment, ways):
+def test_repeated_and_reordered_rows_keep_their_state(alignment, sampling):
     model = infini_model(segment_alignment=alignment, update="delta")
-    found = []
+    generated = []
     for use_cache in (True, False):
         torch.manual_seed(3)
-        found.append(
-            model.generate(**prompts(), max_new_tokens=NEW_TOKENS, use_cache=use_cache, **ways)
+        generated.append(
+            model.generate(**prompts(), max_new_tokens=NEW_TOKENS, use_cache=use_cache, **sampling)
         )
-    assert torch.equal(*found)
-    if "num_return_sequences" in ways:
-        returned = found[0].unflatten(0, (4, -1))
+    assert torch.equal(*generated)
+    if "num_return_sequences" in sampling:
+        returned = generated[0].unflatten(0, (4, -1))
         assert not torch.equal(returned[:, 0], returned[:, 1])
 
 
-def test_a_conversation_goes_on_from_its_cache():
-    """A second generate() on the cache of the first."""
+def test_second_generation_continues_from_the_cache_of_the_first():
     model = infini_model(update="delta")
     inputs = prompts((15,))
     cache = InfiniCache(model.config)
@@ -142,29 +141,29 @@ def test_a_conversation_goes_on_from_its_cache():
     assert torch.equal(more(past_key_values=cache), more())
 
 
-def test_rows_of_the_cache_can_be_selected_repeated_and_forgotten():
+def test_cache_rows_can_be_selected_repeated_and_reset():
     model = infini_model(segment_alignment="end")
     inputs = prompts((14, 8))
     ids, mask = inputs.values()
     rows = torch.tensor([1, 0, 1])
 
-    def begun():
+    def start():
         with torch.no_grad():
             return model(ids[:, :11], attention_mask=mask[:, :11], use_cache=True).past_key_values
 
-    def going_on(rows, cache):
+    def resume(rows, cache):
         with torch.no_grad():
             return model(ids[rows, 11:], past_key_values=cache, use_cache=True).logits
 
-    expected = going_on(torch.tensor([0, 1]), begun())
+    expected = resume(torch.tensor([0, 1]), start())
     for change in ("reorder_cache", "batch_select_indices"):
-        cache = begun()
+        cache = start()
         getattr(cache, change)(rows)
-        torch.testing.assert_close(going_on(rows, cache), expected[rows], rtol=1e-9, atol=1e-9)
-    cache = begun()
+        torch.testing.assert_close(resume(rows, cache), expected[rows], rtol=1e-9, atol=1e-9)
+    cache = start()
     cache.batch_repeat_interleave(2)
     rows = torch.tensor([0, 0, 1, 1])
-    torch.testing.assert_close(going_on(rows, cache), expected[rows], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(resume(rows, cache), expected[rows], rtol=1e-9, atol=1e-9)
     cache.reset()
     assert cache.get_seq_length() == 0
     with torch.no_grad():
@@ -174,16 +173,16 @@ def test_rows_of_the_cache_can_be_selected_repeated_and_forgotten():
 
 
 @pytest.mark.parametrize(
-    ("ways", "reason"),
+    ("settings", "reason"),
     [
-        ({"cache_implementation": "static"}, "cache_implementation: static is not for"),
-        ({"prompt_lookup_num_tokens": 2}, "cannot forget tokens again"),
-        ({"assistant_model": stock}, "cannot forget tokens again"),
+        ({"cache_implementation": "static"}, "cache_implementation: static cannot be used"),
+        ({"prompt_lookup_num_tokens": 2}, "cannot remove tokens from its memory"),
+        ({"assistant_model": stock}, "cannot remove tokens from its memory"),
     ],
     ids=["static", "lookup", "assistant"],
 )
-def test_ways_that_take_tokens_back_are_refused(ways, reason):
-    ways = {key: value() if callable(value) else value for key, value in ways.items()}
+def test_generation_that_removes_tokens_is_refused(settings, reason):
+    settings = {key: value() if callable(value) else value for key, value in settings.items()}
     with pytest.raises(ValueError, match=reason) as caught:
-        infini_model().generate(**prompts((9,)), max_new_tokens=9, do_sample=False, **ways)
+        infini_model().generate(**prompts((9,)), max_new_tokens=9, do_sample=False, **settings)
     assert "\n" not in str(caught.value)
