@@ -1,9 +1,9 @@
-"""Tables and figures of config/ablation.yaml and config/forms.yaml, for docs/results/.
+"""Write the tables and figures of config/ablation.yaml and config/forms.yaml to docs/results/.
 
     .venv/bin/python -m benchmarks.ablation
 
-reads results/ablation/summary.parquet and results/forms/summary.parquet, which the workflow makes:
-`make run ARGS="--configfile config/ablation.yaml"`, and the same with config/forms.yaml.
+reads results/ablation/summary.parquet and results/forms/summary.parquet. Create them with
+`make run ARGS="--configfile config/ablation.yaml"`, and likewise for config/forms.yaml.
 """
 
 from pathlib import Path
@@ -28,9 +28,9 @@ FACTORS = {
     "skip-decode": "false",
     "density": "0.2",
 }
-"""The factors, and the value of each in the base form."""
+"""Factors, with the value of each in the base system."""
 OTHERS = ("random", "oracle", "box")
-"""Forms beside SketchWalk's sum of heads, as systems of the ablation begin."""
+"""Prefixes of systems other than SketchWalk with a sum over heads."""
 
 
 def main() -> None:
@@ -55,10 +55,10 @@ def _read(experiment: str) -> pl.DataFrame:
 
 
 def factor_points(summary: pl.DataFrame) -> pl.DataFrame:
-    """A row a form, factor, value and task; systems are named [form-]factor_value.
+    """One row per form, factor, value and task, from systems named [form-]factor_value.
 
-    The base form stands once for every factor, at its value there. Systems of no factor (dense,
-    presets) have none.
+    The base form is repeated for every factor, at its value. Systems outside the ablation (dense,
+    presets) have no factor.
     """
     rows = []
     for row in summary.iter_rows(named=True):
@@ -78,7 +78,7 @@ def factor_points(summary: pl.DataFrame) -> pl.DataFrame:
 
 
 def factors(points: pl.DataFrame) -> alt.TopLevelMixin:
-    """Accuracy by the value of each factor, a panel a factor; the base form filled."""
+    """Accuracy by the value of each factor, one panel per factor; the base form is filled."""
     shown = points.filter(pl.col("form").is_in(["sum", "random"]), pl.col("factor").is_not_null())
     shown = shown.with_columns(
         series=pl.when(pl.col("form") == "random").then(pl.lit("random, ")).otherwise(pl.lit(""))
@@ -124,13 +124,13 @@ def factors(points: pl.DataFrame) -> alt.TopLevelMixin:
             "pairs, all layers, prefill and decode",
             "Metric all, with 95 % intervals (Wilson); "
             + sample_size(of_base["n"], "answers per point"),
-            "random, the floor, where the factor could move it",
+            "random, the lower bound, where the factor can affect it",
         ],
     )
 
 
 def _value(value: str) -> tuple[bool, float, str]:
-    """Numbers in order, then words."""
+    """Sort key: numbers by value, then words."""
     try:
         return False, float(value), ""
     except ValueError:
@@ -138,7 +138,7 @@ def _value(value: str) -> tuple[bool, float, str]:
 
 
 def densities(points: pl.DataFrame) -> alt.TopLevelMixin:
-    """Accuracy by measured density of prefill, forms beside random and oracle."""
+    """Accuracy by measured density of prefill: all forms, random and oracle."""
     named = {
         "box": "box (ours)",
         "sum": "heads sum",

@@ -1,7 +1,7 @@
-"""The embedded model under each attention system: prefill, decode, memory, and infini's growth.
+"""Benchmark the embedded model with each attention system: prefill, decode, memory and growth.
 
-Weights matter little for time: seer's gates and infini's are fresh. The model was made for 32,768
-tokens; beyond, it is its time that is of interest.
+Weights hardly affect time, so the gates of seer and infini are untrained. The model supports 32,768
+tokens; beyond that only its time is meaningful.
 """
 
 import json
@@ -30,9 +30,9 @@ MODEL = ROOT / "resources" / "needlework-tiny"
 DENSE = "dense (sdpa)"
 KEPT_TOKENS = 1024
 _ROUNDS = 4
-"""Of which the first, that compiles and warms up, does not count."""
+"""Rounds; the first compiles and warms up, and does not count."""
 _DECODED = 8
-LINEAR_BAR = 1.1
+MAX_EXPONENT = 1.1
 
 
 def _blocks(size: int) -> dict[str, int]:
@@ -54,7 +54,7 @@ ORACLE = "oracle, block 64"
 
 @contextmanager
 def under(model: PreTrainedModel, system: Attention | None) -> Iterator[PreTrainedModel]:
-    """The model under a system; None: its own attention."""
+    """The model with a system applied; None: its own attention."""
     if system is None:
         yield model
     elif system.converts_model:
@@ -84,14 +84,14 @@ def prompt(model: PreTrainedModel, tokens: int) -> Tensor:
 
 @torch.inference_mode()
 def prefill_seconds(model: PreTrainedModel, ids: Tensor) -> tuple[object, float]:
-    """The cache, and the seconds of one prefill."""
+    """Cache and seconds of one prefill."""
     out, seconds = timed(lambda: model(ids, use_cache=True, logits_to_keep=1), model.device)
     return out.past_key_values, seconds
 
 
 @torch.inference_mode()
 def _decode_seconds(model: PreTrainedModel, ids: Tensor, cache: object) -> float:
-    """Of one token, the mean over some."""
+    """Mean seconds per decoded token."""
 
     def decode() -> None:
         for _ in range(_DECODED):
@@ -100,22 +100,22 @@ def _decode_seconds(model: PreTrainedModel, ids: Tensor, cache: object) -> float
     return timed(decode, model.device)[1] / _DECODED
 
 
-def turns_table(lengths: tuple[int, ...] = (4096, 32768)) -> str:
-    """Prefill and decode of each system over stock attention, all by turns."""
+def model_table(lengths: tuple[int, ...] = (4096, 32768)) -> str:
+    """Prefill and decode of each system relative to stock attention, in alternating rounds."""
     model = opened()
     lines = [
-        "# Attention systems beside stock attention: the whole model",
+        "# Attention systems and stock attention: whole model",
         "",
         f"The embedded model ({model.config.num_hidden_layers} layers, "
         f"{model.config.num_attention_heads} heads, d {model.config.head_dim}), batch 1, one"
-        f" thread; every layer sparse, {KEPT_TOKENS:,} tokens kept for each row",
-        "of blocks, sketchwalk with `heads: sum`, gates fresh. Ratio: time over that of stock"
+        f" thread; every layer sparse, {KEPT_TOKENS:,} tokens kept per row",
+        "of blocks, sketchwalk with `heads: sum`, untrained gates. Ratio: time relative to stock"
         " attention in the same",
-        f"round, median of {_ROUNDS - 1} after one of warm-up; below 1 is faster. `oracle` computes"
-        " all probabilities to choose",
-        "from, in plain products: it saves nothing and is left out above the first length.",
+        f"round, median of {_ROUNDS - 1} after a warm-up; below 1 is faster. `oracle` computes all"
+        " probabilities to choose",
+        "from, so it saves nothing and is only measured at the first length.",
         "",
-        "| system | tokens | prefill ms | prefill ratio | decode ms a token | decode ratio |",
+        "| system | tokens | prefill ms | prefill ratio | decode ms per token | decode ratio |",
         "|---|---|---|---|---|---|",
     ]
     for length in lengths:
@@ -146,19 +146,19 @@ def _pairs(times: list, dense: list) -> Iterator[tuple]:
 
 
 def long_table(lengths: tuple[int, ...] = (32768, 131072), names: Iterable[str] = SYSTEMS) -> str:
-    """Prefill of each system in a process of its own, so that peaks of memory can be told."""
+    """Prefill of each system in a separate process, to measure its peak memory."""
     lines = [
-        "# Whole-model prefill of long prompts, and its peak memory",
+        "# Prefill of long prompts: whole model, with peak memory",
         "",
-        "As above; each system in a process of its own, one prefill at each length after a warm-up"
+        "As above; each system in a separate process, one prefill per length after a warm-up"
         f" at {lengths[0] // 2:,}",
-        "tokens. Memory: the largest the process (on CUDA: its tensors) was, above what it held"
-        " before; the keys and",
-        "values of all layers are in it. n x n scores of one head, float32, would be "
+        "tokens. Memory: peak of the process (on CUDA: of its tensors) above what it held before,"
+        " including the keys and",
+        "values of all layers. The n x n scores of one head in float32 would take "
         + ", ".join(f"{4 * n * n / 1e6:,.0f} MB at {n:,}" for n in lengths)
         + ".",
         "",
-        "| system | tokens | prefill s | times faster | us a token | peak MB more |",
+        "| system | tokens | prefill s | speed-up | us per token | extra peak MB |",
         "|---|---|---|---|---|---|",
     ]
     dense: dict[int, float] = {}
@@ -175,26 +175,27 @@ def long_table(lengths: tuple[int, ...] = (32768, 131072), names: Iterable[str] 
 
 
 def _in_own_process(name: str, lengths: tuple[int, ...]) -> Iterator[tuple[int, float, int]]:
-    """Tokens, seconds and bytes, as they are measured."""
-    command = [sys.executable, "-m", "benchmarks.prefill_alone", name, *map(str, lengths)]
+    """Tokens, seconds and peak bytes of each length."""
+    command = [sys.executable, "-m", "benchmarks.prefill_process", name, *map(str, lengths)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         for line in process.stdout:
             yield tuple(json.loads(line))
     if process.returncode:
-        sys.exit(f"benchmarks: prefill under {name} ended with {process.returncode}")
+        sys.exit(f"benchmarks: prefill with {name} exited with status {process.returncode}")
 
 
 def infini_table(lengths: tuple[int, ...] = (2048, 4096, 8192, 16384, 32768)) -> str:
-    """Prefill under Infini-attention, by length."""
+    """Prefill time of Infini-attention by length."""
     model, system = opened(), Infini()
     lines = [
-        "# Infini-attention's growth with length",
+        "# Infini-attention: growth with length",
         "",
-        f"The embedded model converted, segments of {system.segment_length:,} tokens, prefill;"
-        f" lengths by turns, median of {_ROUNDS - 1} after one of",
-        "warm-up.",
+        f"Prefill of the converted embedded model, segments of {system.segment_length:,} tokens; "
+        f"lengths"
+        f" alternate, median of {_ROUNDS - 1} rounds after",
+        "a warm-up.",
         "",
-        "| tokens | prefill ms | us a token |",
+        "| tokens | prefill ms | us per token |",
         "|---|---|---|",
     ]
     rounds: dict[int, list[float]] = {length: [] for length in lengths}
@@ -210,7 +211,7 @@ def infini_table(lengths: tuple[int, ...] = (2048, 4096, 8192, 16384, 32768)) ->
     lines += [
         "",
         f"Prefill time grows as n^{exponent:.2f} "
-        f"({verdict(f'<= {LINEAR_BAR}', exponent <= LINEAR_BAR)}; 1 is linear).",
+        f"({verdict(f'<= {MAX_EXPONENT}', exponent <= MAX_EXPONENT)}; 1 is linear).",
     ]
     print("\n".join(lines[-len(lengths) - 2 :]), file=sys.stderr, flush=True)
     return "\n".join(lines) + "\n"

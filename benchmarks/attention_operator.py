@@ -1,7 +1,8 @@
-"""The attention operator: what one sparse layer does with queries, keys and values, beside dense.
+"""Benchmark one sparse attention layer against dense attention on the same queries, keys and
+values.
 
-The layer is SketchWalk's: choose blocks, and attend to them. Dense is the fastest of the kernels
-that torch's scaled_dot_product_attention has on the device.
+The sparse layer is SketchWalk's: choose blocks, then attend to them. Dense is the fastest kernel of
+torch's scaled_dot_product_attention on the device.
 """
 
 import sys
@@ -25,15 +26,15 @@ from needlework.attention.masks import LazyMask
 from needlework.attention.methods.sketchwalk import Method
 
 ROUNDS = 4
-"""Of which the first, that compiles and warms up, does not count."""
+"""Rounds; the first compiles and warms up, and does not count."""
 DECODED = 33
-"""Tokens decoded, the last ones; each is a round, and again the first does not count."""
-# As many blocks at every length: the cost should then grow as the length does.
+"""Last tokens, decoded one per round; the first does not count."""
+# The same number of blocks at every length, so the cost should grow linearly.
 FIXED = "16 blocks"
-GROWTH_BAR = 1.2
+MAX_EXPONENT = 1.2
 
 System = Callable[[int], SketchWalk]
-"""The system at so many tokens."""
+"""Tokens -> system."""
 
 
 def _share(share: int, **form) -> System:
@@ -45,8 +46,8 @@ def _density(density: float) -> System:
 
 
 @dataclass(frozen=True)
-class Setting:
-    """A shape of layer, and what is measured with it."""
+class Case:
+    """Shape of a layer, what to measure with it, and targets."""
 
     heads: int
     kv_heads: int
@@ -55,10 +56,10 @@ class Setting:
     dtypes: tuple[torch.dtype, ...]
     prefill: dict[str, System]
     decode: dict[str, System]
-    bars: dict[tuple, float]
-    """(stage, tokens, dtype, kept) -> how many times faster than dense it has to be."""
-    choosing_bars: dict[tuple, float] = field(default_factory=dict)
-    """The same -> the largest share of the time that choosing may take."""
+    min_speedup: dict[tuple, float]
+    """(stage, tokens, dtype, kept) -> minimum speed-up over dense."""
+    max_choosing_share: dict[tuple, float] = field(default_factory=dict)
+    """(stage, tokens, dtype, kept) -> maximum share of the time spent on choosing blocks."""
 
 
 _SHARES = {
@@ -67,7 +68,7 @@ _SHARES = {
     "1/8 of all blocks": _share(8),
     FIXED: lambda n: SketchWalk(top_k_blocks=16),
 }
-CPU = Setting(
+CPU = Case(
     heads=8,
     kv_heads=8,
     d=64,
@@ -75,19 +76,19 @@ CPU = Setting(
     dtypes=(torch.float32, torch.bfloat16),
     prefill=_SHARES,
     decode=_SHARES,
-    bars={
+    min_speedup={
         ("prefill", 16384, torch.float32, "1/16 of all blocks"): 2.5,
         ("prefill", 16384, torch.bfloat16, "1/16 of all blocks"): 4.0,
         ("decode", 32768, torch.float32, "1/16 of all blocks"): 8.0,
         ("decode", 32768, torch.bfloat16, "1/16 of all blocks"): 8.0,
     },
-    choosing_bars={
+    max_choosing_share={
         ("prefill", 16384, dtype, "1/16 of all blocks"): 0.15
         for dtype in (torch.float32, torch.bfloat16)
     },
 )
 # The shape of a layer of Llama 3.1 8B.
-CUDA = Setting(
+CUDA = Case(
     heads=32,
     kv_heads=8,
     d=128,
@@ -95,7 +96,7 @@ CUDA = Setting(
     dtypes=(torch.bfloat16,),
     prefill={"density 0.2": _density(0.2), "density 0.1": _density(0.1), FIXED: _SHARES[FIXED]},
     decode={"density 0.1": _density(0.1), "density 0.05": _density(0.05)},
-    bars={
+    min_speedup={
         ("prefill", 131072, torch.bfloat16, "density 0.2"): 4.2,
         ("prefill", 131072, torch.bfloat16, "density 0.1"): 7.0,
         ("decode", 131072, torch.bfloat16, "density 0.05"): 5.0,
@@ -103,40 +104,43 @@ CUDA = Setting(
 )
 
 
-def operator_table(setting: Setting | None = None, device: str | None = None) -> str:
-    """Prefill and decode at several lengths and kept shares, and growth with length."""
+def operator_table(case: Case | None = None, device: str | None = None) -> str:
+    """Prefill and decode by length and kept blocks, and growth with length."""
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    setting = setting or (CUDA if device == "cuda" else CPU)
+    case = case or (CUDA if device == "cuda" else CPU)
     lines = [
-        "# Attention operator: SketchWalk beside dense",
+        "# Attention operator: SketchWalk and dense",
         "",
-        f"One layer, batch 1, {setting.heads} heads over {setting.kv_heads} of keys, d {setting.d},"
+        f"One layer, batch 1, {case.heads} heads over {case.kv_heads} of keys, d {case.d},"
         f" blocks of 64 tokens, {'CUDA' if device == 'cuda' else 'one thread'}.",
-        f"Median of {ROUNDS - 1} rounds (decode: {DECODED - 1} tokens) after one of warm-up; in a"
-        " round dense and every sparse",
-        "form take turns. Sparse time includes the choice of blocks, whose share is given; paper"
-        " form (head",
-        "means) unless `heads: sum` is named. Pairs: (query, key) pairs attended to over causal"
-        " pairs. Dense: the",
-        "fastest of scaled_dot_product_attention's kernels, named. Bar: what has to be reached.",
+        f"Median of {ROUNDS - 1} rounds (decode: {DECODED - 1} tokens) after a warm-up; dense and "
+        f"all"
+        " sparse variants",
+        "alternate within a round. Sparse time includes choosing blocks (share given). Paper "
+        "variant"
+        " (mean over",
+        "heads) unless `heads: sum` is stated. Pairs: attended (query, key) pairs over causal "
+        "pairs."
+        " Dense: the",
+        "fastest kernel of scaled_dot_product_attention, named in `kernel`.",
         "",
-        "| stage | tokens | dtype | kept | pairs | dense ms | by | sparse ms | of it choosing | "
-        "times faster | bar |",
+        "| stage | tokens | dtype | kept | pairs | dense ms | kernel | sparse ms | choosing | "
+        "speed-up | target |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     growth = []
-    for dtype in setting.dtypes:
+    for dtype in case.dtypes:
         fixed = {}
-        for n in setting.lengths:
-            heads = (setting.heads, setting.kv_heads, setting.kv_heads)
-            tensors = [_normal((1, h, n, setting.d), dtype, device, i) for i, h in enumerate(heads)]
+        for n in case.lengths:
+            heads = (case.heads, case.kv_heads, case.kv_heads)
+            tensors = [_normal((1, h, n, case.d), dtype, device, i) for i, h in enumerate(heads)]
             for stage in ("prefill", "decode"):
-                found = _measure(stage, *tensors, getattr(setting, stage))
-                for kept, row in found.items():
-                    lines.append(_line(stage, n, dtype, kept, row, setting))
+                results = _measure(stage, *tensors, getattr(case, stage))
+                for kept, row in results.items():
+                    lines.append(_line(stage, n, dtype, kept, row, case))
                     print(lines[-1], file=sys.stderr, flush=True)
                 if stage == "prefill":
-                    fixed[n] = found[FIXED]
+                    fixed[n] = results[FIXED]
         growth.append(_growth(dtype, fixed))
     return "\n".join([*lines, "", *growth, ""])
 
@@ -148,7 +152,7 @@ def _normal(shape: tuple[int, ...], dtype: torch.dtype, device: str, seed: int) 
 
 @dataclass(frozen=True)
 class _Row:
-    """Medians, in seconds; `ratio` is the median of the rounds' ratios."""
+    """Median seconds; `ratio` is the median of the ratios of each round."""
 
     dense: float
     backend: str
@@ -158,14 +162,14 @@ class _Row:
     density: float
 
 
-def _line(stage: str, n: int, dtype: torch.dtype, kept: str, row: _Row, setting: Setting) -> str:
+def _line(stage: str, n: int, dtype: torch.dtype, kept: str, row: _Row, case: Case) -> str:
     at, share = (stage, n, dtype, kept), row.choosing / row.sparse
     marks = []
-    if at in setting.bars:
-        marks.append(verdict(f">= {setting.bars[at]:g}", row.ratio >= setting.bars[at]))
-    if at in setting.choosing_bars:
-        bar = setting.choosing_bars[at]
-        marks.append(verdict(f"choosing <= {bar:.0%}", share <= bar))
+    if at in case.min_speedup:
+        marks.append(verdict(f">= {case.min_speedup[at]:g}", row.ratio >= case.min_speedup[at]))
+    if at in case.max_choosing_share:
+        limit = case.max_choosing_share[at]
+        marks.append(verdict(f"choosing <= {limit:.0%}", share <= limit))
     return (
         f"| {stage} | {n:,} | {str(dtype)[6:]} | {kept} | {row.density:.1%} | "
         f"{1e3 * row.dense:.2f} | {row.backend} | {1e3 * row.sparse:.2f} | {share:.0%} | "
@@ -181,7 +185,7 @@ def _growth(dtype: torch.dtype, fixed: dict[int, _Row]) -> str:
     )
     return (
         f"{str(dtype)[6:]}: prefill time grows as n^{sparse:.2f} with {FIXED} kept "
-        f"({verdict(f'< {GROWTH_BAR}', sparse < GROWTH_BAR)}), as n^{dense:.2f} dense "
+        f"({verdict(f'< {MAX_EXPONENT}', sparse < MAX_EXPONENT)}), as n^{dense:.2f} dense "
         f"({first:,} to {last:,} tokens)."
     )
 
@@ -190,7 +194,7 @@ def _growth(dtype: torch.dtype, fixed: dict[int, _Row]) -> str:
 def _measure(
     stage: str, query: Tensor, key: Tensor, value: Tensor, systems: dict[str, System]
 ) -> dict[str, _Row]:
-    """Of each system; all of them and dense by turns, round by round."""
+    """Measure all systems and dense attention, alternating in each round."""
     n = key.shape[2]
     systems = {kept: system(n) for kept, system in systems.items()}
     rounds = _prefills if stage == "prefill" else _decodes
@@ -205,18 +209,18 @@ def _measure(
             *seconds, pairs[kept] = layer.seconds(q, k, v)
             sparse[kept].append(seconds)
     backend = min(dense, key=lambda name: median(dense[name][1:]))
-    theirs, found = dense[backend][1:], {}
+    dense_seconds, results = dense[backend][1:], {}
     for kept, seconds in sparse.items():
         own = [choosing + attending for choosing, attending in seconds[1:]]
-        found[kept] = _Row(
-            dense=median(theirs),
+        results[kept] = _Row(
+            dense=median(dense_seconds),
             backend=backend,
             choosing=median(choosing for choosing, _ in seconds[1:]),
             sparse=median(own),
-            ratio=median(d / s for d, s in zip(theirs, own, strict=True)),
+            ratio=median(d / s for d, s in zip(dense_seconds, own, strict=True)),
             density=float(pairs[kept]) / causal,
         )
-    return found
+    return results
 
 
 _Rounds = Iterator[tuple[Tensor, Tensor, Tensor, dict[str, "_Layer"]]]
@@ -228,7 +232,7 @@ def _prefills(query: Tensor, key: Tensor, value: Tensor, systems: dict[str, Sket
 
 
 def _decodes(query: Tensor, key: Tensor, value: Tensor, systems: dict[str, SketchWalk]) -> _Rounds:
-    """Each of the last tokens upon a cache of those before it."""
+    """Each of the last tokens with a cache of those before it."""
     layers = {kept: _Layer(system) for kept, system in systems.items()}
     n = key.shape[2]
     for layer in layers.values():
@@ -238,14 +242,14 @@ def _decodes(query: Tensor, key: Tensor, value: Tensor, systems: dict[str, Sketc
 
 
 class _Layer:
-    """Two sparse layers in a row, of which the second is timed: its walk continues the first's."""
+    """Two consecutive sparse layers; the second, which continues the first's walk, is timed."""
 
     def __init__(self, system: SketchWalk):
         self.system, self.selector = system, Method(system)
         self.state = State(system.block_size)
 
     def choose(self, query: Tensor, key: Tensor) -> tuple[Tensor, Blocks, float]:
-        """The choice of the second layer, the blocks chosen from, and its seconds."""
+        """Blocks that the second layer keeps, all blocks, and the seconds to choose."""
         total = key.shape[2]
         forward = Forward(self.state)
         mask = LazyMask(len(query), query.shape[2], total, total - query.shape[2])
@@ -258,7 +262,7 @@ class _Layer:
         return chosen, forward.blocks, seconds
 
     def seconds(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[float, float, Tensor]:
-        """Of choosing and of attending, and the pairs attended to."""
+        """Seconds to choose, seconds to attend, and the number of attended pairs."""
         chosen, blocks, choosing = self.choose(query, key)
         (_, pairs), attending = timed(
             lambda: attend(query, key, value, chosen, blocks), query.device
@@ -270,20 +274,20 @@ _KERNELS = {"flash": SDPBackend.FLASH_ATTENTION, "cuDNN": SDPBackend.CUDNN_ATTEN
 
 
 def _backends(query: Tensor, key: Tensor, value: Tensor, is_causal: bool) -> list[str]:
-    """Names of the dense kernels that serve such tensors on their device."""
+    """Names of the dense kernels that support such tensors on their device."""
     if not query.is_cuda:
         return ["sdpa"]
     query = query if is_causal else query[:, :, -1:]
-    served = []
+    supported = []
     for name in _KERNELS:
         try:
             _dense_seconds(query, key, value, name)
-            served.append(name)
+            supported.append(name)
         except RuntimeError as error:
-            print(f"{name} does not serve {tuple(query.shape)}: {error}", file=sys.stderr)
-    if not served:
-        sys.exit(f"benchmarks: neither of {', '.join(_KERNELS)} serves {tuple(query.shape)}")
-    return served
+            print(f"{name} does not support {tuple(query.shape)}: {error}", file=sys.stderr)
+    if not supported:
+        sys.exit(f"benchmarks: none of {', '.join(_KERNELS)} supports {tuple(query.shape)}")
+    return supported
 
 
 def _dense_seconds(query: Tensor, key: Tensor, value: Tensor, backend: str) -> float:

@@ -1,9 +1,9 @@
-"""Making samples: CPU seconds of ours beside lm-evaluation-harness's own generators.
+"""Benchmark sample generation against lm-evaluation-harness, in CPU seconds.
 
-Each measurement is a process of its own, start-up included: open the tokenizer, make 100 samples of
-one task at one length, in one thread. Ours also fills to the token and writes the Parquet table.
-lm-eval's generators are called unmodified, in an environment of its own (`make bench` sets it up).
-The tokenizer is an 8k byte-level BPE trained here.
+Each measurement is a separate process including start-up: open the tokenizer and generate 100
+samples of one task at one length in one thread. needlework also fills prompts to the exact token
+and writes a Parquet table. lm-eval's generators run unmodified in a separate environment, which
+`make bench` creates. The tokenizer is an 8k byte-level BPE trained here.
 """
 
 import os
@@ -30,21 +30,23 @@ TASKS = (
 
 
 def generation_table() -> str:
-    """The table, in Markdown.
+    """The table as Markdown.
 
     Raises:
-        SystemExit: lm-eval's environment is not there.
+        SystemExit: lm-eval's environment does not exist.
     """
     if not PEER.exists():
-        sys.exit(f"benchmarks: no lm-eval in {PEER.parent.parent}; run `make bench`")
+        sys.exit(f"benchmarks: {PEER.parent.parent} does not exist; run `make bench` to create it")
     lines = [
-        "# Making samples beside lm-evaluation-harness",
+        "# Sample generation: needlework and lm-evaluation-harness",
         "",
         f"CPU seconds for {SAMPLES} samples, one thread, start-up included, 8k byte-level BPE;",
-        "tokenizing: the same prompts once each, without start-up. lm-eval 0.4.13, its generators",
-        "unmodified. Ours fills to the token, records where needles stand, and writes Parquet.",
+        "tokenizing: each prompt once, without start-up. lm-eval 0.4.13, unmodified. needlework "
+        "fills",
+        "prompts to the exact token, records needle positions, and writes Parquet.",
         "",
-        "| task | tokens | ours | lm-eval | times less | tokenizing | mean fill ours | lm-eval's |",
+        "| task | tokens | needlework | lm-eval | ratio | tokenizing | mean fill needlework | "
+        "lm-eval |",
         "|---|---|---|---|---|---|---|---|",
     ]
     with tempfile.TemporaryDirectory() as scratch:
@@ -75,7 +77,7 @@ def _row(folder: Path, task: str, length: int) -> str:
 
 
 def _prepare(folder: Path) -> None:
-    """A tokenizer, an essay and Punkt data, where lm-eval looks for them."""
+    """Write a tokenizer, essays and Punkt data where lm-eval looks for them."""
     random = Random(0)
     text = [" ".join(random_sentence(random) for _ in range(10)) for _ in range(3000)]
     numbers = [str(random.randrange(10**7)) for _ in range(2000)]
@@ -91,7 +93,7 @@ def _prepare(folder: Path) -> None:
     pl.DataFrame({"text": text}).write_ndjson(essays / "train.jsonl")
     punkt = folder / "nltk_data" / "tokenizers" / "punkt_tab" / "english"
     punkt.mkdir(parents=True)
-    # Data of Punkt that knows no abbreviation: the text has none.
+    # Punkt data without abbreviations; the text has none.
     for name in ("abbrev_types.txt", "collocations.tab", "ortho_context.tab", "sent_starters.txt"):
         (punkt / name).touch()
 

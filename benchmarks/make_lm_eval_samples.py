@@ -1,4 +1,4 @@
-"""lm-evaluation-harness's own generators, unmodified: task, tokens, samples."""
+"""Generate samples with lm-evaluation-harness, unmodified. Arguments: task, tokens, samples."""
 
 import sys
 from pathlib import Path
@@ -45,5 +45,5 @@ else:
     from lm_eval.tasks.ruler import fwe_utils
 
     rows = fwe_utils.sys_kwext(tokenizer=tokenizer, max_seq_length=length, num_samples=count)
-fill = sum(row["length"] for row in rows) / len(rows) / length
-Path(f"lm-eval-{task}-{length}.txt").write_text(str(fill))
+fill_ratio = sum(row["length"] for row in rows) / len(rows) / length
+Path(f"lm-eval-{task}-{length}.txt").write_text(str(fill_ratio))

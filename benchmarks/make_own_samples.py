@@ -1,4 +1,4 @@
-"""Ours, in a process of its own: task, tokens, samples."""
+"""Generate samples with needlework. Arguments: task, tokens, samples."""
 
 import sys
 

@@ -1,7 +1,7 @@
-"""The plan beside what is measured: cache and peak memory of random models of many families.
+"""Compare planned with measured memory for random models of many families.
 
-Each line is a process of its own that opens a checkpoint from disk and answers one prompt on the
-CPU in one thread.
+Each row is a separate process that opens a checkpoint from disk and answers one prompt on the CPU
+in one thread.
 """
 
 import shutil
@@ -41,7 +41,7 @@ _LATENT = {
 _TURNS = {"layer_types": ["sliding_attention", "full_attention"] * 2, "sliding_window": 512}
 _WALK = {"type": "sketchwalk", "heads": "sum", "block_size": 16, "density": 0.2}
 _X = {"type": "xattention", "block_size": 64, "density": 0.2}
-# Family, keys beside _COMMON, dtype, attention, tokens.
+# Family, config keys besides _COMMON, dtype, attention, tokens.
 SHAPES = [
     ("llama", {}, "float32", None, 4096),
     ("llama", {}, "bfloat16", None, 4096),
@@ -66,17 +66,19 @@ SHAPES = [
 
 
 def plan_table() -> str:
-    """The table, in Markdown."""
+    """The table as Markdown."""
     lines = [
-        "# The plan beside what is measured",
+        "# Planned and measured memory",
         "",
-        "Random models of four layers, hidden 256, from disk; one prompt each on the CPU, one",
-        f"thread, {NEW_TOKENS} new tokens. Peak: most resident memory of the process, of which "
+        "Random models with four layers and hidden size 256, loaded from disk; one prompt each "
+        "on the",
+        f"CPU in one thread, {NEW_TOKENS} new tokens. Peak: peak resident memory; the plan "
+        f"includes "
         f"{PROCESS_BYTES // 2**20} MiB",
-        "are planned for the process itself. Planned from config.json alone.",
+        "for the process itself. Plans use config.json only.",
         "",
-        "| family | system | dtype | tokens | cache planned | measured | off | peak planned "
-        "| measured | off |",
+        "| family | system | dtype | tokens | cache planned | measured | error | peak planned "
+        "| measured | error |",
         "|---|---|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for shape in SHAPES:
@@ -86,7 +88,7 @@ def plan_table() -> str:
 
 
 def row(family: str, keys: dict, dtype: str, attention: dict | None, tokens: int) -> str:
-    """One line of the table."""
+    """One row of the table."""
     system = TypeAdapter(AnyAttention | None).validate_python(attention)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -97,26 +99,26 @@ def row(family: str, keys: dict, dtype: str, attention: dict | None, tokens: int
         own = method if system is not None and system.converts_model else None
         model = Model(Shape(open_config(folder), dtype), own)
         planned = model.cost(method, tokens, devices()["cpu"])
-        # Spawned: a forked process begins at its parent's size.
+        # Spawn, because a forked process starts at its parent's size.
         with get_context("spawn").Pool(1) as pool:
             pool.apply(make_random, (folder, dtype))
         with get_context("spawn").Pool(1) as pool:
             cache, peak = pool.apply(_answer, (folder, dtype, system, tokens))
     return (
         f"| {family} | {attention['type'] if attention else 'dense'} | {dtype} | {tokens:,} "
-        f"| {beside(planned.cache_bytes, cache)} | {beside(planned.peak_bytes, peak)} |"
+        f"| {compared(planned.cache_bytes, cache)} | {compared(planned.peak_bytes, peak)} |"
     )
 
 
 def make_random(folder: Path, dtype: str) -> None:
-    """Save a random model beside its config.json."""
+    """Save a random model next to its config.json."""
     config = AutoConfig.from_pretrained(folder)
     model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
     model.save_pretrained(folder)
 
 
 def _answer(folder: Path, dtype: str, system: AnyAttention | None, tokens: int) -> tuple[int, int]:
-    """Bytes of the cache at the end, and most that the process held."""
+    """Cache bytes at the end, and peak bytes of the process."""
     model, _ = open_model(folder, dtype=dtype)
     if system is not None and system.converts_model:
         model = convert(model, system)
@@ -130,6 +132,7 @@ def _answer(folder: Path, dtype: str, system: AnyAttention | None, tokens: int) 
     return cache_bytes(answer.past_key_values), peak_memory_bytes()
 
 
-def beside(planned: int, measured: int) -> str:
-    off = 100 * (planned / measured - 1)
-    return f"{planned / 2**20:,.1f} MiB | {measured / 2**20:,.1f} MiB | {off:+.1f} %"
+def compared(planned: int, measured: int) -> str:
+    """Cells with planned bytes, measured bytes and the relative error."""
+    error = 100 * (planned / measured - 1)
+    return f"{planned / 2**20:,.1f} MiB | {measured / 2**20:,.1f} MiB | {error:+.1f} %"

@@ -1,8 +1,8 @@
-"""Table and figure of config/infini-recipes.yaml, for docs/training.md.
+"""Write the table and figure of config/infini-recipes.yaml for docs/training.md.
 
     .venv/bin/python -m benchmarks.recipes
 
-reads results/infini-recipes/, which the workflow makes:
+reads results/infini-recipes/. Create it with
 `make run ARGS="--configfile config/infini-recipes.yaml"`.
 """
 
@@ -35,7 +35,7 @@ FACTORS = {
         "random": "random / end",
     },
 }
-"""The factors, and the systems that stand for their values."""
+"""Factors, with the system and label of each value."""
 
 
 def main() -> None:
@@ -48,8 +48,11 @@ def main() -> None:
 
 
 def by_seed() -> pl.DataFrame:
-    """factor, value, seed, length, n, correct, gate (the mean of all in the end), and learnt_steps,
-    steps until the training loss was first below LEARNT."""
+    """One row per factor, value, seed and length: n, correct, gate and learnt_steps.
+
+    `gate` is the final mean over all gates; `learnt_steps` is the first step with a training loss
+    below LEARNT.
+    """
     summary = pl.read_parquet(RESULTS / "summary.parquet")
     summary = summary.filter(pl.col("depth_percent").is_null(), pl.col("metric") == "all")
     rows = []
@@ -77,8 +80,8 @@ def by_seed() -> pl.DataFrame:
 
 
 def pooled(seeds: pl.DataFrame) -> pl.DataFrame:
-    """A row a factor, value and length: accuracy of all seeds' answers with its Wilson interval,
-    and of the worst and best seed."""
+    """One row per factor, value and length: pooled accuracy with its Wilson interval, and the
+    accuracy of the worst and best seed."""
     accuracy = pl.col("correct") / pl.col("n")
     points = seeds.group_by("factor", "value", "length", maintain_order=True).agg(
         seeds=pl.len(),
@@ -101,7 +104,7 @@ def pooled(seeds: pl.DataFrame) -> pl.DataFrame:
 
 
 def chart(points: pl.DataFrame, seeds: pl.DataFrame) -> alt.TopLevelMixin:
-    """Accuracy by the value of each factor, a row of panels a factor and a column a length."""
+    """Accuracy by the value of each factor: one row of panels per factor, one column per length."""
     shown = points.with_columns(pl.col("accuracy", "ci_low", "ci_high") * 100)
     dots = seeds.with_columns(percent=100 * pl.col("correct") / pl.col("n"))
     rows = []
@@ -129,7 +132,7 @@ def chart(points: pl.DataFrame, seeds: pl.DataFrame) -> alt.TopLevelMixin:
         alt.vconcat(*rows),
         "Recipes of Infini-attention: one factor at a time, passkey",
         [
-            "Bar: all seeds together, with the 95 % interval (Wilson); circles: the seeds",
+            "Bars: all seeds pooled, with 95 % intervals (Wilson); circles: single seeds",
             sample_size(points["n"], "answers per bar") + "; segments of 128 tokens",
         ],
     )

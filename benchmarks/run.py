@@ -1,7 +1,7 @@
-"""`make bench`: ratios against peers, measured side by side in one run, as Markdown.
+"""Run the benchmarks (`make bench`) and write their tables as Markdown.
 
-Each table goes to benchmarks/results/<name>.md with date, processor, versions and commit. Names as
-arguments run those parts alone: `make bench PARTS=attention`.
+Each table goes to benchmarks/results/<name>.md with date, processor, versions and commit. Arguments
+select parts: `make bench PARTS=attention`.
 """
 
 import os
@@ -37,7 +37,7 @@ def main() -> None:
     }
     for name in sys.argv[1:] or parts:
         if name not in parts:
-            sys.exit(f"benchmarks: no part {name}; name {' or '.join(parts)}")
+            sys.exit(f"benchmarks: unknown part {name}; choose from {', '.join(parts)}")
         table = parts[name]()
         path = ROOT / "benchmarks" / "results" / f"{name}.md"
         path.write_text(f"{table}\n{_conditions()}")

@@ -1,9 +1,9 @@
-"""Streaming perplexity: the strided loop of Hugging Face's guide beside ours, and a million tokens.
+"""Benchmark streaming perplexity against the strided loop of Hugging Face's guide.
 
-The embedded model and generated text, one thread, one process. The guide's loop stands here as the
-guide has it: whole logits of each window, the model's own loss, one window at a time. A million
-tokens go through Infini-attention (the embedded model's weights, gates at their start) from a file;
-STREAM_TOKENS=1000000,10000000 names other lengths.
+The embedded model on generated text, with one process and one thread. The guide's loop is
+unchanged: full logits of each window, the model's own loss, one window at a time. A million tokens
+from a file go through Infini-attention (weights of the embedded model, untrained gates);
+STREAM_TOKENS=1000000,10000000 sets other lengths.
 """
 
 import math
@@ -31,7 +31,7 @@ LENGTHS = [int(tokens) for tokens in os.environ.get("STREAM_TOKENS", "1000000").
 
 
 def streaming_table() -> str:
-    """The tables, in Markdown."""
+    """The tables as Markdown."""
     model, tokenizer = open_model(MODEL, device="cpu")
     infini = convert(model, Infini(segment_length=128))
     with tempfile.TemporaryDirectory() as folder:
@@ -40,46 +40,46 @@ def streaming_table() -> str:
         text = iter(lambda: "".join(islice(sentences, 256)), "")
         write_tokens([encoded(text, tokenizer.backend_tokenizer)], file, max(LENGTHS))
         ids = np.load(file, mmap_mode="r")[:TOKENS].astype(np.int64)
-        parts = [_beside(model, ids), _overlaps(model, ids), _chunks(model, infini, ids)]
+        parts = [_against_guide(model, ids), _overlaps(model, ids), _chunks(model, infini, ids)]
         parts += [_millions(infini, file)]
     return "# Streaming perplexity\n\n" + "\n".join(parts)
 
 
-def _beside(model, ids: np.ndarray) -> str:
+def _against_guide(model, ids: np.ndarray) -> str:
     stride = WINDOW // 2
     lines = [
-        "## Strided windows beside the loop of Hugging Face's guide",
+        "## Strided windows and the loop of Hugging Face's guide",
         "",
         f"Windows of {WINDOW} tokens, stride {stride}, {TOKENS:,} tokens, float32, one thread; "
-        "medians of three runs, taken in turns.",
+        "medians of three alternating runs.",
         "",
-        "| loop | perplexity | tokens/s | times |",
+        "| loop | perplexity | tokens/s | speed-up |",
         "|---|---|---|---|",
     ]
     runs: dict[str, Callable[[], float]] = {"Hugging Face's": lambda: _guide(model, ids, stride)}
-    for at_once in (1, 4, 8):
+    for batch_size in (1, 4, 8):
         evaluator = StreamingEvaluator(
-            model, WINDOW, WINDOW - stride, "cpu", False, window_batch_size=at_once
+            model, WINDOW, WINDOW - stride, "cpu", False, window_batch_size=batch_size
         )
-        runs[f"ours, {at_once} at once"] = lambda evaluator=evaluator: evaluator.evaluate_streaming(
-            ids
-        )["perplexity"]
-    seconds, found = {name: [] for name in runs}, {}
+        runs[f"needlework, batch of {batch_size}"] = lambda evaluator=evaluator: (
+            evaluator.evaluate_streaming(ids)["perplexity"]
+        )
+    seconds, perplexity = {name: [] for name in runs}, {}
     for _ in range(3):
         for name, run in runs.items():
             started = time.perf_counter()
-            found[name] = run()
+            perplexity[name] = run()
             seconds[name].append(time.perf_counter() - started)
-    middle = {name: sorted(times)[1] for name, times in seconds.items()}
-    for name, taken in middle.items():
-        times = middle["Hugging Face's"] / taken
-        lines.append(f"| {name} | {found[name]:.4f} | {TOKENS / taken:,.0f} | {times:.2f} |")
+    medians = {name: sorted(times)[1] for name, times in seconds.items()}
+    for name, taken in medians.items():
+        speedup = medians["Hugging Face's"] / taken
+        lines.append(f"| {name} | {perplexity[name]:.4f} | {TOKENS / taken:,.0f} | {speedup:.2f} |")
     return "\n".join(lines) + "\n"
 
 
 @torch.no_grad()
 def _guide(model, ids: np.ndarray, stride: int) -> float:
-    """Perplexity by the guide's loop; each window weighs as many tokens as it scores."""
+    """Perplexity by the guide's loop, with windows weighted by the tokens they score."""
     ids = torch.from_numpy(ids)[None]
     total, scored, before = 0.0, 0, 0
     for begin in range(0, ids.shape[1], stride):
@@ -87,7 +87,7 @@ def _guide(model, ids: np.ndarray, stride: int) -> float:
         target = ids[:, begin:end].clone()
         target[:, : -(end - before)] = -100
         loss = model(ids[:, begin:end], labels=target).loss
-        # The first token of all has no logit before it.
+        # The very first token has no logit.
         tokens = end - before - (begin == 0)
         total, scored, before = total + float(loss) * tokens, scored + tokens, end
         if end == ids.shape[1]:
@@ -99,14 +99,14 @@ def _overlaps(model, ids: np.ndarray) -> str:
     lines = [
         "## Overlap",
         "",
-        f"Dense attention, {TOKENS:,} tokens: windows of {WINDOW} tokens, and all of the text.",
+        f"Dense attention, {TOKENS:,} tokens: windows of {WINDOW} tokens, and the whole text.",
         "",
         "| mode | chunk | overlap | perplexity | tokens/s |",
         "|---|---|---|---|---|",
     ]
     for chunk, overlap in [(WINDOW, x) for x in (1, 256, 512, 768, 960)] + [(WINDOW, 0)]:
-        found = StreamingEvaluator(model, chunk, overlap, "cpu", False).evaluate_streaming(ids)
-        lines.append(_row(found))
+        result = StreamingEvaluator(model, chunk, overlap, "cpu", False).evaluate_streaming(ids)
+        lines.append(_row(result))
     return "\n".join(lines) + "\n"
 
 
@@ -115,8 +115,8 @@ def _chunks(model, infini, ids: np.ndarray) -> str:
     lines = [
         "## Chunk size",
         "",
-        "The same text where state is carried: the chunk moves the speed, not the perplexity. "
-        "State: bytes carried on at the end.",
+        "The same text with carried state: the chunk size affects the speed, not the perplexity. "
+        "State: bytes carried at the end.",
         "",
         "| system | mode | chunk | perplexity | tokens/s | state (KiB) |",
         "|---|---|---|---|---|---|",
@@ -139,10 +139,10 @@ def _chunks(model, infini, ids: np.ndarray) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _row(found: dict) -> str:
+def _row(result: dict) -> str:
     return (
-        f"| {found['mode']} | {found['chunk_size']:,} | {found['overlap']:,} | "
-        f"{found['perplexity']:.4f} | {found['tokens_per_second']:,.0f} |"
+        f"| {result['mode']} | {result['chunk_size']:,} | {result['overlap']:,} | "
+        f"{result['perplexity']:.4f} | {result['tokens_per_second']:,.0f} |"
     )
 
 
@@ -150,8 +150,9 @@ def _millions(infini, file: Path) -> str:
     lines = [
         "## Long texts through Infini-attention",
         "",
-        "From a mapped file, chunks of 512. Resident memory: mean of the chunks in each half; "
-        "seconds a chunk: medians of its first and last tenth.",
+        "From a memory-mapped file in chunks of 512. Resident memory: mean over the chunks of "
+        "each half; "
+        "milliseconds per chunk: medians of the first and last tenth.",
         "",
         "| tokens | tokens/s | MiB, first half | second half | ms, first tenth | last tenth |",
         "|---|---|---|---|---|---|",

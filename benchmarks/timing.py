@@ -1,4 +1,4 @@
-"""Seconds of a call, and whether a bar is reached."""
+"""Timing of calls on a device, and comparison with targets."""
 
 import time
 from collections.abc import Callable
@@ -7,7 +7,7 @@ import torch
 
 
 def timed(function: Callable, device: torch.device) -> tuple:
-    """What the function returns, and its seconds, until the device has done it."""
+    """Result and seconds of a call, including the work it leaves queued on the device."""
     _wait(device)
     started = time.perf_counter()
     result = function()
@@ -20,6 +20,6 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def verdict(bar: str, is_reached: bool) -> str:
-    """The bar in words, reached or not."""
-    return f"{bar}: {'reached' if is_reached else '**not reached**'}"
+def verdict(target: str, is_reached: bool) -> str:
+    """The target, and whether it was reached."""
+    return f"{target}: {'reached' if is_reached else '**not reached**'}"

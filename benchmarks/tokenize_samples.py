@@ -1,4 +1,4 @@
-"""The prompts that ours wrote, tokenized once each; with 0 tokens, start-up alone."""
+"""Tokenize each generated prompt once. Arguments: task, tokens; 0 tokens measures start-up only."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The benchmarks' own logic, at sizes where times mean nothing."""
+"""Logic of the benchmarks, at sizes too small for meaningful times."""
 
 import re
 import sys
@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import attention_model, attention_operator, run
 from benchmarks.attention_operator import CPU, CUDA, operator_table
-from benchmarks.opening import CPU as OPENED
+from benchmarks.opening import CPU as OPENING_CASE
 from benchmarks.opening import opening_table
 from benchmarks.training import training_table
 
@@ -20,7 +20,7 @@ LENGTHS = (1024, 2048)
 
 
 def rows_of(table):
-    """Cells of a table's rows, by column."""
+    """Rows of a Markdown table, by column."""
     lines = [
         [cell.strip() for cell in line.split("|")[1:-1]]
         for line in table.splitlines()
@@ -30,19 +30,20 @@ def rows_of(table):
 
 
 def kept_pairs(n, kept_blocks):
-    """Share of causal pairs, where row i of blocks of 64 keeps kept_blocks(i), its own included."""
+    """Share of causal pairs if row i of blocks of 64 keeps kept_blocks(i) blocks, its own
+    included."""
     pairs = 0
     for i in range(n // 64):
         pairs += (kept_blocks(i) - 1) * 64 * 64 + sum(range(1, 65))
     return pairs / (n * (n + 1) / 2)
 
 
-@pytest.mark.parametrize(("setting", "dtypes"), [(CPU, 2), (CUDA, 1)])
-def test_operator_table_has_each_case_and_its_pairs(setting, dtypes):
-    """Both settings through the same code, on whatever device there is."""
-    setting = replace(setting, heads=4, kv_heads=2, d=32, lengths=LENGTHS)
-    rows = rows_of(operator_table(setting, "cpu"))
-    assert len(rows) == dtypes * len(LENGTHS) * (len(setting.prefill) + len(setting.decode))
+@pytest.mark.parametrize(("case", "dtypes"), [(CPU, 2), (CUDA, 1)])
+def test_operator_table_counts_pairs_of_each_case(case, dtypes):
+    """The cases of both devices run on the CPU."""
+    case = replace(case, heads=4, kv_heads=2, d=32, lengths=LENGTHS)
+    rows = rows_of(operator_table(case, "cpu"))
+    assert len(rows) == dtypes * len(LENGTHS) * (len(case.prefill) + len(case.decode))
     counts = {
         "1/8 of all blocks": lambda n, i: min(i + 1, n // 64 // 8),
         "density 0.2": lambda n, i: -(-(i + 1) // 5),
@@ -50,37 +51,37 @@ def test_operator_table_has_each_case_and_its_pairs(setting, dtypes):
     }
     for kept, count in counts.items():
         for n in LENGTHS:
-            wanted = kept_pairs(n, lambda i, n=n, count=count: count(n, i))
-            found = [r for r in rows if (r["stage"], r["kept"], r["tokens"]) == (
+            expected = kept_pairs(n, lambda i, n=n, count=count: count(n, i))
+            matching = [r for r in rows if (r["stage"], r["kept"], r["tokens"]) == (
                 "prefill", kept, f"{n:,}",
             )]  # fmt: skip
-            assert len(found) == (dtypes if kept in setting.prefill else 0)
-            assert {r["pairs"] for r in found} <= {f"{wanted:.1%}"}
-    # The last token sees the blocks that it keeps whole: of 32 a sixteenth, or ceil(3.2).
+            assert len(matching) == (dtypes if kept in case.prefill else 0)
+            assert {r["pairs"] for r in matching} <= {f"{expected:.1%}"}
+    # The last token sees all of the blocks it keeps: a sixteenth of 32, or ceil(3.2).
     decoded = {
         r["kept"]: r["pairs"] for r in rows if (r["stage"], r["tokens"]) == ("decode", "2,048")
     }
     for kept, blocks in {"1/16 of all blocks": 2, "density 0.1": 4}.items():
-        assert decoded.get(kept) == (f"{blocks / 32:.1%}" if kept in setting.decode else None)
+        assert decoded.get(kept) == (f"{blocks / 32:.1%}" if kept in case.decode else None)
 
 
-def test_bars_are_marked_reached_or_not():
+def test_targets_are_marked_as_reached_or_not():
     kept = "1/16 of all blocks"
-    setting = replace(
+    case = replace(
         CPU,
         lengths=LENGTHS,
         dtypes=(torch.float32,),
         prefill={kept: CPU.prefill[kept], "16 blocks": CPU.prefill["16 blocks"]},
         decode={kept: CPU.decode[kept]},
-        bars={
+        min_speedup={
             ("prefill", 1024, torch.float32, kept): 1e-9,
             ("decode", 2048, torch.float32, kept): 1e9,
         },
-        choosing_bars={("prefill", 2048, torch.float32, kept): 0.0},
+        max_choosing_share={("prefill", 2048, torch.float32, kept): 0.0},
     )
     marks = {
-        (r["stage"], r["tokens"]): r["bar"]
-        for r in rows_of(operator_table(setting, "cpu"))
+        (r["stage"], r["tokens"]): r["target"]
+        for r in rows_of(operator_table(case, "cpu"))
         if r["kept"] == kept
     }
     assert marks == {
@@ -91,8 +92,8 @@ def test_bars_are_marked_reached_or_not():
     }
 
 
-def test_ratio_is_over_the_faster_dense_kernel_and_counts_choosing(monkeypatch):
-    """Two kernels, as there are on CUDA; the first round, a warm-up, does not count."""
+def test_speedup_is_over_the_faster_dense_kernel_and_includes_choosing(monkeypatch):
+    """Two kernels, as on CUDA; the first round is a warm-up and does not count."""
     times = {"flash": iter([100.0, 2.0, 4.0, 6.0]), "cuDNN": iter([0.1, 5.0, 5.0, 5.0])}
     own = iter([(9.0, 9.0, 5), (0.25, 0.75, 5), (0.5, 1.5, 5), (0.25, 0.75, 5)])
     monkeypatch.setattr(attention_operator, "_backends", lambda *args, **kwargs: list(times))
@@ -106,7 +107,7 @@ def test_ratio_is_over_the_faster_dense_kernel_and_counts_choosing(monkeypatch):
     assert row.density == 0.5
 
 
-def test_tokens_decode_one_by_one_upon_those_before_them():
+def test_decoding_rounds_take_one_token_each():
     x = torch.randn(1, 2, 200, 8)
     rounds = [*attention_operator._decodes(x, x, x, {})]
     assert [key.shape[2] for _, key, _, _ in rounds] == [*range(168, 201)]
@@ -126,7 +127,7 @@ def test_growth_exponent(power, mark):
 
 
 def test_whole_model_tables_name_every_system():
-    rows = rows_of(attention_model.turns_table((128, 256)))
+    rows = rows_of(attention_model.model_table((128, 256)))
     assert [r["system"] for r in rows[: len(attention_model.SYSTEMS)]] == [*attention_model.SYSTEMS]
     assert {r["system"]: r["tokens"] for r in rows}[attention_model.ORACLE] == "128"
     assert {r["prefill ratio"] for r in rows if r["system"] == attention_model.DENSE} == {"1.00"}
@@ -134,36 +135,38 @@ def test_whole_model_tables_name_every_system():
     assert re.search(r"grows as n\^-?\d\.\d\d \(<= 1.1: ", table)
 
 
-def test_long_prefill_runs_in_a_process_of_its_own():
+def test_long_prefill_runs_in_a_separate_process():
     table = attention_model.long_table((256, 4096), (attention_model.DENSE,))
     short, long = rows_of(table)
     assert (short["tokens"], long["tokens"]) == ("256", "4,096")
-    assert short["times faster"] == long["times faster"] == "1.0"
+    assert short["speed-up"] == long["speed-up"] == "1.0"
     # Keys and values of 4,096 tokens alone: 2 x 3 layers x 128 numbers x 4 bytes.
-    assert int(long["peak MB more"].replace(",", "")) >= 12
+    assert int(long["extra peak MB"].replace(",", "")) >= 12
     assert "67 MB at 4,096" in table
 
 
-def test_unknown_part_is_one_line(monkeypatch):
+def test_an_unknown_part_is_rejected_in_one_line(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["run.py", "speed"])
-    with pytest.raises(SystemExit, match="no part speed; name attention or generation"):
+    with pytest.raises(SystemExit, match="unknown part speed; choose from attention, generation"):
         run.main()
 
 
-def test_training_table_has_equal_losses_beside_the_trainer():
+def test_training_table_has_the_same_losses_for_all_loops():
     rows = rows_of(training_table((128,), 1))
-    assert [row["loop"] for row in rows] == ["Trainer", "Trainer, our loss", "ours"]
+    assert [row["loop"] for row in rows] == ["Trainer", "Trainer, our loss", "needlework"]
     losses = {float(row["mean loss"]) for row in rows}
     assert max(losses) == pytest.approx(min(losses), rel=1e-3)
-    assert all("<= 1.05: " in row["ours / it"] for row in rows[:2])
+    assert all("<= 1.05: " in row["needlework / loop"] for row in rows[:2])
 
 
-def test_opening_table_has_each_way_beside_its_plan(monkeypatch):
-    ways = ({}, {"cache": "quantized"}, {"prefill_chunk_tokens": 64}, {"tp": 3})
+def test_opening_table_compares_each_option_with_its_plan(monkeypatch):
+    variants = ({}, {"cache": "quantized"}, {"prefill_chunk_tokens": 64}, {"tp": 3})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    table = opening_table(replace(OPENED, hidden=128, layers=2, tokens=256, ways=ways))
+    table = opening_table(
+        replace(OPENING_CASE, hidden=128, layers=2, tokens=256, variants=variants)
+    )
     plain, quantized, chunked, undivided = rows_of(table)
-    assert [row["opened"] for row in (plain, quantized, chunked)] == [
+    assert [row["options"] for row in (plain, quantized, chunked)] == [
         "plain", "cache: quantized", "prefill_chunk_tokens: 64",
     ]  # fmt: skip
     # 2 layers x keys and values x 2 heads x 64 x 256 tokens, in 4 bytes and in 1.
@@ -171,5 +174,5 @@ def test_opening_table_has_each_way_beside_its_plan(monkeypatch):
     assert quantized["cache planned"] == "0.1 MiB"
     for row in (plain, quantized, chunked):
         assert all(row.values())
-    # What cannot be opened says why, and the others go on.
+    # A model that cannot be opened gives the reason, and the others continue.
     assert "tp" in undivided["cache planned"]

@@ -52,8 +52,8 @@ class EffectiveLength(Strict):
         0.85,
         gt=0,
         le=1,
-        description="relative threshold: share of the system's score at the shortest length; NoLiMa "
-        "uses 0.85",
+        description="relative threshold: share of the system's score at the shortest length; "
+        "NoLiMa uses 0.85",
     )
 
 
@@ -102,7 +102,8 @@ class Experiment(Strict):
     haystacks: dict[Name, Haystack] = Field({}, description="your own texts to hide needles in")
     lengths: list[int] = Field(
         min_length=1,
-        description="context lengths: tokens of prompt and answer together, or characters of the prompt",
+        description="context lengths: tokens of prompt and answer together, or characters of the "
+        "prompt",
     )
     length_unit: Literal["tokens", "characters"] = Field("tokens", description="unit of lengths")
     depths: Depths = Field(
@@ -126,8 +127,8 @@ class Experiment(Strict):
     )
     device: str = Field(
         "cpu",
-        description="device of resources/devices.yaml that `needlework plan` and the jobs' resource "
-        "requests assume",
+        description="device of resources/devices.yaml that `needlework plan` and the resource "
+        "requests of jobs assume",
     )
     streams: dict[Name, Stream] = Field({}, description="long texts for perplexity")
     package: Name | None = Field(None, description="pretrained model to package with a model card")
@@ -146,7 +147,8 @@ class Experiment(Strict):
         return None if self.systems[system].early_stopping is False else self.early_stopping
 
     def root_model(self, name: str) -> str:
-        """The model that supplies the tokenizer of `name`, following `base` and an API's `tokenizer`."""
+        """The model that supplies the tokenizer of `name`, following `base` and an API's "
+        "`tokenizer`."""
         while isinstance(model := self.models[name], Derived):
             name = model.base
         if isinstance(model, Api) and model.tokenizer in self.models:

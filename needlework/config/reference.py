@@ -19,7 +19,8 @@ from needlework.config.tasks import Examples, Task
 _HEADER = """# The experiment file
 
 An experiment is one YAML file; its results go to `results/{experiment}/`. Run it with
-`make run ARGS="--configfile FILE"`, `needlework run FILE` or `snakemake --cores all --configfile FILE`.
+`needlework run FILE`, `make run ARGS="--configfile FILE"` or
+`snakemake --cores all --configfile FILE`.
 
 Unknown keys, wrong types and impossible combinations fail before any work starts. Each error names
 the file, line, key and value, and says what to write instead. `needlework check FILE` runs only

@@ -70,7 +70,8 @@ CASES = [
     (
         "  floor: {",
         "  walk_top_k_blocks8_block_size16: {",
-        "9: systems.walk.sweep: creates a system `walk_top_k_blocks8_block_size16`, which already exists",
+        "9: systems.walk.sweep: creates a system `walk_top_k_blocks8_block_size16`, which "
+        "already exists",
     ),
     (
         "baseline: dense",

@@ -49,17 +49,17 @@ from support.experiment_file import case, check_error
         case(
             "gates: saved",
             "gates: stageless",
-            "systems.given.attention.gates = 'stageless': has a gates.json without block_size or stages",
+            "systems.given.attention.gates = 'stageless': has a gates.json without block_size or",
         ),
         case(
             "gates: saved",
             "gates: half",
-            "systems.given.attention.gates = 'half': has no gates for decode; set skip_decode: true",
+            "systems.given.attention.gates = 'half': has no gates for decode; set skip_decode:",
         ),
         case(
             "base, block_size: 32",
             "base, stages: [decode], block_size: 32",
-            "systems.seer.attention.gates = 'own': has no gates for prefill; set skip_prefill: true",
+            "systems.seer.attention.gates = 'own': has no gates for prefill; set skip_prefill:",
             at="seer: {model: base, atte",
         ),
         case(

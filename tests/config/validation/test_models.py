@@ -21,7 +21,7 @@ from needlework.config.parsing.load import read_experiment
         case(
             "    base: base\n    allow",
             "    base: bas\n    allow",
-            "models.long.base = 'bas': names no model; did you mean `base`? write one of base, infini",
+            "models.long.base = 'bas': names no model; did you mean `base`? write one of base,",
         ),
         case(
             "samples: 6",

@@ -15,7 +15,8 @@ pytestmark = pytest.mark.usefixtures("experiment_folder")
         (
             "overlap: 128",
             "overlap: 256",
-            "streams.text.systems.dense.overlap = 256: must be below chunk_size 256; write at most 255",
+            "streams.text.systems.dense.overlap = 256: must be below chunk_size 256; write at "
+            "most 255",
         ),
         (
             "dense: {overlap: 128}",

@@ -21,13 +21,13 @@ from needlework.config.parsing.load import load_experiment
         case(
             "keys: {type: passkey, length: 256, digits: [3, 4]}",
             "keys: {type: text, path: ., length: 256}",
-            "gates.own.distill.data.0 = 'keys': is text without answers, which gates need; write the",
+            "gates.own.distill.data.0 = 'keys': is text without answers, which gates need; write",
             at="own: {model: base, block",
         ),
         case(
             "keys: {type: passkey, length: 256, digits: [3, 4]}",
             "keys: {type: recall, length: 256}",
-            "gates.own.distill.data.0 = 'keys': is text without answers, which gates need; write the",
+            "gates.own.distill.data.0 = 'keys': is text without answers, which gates need; write",
             at="own: {model: base, block",
         ),
         case(
@@ -53,7 +53,7 @@ from needlework.config.parsing.load import load_experiment
         case(
             "keys, sequence_length: 256",
             "keys, gradient_accumulation_steps: 3, processes: 2, sequence_length: 256",
-            "models.long.finetune.gradient_accumulation_steps = 3: divides the rows of a step into 6",
+            "models.long.finetune.gradient_accumulation_steps = 3: divides the rows of a step",
         ),
         case(
             "keys, sequence_length: 256",
@@ -63,7 +63,7 @@ from needlework.config.parsing.load import load_experiment
         case(
             "keys, sequence_length: 256",
             "keys, validate_every: 5, sequence_length: 256",
-            "models.long.finetune.validate_every = 5: needs held-out text; set validation to a name",
+            "models.long.finetune.validate_every = 5: needs held-out text; set validation to a",
         ),
         case(
             "keys, sequence_length: 256",

@@ -1,6 +1,7 @@
-"""Prefill under one system, in a process of its own: its name, then lengths, rising.
+"""Measure prefill with one system in a separate process.
 
-Prints a line of JSON for each: tokens, seconds, and the bytes held at the peak beyond those before.
+Arguments: the system's name, then lengths in ascending order. Prints one JSON line per length:
+tokens, seconds, and peak bytes above those held before.
 """
 
 import json
@@ -14,7 +15,7 @@ from benchmarks.attention_model import SYSTEMS, opened, prefill_seconds, prompt,
 
 
 def held_bytes() -> int:
-    """What the process holds now; on CUDA, its tensors."""
+    """Resident memory of the process; on CUDA, bytes of its tensors."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated()
@@ -22,7 +23,7 @@ def held_bytes() -> int:
 
 
 def peak_bytes() -> int:
-    """The most it ever held, which is that of the prefill at hand, the longest so far."""
+    """Peak memory of the process so far. Lengths ascend, so the current prefill sets it."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     unit = 1 if sys.platform == "darwin" else 1024
