@@ -1,4 +1,4 @@
-"""Where needles stand: a list, an even or a sigmoid spacing, or anywhere."""
+"""Depths of needles: a list, linear or sigmoid spacing, or uniformly random."""
 
 import math
 from typing import Annotated, Any, Literal
@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, WithJsonSchema
 from needlework.config.base import Percent
 
 _SPACINGS = ("linear", "sigmoid")
-_WANTED = "write a list of percents, `uniform`, `{linear: 11}` or `{sigmoid: 11}`"
+_EXPECTED = "write a list of percents, `uniform`, `{linear: 11}` or `{sigmoid: 11}`"
 
 
 def linear(count: int) -> list[float]:
@@ -17,10 +17,10 @@ def linear(count: int) -> list[float]:
 
 
 def sigmoid(count: int) -> list[float]:
-    """`count` depths in percent from 0 to 100, closer together towards both ends.
+    """`count` depths in percent from 0 to 100, denser towards both ends.
 
-    The logistic function 100 / (1 + exp(-(x - 50) / 10)) of even depths x, its ends pulled to 0
-    and 100, as needle-in-a-haystack grids space them.
+    The logistic function 100 / (1 + exp(-(x - 50) / 10)) of evenly spaced depths x, with the ends
+    moved to 0 and 100, as in needle-in-a-haystack grids.
     """
     inner = [round(100 / (1 + math.exp(-(x - 50) / 10)), 3) for x in linear(count)]
     return [0.0, *inner[1:-1], 100.0] if count > 1 else inner
@@ -33,7 +33,7 @@ def _expand(value: Any) -> Any:
         (spacing, count), *_ = value.items()
         if spacing in _SPACINGS and type(count) is int and 1 <= count <= 101:
             return linear(count) if spacing == "linear" else sigmoid(count)
-    raise ValueError(_WANTED)
+    raise ValueError(_EXPECTED)
 
 
 Depths = Annotated[
@@ -64,4 +64,4 @@ Depths = Annotated[
         }
     ),
 ]
-"""Depths in percent of the haystack; `uniform`: anywhere, evenly over the samples."""
+"""Depths in percent of the haystack; `uniform`: any depth, evenly spread over the samples."""

@@ -90,7 +90,7 @@ class Sampler:
             self._new_tokens += thinking_tokens + len(closing_text)
         # The path of a file does not affect samples, only its contents do.
         self._parameters = {
-            "type": task.type,
+            "type": task.type_name,
             **task.model_dump(mode="json", exclude_defaults=True, exclude={"path"}),
         }
         task_depths = getattr(task, "depths", None)

@@ -7,33 +7,31 @@ from typing import Any
 import polars as pl
 import pyarrow.parquet as pq
 
-SAMPLE_SCHEMA = pl.Schema(
+_NEEDLE = pl.Struct(
     {
-        "task": pl.String,
-        "length": pl.Int64,
-        "sample": pl.Int64,
-        "seed": pl.Int64,
-        "context": pl.String,
-        "question": pl.String,
-        "answer_prefix": pl.String,
-        "prompt": pl.String,
-        "messages": pl.List(pl.Struct({"role": pl.String, "content": pl.String})),
-        "outputs": pl.List(pl.String),
-        "value_type": pl.String,
-        "needles": pl.List(
-            pl.Struct(
-                {
-                    "key": pl.String,
-                    "value": pl.String,
-                    "depth_percent": pl.Float64,
-                    "token_position": pl.Int64,
-                }
-            )
-        ),
-        "tokens": pl.Int64,
-        "max_new_tokens": pl.Int64,
+        "key": pl.String(),
+        "value": pl.String(),
+        "depth_percent": pl.Float64(),
+        "token_position": pl.Int64(),
     }
 )
+_MESSAGE = pl.Struct({"role": pl.String(), "content": pl.String()})
+SAMPLE_SCHEMA: dict[str, pl.DataType] = {
+    "task": pl.String(),
+    "length": pl.Int64(),
+    "sample": pl.Int64(),
+    "seed": pl.Int64(),
+    "context": pl.String(),
+    "question": pl.String(),
+    "answer_prefix": pl.String(),
+    "prompt": pl.String(),
+    "messages": pl.List(_MESSAGE),
+    "outputs": pl.List(pl.String()),
+    "value_type": pl.String(),
+    "needles": pl.List(_NEEDLE),
+    "tokens": pl.Int64(),
+    "max_new_tokens": pl.Int64(),
+}
 """Columns of a table of samples, one row per sample."""
 
 

@@ -67,7 +67,7 @@ def test_columns_can_have_other_names(tmp_path, byte_tokenizer):
     [
         ({"prompt": ["a", "  "]}, {}, "column 'prompt': row 1 holds '  '; write some text"),
         ({"answer": ["a", None]}, {}, "column 'answer': row 1 holds None; write some text"),
-        ({}, {"answer_column": "n"}, "column 'n': row 0 holds 1; write some text, or name another"),
+        ({}, {"answer_column": "n"}, "column 'n': row 0 holds 1; write some text, or the name of an"),
         (
             {},
             {"examples": 3},
@@ -92,7 +92,9 @@ def test_an_invalid_table_gives_a_one_line_error(change, keys, message, tmp_path
 def test_sources_without_rows_are_rejected(tmp_path, byte_tokenizer):
     (tmp_path / "notes.txt").write_text("no table")
     for path in (tmp_path / "notes.txt", tmp_path):
-        message = re.escape(f"{path}: plain text; name a table with columns prompt and answer")
+        message = re.escape(
+            f"{path}: plain text; write the path of a table with columns prompt and answer"
+        )
         with pytest.raises(ValueError, match=message):
             make_rows(path, byte_tokenizer)
     ROWS[:0].write_parquet(tmp_path / "empty.parquet")

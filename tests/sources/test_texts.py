@@ -1,4 +1,4 @@
-"""Texts of a source: each form gives what was put in, each fault one line."""
+"""Texts of a source: every format returns what was written, every error takes one line."""
 
 import json
 import re
@@ -25,7 +25,7 @@ WRITERS = {
 
 
 @pytest.mark.parametrize("suffix", WRITERS)
-def test_a_table_gives_its_column(suffix: str, tmp_path: Path):
+def test_a_table_returns_its_column(suffix: str, tmp_path: Path):
     WRITERS[suffix](path := tmp_path / f"table.{suffix}")
     assert list(read_texts(path)) == READ
     assert list(read_texts(path, column="other", split="whatever")) == list("abcd")
@@ -33,7 +33,7 @@ def test_a_table_gives_its_column(suffix: str, tmp_path: Path):
 
 
 @pytest.mark.parametrize("suffix", ["parquet", "jsonl"])
-def test_a_folder_of_tables_gives_the_split_in_order(suffix: str, tmp_path: Path):
+def test_a_folder_of_tables_returns_the_split_in_order(suffix: str, tmp_path: Path):
     for name, column in [("train-1", ["c"]), ("train-0", ["a", "b"]), ("test-0", ["d"])]:
         table = pl.DataFrame({"text": column})
         write = table.write_parquet if suffix == "parquet" else table.write_ndjson
@@ -45,7 +45,7 @@ def test_a_folder_of_tables_gives_the_split_in_order(suffix: str, tmp_path: Path
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_saved_dataset(tmp_path: Path):
+def test_a_saved_dataset_returns_the_split(tmp_path: Path):
     saved = Dataset.from_dict({"text": ROWS})
     saved.save_to_disk(tmp_path / "one")
     DatasetDict({"train": saved, "test": Dataset.from_dict({"text": ["d"]})}).save_to_disk(
@@ -58,7 +58,7 @@ def test_a_saved_dataset(tmp_path: Path):
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_text_files_come_by_path(tmp_path: Path):
+def test_text_files_are_sorted_by_path(tmp_path: Path):
     for name in ("b.txt", "a/z.md", "a.TXT", ".hidden.txt", ".git/x.txt", "notes.pdf"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(f"text of {name}")
@@ -67,13 +67,13 @@ def test_text_files_come_by_path(tmp_path: Path):
     assert list(read_texts(ESSAYS)) == [file.read_text() for file in sorted(ESSAYS.iterdir())]
 
 
-def test_a_byte_order_mark_is_no_text(tmp_path: Path):
+def test_a_byte_order_mark_is_removed(tmp_path: Path):
     (path := tmp_path / "a.txt").write_bytes("\ufeffA text.".encode())
     assert list(read_texts(path)) == ["A text."]
 
 
 @pytest.mark.parametrize("gap", ["\n\n", "\r\n\r\n", "\n", " "])
-def test_a_long_file_comes_in_parts_that_lose_nothing(gap: str, tmp_path: Path):
+def test_parts_of_a_long_file_join_to_the_file(gap: str, tmp_path: Path):
     whole = gap.join(f"Absatz {i} über {'wörter ' * 20}".strip() for i in range(60_000))
     (path := tmp_path / "long.txt").write_bytes(whole.encode())
     parts = list(read_texts(path))
@@ -83,7 +83,7 @@ def test_a_long_file_comes_in_parts_that_lose_nothing(gap: str, tmp_path: Path):
     assert all(part.lstrip().startswith("Absatz" if gap != " " else "") for part in parts)
 
 
-def test_files_are_read_when_they_are_needed(tmp_path: Path):
+def test_files_are_read_lazily(tmp_path: Path):
     (tmp_path / "a.txt").write_text("A text.")
     (tmp_path / "b.txt").write_bytes(b"\xff")
     reading = read_texts(tmp_path)
@@ -101,13 +101,18 @@ def write(files: dict[str, bytes], folder: Path) -> None:
 @pytest.mark.parametrize(
     ("files", "source", "options", "message"),
     [
-        ({}, "none.txt", {}, "none.txt: no such file or folder; name one that is there"),
-        ({"x/a.pdf": b"a"}, "x", {}, "x: a folder without texts; it should hold files that end"),
-        ({"a.pdf": b"a"}, "a.pdf", {}, "a.pdf: neither text nor a table; name a file that ends"),
-        ({"a.txt": b""}, "a.txt", {}, "a.txt: no text in it; name a source that has some"),
-        ({"x/a.txt": b"\n"}, "x", {}, "x: no text in it; name a source that has some"),
-        ({"a.jsonl": b""}, "a.jsonl", {}, "a.jsonl: empty; name a source that has text"),
-        ({"a.csv": b"text\n"}, "a.csv", {}, "a.csv: no text in it; name a source that has some"),
+        ({}, "none.txt", {}, "none.txt: no such file or folder; write the path of an existing"),
+        ({"x/a.pdf": b"a"}, "x", {}, "x: a folder without texts; add files that end in one of"),
+        (
+            {"a.pdf": b"a"},
+            "a.pdf",
+            {},
+            "a.pdf: neither a text nor a table; write the path of a file",
+        ),
+        ({"a.txt": b""}, "a.txt", {}, "a.txt: contains no text; write the path of a source"),
+        ({"x/a.txt": b"\n"}, "x", {}, "x: contains no text; write the path of a source"),
+        ({"a.jsonl": b""}, "a.jsonl", {}, "a.jsonl: empty; write the path of a source with text"),
+        ({"a.csv": b"text\n"}, "a.csv", {}, "a.csv: contains no text; write the path of a source"),
         ({"a.txt": "größe".encode("latin-1")}, "a.txt", {}, "a.txt: not UTF-8 at byte 2; save it"),
         (
             {"a.txt": b"x" * (4 * 2**20 - 1) + "ä".encode() + b"y\xc3"},
@@ -117,8 +122,8 @@ def write(files: dict[str, bytes], folder: Path) -> None:
         ),
         ({"a.csv": b"text,n\nab,1\n\xff,2\n"}, "a.csv", {}, "a.csv: not UTF-8 at byte 12; save it"),
         ({"a.jsonl": b'{"text": "\xff"}\n'}, "a.jsonl", {}, "a.jsonl: not UTF-8 at byte 10; save"),
-        ({"a.jsonl": b'{"text" "a"}\n'}, "a.jsonl", {}, "a.jsonl: not to be read as json: "),
-        ({"a.parquet": b"PAR1"}, "a.parquet", {}, "a.parquet: not to be read as parquet: "),
+        ({"a.jsonl": b'{"text" "a"}\n'}, "a.jsonl", {}, "a.jsonl: cannot be read as json: "),
+        ({"a.parquet": b"PAR1"}, "a.parquet", {}, "a.parquet: cannot be read as parquet: "),
         (
             {"a.jsonl": b'{"n": 1, "body": "a"}\n'},
             "a.jsonl",
@@ -129,7 +134,7 @@ def write(files: dict[str, bytes], folder: Path) -> None:
             {"a.jsonl": b'{"n": 1, "body": "a"}\n'},
             "a.jsonl",
             {"column": "n"},
-            "a.jsonl: column 'n' is not text: row 0 holds 1; name the column with the text",
+            "a.jsonl: column 'n' is not text: row 0 holds 1; write the name of the column",
         ),
         (
             {"x/train.csv": b"text\na\n", "x/test.csv": b"text\na\n"},
@@ -141,12 +146,12 @@ def write(files: dict[str, bytes], folder: Path) -> None:
             {"x/a.txt": b"a", "x/b.csv": b"text\na\n"},
             "x",
             {},
-            "x: holds files of several kinds, such as a.txt and b.csv; name one file, or",
+            "x: has files of several kinds, such as a.txt and b.csv; write the path of one",
         ),
-        ({"x/state.json": b"{}"}, "x", {}, "x: not to be read as a saved dataset: "),
+        ({"x/state.json": b"{}"}, "x", {}, "x: cannot be read as a saved dataset: "),
     ],
 )
-def test_a_fault_is_one_line(files, source, options, message, tmp_path: Path):
+def test_an_invalid_source_gives_a_one_line_error(files, source, options, message, tmp_path: Path):
     write(files, tmp_path)
     with pytest.raises(ValueError, match=re.escape(message)) as caught:
         list(read_texts(tmp_path / source, **options))
@@ -154,16 +159,16 @@ def test_a_fault_is_one_line(files, source, options, message, tmp_path: Path):
     assert "\n" not in str(caught.value)
 
 
-def test_a_saved_dataset_without_the_split(tmp_path: Path):
+def test_a_saved_dataset_without_the_split_is_rejected(tmp_path: Path):
     DatasetDict({"dev": Dataset.from_dict({"text": ["a"]})}).save_to_disk(tmp_path / "x")
     with pytest.raises(ValueError, match=r"x: no split 'train'; write one of dev$"):
         list(read_texts(tmp_path / "x"))
 
 
-def test_the_hub_out_of_reach_is_one_line():
+def test_an_unreachable_hub_gives_a_one_line_error():
     code = "from needlework.sources.texts import read_texts\ntry: next(read_texts('owner/name'))\n"
     code += "except ValueError as error: print(error)"
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
         text=True,
@@ -171,6 +176,6 @@ def test_the_hub_out_of_reach_is_one_line():
         env={"HF_HUB_OFFLINE": "1", "HOME": "/nonexistent", "PATH": "/usr/bin:/bin"},
         cwd=ROOT,
     )
-    told = "owner/name: no such folder, and not to be had from the hub: "
-    assert done.stdout.startswith(told)
-    assert done.stdout.count("\n") == 1
+    expected = "owner/name: no such folder, and the hub does not provide it: "
+    assert result.stdout.startswith(expected)
+    assert result.stdout.count("\n") == 1

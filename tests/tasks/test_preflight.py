@@ -49,7 +49,7 @@ def test_a_length_beyond_the_content_is_rejected():
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"", "no text in it"), (b"Day.\xff", r"a.txt: not UTF-8 at byte 4; save it as UTF-8")],
+    [(b"", "contains no text"), (b"Day.\xff", r"a.txt: not UTF-8 at byte 4; save it as UTF-8")],
 )
 def test_an_invalid_haystack_text_is_rejected(tmp_path, content, message):
     (tmp_path / "a.txt").write_bytes(content)

@@ -141,7 +141,7 @@ def test_each_row_of_a_table_is_a_document(tmp_path, tokenizer):
         _read(token_documents(tmp_path / "half.parquet"))
     cut = (tmp_path / "ids.parquet").read_bytes()
     (tmp_path / "ids.parquet").write_bytes(cut[: len(cut) // 2])
-    with pytest.raises(ValueError, match=r"ids.parquet: not to be read as parquet"):
+    with pytest.raises(ValueError, match=r"ids.parquet: cannot be read as parquet"):
         _read(token_documents(tmp_path / "ids.parquet"))
     pl.DataFrame({"input_ids": [[], []]}, schema={"input_ids": pl.List(pl.Int64)}).write_parquet(
         tmp_path / "empty.parquet"
