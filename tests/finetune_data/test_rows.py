@@ -67,7 +67,11 @@ def test_columns_can_have_other_names(tmp_path, byte_tokenizer):
     [
         ({"prompt": ["a", "  "]}, {}, "column 'prompt': row 1 holds '  '; write some text"),
         ({"answer": ["a", None]}, {}, "column 'answer': row 1 holds None; write some text"),
-        ({}, {"answer_column": "n"}, "column 'n': row 0 holds 1; write some text, or the name of an"),
+        (
+            {},
+            {"answer_column": "n"},
+            "column 'n': row 0 holds 1; write some text, or the name of an",
+        ),
         (
             {},
             {"examples": 3},
