@@ -7,7 +7,7 @@ from typing import Any
 import polars as pl
 
 from needlework.tables import skipped
-from needlework.tables.skipped import FLOOR, Skipped
+from needlework.tables.skipped import LOW_ACCURACY, SkippedCell
 
 
 class EarlyStop(Exception):
@@ -43,7 +43,7 @@ def write_unless_stopped(
             require_accuracy(shorter_predictions, shorter_scores, **early_stopping)
         tables = list(answer())
     except EarlyStop as stop:
-        record = Skipped(*cell, stop.reason, stop.detail)
+        record = SkippedCell(*cell, stop.reason, stop.detail)
         for path, table in zip(paths, empty, strict=True):
             record.write(table, path)
     else:
@@ -79,7 +79,7 @@ def require_accuracy(
         lengths = " and ".join(f"{table['length'][0]:,}" for table in tables)
         accuracies = " and ".join(f"{100 * mean:.1f} %" for mean in means)
         raise EarlyStop(
-            FLOOR,
+            LOW_ACCURACY,
             f"accuracy {accuracies} at {lengths}, below min_accuracy {100 * min_accuracy:g} %",
         )
 

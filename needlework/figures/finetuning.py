@@ -26,7 +26,7 @@ def finetuning(
 
     Args:
         depths: system, task, depth_percent (0-100), metric, n, accuracy, ci_low, ci_high (0-1), all
-            lengths pooled, from `scoring.summarize.over_lengths`.
+            lengths pooled, from `scoring.summarize.pool_lengths`.
         before: a system of a fine-tuned model -> the system of the model it was fine-tuned from.
         metrics: the metric of each task, by default `all`.
 

@@ -1,4 +1,8 @@
-"""Tables as one page that a browser shows, with columns to sort by and rows to search for."""
+"""One offline HTML page of all tables, with sortable columns and a search over rows.
+
+Hand-written, because the libraries for it bundle over 500 kB of script (DataTables through itables),
+a third of what a report can embed, or are separate binaries (datavzrd).
+"""
 
 from collections.abc import Mapping
 from html import escape
@@ -21,61 +25,66 @@ document.querySelector("input").addEventListener("input", event => {
     const words = event.target.value.toLowerCase().split(/\\s+/);
     for (const row of document.querySelectorAll("tbody tr")) {
         const text = [...row.cells].map(cell => cell.textContent).join(" ").toLowerCase();
-        const found = text + " " + text.replaceAll(",", "");
-        row.hidden = !words.every(word => found.includes(word));
+        const searched = text + " " + text.replaceAll(",", "");
+        row.hidden = !words.every(word => searched.includes(word));
     }
 });
 for (const head of document.querySelectorAll("th")) head.addEventListener("click", () => {
     const body = head.closest("table").tBodies[0], at = head.cellIndex;
-    const sign = head.dataset.sign = head.dataset.sign === "1" ? -1 : 1;
+    const direction = head.dataset.direction = head.dataset.direction === "1" ? -1 : 1;
     const value = row => row.cells[at].textContent;
     const order = new Intl.Collator(undefined, {numeric: true}).compare;
     const number = text => Number(text.replaceAll(",", ""));
     const compare = head.classList.contains("number") ? (a, b) => number(a) - number(b) : order;
-    // What is not there comes last, either way.
+    // Empty cells come last in both directions.
     const empty = row => value(row) === "";
     body.append(...[...body.rows].sort((a, b) =>
-        empty(a) - empty(b) || sign * compare(value(a), value(b))));
+        empty(a) - empty(b) || direction * compare(value(a), value(b))));
 });
 """
-# Browsers show no more than 2 MiB in base64 within a report.
-_MOST_BYTES = 1_400_000
+# Browsers show at most 2 MiB of base64 within a report.
+_MAX_BYTES = 1_400_000
 
 
-def tables(named: Mapping[str, pl.DataFrame]) -> str:
-    """A page of HTML that needs no other file: the tables in order, the first one open.
+def tables_page(tables: Mapping[str, pl.DataFrame]) -> str:
+    """A self-contained HTML page of the tables, by name in this order; the first one is open.
 
-    Numbers have five significant digits. Every cell is text: markup in it is shown, not done. A
-    table that would make the page larger than browsers show within a report is only named.
+    Numbers have five significant digits. Cells are escaped. A table that would make the page larger
+    than browsers show within a report is only named.
     """
-    shown, room = [], _MOST_BYTES
-    for name, table in named.items():
-        whole = _table(table, len(shown))
-        told = f"{escape(name)} ({len(table):,} rows)"
-        if len(whole.encode()) > room:
-            shown.append(f"<p>{told}: too large for this page; open the file</p>")
+    sections: list[str] = []
+    remaining = _MAX_BYTES
+    for name, table in tables.items():
+        html = _table(table, len(sections))
+        title = f"{escape(name)} ({len(table):,} rows)"
+        if len(html.encode()) > remaining:
+            sections.append(f"<p>{title}: too large for this page; open the file</p>")
             continue
-        room -= len(whole.encode())
-        first = "" if shown else " open"
-        shown.append(f"<details{first}><summary>{told}</summary>{whole}</details>")
+        remaining -= len(html.encode())
+        first = "" if sections else " open"
+        sections.append(f"<details{first}><summary>{title}</summary>{html}</details>")
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Tables</title>'
         f"<style>{_STYLE}</style></head><body>"
         '<p><input type="search" placeholder="Search the rows, such as: seer 4096" '
         'aria-label="Search the rows"></p>'
-        f"{''.join(shown)}<script>{_SCRIPT}</script></body></html>\n"
+        f"{''.join(sections)}<script>{_SCRIPT}</script></body></html>\n"
     )
 
 
 def _table(table: pl.DataFrame, number: int) -> str:
-    numeric = [dtype.is_numeric() for dtype in table.dtypes]
-    at = [f"#t{number} td:nth-child({i + 1})" for i, is_one in enumerate(numeric) if is_one]
-    style = f"<style>{','.join(at)} {{text-align: right}}</style>" if at else ""
-    head = "".join(
-        f"<th class=number>{escape(name)}" if is_one else f"<th>{escape(name)}"
-        for name, is_one in zip(table.columns, numeric, strict=True)
+    is_numeric = [dtype.is_numeric() for dtype in table.dtypes]
+    numeric_cells = [
+        f"#t{number} td:nth-child({i + 1})" for i, numeric in enumerate(is_numeric) if numeric
+    ]
+    style = (
+        f"<style>{','.join(numeric_cells)} {{text-align: right}}</style>" if numeric_cells else ""
     )
-    # HTML ends cells and rows by itself.
+    head = "".join(
+        f"<th class=number>{escape(name)}" if numeric else f"<th>{escape(name)}"
+        for name, numeric in zip(table.columns, is_numeric, strict=True)
+    )
+    # HTML does not need the end tags of cells and rows.
     rows = "".join("<tr>" + "".join(map(_cell, row)) for row in table.iter_rows())
     return (
         f'{style}<div class="table"><table id="t{number}"><thead><tr>{head}</thead>'

@@ -1,9 +1,9 @@
-"""Which of several needles are found, and which are not."""
+"""Accuracy of each needle, in tasks that ask for several."""
 
 import polars as pl
 
 from needlework.scoring.intervals import wilson
-from needlework.scoring.pairing import KEYS
+from needlework.scoring.pairing import SAMPLE_KEYS
 from needlework.tables.columns import require
 
 _LISTS = ["needle", "needle_keys", "needle_found"]
@@ -11,19 +11,19 @@ _CELL = ["system", "task", "length", "needle"]
 
 
 def by_needle(scores: pl.DataFrame) -> pl.DataFrame:
-    """How often each needle is found, of the tasks that ask for several.
+    """How often each needle is found, in tasks that ask for several.
 
     Args:
-        scores: system, task, length, sample, needle_keys, needle_found, as `score` makes them;
-            any number of systems and tasks.
+        scores: system, task, length, sample, needle_keys, needle_found, from `score`; any number
+            of systems and tasks.
 
     Returns:
-        system, task, length (tokens), needle (1 is the first that is asked for), key (null unless
-        it is the same in every sample of the task), n (answers), found (0-1), ci_low, ci_high (95 %,
-        `intervals.wilson`), by system and task in the order of `scores`, then length and needle.
-        No rows if no task asks for several.
+        system, task, length (tokens), needle (1 is the first in the question), key (null unless it
+        is the same in every sample of the task), n (answers), found (share, 0-1), ci_low, ci_high
+        (95 %, `intervals.wilson`), by system and task in the order of `scores`, then length and
+        needle. No rows if no task asks for several.
     """
-    require(scores, ["system", *KEYS, "needle_keys", "needle_found"], "scores")
+    require(scores, ["system", *SAMPLE_KEYS, "needle_keys", "needle_found"], "scores")
     order = {key: pl.Enum(scores[key].unique(maintain_order=True)) for key in ("system", "task")}
     count = pl.col("needle_found").list.len()
     key = pl.col("needle_keys")
@@ -34,7 +34,7 @@ def by_needle(scores: pl.DataFrame) -> pl.DataFrame:
         .explode(_LISTS)
         .drop_nulls("needle")
         .with_columns(key=pl.when(key.n_unique().over("task", "needle") == 1).then(key))
-        .cast(order)
+        .with_columns(pl.col(key).cast(dtype) for key, dtype in order.items())
         .sort(_CELL)
         .group_by(_CELL, maintain_order=True)
         .agg(pl.col("key").first(), n=pl.len().cast(pl.Int64), found=pl.col("needle_found").mean())

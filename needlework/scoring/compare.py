@@ -1,6 +1,7 @@
-"""Every system against a baseline, on the same samples."""
+"""Compare every system with a baseline on the same samples."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import TypedDict
 
 import numpy as np
 import polars as pl
@@ -8,11 +9,36 @@ from scipy.stats import binomtest
 
 from needlework.scoring.intervals import paired_difference
 from needlework.scoring.metrics import METRICS
-from needlework.scoring.pairing import KEYS, answered, pair
+from needlework.scoring.pairing import SAMPLE_KEYS, answered, pair
 from needlework.tables.columns import require
 
-Rows = list[dict[str, str | int | float | None]]
 _CELL = ["system", "task", "length"]
+
+
+class AccuracyRow(TypedDict):
+    """One system against the baseline in one task and length; see `compare`."""
+
+    baseline: str
+    system: str
+    task: str
+    length: int
+    metric: str
+    n: int
+    accuracy: float
+    accuracy_baseline: float
+    difference: float
+    ci_low: float
+    ci_high: float
+    p_value: float
+    memory_ratio: float | None
+    answered: int
+    answered_baseline: int
+    accuracy_answered: float | None
+    accuracy_answered_baseline: float | None
+
+
+SpeedRow = dict[str, str | float | None]
+"""One system against the baseline in one task and length; see `compare_speed`."""
 
 
 def sign_test(differences: np.ndarray) -> float:
@@ -29,53 +55,57 @@ def compare(
     predictions: pl.DataFrame,
     baseline: str,
     metrics: Mapping[str, str] | None = None,
-    skip_reason: pl.DataFrame | None = None,
-) -> tuple[Rows, str]:
-    """What each system gains or loses against `baseline`, by task and length, all depths together.
+    skipped: pl.DataFrame | None = None,
+) -> tuple[list[AccuracyRow], str]:
+    """Accuracy of each system minus that of `baseline`, by task and length, all depths pooled.
 
     Args:
-        scores: system, task, length, sample, and the metrics, as `score` makes them.
-        predictions: system, task, length, sample, cache_bytes (null where not measured), status
-            (not ok: there is no answer, which counts as wrong; null, or no such column: ok).
-        baseline: the system that the others are compared with.
-        metrics: the metric of each task; `all` for a task not named.
-        skip_reason: system, task, length of cells without answers: what cannot be compared is left out.
+        scores: system, task, length, sample, and the metrics, from `score`.
+        predictions: system, task, length, sample, cache_bytes (null if not measured), status (not
+            ok: no answer, which counts as wrong; null or no such column: ok).
+        baseline: the system to compare with.
+        metrics: the metric of each task, by default `all`.
+        skipped: system, task, length of cells that were not run; their rows are left out.
 
     Returns:
         The rows, and a Markdown table of them. A row has baseline, system, task, length (tokens),
-        metric, n (pairs), accuracy, accuracy_baseline (0-1), difference (accuracy of system -
-        baseline, -1 to 1), ci_low, ci_high (95 %, `intervals.paired_difference`), p_value (`sign_test`;
-        not corrected for the number of rows), memory_ratio (mean cache bytes, system / baseline;
-        null where not measured), answered, answered_baseline (how many of n), accuracy_answered
-        and accuracy_answered_baseline (of those that both answered; null where there is none).
+        metric, n (pairs), accuracy, accuracy_baseline (0-1), difference (accuracy of the system -
+        baseline, -1 to 1), ci_low, ci_high (95 %, `intervals.paired_difference`), p_value
+        (`sign_test`; not corrected for the number of rows), memory_ratio (mean cache bytes, system
+        / baseline; null if not measured), answered, answered_baseline (of n), accuracy_answered and
+        accuracy_answered_baseline (of the samples that both answered; null if there are none).
 
     Raises:
         ValueError: if the baseline is missing, a system was not scored on the same samples, or a
             task not by its metric.
     """
-    require(scores, ["system", *KEYS, *METRICS], "scores")
-    require(predictions, ["system", *KEYS, "cache_bytes"], "predictions")
+    require(scores, ["system", *SAMPLE_KEYS, *METRICS], "scores")
+    require(predictions, ["system", *SAMPLE_KEYS, "cache_bytes"], "predictions")
     table = pair(
-        scores.select("system", *KEYS, *METRICS),
-        predictions.select("system", *KEYS, "cache_bytes", answered(predictions)),
+        scores.select("system", *SAMPLE_KEYS, *METRICS),
+        predictions.select("system", *SAMPLE_KEYS, "cache_bytes", answered(predictions)),
         ("scores", "predictions"),
-        ["system", *KEYS],
+        ["system", *SAMPLE_KEYS],
     )
-    rows: Rows = []
-    for cell in _paired_cells(table, baseline, "scores", skip_reason):
-        metric = (metrics or {}).get(cell["task"][0], "all")
+    rows: list[AccuracyRow] = []
+    for cell in _paired_cells(table, baseline, "scores", skipped):
+        system, task, length = cell.select(_CELL).row(0)
+        metric = (metrics or {}).get(task, "all")
         if metric not in METRICS:
             raise ValueError(f"metric {metric!r}: must be one of {', '.join(METRICS)}")
         if cell[metric].has_nulls():
             raise ValueError(
-                f"metric {metric}: task {cell['task'][0]} has none; write all, part or exact"
+                f"metric {metric}: task {task} has no scores in it; write all, part or exact"
             )
         ours, theirs = cell[metric].to_numpy(), cell[f"{metric}_baseline"].to_numpy()
         low, high = paired_difference(ours, theirs)
         both = cell.filter("answered", "answered_baseline")
         rows.append(
             {
-                **_heading(cell, baseline),
+                "baseline": baseline,
+                "system": system,
+                "task": task,
+                "length": length,
                 "metric": metric,
                 "n": len(cell),
                 "accuracy": float(ours.mean()),
@@ -85,19 +115,20 @@ def compare(
                 "ci_high": high,
                 "p_value": sign_test(ours - theirs),
                 "memory_ratio": _ratio(
-                    cell["cache_bytes"].mean(), cell["cache_bytes_baseline"].mean()
+                    _number(cell["cache_bytes"].mean()),
+                    _number(cell["cache_bytes_baseline"].mean()),
                 ),
-                "answered": cell["answered"].sum(),
-                "answered_baseline": cell["answered_baseline"].sum(),
-                "accuracy_answered": both[metric].mean(),
-                "accuracy_answered_baseline": both[f"{metric}_baseline"].mean(),
+                "answered": int(cell["answered"].sum()),
+                "answered_baseline": int(cell["answered_baseline"].sum()),
+                "accuracy_answered": _number(both[metric].mean()),
+                "accuracy_answered_baseline": _number(both[f"{metric}_baseline"].mean()),
             }
         )
     heading = (
-        f"Accuracy and cache against {baseline}, on the same samples. Difference: system - "
-        f"{baseline}, in points of 100, with its 95 % interval. p: exact sign test (McNemar's), "
-        "one row at a time. Cache: bytes, system / baseline. Answered: by the system / by the "
-        "baseline; what is not answered counts as wrong."
+        f"Accuracy and cache compared with {baseline} on the same samples. Difference: system - "
+        f"{baseline}, in percentage points, with its 95 % interval. p: exact sign test (McNemar's) "
+        "of each row, not corrected. Cache: bytes, system / baseline. Answered: system / baseline; "
+        "unanswered prompts count as wrong."
     )
     return rows, _markdown(
         heading,
@@ -107,7 +138,9 @@ def compare(
         ),
         [
             (
-                *_labels(row),
+                row["system"],
+                row["task"],
+                f"{row['length']:,}",
                 row["metric"],
                 str(row["n"]),
                 f"{100 * row['accuracy']:.1f} / {100 * row['accuracy_baseline']:.1f}",
@@ -123,7 +156,7 @@ def compare(
     )
 
 
-_SPEED = {
+_MEASURES = {
     "latency_seconds": "Latency",
     "first_token_seconds": "First token",
     "tokens_per_second": "Tokens/s",
@@ -136,111 +169,134 @@ def compare_speed(
     measurements: pl.DataFrame,
     predictions: pl.DataFrame,
     baseline: str,
-    skip_reason: pl.DataFrame | None = None,
-) -> tuple[Rows, str]:
-    """What each system's answers take beside those of `baseline`, by task and length.
+    skipped: pl.DataFrame | None = None,
+) -> tuple[list[SpeedRow], str]:
+    """Speed, memory and price of each system next to those of `baseline`, by task and length.
 
-    Measured, so not the same from run to run: kept apart from `compare`. Behind an API, seconds
-    hold the network's and those in the API's waiting line.
+    Separate from `compare` because measurements differ from run to run. Behind an API, seconds
+    include the network and the API's queue.
 
     Args:
         measurements: system, task, length, sample, prefill_seconds, decode_seconds,
-            peak_memory_bytes, price_dollars (no such column: nothing has a price); null where not
+            peak_memory_bytes, price_dollars (no such column: nothing has a price); null if not
             measured.
         predictions: system, task, length, sample, new_tokens.
-        baseline: the system that the others are compared with.
-        skip_reason: as in `compare`.
+        baseline: the system to compare with.
+        skipped: as in `compare`.
 
     Returns:
         The rows, and a Markdown table of them. A row has baseline, system, task, length (tokens),
         n (pairs), speedup (median over samples of seconds to the first token, baseline / system;
-        above 1 the system is faster), speedup_low, speedup_high (its quartiles),
-        peak_memory_ratio (largest bytes, system / baseline), and of the system, and with
-        `_baseline` of the baseline: latency_seconds (median from prompt to the answer's end),
-        first_token_seconds (median), tokens_per_second (median while the answer is written, the
-        first token left out), peak_memory_bytes (largest), price_dollars (sum); null where not
-        measured.
+        above 1 the system is faster), speedup_low, speedup_high (its quartiles), peak_memory_ratio
+        (largest bytes, system / baseline), and for the system, and with `_baseline` for the
+        baseline: latency_seconds (median from prompt to end of answer), first_token_seconds
+        (median), tokens_per_second (median after the first token), peak_memory_bytes (largest),
+        price_dollars (sum); null if not measured.
 
     Raises:
         ValueError: if the baseline is missing, or a system was not measured on the same samples.
     """
     columns = ["prefill_seconds", "decode_seconds", "peak_memory_bytes"]
-    require(measurements, ["system", *KEYS, *columns], "measurements")
-    require(predictions, ["system", *KEYS, "new_tokens"], "predictions")
+    require(measurements, ["system", *SAMPLE_KEYS, *columns], "measurements")
+    require(predictions, ["system", *SAMPLE_KEYS, "new_tokens"], "predictions")
     if "price_dollars" not in measurements.columns:
         measurements = measurements.with_columns(price_dollars=pl.lit(None, dtype=pl.Float64))
     prefill, decode = pl.col("prefill_seconds"), pl.col("decode_seconds")
-    later = pl.when(decode > 0, pl.col("new_tokens") > 1).then(pl.col("new_tokens") - 1)
+    later_tokens = pl.when(decode > 0, pl.col("new_tokens") > 1).then(pl.col("new_tokens") - 1)
     table = pair(
-        measurements.select("system", *KEYS, *columns, "price_dollars"),
-        predictions.select("system", *KEYS, "new_tokens"),
+        measurements.select("system", *SAMPLE_KEYS, *columns, "price_dollars"),
+        predictions.select("system", *SAMPLE_KEYS, "new_tokens"),
         ("measurements", "predictions"),
-        ["system", *KEYS],
+        ["system", *SAMPLE_KEYS],
     ).select(
         "system",
-        *KEYS,
+        *SAMPLE_KEYS,
         latency_seconds=prefill + decode,
         first_token_seconds=prefill,
-        tokens_per_second=later / decode,
+        tokens_per_second=later_tokens / decode,
         peak_memory_bytes="peak_memory_bytes",
         price_dollars="price_dollars",
     )
-    rows: Rows = []
-    for cell in _paired_cells(table, baseline, "measurements", skip_reason):
-        ratio = cell["first_token_seconds_baseline"] / cell["first_token_seconds"]
+    rows: list[SpeedRow] = []
+    labels: list[tuple[str, ...]] = []
+    values: list[dict[str, float | None]] = []
+    for cell in _paired_cells(table, baseline, "measurements", skipped):
+        system, task, length = cell.select(_CELL).row(0)
+        ratios = cell["first_token_seconds_baseline"] / cell["first_token_seconds"]
+        speedup = _number(ratios.median())
+        quartiles = (
+            _number(ratios.quantile(0.25, "linear")),
+            _number(ratios.quantile(0.75, "linear")),
+        )
+        measured = {
+            f"{name}{suffix}": _total(name, cell[f"{name}{suffix}"])
+            for name in _MEASURES
+            for suffix in ("", "_baseline")
+        }
         rows.append(
             {
-                **_heading(cell, baseline),
+                "baseline": baseline,
+                "system": system,
+                "task": task,
+                "length": length,
                 "n": len(cell),
-                "speedup": ratio.median(),
-                "speedup_low": ratio.quantile(0.25, "linear"),
-                "speedup_high": ratio.quantile(0.75, "linear"),
+                "speedup": speedup,
+                "speedup_low": quartiles[0],
+                "speedup_high": quartiles[1],
                 "peak_memory_ratio": _ratio(
-                    cell["peak_memory_bytes"].max(), cell["peak_memory_bytes_baseline"].max()
+                    measured["peak_memory_bytes"], measured["peak_memory_bytes_baseline"]
                 ),
-                **{
-                    f"{name}{whose}": _of_all(name, cell[f"{name}{whose}"])
-                    for name in _SPEED
-                    for whose in ("", "_baseline")
-                },
+                **measured,
             }
         )
+        labels.append(
+            (
+                *(system, task, f"{length:,}", str(len(cell)), _times(speedup)),
+                " to ".join(map(_times, quartiles)),
+            )
+        )
+        values.append(measured)
     shown = [
         name
-        for name in _SPEED
-        if any(row[key] is not None for row in rows for key in (name, f"{name}_baseline"))
+        for name in _MEASURES
+        if any(row[key] is not None for row in values for key in (name, f"{name}_baseline"))
     ]
     heading = (
-        f"Speed, memory and price against {baseline}, on the same samples. Speedup: median of "
+        f"Speed, memory and price compared with {baseline} on the same samples. Speedup: median of "
         "seconds to the first token, baseline / system, with its quartiles. Then system / "
-        "baseline: medians of an answer's latency, its first token, and tokens a second after it; "
-        "largest memory of this machine; price of all answers together."
+        "baseline: median latency of an answer, median time to its first token, median tokens per "
+        "second after it; largest memory of this machine; price of all answers."
     )
     return rows, _markdown(
         heading,
-        ("System", "Task", "Length", "n", "Speedup", "Quartiles", *(_SPEED[k] for k in shown)),
+        ("System", "Task", "Length", "n", "Speedup", "Quartiles", *(_MEASURES[k] for k in shown)),
         [
             (
-                *_labels(row),
-                str(row["n"]),
-                _times(row["speedup"]),
-                f"{_times(row['speedup_low'])} to {_times(row['speedup_high'])}",
-                *(f"{_unit(k, row[k])} / {_unit(k, row[f'{k}_baseline'])}" for k in shown),
+                *label,
+                *(
+                    f"{_with_unit(k, row[k])} / {_with_unit(k, row[f'{k}_baseline'])}"
+                    for k in shown
+                ),
             )
-            for row in rows
+            for label, row in zip(labels, values, strict=True)
         ],
         text_columns=(0, 1),
     )
 
 
-def _of_all(name: str, values: pl.Series) -> float | None:
-    """One value for all samples; null where none was measured."""
+def _total(name: str, values: pl.Series) -> float | None:
+    """One value of a measure for all samples; None if no sample has one."""
     if name == "price_dollars":
-        return values.sum() if values.count() else None
-    return values.max() if name == "peak_memory_bytes" else values.median()
+        return _number(values.sum()) if values.count() else None
+    return _number(values.max() if name == "peak_memory_bytes" else values.median())
 
 
-def _unit(name: str, value: float | None) -> str:
+def _number(value: object) -> float | None:
+    """A scalar of polars, which types it as any type of a column."""
+    return value if isinstance(value, int | float) else None
+
+
+def _with_unit(name: str, value: float | None) -> str:
     if value is None:
         return "-"
     if name == "peak_memory_bytes":
@@ -255,12 +311,12 @@ def _short(value: float) -> str:
 
 
 def _paired_cells(
-    table: pl.DataFrame, baseline: str, name: str, skip_reason: pl.DataFrame | None
+    table: pl.DataFrame, baseline: str, name: str, skipped: pl.DataFrame | None
 ) -> list[pl.DataFrame]:
-    """One table a system, task and length, each row beside the baseline's of the same sample."""
+    """One table per system, task and length, each row joined to the baseline's of the sample."""
     systems = table["system"].unique(maintain_order=True).to_list()
     if baseline not in systems:
-        raise ValueError(f"baseline {baseline!r}: not in the {name}, which hold {systems}")
+        raise ValueError(f"baseline {baseline!r}: not in the {name}; choose one of {systems}")
     reference = table.filter(pl.col("system") == baseline).drop("system")
     reference = reference.rename({key: f"{key}_baseline" for key in reference.columns[3:]})
     tasks = pl.Enum(table["task"].unique(maintain_order=True))
@@ -268,23 +324,19 @@ def _paired_cells(
     for system in systems:
         if system == baseline:
             continue
-        rows, theirs = table.filter(pl.col("system") == system), reference
-        if skip_reason is not None:
-            gaps = skip_reason.filter(pl.col("system").is_in([system, baseline]))
-            rows, theirs = (
-                x.join(gaps, on=_CELL[1:], how="anti", maintain_order="left")
-                for x in (rows, theirs)
+        ours, theirs = table.filter(pl.col("system") == system), reference
+        if skipped is not None:
+            gaps = skipped.filter(pl.col("system").is_in([system, baseline]))
+            ours, theirs = (
+                rows.join(gaps, on=_CELL[1:], how="anti", maintain_order="left")
+                for rows in (ours, theirs)
             )
-            if rows.is_empty() and theirs.is_empty():
+            if ours.is_empty() and theirs.is_empty():
                 continue
-        paired = pair(rows, theirs, (f"{name} of {system}", f"{name} of {baseline}"))
+        paired = pair(ours, theirs, (f"{name} of {system}", f"{name} of {baseline}"))
         ordered = paired.sort(pl.col("task").cast(tasks), "length", "sample")
         cells += ordered.partition_by(_CELL, maintain_order=True)
     return cells
-
-
-def _heading(cell: pl.DataFrame, baseline: str) -> dict[str, str | int]:
-    return {"baseline": baseline, **cell.select(_CELL).row(0, named=True)}
 
 
 def _ratio(ours: float | None, theirs: float | None) -> float | None:
@@ -295,14 +347,10 @@ def _times(ratio: float | None) -> str:
     return "-" if ratio is None else f"{_short(ratio)} x"
 
 
-def _labels(row: dict) -> tuple[str, str, str]:
-    return row["system"], row["task"], f"{row['length']:,}"
-
-
 def _markdown(
     heading: str,
     columns: tuple[str, ...],
-    rows: list[tuple[str, ...]],
+    rows: Sequence[tuple[str, ...]],
     text_columns: tuple[int, ...],
 ) -> str:
     rule = ["---" if index in text_columns else "---:" for index in range(len(columns))]

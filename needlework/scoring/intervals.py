@@ -1,7 +1,7 @@
 """Intervals for accuracies and for paired differences of accuracies.
 
-Both are score intervals: they keep a sensible width where every answer is right or wrong, where a
-bootstrap of 22 equal scores would report a width of zero, and they draw no random numbers.
+Both are score intervals. They keep a sensible width if every answer is right or every answer is
+wrong, where a bootstrap of 22 equal scores has a width of zero, and they draw no random numbers.
 """
 
 import numpy as np
@@ -12,11 +12,11 @@ Bounds = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
 def wilson(mean: ArrayLike, n: ArrayLike, confidence: float = 0.95) -> Bounds:
-    """Interval of a mean of n independent scores in 0-1, two-sided (Wilson, 1927).
+    """Two-sided interval of a mean of n independent scores in 0-1 (Wilson, 1927).
 
     For scores of 0 or 1 this is Wilson's interval of a proportion. For fractional scores it is
-    conservative: it takes the variance to be mean * (1 - mean), which no variable on 0-1 exceeds
-    (Bhatia and Davis, 2000). The arrays broadcast; bounds are within 0-1 and hold the mean.
+    conservative: it takes the variance to be mean * (1 - mean), the maximum for a variable on 0-1
+    (Bhatia and Davis, 2000). The arrays broadcast; bounds are within 0-1 and contain the mean.
     """
     mean, n = np.asarray(mean, dtype=float), np.asarray(n, dtype=float)
     z = ndtri(0.5 + confidence / 2)
@@ -33,24 +33,24 @@ def paired_difference(
     """Interval of mean(scores) - mean(baseline) over the same n samples, scores in 0-1.
 
     Newcombe's (1998, method 10) square-and-add interval for paired proportions: the Wilson
-    intervals of both means, joined by the correlation of the scores, a positive covariance being
-    first brought 1 / 2n nearer to zero. For fractional scores it is conservative as `wilson` is.
+    intervals of both means, combined with the correlation of the scores; a positive covariance is
+    first moved 1 / 2n towards zero. For fractional scores it is conservative, like `wilson`.
     """
     scores, baseline = np.asarray(scores, dtype=float), np.asarray(baseline, dtype=float)
     means = np.array([scores.mean(), baseline.mean()])
     low, high = wilson(means, len(scores), confidence)
-    spread = scores.std() * baseline.std()
+    deviations = scores.std() * baseline.std()
     covariance = np.mean((scores - means[0]) * (baseline - means[1]))
     if covariance > 0:
         covariance = max(covariance - 1 / (2 * len(scores)), 0.0)
-    correlation = np.clip(covariance / spread, -1, 1) if spread > 0 else 0.0
+    correlation = np.clip(covariance / deviations, -1, 1) if deviations > 0 else 0.0
 
-    def reach(down: float, up: float) -> float:
+    def arm(down: float, up: float) -> float:
         return float(np.sqrt(max(down**2 + up**2 - 2 * correlation * down * up, 0.0)))
 
     difference = float(means[0] - means[1])
     below, above = means - low, high - means
     return (
-        max(difference - reach(below[0], above[1]), -1.0),
-        min(difference + reach(above[0], below[1]), 1.0),
+        max(difference - arm(below[0], above[1]), -1.0),
+        min(difference + arm(above[0], below[1]), 1.0),
     )

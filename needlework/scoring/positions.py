@@ -1,4 +1,4 @@
-"""Perplexity against position, with intervals, from losses by span of positions."""
+"""Perplexity of streams by position, with intervals, from losses by span of positions."""
 
 import math
 
@@ -14,14 +14,15 @@ def by_position(positions: pl.DataFrame, confidence: float = 0.95) -> pl.DataFra
 
     Args:
         positions: system, stream, shard, first_position, end_position, tokens, loss (mean, nats):
-            spans that are sixteenths of a doubling, as stream_perplexity makes them.
+            spans, each a sixteenth of a doubling, from the rule stream_perplexity.
 
     Returns:
-        system, stream, first_position, end_position (not in it), position (the geometric middle),
-        tokens, spans (of all shards), loss, perplexity, ci_low, ci_high. The interval is Student's t over
-        the means of the spans, weighed alike ("batch means": tokens of one span may hang together,
-        spans hardly do); empty where there are fewer than four. A doubling that the text only began
-        ends where the text does. Rows are in the order of `positions`, then of position.
+        system, stream, first_position, end_position (exclusive), position (the geometric middle),
+        tokens, spans (of all shards), loss, perplexity, ci_low, ci_high. The interval is Student's
+        t over the means of the spans, equally weighted ("batch means": losses within a span are
+        correlated, those of different spans hardly); null with fewer than four spans. A doubling
+        that the text ends within ends where the text does. Rows are in the order of `positions`,
+        then by position.
     """
     octave = pl.col("first_position").log(2).add(1e-9).floor().cast(pl.Int64)
     weight = pl.col("tokens") / pl.col("tokens").sum()
@@ -38,16 +39,16 @@ def by_position(positions: pl.DataFrame, confidence: float = 0.95) -> pl.DataFra
         )
     )
     spans = cells["spans"].to_numpy()
-    reach = stdtrit(np.maximum(spans - 1, 1), 0.5 + confidence / 2)
-    reach = pl.Series(np.where(spans >= 4, reach, np.nan)).fill_nan(None) * cells["error"]
+    quantile = stdtrit(np.maximum(spans - 1, 1), 0.5 + confidence / 2)
+    arm = pl.Series(np.where(spans >= 4, quantile, np.nan)).fill_nan(None) * cells["error"]
     middle = ((cells["first_position"] * (cells["end_position"] - 1)).cast(pl.Float64)).sqrt()
     order = {key: pl.Enum(positions[key].unique(maintain_order=True)) for key in _CELL}
     return (
         cells.with_columns(
             position=middle,
             perplexity=_exp(pl.col("loss")),
-            ci_low=_exp(pl.col("loss") - reach),
-            ci_high=_exp(pl.col("loss") + reach),
+            ci_low=_exp(pl.col("loss") - arm),
+            ci_high=_exp(pl.col("loss") + arm),
         )
         .select(
             *_CELL,
@@ -61,25 +62,25 @@ def by_position(positions: pl.DataFrame, confidence: float = 0.95) -> pl.DataFra
             "ci_low",
             "ci_high",
         )
-        .sort(*(pl.col(key).cast(kind) for key, kind in order.items()), "first_position")
+        .sort(*(pl.col(key).cast(dtype) for key, dtype in order.items()), "first_position")
     )
 
 
 def whole_streams(chunks: pl.DataFrame, positions: pl.DataFrame) -> pl.DataFrame:
-    """A row a system and stream, all shards together.
+    """One row per system and stream, all shards pooled.
 
     Args:
         chunks: system, stream, shard, tokens, tokens_read, loss, mode, out_of_memory, state_bytes.
-        positions: as `by_position` takes them.
+        positions: as in `by_position`.
 
     Returns:
-        system, stream, mode, shards, tokens, chunks, chunk_size (tokens read by the longest),
+        system, stream, mode, shards, tokens, chunks, chunk_size (tokens of the longest chunk),
         loss, perplexity, perplexity_second_half (of positions beyond half of the last), state_bytes
-        (most carried), out_of_memory (how often).
+        (largest), out_of_memory (how often).
     """
     last = pl.col("end_position").max().over(_CELL)
-    late = positions.filter(pl.col("first_position") >= last / 2)
-    halves = late.group_by(_CELL).agg(perplexity_second_half=_exp(_mean()))
+    second_half = positions.filter(pl.col("first_position") >= last / 2)
+    halves = second_half.group_by(_CELL).agg(perplexity_second_half=_exp(_mean_loss()))
     return (
         chunks.group_by(_CELL, maintain_order=True)
         .agg(
@@ -88,7 +89,7 @@ def whole_streams(chunks: pl.DataFrame, positions: pl.DataFrame) -> pl.DataFrame
             tokens=pl.col("tokens").sum(),
             chunks=pl.len().cast(pl.Int64),
             chunk_size=pl.col("tokens_read").max(),
-            loss=_mean(),
+            loss=_mean_loss(),
             state_bytes=pl.col("state_bytes").max(),
             out_of_memory=pl.col("out_of_memory").sum(),
         )
@@ -110,10 +111,10 @@ def whole_streams(chunks: pl.DataFrame, positions: pl.DataFrame) -> pl.DataFrame
     )
 
 
-def _mean() -> pl.Expr:
+def _mean_loss() -> pl.Expr:
     return (pl.col("loss") * pl.col("tokens")).sum() / pl.col("tokens").sum()
 
 
 def _exp(loss: pl.Expr) -> pl.Expr:
-    # Beyond, a float has no room.
+    # Larger values overflow a float.
     return loss.clip(upper_bound=math.log(1e300)).exp()

@@ -1,61 +1,61 @@
-"""From one row an answer to one row a cell, with intervals."""
+"""Aggregate scores by cell, with intervals."""
 
 import polars as pl
 
 from needlework.scoring.intervals import wilson
 from needlework.scoring.metrics import METRICS
-from needlework.scoring.pairing import KEYS, answered, pair
+from needlework.scoring.pairing import SAMPLE_KEYS, answered, pair
 from needlework.tables.columns import require
 
-_ROW = ["system", *KEYS]
+_ANSWER = ["system", *SAMPLE_KEYS]
 _NEEDLES = ["needle_depths", "needle_found"]
 _CELL = ["system", "task", "length", "depth_percent", "metric"]
 _MEASURED = ["prefill_density", "decode_density", "cache_bytes"]
-_MOST_DEPTHS = 25
+_MAX_DEPTHS = 25
 
 
 def summarize(
-    scores: pl.DataFrame, predictions: pl.DataFrame, skip_reason: pl.DataFrame | None = None
+    scores: pl.DataFrame, predictions: pl.DataFrame, skipped: pl.DataFrame | None = None
 ) -> pl.DataFrame:
-    """Accuracy and measured densities of every cell, and of all its depths together.
+    """Accuracy and measured densities of every cell, by depth and with all depths pooled.
 
     Args:
-        scores: system, task, length, sample, needle_depths, needle_found, and the metrics, as
-            `score` makes them; any number of systems and tasks.
+        scores: system, task, length, sample, needle_depths, needle_found, and the metrics, from
+            `score`; any number of systems and tasks.
         predictions: system, task, length, sample, prefill_density, decode_density, cache_bytes
-            (null where not measured), status (not ok: there is no answer, which counts as wrong;
-            null, or no such column: ok).
-        skip_reason: system, task, length, reason, detail of cells without answers.
+            (null if not measured), status (not ok: no answer, which counts as wrong; null or no
+            such column: ok).
+        skipped: system, task, length, reason, detail of cells that were not run.
 
     Returns:
         system, task, length (tokens), depth_percent (0-100; null: all depths), metric (all, part,
-        exact, rouge_l, token_f1; without rows where it is null), n, accuracy (0-1), ci_low, ci_high
-        (95 %, `intervals.wilson`), the means prefill_density, decode_density (0-1), cache_bytes,
-        answered, how many of the n are answers, their own accuracy_answered (null where there is
-        none), and skip_reason: null, but for a last row of each cell that was not run, which has the
-        reason there, n 0, and depth, metric and numbers null. Systems and tasks stand in the order
-        of `scores`, then length, depth (all depths first) and metric.
+        exact, rouge_l, token_f1; no rows for null scores), n, accuracy (0-1), ci_low, ci_high
+        (95 %, `intervals.wilson`), means of prefill_density, decode_density (0-1) and cache_bytes,
+        answered (how many of n are answers), accuracy_answered (of those; null if there are none),
+        and skip_reason. Each cell that was not run has one row at the end with its skip_reason,
+        n 0, and depth, metric and numbers null; elsewhere skip_reason is null. Systems and tasks
+        are in the order of `scores`, then length, depth (all depths first) and metric.
 
-        n counts answers. Only at a depth of a task that asks for several needles it counts
-        needles, each as if on its own: accuracy is then the share found, and `all` is the only
-        metric. Where a task has more than 25 different depths they are put in tenths, and
+        n counts answers, except at a depth of a task that asks for several needles: there it
+        counts needles, each as if independent, accuracy is the share found, and `all` is the only
+        metric. If a task has more than 25 different depths, they are grouped in tenths, and
         depth_percent is the middle of one (5, 15, ... 95; 5 is 0 to below 10, 95 is 90 to 100).
 
     Raises:
-        ValueError: if the rows of the two tables do not match one to one; no cell was run.
+        ValueError: if the rows of the two tables do not match one to one, or no cell was run.
     """
-    if scores.is_empty() and skip_reason is not None and len(skip_reason):
-        why = "{system}, {task} at {length:,}: {reason}: {detail}".format(
-            **skip_reason.row(0, named=True)
+    if scores.is_empty() and skipped is not None and len(skipped):
+        example = "{system}, {task} at {length:,}: {reason}: {detail}".format(
+            **skipped.row(0, named=True)
         )
-        raise ValueError(f"none of {len(skip_reason)} cells was answered; {why}")
-    require(scores, [*_ROW, *METRICS, *_NEEDLES], "scores")
-    require(predictions, [*_ROW, *_MEASURED], "predictions")
+        raise ValueError(f"none of {len(skipped)} cells has an answer; {example}")
+    require(scores, [*_ANSWER, *METRICS, *_NEEDLES], "scores")
+    require(predictions, [*_ANSWER, *_MEASURED], "predictions")
     rows = pair(
-        scores.select(*_ROW, *METRICS, *_NEEDLES),
-        predictions.select(*_ROW, pl.col(_MEASURED).cast(pl.Float64), answered(predictions)),
+        scores.select(*_ANSWER, *METRICS, *_NEEDLES),
+        predictions.select(*_ANSWER, pl.col(_MEASURED).cast(pl.Float64), answered(predictions)),
         ("scores", "predictions"),
-        _ROW,
+        _ANSWER,
     )
     order = {key: pl.Enum(rows[key].unique(maintain_order=True)) for key in ("system", "task")}
     order["metric"] = pl.Enum(list(METRICS))
@@ -70,10 +70,10 @@ def summarize(
             ]
         )
         .drop_nulls("score")
-        .cast(order)
+        .with_columns(pl.col(key).cast(dtype) for key, dtype in order.items())
         .sort(*_CELL, "sample", nulls_last=False)
         .group_by(_CELL, maintain_order=True)
-        # Means of lists are summed in order: equal bytes with any number of threads.
+        # Means of lists sum in a fixed order: equal bytes with any number of threads.
         .agg(
             n=pl.len(),
             accuracy=pl.col("score"),
@@ -99,29 +99,32 @@ def summarize(
         pl.col("answered").cast(pl.Int64),
         "accuracy_answered",
         skip_reason=pl.lit(None, dtype=pl.String),
-    ).pipe(_with_gaps, skip_reason)
+    ).pipe(_with_skipped, skipped)
 
 
-def _with_gaps(summary: pl.DataFrame, skip_reason: pl.DataFrame | None) -> pl.DataFrame:
-    """A row more for each cell that was not run."""
-    if skip_reason is None or skip_reason.is_empty():
+def _with_skipped(summary: pl.DataFrame, skipped: pl.DataFrame | None) -> pl.DataFrame:
+    """Add a row for each cell that was not run."""
+    if skipped is None or skipped.is_empty():
         return summary
-    why = pl.format("{}: {}", "reason", "detail")
-    gaps = skip_reason.select(
-        "system", "task", "length", n=pl.lit(0, dtype=pl.Int64), skip_reason=why
+    rows = skipped.select(
+        "system",
+        "task",
+        "length",
+        n=pl.lit(0, dtype=pl.Int64),
+        skip_reason=pl.format("{}: {}", "reason", "detail"),
     )
-    return pl.concat([summary, gaps], how="diagonal")
+    return pl.concat([summary, rows], how="diagonal")
 
 
-def over_lengths(summary: pl.DataFrame) -> pl.DataFrame:
-    """Accuracy at each depth of a summary, all lengths together.
+def pool_lengths(summary: pl.DataFrame) -> pl.DataFrame:
+    """Accuracy at each depth, all lengths pooled.
 
     Args:
-        summary: as `summarize` makes it; rows of all depths together are left out.
+        summary: the table from `summarize`; rows of all depths are ignored.
 
     Returns:
-        system, task, depth_percent, metric, n (of all lengths), accuracy (0-1), ci_low, ci_high (95 %,
-        `intervals.wilson`), in the order of `summary`.
+        system, task, depth_percent, metric, n (of all lengths), accuracy (0-1), ci_low, ci_high
+        (95 %, `intervals.wilson`), in the order of `summary`.
     """
     cells = (
         summary.filter(pl.col("depth_percent").is_not_null())
@@ -135,28 +138,28 @@ def over_lengths(summary: pl.DataFrame) -> pl.DataFrame:
 
 
 def _long(rows: pl.DataFrame) -> pl.DataFrame:
-    """A row an answer and metric."""
+    """One row per answer and metric."""
     return rows.unpivot(
         on=list(METRICS),
-        index=[*_ROW, "depth_percent", *_MEASURED, "answered"],
+        index=[*_ANSWER, "depth_percent", *_MEASURED, "answered"],
         variable_name="metric",
         value_name="score",
     )
 
 
 def _by_answer(rows: pl.DataFrame) -> pl.DataFrame:
-    """A row an answer with a depth, and metric."""
+    """One row per answer with a depth, and metric."""
     depth = pl.col("needle_depths").list.first()
     return _long(rows.with_columns(depth_percent=depth).drop_nulls("depth_percent"))
 
 
 def _by_needle(rows: pl.DataFrame) -> pl.DataFrame:
-    """A row a needle with a depth."""
+    """One row per needle with a depth."""
     return (
         rows.explode(_NEEDLES)
         .drop_nulls("needle_depths")
         .select(
-            *_ROW,
+            *_ANSWER,
             pl.col("needle_depths").alias("depth_percent"),
             *_MEASURED,
             "answered",
@@ -169,5 +172,5 @@ def _by_needle(rows: pl.DataFrame) -> pl.DataFrame:
 def _in_tenths(rows: pl.DataFrame) -> pl.DataFrame:
     depth = pl.col("depth_percent")
     middle = 10 * (depth // 10).clip(upper_bound=9) + 5
-    many = depth.n_unique().over("task") > _MOST_DEPTHS
-    return rows.with_columns(pl.when(many).then(middle).otherwise(depth).alias("depth_percent"))
+    too_many = depth.n_unique().over("task") > _MAX_DEPTHS
+    return rows.with_columns(pl.when(too_many).then(middle).otherwise(depth).alias("depth_percent"))

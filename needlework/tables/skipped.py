@@ -1,7 +1,7 @@
-"""Cells of an experiment that were not run, and why: tables without rows that say so themselves.
+"""Cells of an experiment that were not run, and why.
 
-The reason lies in the Parquet file's own metadata, so a cell has the same files whether it ran or
-not, and a table is never without its reason.
+The reason is in the metadata of the cell's empty Parquet tables, so a cell has the same files
+whether it was run or not, and a table is never without its reason.
 """
 
 import json
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import polars as pl
 
-_KEY = "needlework_not_run"
+_METADATA_KEY = "needlework_not_run"
 SCHEMA = {
     "system": pl.String,
     "task": pl.String,
@@ -19,28 +19,30 @@ SCHEMA = {
     "reason": pl.String,
     "detail": pl.String,
 }
-MEMORY, LENGTH, FLOOR = "out of memory", "length refused", "accuracy below the floor"
-REFUSED = "every prompt refused"
+OUT_OF_MEMORY = "out of memory"
+LENGTH_REFUSED = "length refused"
+ALL_REFUSED = "every prompt refused"
+LOW_ACCURACY = "accuracy below min_accuracy"
 
 
 @dataclass(frozen=True)
-class Skipped:
-    """Why a system was not asked, or could not answer, a task at a length."""
+class SkippedCell:
+    """Why a system was not run on a task at a length, or could not answer there."""
 
     system: str
     task: str
     length: int
     reason: str
-    """MEMORY, LENGTH, REFUSED or FLOOR."""
+    """OUT_OF_MEMORY, LENGTH_REFUSED, ALL_REFUSED or LOW_ACCURACY."""
     detail: str
-    """A sentence: at which length, with which numbers."""
+    """A sentence with the length and the numbers behind the reason."""
 
     def write(self, table: pl.DataFrame, path: str | Path) -> None:
-        """Write `table`, which has columns and no rows, with this in its metadata."""
-        table.clear().write_parquet(path, metadata={_KEY: json.dumps(asdict(self))})
+        """Write the columns of `table` without rows, with this cell in the metadata."""
+        table.clear().write_parquet(path, metadata={_METADATA_KEY: json.dumps(asdict(self))})
 
 
 def read(paths: Iterable[str | Path]) -> pl.DataFrame:
-    """A row a table that was not run: system, task, length, reason, detail."""
-    told = (pl.read_parquet_metadata(path).get(_KEY) for path in paths)
-    return pl.DataFrame([json.loads(one) for one in told if one], schema=SCHEMA)
+    """The tables at `paths` that were not run: system, task, length, reason, detail."""
+    records = (pl.read_parquet_metadata(path).get(_METADATA_KEY) for path in paths)
+    return pl.DataFrame([json.loads(record) for record in records if record], schema=SCHEMA)

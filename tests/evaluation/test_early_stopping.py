@@ -4,7 +4,7 @@ import pytest
 from needlework.evaluation.early_stopping import EarlyStop, require_accuracy, write_unless_stopped
 from needlework.evaluation.generation.generate import empty_tables
 from needlework.tables import skipped
-from needlework.tables.skipped import FLOOR, MEMORY
+from needlework.tables.skipped import LOW_ACCURACY, OUT_OF_MEMORY
 
 EARLY_STOPPING = {"metric": "all", "min_accuracy": 0.3}
 
@@ -22,7 +22,7 @@ def test_low_accuracy_at_two_lengths_stops_a_system(tmp_path):
     high = _scores(tmp_path / "3", 1024, 1, 1, 0, 1)
     with pytest.raises(EarlyStop) as stopped:
         require_accuracy([], [low, lower], "all", 0.3)
-    assert stopped.value.reason == FLOOR
+    assert stopped.value.reason == LOW_ACCURACY
     detail = "accuracy 25.0 % and 0.0 % at 512 and 1,024, below min_accuracy 30 %"
     assert stopped.value.detail == detail
     require_accuracy([], [low, lower], "all", 0.25)  # equal to min_accuracy
@@ -52,11 +52,11 @@ def test_a_stopped_system_stays_stopped_for_the_same_reason(tmp_path):
     paths = [tmp_path / name for name in ("predictions", "measurements", "densities")]
 
     def stops():
-        raise EarlyStop(MEMORY, "at 4,096: no more")
+        raise EarlyStop(OUT_OF_MEMORY, "at 4,096: no more")
 
     _write(paths, stops)
     rows = skipped.read(paths)
-    assert rows.rows() == [("dense", "passkey", 4096, MEMORY, "at 4,096: no more")] * 3
+    assert rows.rows() == [("dense", "passkey", 4096, OUT_OF_MEMORY, "at 4,096: no more")] * 3
     assert "prefill_density" in pl.read_parquet(paths[0]).columns
     assert all(pl.read_parquet(path).is_empty() for path in paths)
     later = [tmp_path / f"later-{path.name}" for path in paths]
@@ -72,4 +72,4 @@ def test_tables_of_an_evaluated_length_are_written_unchanged(tmp_path):
     assert skipped.read(paths).is_empty()
     assert all(map(pl.DataFrame.equals, map(pl.read_parquet, paths), tables))
     _write(paths, lambda: tables, scores=low)
-    assert set(skipped.read(paths)["reason"]) == {FLOOR}
+    assert set(skipped.read(paths)["reason"]) == {LOW_ACCURACY}

@@ -1,4 +1,4 @@
-"""The page of tables, in a real browser."""
+"""The page of all tables: its HTML, and sorting and searching in a browser."""
 
 import shutil
 
@@ -6,7 +6,7 @@ import polars as pl
 import pytest
 from playwright.sync_api import sync_playwright
 
-from needlework.figures.tables import tables
+from needlework.figures.tables import tables_page
 
 TABLE = pl.DataFrame(
     {
@@ -17,8 +17,8 @@ TABLE = pl.DataFrame(
 )
 
 
-def test_cells_are_text_and_numbers_are_legible():
-    page = tables({"a & b.csv": TABLE, "other.csv": TABLE[:0]})
+def test_cells_are_escaped_and_numbers_are_rounded():
+    page = tables_page({"a & b.csv": TABLE, "other.csv": TABLE[:0]})
     assert "<b>" not in page
     assert "&lt;b&gt;window&lt;/b&gt;" in page
     assert "a &amp; b.csv (4 rows)" in page
@@ -27,29 +27,29 @@ def test_cells_are_text_and_numbers_are_legible():
     assert "<td>4,096" in page
 
 
-def test_a_page_is_no_larger_than_browsers_show_in_a_report():
+def test_a_page_is_small_enough_for_a_report():
     large = pl.DataFrame({"number": range(300_000)})
-    page = tables({"first.csv": TABLE, "large.csv": large, "last.csv": TABLE})
+    page = tables_page({"first.csv": TABLE, "large.csv": large, "last.csv": TABLE})
     assert len(page) < 1_500_000
     assert "<p>large.csv (300,000 rows): too large for this page; open the file</p>" in page
     assert page.count("<table") == 2
 
 
-def test_tables_share_the_room_of_a_page():
+def test_the_size_limit_counts_all_tables():
     half = pl.DataFrame({"number": range(60_000)})
-    page = tables({"a.csv": half, "b.csv": half, "c.csv": half, "d.csv": TABLE})
-    assert 700_000 < len(tables({"a.csv": half})) < 1_400_000
+    page = tables_page({"a.csv": half, "b.csv": half, "c.csv": half, "d.csv": TABLE})
+    assert 700_000 < len(tables_page({"a.csv": half})) < 1_400_000
     assert len(page) < 1_500_000
     assert page.count("too large for this page") == 2
-    # The small one behind them has its place, and only the first is open.
+    # A small table after them still fits, and only the first is open.
     assert "<summary>d.csv (4 rows)</summary>" in page
     assert page.count("<details open>") == 1
     assert page.startswith("<!doctype html>")
 
 
-def test_heads_and_flags_are_text_and_numbers_stand_right():
+def test_headers_are_escaped_and_numbers_are_right_aligned():
     odd = pl.DataFrame({"<i>a": ["x"], "is_one": [True], "<i>n": [7]})
-    page = tables({"odd.csv": odd, "more.csv": odd})
+    page = tables_page({"odd.csv": odd, "more.csv": odd})
     assert "<i>" not in page
     assert "<th>&lt;i&gt;a" in page
     assert "<th class=number>&lt;i&gt;n" in page
@@ -60,9 +60,9 @@ def test_heads_and_flags_are_text_and_numbers_stand_right():
 
 
 @pytest.mark.browser
-def test_rows_are_sorted_and_searched_for(tmp_path):
+def test_rows_can_be_sorted_and_searched(tmp_path):
     file = tmp_path / "tables.html"
-    file.write_text(tables({"a.csv": TABLE}), encoding="utf-8")
+    file.write_text(tables_page({"a.csv": TABLE}), encoding="utf-8")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=shutil.which("chromium") or "/usr/bin/chromium",

@@ -5,7 +5,7 @@ import pytest
 
 from needlework.scoring.intervals import wilson
 from needlework.scoring.metrics import METRICS
-from needlework.scoring.summarize import over_lengths, summarize
+from needlework.scoring.summarize import pool_lengths, summarize
 
 DEPTHS = [0.0, 50.0, 100.0]
 
@@ -205,12 +205,12 @@ def test_unmatched_rows_are_an_error():
         summarize(scores.clear(), predictions)
 
 
-def test_depths_over_lengths_are_those_of_all_answers_at_once():
+def test_depths_pool_lengths_are_those_of_all_answers_at_once():
     # Unlike counts: the mean of the lengths' means would be another.
     scores, predictions = tables(per_depth=3)
     less = pl.col("length").eq(512) & pl.col("sample").ge(3)
     scores, predictions = scores.filter(~less), predictions.filter(~less)
-    found = over_lengths(summarize(scores, predictions))
+    found = pool_lengths(summarize(scores, predictions))
     assert found.columns == [
         *("system", "task", "depth_percent", "metric", "n", "accuracy", "ci_low", "ci_high")
     ]

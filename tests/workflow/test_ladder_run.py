@@ -39,7 +39,7 @@ def test_systems_stop_with_a_reason_and_the_run_goes_on(climbed):
     gaps = summary.filter(pl.col("skip_reason").is_not_null()).sort("system")
     assert gaps.select("system", "length").rows() == [("blind", 512), ("short", 512)]
     blind, short = gaps["skip_reason"].to_list()
-    assert blind.startswith("accuracy below the floor: accuracy ")
+    assert blind.startswith("accuracy below min_accuracy: accuracy ")
     assert " at 128 and 256, below min_accuracy 10 %" in blind
     assert short.startswith("length refused: ")
     assert short.endswith("tokens at 512, beyond the model's 400 positions")

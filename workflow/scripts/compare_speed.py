@@ -1,4 +1,4 @@
-"""Speed, memory and price of every system against the baseline."""
+"""Compare every system's speed, memory and price with the baseline's."""
 
 import json
 from pathlib import Path
@@ -9,16 +9,16 @@ import polars as pl
 from needlework.pipeline.stage import stage
 from needlework.scoring.compare import compare_speed
 from needlework.tables import skipped
+from needlework.tables.columns import concat
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
 with stage(snakemake) as s:
-    # Tables of an API have columns that others lack.
-    measurements = pl.concat(map(pl.read_parquet, s.input.measurements), how="diagonal")
-    predictions = pl.concat(map(pl.read_parquet, s.input.predictions), how="diagonal")
-    missing = skipped.read(s.input.predictions)
-    rows, markdown = compare_speed(measurements, predictions, s.params.baseline, missing)
+    measurements = concat([pl.read_parquet(path) for path in s.input.measurements])
+    predictions = concat([pl.read_parquet(path) for path in s.input.predictions])
+    not_run = skipped.read(s.input.predictions)
+    rows, markdown = compare_speed(measurements, predictions, s.params.baseline, not_run)
     Path(s.output.json).write_text(json.dumps(rows, indent=1) + "\n")
     Path(s.output.markdown).write_text(markdown)
     pl.DataFrame(rows).write_csv(s.output.csv, float_precision=4)

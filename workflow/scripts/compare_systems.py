@@ -1,4 +1,4 @@
-"""Every system against the baseline on the same samples: what does not vary by run."""
+"""Compare every system's accuracy and cache with the baseline's on the same samples."""
 
 import json
 from pathlib import Path
@@ -9,16 +9,16 @@ import polars as pl
 from needlework.pipeline.stage import stage
 from needlework.scoring.compare import compare
 from needlework.tables import skipped
+from needlework.tables.columns import concat
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
 with stage(snakemake) as s:
     scores = pl.read_parquet(s.input.scores)
-    # Tables of an API have columns that others lack.
-    predictions = pl.concat(map(pl.read_parquet, s.input.predictions), how="diagonal")
-    missing = skipped.read(s.input.predictions)
-    rows, markdown = compare(scores, predictions, s.params.baseline, s.params.metrics, missing)
+    predictions = concat([pl.read_parquet(path) for path in s.input.predictions])
+    not_run = skipped.read(s.input.predictions)
+    rows, markdown = compare(scores, predictions, s.params.baseline, s.params.metrics, not_run)
     Path(s.output.json).write_text(json.dumps(rows, indent=1) + "\n")
     Path(s.output.markdown).write_text(markdown)
     pl.DataFrame(rows).write_csv(s.output.csv, float_precision=6)

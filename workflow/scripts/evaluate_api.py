@@ -13,7 +13,7 @@ from needlework.evaluation.early_stopping import EarlyStop, write_unless_stopped
 from needlework.models.api.client import is_too_long
 from needlework.models.api.key import api_key
 from needlework.pipeline.stage import stage
-from needlework.tables.skipped import LENGTH, REFUSED
+from needlework.tables.skipped import ALL_REFUSED, LENGTH_REFUSED
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
@@ -32,7 +32,7 @@ def answers() -> tuple[pl.DataFrame, pl.DataFrame]:
         )
     if s.params.early_stopping is not None and (predictions["status"] == "refused").all():
         messages, length = predictions["reason"], int(s.wildcards.length)
-        reason = LENGTH if all(map(is_too_long, messages)) else REFUSED
+        reason = LENGTH_REFUSED if all(map(is_too_long, messages)) else ALL_REFUSED
         raise EarlyStop(reason, f"at {length:,}: {messages[0]}")
     return predictions, measurements
 

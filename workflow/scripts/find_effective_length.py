@@ -1,4 +1,4 @@
-"""Mean scores by length, and the longest lengths at which they still reach what is asked."""
+"""Average scores over tasks, and find the longest lengths that reach the thresholds."""
 
 from typing import TYPE_CHECKING
 

@@ -7,7 +7,7 @@ import polars as pl
 
 from needlework.pipeline.stage import stage
 from needlework.tables import skipped
-from needlework.tables.skipped import Skipped
+from needlework.tables.skipped import SkippedCell
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
@@ -26,6 +26,6 @@ with stage(snakemake) as s:
     stopped = skipped.read(s.input.predictions).rows(named=True)
     for name, table in tables.items():
         if stopped:
-            Skipped(**stopped[0]).write(table, getattr(s.output, name))
+            SkippedCell(**stopped[0]).write(table, getattr(s.output, name))
         else:
             table.write_parquet(getattr(s.output, name))

@@ -1,4 +1,4 @@
-"""The experiment as it was run, defaults filled in, and the software it ran with."""
+"""Record the experiment with all defaults filled in, and the software versions."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING

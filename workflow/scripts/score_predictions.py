@@ -1,11 +1,11 @@
-"""Scores of one system's answers to one task at one length."""
+"""Score one system's answers to one task at one length."""
 
 from typing import TYPE_CHECKING
 
 import polars as pl
 
 from needlework.pipeline.stage import stage
-from needlework.scoring.score import score, unscored
+from needlework.scoring.score import empty_scores, score
 from needlework.tables import skipped
 
 if TYPE_CHECKING:
@@ -13,9 +13,10 @@ if TYPE_CHECKING:
 
 with stage(snakemake) as s:
     samples, predictions = pl.read_parquet(s.input.samples), pl.read_parquet(s.input.predictions)
-    # A cell that was not run has no answers to score.
-    is_run = skipped.read([s.input.predictions]).is_empty()
+    was_run = skipped.read([s.input.predictions]).is_empty()
     scores = (
-        score(samples, predictions, s.params.metric, s.params.has_depths) if is_run else unscored()
+        score(samples, predictions, s.params.metric, s.params.has_depths)
+        if was_run
+        else empty_scores()
     )
     scores.write_parquet(s.output.scores)

@@ -1,4 +1,4 @@
-"""Perplexity of whole streams, and by position."""
+"""Aggregate the perplexity of streams: whole, and by position."""
 
 from typing import TYPE_CHECKING
 

@@ -25,7 +25,7 @@ from needlework.models.convert import convert
 from needlework.models.loading import out_of_memory
 from needlework.runtime.memory import is_out_of_memory, limit_memory
 from needlework.runtime.processes import error_file, exit_with_parent, log_to_parent, run_processes
-from needlework.tables.skipped import LENGTH, MEMORY
+from needlework.tables.skipped import LENGTH_REFUSED, OUT_OF_MEMORY
 
 Tables = tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]
 """Predictions, measurements and densities, as returned by `generate_answers`."""
@@ -162,7 +162,7 @@ def _answer_samples(
         activity, tokens = ("opening", None) if model is None else ("answering", longest)
         if early_stopping:
             message = str(error).partition("\n")[0] or type(error).__name__
-            raise EarlyStop(MEMORY, f"{activity} at {length:,}: {message}") from None
+            raise EarlyStop(OUT_OF_MEMORY, f"{activity} at {length:,}: {message}") from None
         raise ValueError(
             f"{job.model}: out of memory while {activity}; {out_of_memory(opening, tokens)}"
         ) from None
@@ -181,7 +181,8 @@ def _require_positions(
         return
     if stop_at is not None:
         raise EarlyStop(
-            LENGTH, f"{tokens:,} tokens at {stop_at:,}, beyond the model's {limit:,} positions"
+            LENGTH_REFUSED,
+            f"{tokens:,} tokens at {stop_at:,}, beyond the model's {limit:,} positions",
         )
     raise ValueError(
         f"{job.model}: prompt and answer of {tokens} tokens exceed its {limit} positions; write "

@@ -18,7 +18,7 @@ from needlework.evaluation.early_stopping import EarlyStop
 from needlework.evaluation.generation.answers import EvaluationJob, answer_samples
 from needlework.models.checkpoint import open_model
 from needlework.runtime.processes import run_processes
-from needlework.tables.skipped import LENGTH, MEMORY
+from needlework.tables.skipped import LENGTH_REFUSED, OUT_OF_MEMORY
 
 SKETCHWALK = {"type": "sketchwalk", "block_size": 16, "density": 0.4, "dense_layers": 0}
 SYSTEMS = {
@@ -251,7 +251,7 @@ def test_a_length_beyond_the_positions_is_an_error_or_stops_early(checkpoint, tm
         EarlyStop, match="600 tokens at 600, beyond the model's 512 positions"
     ) as stopped:
         answer_samples(job, long, slice(None), 1, early_stopping=True)
-    assert stopped.value.reason == LENGTH
+    assert stopped.value.reason == LENGTH_REFUSED
     assert len(answer_samples(replace(job, allow_extrapolation=True), long, slice(None), 1)[0]) == 1
 
 
@@ -270,7 +270,7 @@ def test_out_of_memory_is_an_error_or_stops_early(checkpoint, tmp_path):
             answer_samples(job, long, slice(None), 1, early_stopping=True)
     finally:
         resource.setrlimit(resource.RLIMIT_DATA, limits)
-    assert stopped.value.reason == MEMORY
+    assert stopped.value.reason == OUT_OF_MEMORY
 
 
 @pytest.mark.workflow
@@ -278,4 +278,4 @@ def test_early_stopping_in_one_of_several_processes_stops_the_job(checkpoint, tm
     long, job = _one_prompt(tmp_path / "600.parquet", 590), job_of(checkpoint("mixtral"), tp=2)
     with pytest.raises(EarlyStop, match="600 tokens at 600, beyond") as stopped:
         answer_samples(job, long, slice(None), 1, early_stopping=True)
-    assert stopped.value.reason == LENGTH
+    assert stopped.value.reason == LENGTH_REFUSED
