@@ -1,3 +1,5 @@
+"""Accuracy of each of several needles."""
+
 import polars as pl
 import pytest
 
@@ -17,24 +19,24 @@ def table(rows):
 
 
 ROWS = [
-    ("zebra", "mine", 64, 0, ["figs", "eggs"], [True, False]),
-    ("zebra", "mine", 64, 1, ["figs", "eggs"], [True, True]),
-    ("zebra", "mine", 32, 0, ["figs", "eggs"], [False, False]),
-    ("zebra", "drawn", 64, 0, ["a-b", "c-d", "e-f"], [True, False, True]),
-    ("zebra", "drawn", 64, 1, ["g-h", "i-j", "e-f"], [True, False, False]),
+    ("zebra", "fixed", 64, 0, ["figs", "eggs"], [True, False]),
+    ("zebra", "fixed", 64, 1, ["figs", "eggs"], [True, True]),
+    ("zebra", "fixed", 32, 0, ["figs", "eggs"], [False, False]),
+    ("zebra", "random", 64, 0, ["a-b", "c-d", "e-f"], [True, False, True]),
+    ("zebra", "random", 64, 1, ["g-h", "i-j", "e-f"], [True, False, False]),
     ("zebra", "single", 64, 0, ["k"], [True]),
     ("zebra", "none", 64, 0, [], []),
-    ("ant", "mine", 64, 0, ["figs", "eggs"], [False, True]),
+    ("ant", "fixed", 64, 0, ["figs", "eggs"], [False, True]),
 ]
 
 
-def test_every_needle_equals_a_loop_over_its_answers():
+def test_each_needle_equals_a_loop_over_its_answers():
     expected = []
     for system, task, length, keys in [
-        ("zebra", "mine", 32, ["figs", "eggs"]),
-        ("zebra", "mine", 64, ["figs", "eggs"]),
-        ("zebra", "drawn", 64, [None, None, "e-f"]),
-        ("ant", "mine", 64, ["figs", "eggs"]),
+        ("zebra", "fixed", 32, ["figs", "eggs"]),
+        ("zebra", "fixed", 64, ["figs", "eggs"]),
+        ("zebra", "random", 64, [None, None, "e-f"]),
+        ("ant", "fixed", 64, ["figs", "eggs"]),
     ]:
         for j, key in enumerate(keys):
             hits = [row[5][j] for row in ROWS if row[:3] == (system, task, length)]
@@ -50,17 +52,17 @@ def test_every_needle_equals_a_loop_over_its_answers():
     assert by_needle(table(shuffled)).sort(pl.all()).equals(needles.sort(pl.all()))
 
 
-def test_without_several_needles_the_table_is_empty_but_whole(tmp_path):
+def test_without_several_needles_the_table_has_columns_but_no_rows(tmp_path):
     single, none = by_needle(table(ROWS[5:6])), by_needle(table(ROWS[6:7]))
     assert len(single) == len(none) == 0
     assert single.schema == none.schema == by_needle(table(ROWS)).schema
     single.write_csv(tmp_path / "needles.csv", float_precision=6)
     assert (tmp_path / "needles.csv").read_text() == (
-        "system,task,length,needle,key,n,found,low,high\n"
+        "system,task,length,needle,key,n,found,ci_low,ci_high\n"
     )
 
 
-def test_old_scores_are_one_clear_line():
+def test_scores_without_needles_are_an_error():
     with pytest.raises(
         ValueError, match=r"^scores: column 'needle_found' is missing; make the tab"
     ):

@@ -1,3 +1,5 @@
+"""Comparison of systems with a baseline: accuracy, and speed."""
+
 import itertools
 import json
 
@@ -11,7 +13,7 @@ from needlework.scoring.metrics import METRICS
 
 
 def table(**systems):
-    """Scores of samples 0.. of one task and length, a list a system."""
+    """Scores of samples 0.. of one task and length, one list per system."""
     return pl.concat(
         pl.DataFrame(
             {
@@ -35,8 +37,8 @@ def table(**systems):
 @pytest.mark.parametrize(
     "differences", [[1, 1, 1, 1, 1, -1], [1, 0, 0], [0, 0], [0.5, 0.25, -1, 1, 0, 1, 1], [-1] * 8]
 )
-def test_sign_test_is_an_enumeration_of_signs(differences):
-    """Each difference is as likely a gain as a loss: count outcomes as lopsided as the one seen."""
+def test_sign_test_equals_an_enumeration_of_signs(differences):
+    """Gains and losses are equally likely: count outcomes at least as lopsided as this one."""
     signs = [np.sign(difference) for difference in differences if difference]
     outcomes = [abs(sum(flips)) for flips in itertools.product((1, -1), repeat=len(signs))]
     expected = np.mean([outcome >= abs(sum(signs)) for outcome in outcomes])
@@ -74,7 +76,7 @@ def test_compare_pairs_the_same_samples():
     assert "| 0.375 | 0.25 x | 6 / 6 |" in markdown
 
 
-def test_what_is_not_answered_is_wrong_and_counted_apart():
+def test_unanswered_prompts_are_wrong_and_counted():
     """Of four samples the API answers two; the first is right in both systems."""
     scores = table(dense=[1, 0, 1, 1], api=[1, 1, 0, 0])
     status = [None] * 4 + ["ok", "ok", "error", "refused"]
@@ -91,17 +93,19 @@ def test_what_is_not_answered_is_wrong_and_counted_apart():
     assert (row["answered"], row["accuracy_answered"]) == (0, None)
 
 
-def test_the_metric_is_the_tasks_own():
+def test_each_task_has_its_metric():
     scores = table(dense=[1, 1], sparse=[0, 1])
     (row,), _ = compare(scores, scores, "dense", {"qa": "part", "vt": "all"})
     assert (row["metric"], row["difference"]) == ("part", -0.5)
     with pytest.raises(ValueError, match=r"^metric 'rouge': must be one of all, part, exact"):
         compare(scores, scores, "dense", {"qa": "rouge"})
-    with pytest.raises(ValueError, match=r"^metric rouge_l: task qa has none; write all, part or"):
+    with pytest.raises(
+        ValueError, match=r"^metric rouge_l: task qa has no scores in it; write all"
+    ):
         compare(scores, scores, "dense", {"qa": "rouge_l"})
 
 
-def test_part_counts_samples_that_were_won_and_lost():
+def test_part_counts_wins_and_losses():
     """The difference and McNemar's exact p of the 2 x 2 table, counted by hand."""
     dense, sparse = [1, 1, 1, 1, 0, 0, 1, 1], [1, 0, 0, 0, 0, 1, 0, 0]  # 5 lost, 1 won
     scores = table(dense=dense, sparse=sparse)
@@ -113,17 +117,17 @@ def test_part_counts_samples_that_were_won_and_lost():
     assert "| sparse | qa | 1,024 | part | 8 | 25.0 / 75.0 | -50.0 |" in markdown
 
 
-def test_what_cannot_be_compared():
+def test_missing_baselines_pairs_and_measurements():
     scores = table(dense=[1, 1], sparse=[0, 1])
-    with pytest.raises(ValueError, match=r"^baseline 'full': not in the scores, which hold"):
+    with pytest.raises(ValueError, match=r"^baseline 'full': not in the scores; choose one of"):
         compare(scores, scores, "full")
     uneven = table(dense=[1, 1], sparse=[0])
     with pytest.raises(
         ValueError, match=r"^scores of dense: .*sample 1 has no partner in the scor"
     ):
         compare(uneven, uneven, "dense")
-    alone = table(dense=[1, 1])
-    rows, markdown = compare(alone, alone, "dense")
+    single = table(dense=[1, 1])
+    rows, markdown = compare(single, single, "dense")
     assert rows == []
     assert markdown.endswith("---: |\n")
     unmeasured = scores.with_columns(cache_bytes=pl.lit(None, dtype=pl.Float64))
@@ -133,7 +137,7 @@ def test_what_cannot_be_compared():
 
 
 def measured(decode=(2.0, 4.0, 8.0, 1.0), **prefill):
-    """Measurements and predictions of one task and length, a list of prefill seconds a system."""
+    """Measurements and predictions of one task and length, prefill seconds of each system."""
     keys = {"task": ["vt"] * 4, "length": [512] * 4, "sample": [0, 1, 2, 3]}
     return (
         pl.concat(
@@ -156,7 +160,7 @@ def test_speed_is_the_median_of_paired_ratios():
     tables = measured(dense=[1.0, 2.0, 9.0, 4.0], sparse=[0.5, 0.5, 4.5, 4.0])
     rows, markdown = compare_speed(*tables, "dense")
     ratios = [2.0, 4.0, 2.0, 1.0]
-    # Of four tokens after the first; an answer of one token has no speed.
+    # Four tokens after the first; an answer of one token has no speed.
     per_second = np.median([4 / 2, 4 / 4, 4 / 8])
     assert rows == [
         {

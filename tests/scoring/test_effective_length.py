@@ -1,3 +1,5 @@
+"""Mean scores over tasks, and effective lengths."""
+
 import numpy as np
 import polars as pl
 import pytest
@@ -24,7 +26,7 @@ def _table(rows):
 
 
 def _means(**scores):
-    """Systems with these scores and an arm of 0.05 to either side, at LENGTHS."""
+    """Systems with these scores at LENGTHS, each with an interval of +- 0.05."""
     return pl.DataFrame(
         [
             {"system": system, "length": length, "tasks": 1, "n": 9, "score": score,
@@ -35,7 +37,7 @@ def _means(**scores):
     )  # fmt: skip
 
 
-def _found(means, criterion, score=0.856, share=0.85):
+def _intervals(means, criterion, score=0.856, share=0.85):
     table = effective_lengths(means, score, share).filter(pl.col("criterion") == criterion)
     return {
         row["system"]: (row["ci_low"], row["effective_length"], row["ci_high"])
@@ -43,7 +45,7 @@ def _found(means, criterion, score=0.856, share=0.85):
     }
 
 
-def test_a_score_is_the_mean_of_tasks_each_by_its_own_metric():
+def test_a_score_is_the_mean_of_tasks_each_in_its_metric():
     rows = [
         _row("b", "niah", 1024, 20), _row("b", "niah", 1024, 3, metric="exact"),
         _row("b", "niah", 1024, 1, depth=50.0),
@@ -54,22 +56,22 @@ def test_a_score_is_the_mean_of_tasks_each_by_its_own_metric():
     ]  # fmt: skip
     means = mean_scores(_table(rows), {"qa": "part"})
     assert means["system"].to_list() == ["b", "a"]
-    for found, shares in zip(
+    for row, shares in zip(
         means.to_dicts(), ([(20, 20), (5, 20), (9, 30)], [(0, 20), (10, 20), (30, 30)]), strict=True
     ):
         score = sum(right / n for right, n in shares) / 3
         low, high = wilson(score, 60)  # 20 of each
-        assert found["tasks"] == 3
-        assert found["n"] == 70
-        assert found["score"] == pytest.approx(score)
-        assert found["ci_low"] == pytest.approx(float(low))
-        assert found["ci_high"] == pytest.approx(float(high))
+        assert row["tasks"] == 3
+        assert row["n"] == 70
+        assert row["score"] == pytest.approx(score)
+        assert row["ci_low"] == pytest.approx(float(low))
+        assert row["ci_high"] == pytest.approx(float(high))
 
 
-def test_of_one_task_the_interval_is_its_own():
-    (found,) = mean_scores(_table([_row("a", "niah", 1024, 17)])).to_dicts()
+def test_the_interval_of_one_task_is_its_wilson_interval():
+    (row,) = mean_scores(_table([_row("a", "niah", 1024, 17)])).to_dicts()
     low, high = wilson(17 / 20, 20)
-    assert (found["ci_low"], found["ci_high"]) == (
+    assert (row["ci_low"], row["ci_high"]) == (
         pytest.approx(float(low)),
         pytest.approx(float(high)),
     )
@@ -78,7 +80,7 @@ def test_of_one_task_the_interval_is_its_own():
 @pytest.mark.parametrize(
     ("truths", "n"),
     [
-        ([0.99] * 13, 22),  # most tasks without a fault
+        ([0.99] * 13, 22),  # most tasks have no error
         ([0.95] * 5, 22),
         ([0.856] * 13, 10),
         ([0.99] * 10 + [0.41] * 3, 22),
@@ -86,7 +88,7 @@ def test_of_one_task_the_interval_is_its_own():
         ([0.5, 0.99], [20, 500]),
     ],
 )
-def test_intervals_hold_the_mean_at_least_about_as_often_as_they_say(truths, n):
+def test_intervals_cover_the_mean_about_as_often_as_they_claim(truths, n):
     truths, draws = np.array(truths), np.random.default_rng(0)
     n = np.broadcast_to(n, truths.shape)
     rows = [
@@ -99,43 +101,43 @@ def test_intervals_hold_the_mean_at_least_about_as_often_as_they_say(truths, n):
     assert means.select(pl.lit(truths.mean()).is_between("ci_low", "ci_high").mean()).item() >= 0.91
 
 
-def test_a_length_where_a_task_was_not_run_has_no_score_and_is_not_reached():
+def test_a_length_with_a_skipped_task_has_no_score():
     rows = [_row("a", task, length, 20) for task in ("niah", "vt") for length in (1024, 2048)]
     rows += [_row("a", "niah", 4096, 20), _row("a", "vt", 4096, 0, skip_reason="out of memory: no")]
     means = mean_scores(_table(rows))
     assert means["score"].to_list() == [1.0, 1.0, None]
     assert means["ci_low"].is_null().to_list() == [False, False, True]
-    (found,) = effective_lengths(means, 0.5, 0.85).filter(criterion="score").to_dicts()
-    assert (found["effective_length"], found["longest_length"]) == (2048, 4096)
+    (row,) = effective_lengths(means, 0.5, 0.85).filter(criterion="score").to_dicts()
+    assert (row["effective_length"], row["longest_length"]) == (2048, 4096)
 
 
-def test_the_longest_length_that_reaches_a_score():
+def test_criterion_score():
     means = _means(
         far=[1.0, 0.95, 0.92, 0.9],
         near=[0.92, 0.87, 0.82, 0.5],
         none=[0.4, 0.3, 0.2, 0.0],
-        again=[0.95, 0.3, 0.95, 0.3],
+        recovering=[0.95, 0.3, 0.95, 0.3],
         exact=[0.856, 0.2, 0.2, 0.2],
     )
-    assert _found(means, "score") == {
+    assert _intervals(means, "score") == {
         "far": (4096, 8192, 8192),
         "near": (1024, 2048, 4096),
         "none": (None, None, None),
-        "again": (4096, 4096, 4096),
+        "recovering": (4096, 4096, 4096),
         "exact": (None, 1024, 1024),
     }
 
 
-def test_the_longest_length_that_keeps_a_share_of_the_shortest():
+def test_criterion_share():
     means = _means(
-        weak=[0.4, 0.36, 0.34, 0.1],  # 0.34 is its threshold
-        # 0.85 of 0.8 is 0.68; arms of 0.05 and 0.85 x 0.05 make 0.066.
+        weak=[0.4, 0.36, 0.34, 0.1],  # the threshold is 0.34
+        # 0.85 of 0.8 is 0.68; arms of 0.05 and 0.85 x 0.05 combine to 0.066.
         near=[0.8, 0.75, 0.7, 0.62],
-        barely=[0.8, 0.74, 0.5, 0.5],  # 0.06 above 0.68: within the joint arm, beyond its own
+        barely=[0.8, 0.74, 0.5, 0.5],  # 0.06 above 0.68: within the combined arm, beyond its own
         zero=[0.0, 0.0, 0.0, 0.0],
         late=[None, 0.9, 0.9, 0.9],
     )
-    assert _found(means, "share") == {
+    assert _intervals(means, "share") == {
         "weak": (1024, 4096, 4096),
         "near": (2048, 4096, 8192),
         "barely": (1024, 2048, 2048),

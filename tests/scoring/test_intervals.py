@@ -1,3 +1,5 @@
+"""Wilson and Newcombe intervals against definitions, references and exact coverage."""
+
 import itertools
 import math
 
@@ -12,7 +14,7 @@ Z = 1.959963984540054
 
 
 def score_bound(mean, n, side):
-    """The p on one side of the mean at which (mean - p)^2 n = z^2 p (1 - p), by root finding."""
+    """Root of (mean - p)^2 n = z^2 p (1 - p) on one side of the mean."""
 
     def excess(p):
         return (mean - p) ** 2 * n - Z**2 * p * (1 - p)
@@ -34,7 +36,7 @@ def test_wilson_is_the_root_of_the_score_equation(n):
     assert high[-1] == 1
 
 
-def test_wilson_of_counts_is_scipys():
+def test_wilson_of_counts_equals_scipy():
     for n, k in [(5, 0), (5, 3), (22, 21), (22, 22), (500, 250)]:
         low, high = wilson(k / n, n)
         reference = binomtest(k, n).proportion_ci(method="wilson")
@@ -43,7 +45,7 @@ def test_wilson_of_counts_is_scipys():
 
 @pytest.mark.parametrize("weights", [(0.2, 0.3, 0.5), (0.05, 0.9, 0.05), (0, 0.4, 0.6)])
 def test_wilson_of_fractional_scores_covers_their_mean(weights):
-    """The exact probability to cover, over every outcome of nine scores of 0, 1/2 or 1."""
+    """Exact coverage probability over every outcome of nine scores of 0, 1/2 or 1."""
     scores, n = (0, 0.5, 1), 9
     truth = sum(weight * score for weight, score in zip(weights, scores, strict=True))
     covered = 0.0
@@ -64,7 +66,7 @@ def table_scores(both, ours, theirs, neither):
 
 
 def newcombe(a, b, c, d):
-    """Square-and-add from the 2 x 2 table, with corrected phi and with bounds found as roots."""
+    """Square-and-add from the 2 x 2 table, with corrected phi and root-finding bounds."""
     n = a + b + c + d
     p1, p2 = (a + b) / n, (a + c) / n
     l1, u1, l2, u2 = (score_bound(p, n, side) for p in (p1, p2) for side in (0, 1))
@@ -85,7 +87,7 @@ def test_paired_difference_is_square_and_add(table):
     assert interval == pytest.approx(newcombe(*table), abs=1e-7)
 
 
-def test_paired_difference_keeps_a_width_where_all_answers_agree():
+def test_paired_difference_has_a_width_if_all_answers_agree():
     low, high = paired_difference(np.ones(22), np.ones(22))
     assert low == pytest.approx(-high)
     assert high == pytest.approx(1 - score_bound(1, 22, 0))
@@ -95,7 +97,7 @@ def test_paired_difference_keeps_a_width_where_all_answers_agree():
     "weights", [(0.9, 0.04, 0.04, 0.02), (0.5, 0.3, 0.05, 0.15), (0.25, 0.25, 0.25, 0.25)]
 )
 def test_paired_difference_covers_the_true_difference(weights):
-    """The exact probability to cover, over every 2 x 2 table of 16 pairs: near 95 %."""
+    """Exact coverage probability over every 2 x 2 table of 16 pairs: near 95 %."""
     n, truth, covered = 16, weights[1] - weights[2], 0.0
     for a, b, c in itertools.product(range(n + 1), repeat=3):
         if (d := n - a - b - c) < 0:

@@ -1,3 +1,5 @@
+"""Metrics of one answer against RULER's definitions and examples."""
+
 import re
 
 import pytest
@@ -18,8 +20,8 @@ TEXT = st.text(alphabet="aAbB12- \t\n\x00\x1f\x7fé", max_size=12)
 REFERENCES = st.lists(st.text(alphabet="aAbB12 \n", min_size=1, max_size=3), min_size=1, max_size=4)
 
 
-def by_hand(prediction: str) -> str:
-    """RULER's reading of an answer, a character at a time."""
+def clean_by_hand(prediction: str) -> str:
+    """RULER's cleaning of an answer, character by character."""
     characters = list(prediction)
     while characters and characters[0].isspace():
         characters.pop(0)
@@ -28,55 +30,55 @@ def by_hand(prediction: str) -> str:
     return "".join("\n" if ord(c) < 32 else c for c in characters).strip()
 
 
-def found(reference: str, answer: str) -> bool:
+def is_substring(reference: str, answer: str) -> bool:
     reference, answer = reference.lower(), answer.lower()
     return any(answer[i : i + len(reference)] == reference for i in range(len(answer)))
 
 
 @given(TEXT, REFERENCES)
 def test_substring_metrics_equal_their_definition(prediction, references):
-    answer = by_hand(prediction)
-    hits = [1.0 if found(reference, answer) else 0.0 for reference in references]
+    answer = clean_by_hand(prediction)
+    hits = [1.0 if is_substring(reference, answer) else 0.0 for reference in references]
     assert clean(prediction) == answer
     assert match_all(prediction, references) == sum(hits) / len(hits)
     assert match_part(prediction, references) == max(hits)
 
 
-def rulers_reading(prediction: str) -> str:
+def ruler_clean(prediction: str) -> str:
     return re.sub(r"[\x00-\x1f]", "\n", prediction.strip()).strip()
 
 
 def string_match_all(predictions, references):
-    """RULER's score of a task, in percent."""
+    """RULER's string_match_all of a task, in percent."""
     total = 0
-    for prediction, wanted in zip(predictions, references, strict=True):
-        hits = [1.0 if r.lower() in prediction.lower() else 0.0 for r in wanted]
-        total += sum(hits) / len(wanted)
+    for prediction, expected in zip(predictions, references, strict=True):
+        hits = [1.0 if r.lower() in prediction.lower() else 0.0 for r in expected]
+        total += sum(hits) / len(expected)
     return round(total / len(predictions) * 100, 2)
 
 
 def string_match_part(predictions, references):
-    """RULER's score of a task whose references are alternatives, in percent."""
+    """RULER's string_match_part of a task, in percent."""
     total = 0
-    for prediction, wanted in zip(predictions, references, strict=True):
-        total += max(1.0 if r.lower() in prediction.lower() else 0.0 for r in wanted)
+    for prediction, expected in zip(predictions, references, strict=True):
+        total += max(1.0 if r.lower() in prediction.lower() else 0.0 for r in expected)
     return round(total / len(predictions) * 100, 2)
 
 
 @given(st.lists(st.tuples(TEXT, REFERENCES), min_size=1, max_size=60))
-def test_means_of_substring_metrics_are_rulers_to_the_last_digit(answers):
+def test_means_of_substring_metrics_equal_ruler_exactly(answers):
     predictions, references = zip(*answers, strict=True)
-    read = [rulers_reading(prediction) for prediction in predictions]
+    cleaned = [ruler_clean(prediction) for prediction in predictions]
     for metric, ruler in ((match_all, string_match_all), (match_part, string_match_part)):
         scores = [metric(p, r) for p, r in zip(predictions, references, strict=True)]
-        assert round(sum(scores) / len(scores) * 100, 2) == ruler(read, references)
+        assert round(sum(scores) / len(scores) * 100, 2) == ruler(cleaned, references)
 
 
 def test_part_is_not_divided_by_the_number_of_references():
     assert match_part("In France.", ["France", "french", "Paris"]) == 1
 
 
-def test_a_control_character_separates_what_it_stood_between():
+def test_a_control_character_separates_values():
     assert match_all("12\x0034", ["1234"]) == 0
     assert match_all("12\x0034", ["12\n34"]) == 1
     assert clean("\x00 a \x01") == "a"
@@ -122,7 +124,7 @@ def test_an_exact_answer_also_passes_the_substring_metric(prediction, references
 
 
 @pytest.mark.parametrize(
-    ("prediction", "references", "asked", "score"),
+    ("prediction", "references", "mode", "score"),
     [
         ("The Denver Broncos.", ["Denver Broncos", "Broncos"], "part", 1),
         ("Denver Broncos, in 2016", ["Denver Broncos", "Broncos"], "part", 0),
@@ -135,12 +137,12 @@ def test_an_exact_answer_also_passes_the_substring_metric(prediction, references
         ("9 or 8", ["8", "7"], "part", 0),
     ],
 )
-def test_exact_of_alternatives_and_of_texts(prediction, references, asked, score):
+def test_exact_of_alternatives_and_of_texts(prediction, references, mode, score):
     value_type = "numbers" if references[0].isdigit() else "text"
-    assert exact(prediction, references, value_type, asked) == score
+    assert exact(prediction, references, value_type, mode) == score
 
 
-def test_a_text_is_cleaned_before_it_is_judged():
+def test_a_text_is_cleaned_before_scoring():
     assert exact(" \x00a\tfig\x1f ", ["fig"], "text") == 1
     assert rouge_l("blue\x00fig", ["blue fig"], "text") == 1
 
@@ -155,16 +157,16 @@ def test_references_of_a_text_are_joined_or_alternatives():
     assert token_f1("ab", ["ab"], "words") is None
 
 
-def test_exact_refuses_what_it_cannot_judge():
+def test_exact_rejects_unknown_types_and_wrong_references():
     with pytest.raises(ValueError, match="value_type 'dates': must be one of numbers"):
         exact("1", ["1"], "dates")
-    with pytest.raises(ValueError, match="reference 'abc': holds no value of type numbers"):
+    with pytest.raises(ValueError, match="reference 'abc': contains no value of type numbers"):
         exact("1", ["abc"], "numbers")
 
 
 def test_metrics_by_name():
-    def scores(value_type, asked):
-        return {name: of("1 3", ["1", "2"], value_type, asked) for name, of in METRICS.items()}
+    def scores(value_type, mode):
+        return {name: of("1 3", ["1", "2"], value_type, mode) for name, of in METRICS.items()}
 
     values = {"all": 0.5, "part": 1.0, "exact": 0.0, "rouge_l": None, "token_f1": None}
     assert scores("numbers", "all") == values

@@ -1,3 +1,5 @@
+"""Perplexity by position, and of whole streams."""
+
 import math
 
 import numpy as np
@@ -26,32 +28,32 @@ def _positions(shards: int = 2, last: int = 300) -> pl.DataFrame:
 
 def test_perplexity_of_a_doubling_and_its_interval():
     table = _positions()
-    found = by_position(table)
-    assert found["system"].unique(maintain_order=True).to_list() == ["b", "a"]
-    assert found.filter(system="a")["first_position"].to_list() == [2**k for k in range(9)]
-    for row in found.iter_rows(named=True):
+    result = by_position(table)
+    assert result["system"].unique(maintain_order=True).to_list() == ["b", "a"]
+    assert result.filter(system="a")["first_position"].to_list() == [2**k for k in range(9)]
+    for row in result.iter_rows(named=True):
         start = row["first_position"]
         inside = [
-            one
-            for one in table.filter(system=row["system"]).iter_rows(named=True)
-            if start <= one["first_position"] < 2 * start
+            span
+            for span in table.filter(system=row["system"]).iter_rows(named=True)
+            if start <= span["first_position"] < 2 * start
         ]
-        losses = [one["loss"] for one in inside]
-        tokens = [one["tokens"] for one in inside]
+        losses = [span["loss"] for span in inside]
+        tokens = [span["tokens"] for span in inside]
         mean = np.average(losses, weights=tokens)
         assert row["loss"] == pytest.approx(mean)
         assert row["perplexity"] == pytest.approx(math.exp(mean))
         assert (row["tokens"], row["spans"]) == (sum(tokens), len(losses))
-        assert row["end_position"] == max(one["end_position"] for one in inside)
+        assert row["end_position"] == max(span["end_position"] for span in inside)
         if len(losses) < 4:
             assert row["ci_low"] is row["ci_high"] is None
             continue
-        reach = stats.t.ppf(0.975, len(losses) - 1) * np.std(losses, ddof=1) / len(losses) ** 0.5
-        assert row["ci_low"] == pytest.approx(math.exp(mean - reach))
-        assert row["ci_high"] == pytest.approx(math.exp(mean + reach))
+        arm = stats.t.ppf(0.975, len(losses) - 1) * np.std(losses, ddof=1) / len(losses) ** 0.5
+        assert row["ci_low"] == pytest.approx(math.exp(mean - arm))
+        assert row["ci_high"] == pytest.approx(math.exp(mean + arm))
 
 
-def test_whole_streams_weigh_by_tokens():
+def test_whole_streams_are_weighted_by_tokens():
     chunks = pl.DataFrame(
         {
             "system": ["b", "b", "a"],
@@ -76,12 +78,12 @@ def test_whole_streams_weigh_by_tokens():
             "loss": [1.0, 2.0, 3.0],
         }
     )
-    found = whole_streams(chunks, positions).to_dicts()
-    assert [row["system"] for row in found] == ["b", "a"]
-    assert found[0]["loss"] == pytest.approx(1.75)
-    assert found[0]["perplexity"] == pytest.approx(math.exp(1.75))
-    assert found[0]["perplexity_second_half"] == pytest.approx(math.exp(2))
-    assert (found[0]["shards"], found[0]["chunks"], found[0]["tokens"]) == (2, 2, 40)
-    assert (found[0]["state_bytes"], found[0]["out_of_memory"]) == (9, 2)
-    assert found[1]["mode"] == "strided"
-    assert found[1]["perplexity"] == pytest.approx(math.exp(3))
+    result = whole_streams(chunks, positions).to_dicts()
+    assert [row["system"] for row in result] == ["b", "a"]
+    assert result[0]["loss"] == pytest.approx(1.75)
+    assert result[0]["perplexity"] == pytest.approx(math.exp(1.75))
+    assert result[0]["perplexity_second_half"] == pytest.approx(math.exp(2))
+    assert (result[0]["shards"], result[0]["chunks"], result[0]["tokens"]) == (2, 2, 40)
+    assert (result[0]["state_bytes"], result[0]["out_of_memory"]) == (9, 2)
+    assert result[1]["mode"] == "strided"
+    assert result[1]["perplexity"] == pytest.approx(math.exp(3))

@@ -1,3 +1,5 @@
+"""Scores of predictions against samples."""
+
 import polars as pl
 import pytest
 
@@ -16,7 +18,7 @@ def samples(count=3, depths=(0.0, 50.0, 100.0)):
             "value_type": ["numbers"] * count,
             "needles": [
                 [
-                    {"key": "asked", "value": str(100 + i), "depth_percent": depth},
+                    {"key": "first", "value": str(100 + i), "depth_percent": depth},
                     {"key": "other", "value": "7", "depth_percent": 33.0},
                 ]
                 for i, depth in zip(range(count), depths, strict=True)
@@ -39,14 +41,14 @@ def predictions(texts, order=None):
     )
 
 
-def test_scores_pair_by_sample_whatever_the_order_of_rows():
+def test_scores_pair_by_sample_in_any_order_of_rows():
     answers = predictions(["102 202", "100", "nothing"], order=[2, 0, 1])
     table = score(samples(), answers, "all", True)
     assert table.columns == [
         *("system", "task", "length", "sample", "depth_percent", "all", "part", "exact"),
         *("rouge_l", "token_f1", "needle_keys", "needle_depths", "needle_found"),
     ]
-    keys = ["asked", "other"]
+    keys = ["first", "other"]
     assert table.rows() == [
         ("dense", "niah", 512, 2, 100, 1, 1, 1, None, None, keys, [100, 33], [True, True]),
         ("dense", "niah", 512, 0, 0, 0.5, 1, 0, None, None, keys, [0, 33], [True, False]),
@@ -56,7 +58,7 @@ def test_scores_pair_by_sample_whatever_the_order_of_rows():
 
 def test_under_part_the_first_needle_is_found_if_any_output_is():
     table = score(samples(), predictions(["200", "201 101", "0"]), "part", True)
-    assert table["needle_keys"].to_list() == [["asked"]] * 3
+    assert table["needle_keys"].to_list() == [["first"]] * 3
     assert table["needle_depths"].to_list() == [[0.0], [50.0], [100.0]]
     assert table["needle_found"].to_list() == [[True], [True], [False]]
     assert table["part"].to_list() == [1, 1, 0]
@@ -64,15 +66,15 @@ def test_under_part_the_first_needle_is_found_if_any_output_is():
     assert table["exact"].to_list() == [1, 1, 0]
 
 
-def test_needles_found_are_the_references_that_all_counts():
-    one = samples().with_columns(pl.col("outputs").list.head(1))  # the other is a distractor
-    table = score(one, predictions(["100 7", "7", "102"]), "all", True)
+def test_needles_are_the_references_of_metric_all():
+    single = samples().with_columns(pl.col("outputs").list.head(1))  # the other is a distractor
+    table = score(single, predictions(["100 7", "7", "102"]), "all", True)
     assert table["needle_depths"].to_list() == [[0.0], [50.0], [100.0]]
     for row in score(samples(), predictions(["100", "x", "202 102"]), "all", True).to_dicts():
         assert sum(row["needle_found"]) / len(row["needle_found"]) == row["all"]
 
 
-def test_free_answers_have_overlaps():
+def test_free_answers_have_rouge_scores():
     text = samples().with_columns(value_type=pl.lit("text"), outputs=pl.lit(["red fig", "figs"]))
     table = score(text, predictions(["red", "Figs!", "fig red"]), "part", True)
     assert table["token_f1"].to_list() == pytest.approx([2 / 3, 1, 1])
@@ -80,12 +82,12 @@ def test_free_answers_have_overlaps():
     assert table["exact"].to_list() == [0, 1, 0]
 
 
-def test_thoughts_are_not_scored():
+def test_reasoning_is_not_scored():
     table = score(samples(1, [0.0]), predictions(["<think>100 or 200</think>\n200"]), "all", True)
     assert table["all"].item() == 0.5
     assert table["needle_found"].to_list() == [[False, True]]
-    lost = score(samples(1, [0.0]), predictions(["<think>100 and 200"]), "all", True)
-    assert lost["part"].item() == 0
+    unfinished = score(samples(1, [0.0]), predictions(["<think>100 and 200"]), "all", True)
+    assert unfinished["part"].item() == 0
 
 
 def test_a_task_without_needles_has_no_depth():
@@ -106,8 +108,16 @@ def test_a_task_without_needles_has_no_depth():
     [
         (samples(), predictions(["1", "2"]), "^samples: .*sample 2 has no partner in the predic"),
         (samples(2, (0, 1)), predictions(["1", "2", "3"]), "^predictions: .*sample 2 has no partn"),
-        (samples(), predictions(["1", "2", "3"], [0, 1, 1]), "^predictions: .*sample 1 is there m"),
-        (pl.concat([samples(), samples()]), predictions(["1", "2", "3"]), "^samples: .*more than"),
+        (
+            samples(),
+            predictions(["1", "2", "3"], [0, 1, 1]),
+            "^predictions: .*duplicate row for .*sample 1",
+        ),
+        (
+            pl.concat([samples(), samples()]),
+            predictions(["1", "2", "3"]),
+            "^samples: duplicate row for",
+        ),
         (samples(), predictions(["1", None, "3"]), "^predictions: .*sample 1 has no prediction"),
         (samples().clear(), predictions(["1"]), "^samples: no rows"),
         (samples().drop("outputs"), predictions(["1"]), "^samples: column 'outputs' is missing"),
@@ -128,12 +138,12 @@ def test_a_task_without_needles_has_no_depth():
         ),
     ],
 )
-def test_bad_tables_are_one_clear_line(table, answers, message):
+def test_errors_are_one_line(table, answers, message):
     with pytest.raises(ValueError, match=message) as error:
         score(table, answers, "all", True)
     assert "\n" not in str(error.value)
 
 
-def test_the_metric_is_one_of_rulers():
+def test_the_metric_must_be_all_or_part():
     with pytest.raises(ValueError, match=r"^metric 'exact': must be one of all, part$"):
         score(samples(), predictions(["1", "2", "3"]), "exact", True)

@@ -1,11 +1,13 @@
+"""Skipped cells in summaries and comparisons."""
+
 import polars as pl
 import pytest
 
 from needlework.scoring.compare import compare, compare_speed
-from needlework.scoring.score import score, unscored
+from needlework.scoring.score import empty_scores, score
 from needlework.scoring.summarize import summarize
 from needlework.tables import skipped
-from needlework.tables.skipped import Skipped
+from needlework.tables.skipped import SkippedCell
 
 
 def _scores(system, length, value=1.0):
@@ -28,26 +30,26 @@ def _predictions(scores):
 
 @pytest.fixture
 def tables(tmp_path):
-    """The baseline at both lengths; `far` stopped at the longer, `never` at both."""
+    """The baseline at both lengths; `far` skips the longer, `never` both."""
     scores = pl.concat([_scores("dense", 512), _scores("dense", 1024), _scores("far", 512, 0.0)])
-    gaps = [("far", 1024), ("never", 512), ("never", 1024)]
+    not_run = [("far", 1024), ("never", 512), ("never", 1024)]
     paths = []
-    for i, (system, length) in enumerate(gaps):
+    for i, (system, length) in enumerate(not_run):
         paths.append(tmp_path / f"{i}.parquet")
-        why = Skipped(system, "passkey", length, "out of memory", "at 512: no more")
-        why.write(unscored(), paths[-1])
+        cell = SkippedCell(system, "passkey", length, "out of memory", "at 512: no more")
+        cell.write(empty_scores(), paths[-1])
     whole = tmp_path / "whole.parquet"
     scores.write_parquet(whole)
-    # Tables without rows are read beside the others.
+    # Tables without rows can be read together with the others.
     together = pl.read_parquet([whole, *paths])
     assert together.equals(scores)
     return together, _predictions(together), skipped.read([whole, *paths])
 
 
-def test_the_summary_has_a_row_for_what_was_not_run(tables):
+def test_the_summary_has_a_row_for_each_skipped_cell(tables):
     summary = summarize(*tables)
-    gaps = summary.filter(pl.col("skip_reason").is_not_null())
-    assert gaps.select("system", "length", "n", "accuracy", "metric", "skip_reason").rows() == [
+    not_run = summary.filter(pl.col("skip_reason").is_not_null())
+    assert not_run.select("system", "length", "n", "accuracy", "metric", "skip_reason").rows() == [
         (system, length, 0, None, None, "out of memory: at 512: no more")
         for system, length in (("far", 1024), ("never", 512), ("never", 1024))
     ]
@@ -55,32 +57,34 @@ def test_the_summary_has_a_row_for_what_was_not_run(tables):
     assert rest.drop("skip_reason").equals(summarize(*tables[:2]).drop("skip_reason"))
 
 
-def test_a_run_without_an_answer_says_why(tables):
-    scores, predictions, gaps = tables
-    why = r"^none of 3 cells was answered; far, passkey at 1,024: out of memory: at 512: no more$"
-    with pytest.raises(ValueError, match=why):
-        summarize(scores.clear(), predictions.clear(), gaps)
+def test_a_run_without_answers_gives_the_reason(tables):
+    scores, predictions, not_run = tables
+    message = (
+        r"^none of 3 cells has an answer; far, passkey at 1,024: out of memory: at 512: no more$"
+    )
+    with pytest.raises(ValueError, match=message):
+        summarize(scores.clear(), predictions.clear(), not_run)
 
 
-def test_systems_are_compared_where_both_were_run(tables):
-    scores, predictions, gaps = tables
-    rows, markdown = compare(scores, predictions, "dense", None, gaps)
+def test_systems_are_compared_in_cells_that_both_ran(tables):
+    scores, predictions, not_run = tables
+    rows, markdown = compare(scores, predictions, "dense", None, not_run)
     assert [(row["system"], row["length"]) for row in rows] == [("far", 512)]
     assert "never" not in markdown
-    rows, _ = compare_speed(predictions, predictions, "dense", gaps)
+    rows, _ = compare_speed(predictions, predictions, "dense", not_run)
     assert [(row["system"], row["length"]) for row in rows] == [("far", 512)]
     with pytest.raises(ValueError, match="no partner"):
         compare(scores, predictions, "dense")
 
 
-def test_a_baseline_that_stopped_leaves_others_without_a_pair():
+def test_cells_that_the_baseline_skipped_are_left_out():
     scores = pl.concat([_scores("dense", 512), _scores("far", 512), _scores("far", 1024)])
-    gaps = pl.DataFrame({"system": ["dense"], "task": ["passkey"], "length": [1024]})
-    rows, _ = compare(scores, _predictions(scores), "dense", None, gaps)
+    not_run = pl.DataFrame({"system": ["dense"], "task": ["passkey"], "length": [1024]})
+    rows, _ = compare(scores, _predictions(scores), "dense", None, not_run)
     assert [row["length"] for row in rows] == [512]
 
 
-def test_an_unscored_table_has_the_columns_of_a_scored_one():
+def test_empty_scores_have_the_schema_of_scores():
     samples = pl.DataFrame(
         {
             "task": ["t"], "length": [9], "sample": [0], "outputs": [["1"]],
@@ -90,4 +94,4 @@ def test_an_unscored_table_has_the_columns_of_a_scored_one():
     predictions = pl.DataFrame(
         {"system": ["s"], "task": ["t"], "length": [9], "sample": [0], "prediction": ["1"]}
     )
-    assert unscored().schema == score(samples, predictions, "all", True).schema
+    assert empty_scores().schema == score(samples, predictions, "all", True).schema

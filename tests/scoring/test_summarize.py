@@ -1,3 +1,5 @@
+"""Aggregation of scores by cell."""
+
 import random
 
 import polars as pl
@@ -44,7 +46,7 @@ def tables(systems=("zebra", "ant"), tasks=("vt", "cwe"), lengths=(4096, 512), p
     )
 
 
-def test_every_cell_equals_a_loop_over_its_answers():
+def test_each_cell_equals_a_loop_over_its_answers():
     scores, predictions = tables()
     summary = summarize(scores, predictions)
     expected = []
@@ -82,7 +84,7 @@ def test_every_cell_equals_a_loop_over_its_answers():
             assert row[column] == expected_value, (reference, column)
 
 
-def test_the_order_of_rows_in_a_cell_changes_no_bit():
+def test_the_order_of_rows_does_not_change_the_bits():
     scores, predictions = tables(per_depth=50)
     order = list(range(len(scores)))
     order.sort(key=lambda i: (scores["system"][i] == "ant", scores["task"][i] == "cwe", -i))
@@ -90,8 +92,8 @@ def test_the_order_of_rows_in_a_cell_changes_no_bit():
     assert shuffled.equals(summarize(scores, predictions))
 
 
-def test_answers_are_counted_apart_from_samples():
-    """Every third answer of `ant` is missing: it counts as wrong, and is left out beside that."""
+def test_answers_are_counted_separately_from_samples():
+    """Every third answer of `ant` is missing: wrong in accuracy, left out of accuracy_answered."""
     scores, predictions = tables()
     failed = (pl.col("system") == "ant") & (pl.col("sample") % 3 == 1)
     metrics = [pl.when(~failed | pl.col(m).is_null()).then(m).otherwise(0.0) for m in METRICS]
@@ -114,7 +116,7 @@ def test_answers_are_counted_apart_from_samples():
 
 
 def with_needles(scores, needles, seed=5):
-    """`scores` with as many needles an answer, at depths of their own; `all` is the share found."""
+    """`scores` with this many needles per answer, at random depths; `all` is the share found."""
     draw = random.Random(seed)
     depths = [[draw.choice([0.0, 40.0, 90.0]) for _ in range(needles)] for _ in range(len(scores))]
     found = [[draw.random() < 0.5 for _ in row] for row in depths]
@@ -125,7 +127,7 @@ def with_needles(scores, needles, seed=5):
     )
 
 
-def test_at_a_depth_of_several_needles_needles_are_counted():
+def test_with_several_needles_n_at_a_depth_counts_needles():
     scores, predictions = tables(systems=("ant",), tasks=("vt",), lengths=(512,), per_depth=20)
     scores = with_needles(scores, 3)
     summary = summarize(scores, predictions)
@@ -151,7 +153,7 @@ def test_at_a_depth_of_several_needles_needles_are_counted():
     assert together["accuracy"][0] == pytest.approx(scores["all"].mean(), abs=1e-12)
 
 
-def test_a_single_needle_is_counted_by_every_metric_though_another_task_has_several():
+def test_a_task_with_one_needle_has_all_metrics_if_another_task_has_several():
     scores, predictions = tables(tasks=("vt", "niah"))
     niah = with_needles(scores.filter(pl.col("task") == "niah"), 2)
     alone = summarize(scores, predictions).filter(pl.col("task") == "vt")
@@ -160,16 +162,16 @@ def test_a_single_needle_is_counted_by_every_metric_though_another_task_has_seve
 
 
 @pytest.mark.parametrize(("count", "tenths"), [(25, False), (26, True)])
-def test_more_than_25_depths_are_put_in_tenths(count, tenths):
-    """Those of one task; another of the same table keeps its own."""
+def test_more_than_25_depths_are_grouped_in_tenths(count, tenths):
+    """Only in that task; another task keeps its depths."""
     scores, predictions = tables(tasks=("vt", "niah"), systems=("ant",), per_depth=26)
     depths = [100 * i / (count - 1) for i in range(count)]
-    asked = [depths[i % count] for i in range(len(scores))]
-    asked = [
+    sampled = [depths[i % count] for i in range(len(scores))]
+    sampled = [
         [depth if task == "niah" else 50.0]
-        for depth, task in zip(asked, scores["task"], strict=True)
+        for depth, task in zip(sampled, scores["task"], strict=True)
     ]
-    scores = scores.with_columns(pl.Series("needle_depths", asked))
+    scores = scores.with_columns(pl.Series("needle_depths", sampled))
     summary = summarize(scores, predictions).filter(pl.col("metric") == "part")
     summary = summary.drop_nulls("depth_percent")
     assert summary.filter(task="vt")["depth_percent"].unique().to_list() == [50]
@@ -205,11 +207,11 @@ def test_unmatched_rows_are_an_error():
         summarize(scores.clear(), predictions)
 
 
-def test_depths_pool_lengths_are_those_of_all_answers_at_once():
-    # Unlike counts: the mean of the lengths' means would be another.
+def test_pooled_lengths_equal_a_mean_of_all_answers(():
+    # Unequal counts, so that a mean of the lengths' means would differ.
     scores, predictions = tables(per_depth=3)
-    less = pl.col("length").eq(512) & pl.col("sample").ge(3)
-    scores, predictions = scores.filter(~less), predictions.filter(~less)
+    dropped = pl.col("length").eq(512) & pl.col("sample").ge(3)
+    scores, predictions = scores.filter(~dropped), predictions.filter(~dropped)
     found = pool_lengths(summarize(scores, predictions))
     assert found.columns == [
         *("system", "task", "depth_percent", "metric", "n", "accuracy", "ci_low", "ci_high")
