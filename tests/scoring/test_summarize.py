@@ -207,7 +207,7 @@ def test_unmatched_rows_are_an_error():
         summarize(scores.clear(), predictions)
 
 
-def test_pooled_lengths_equal_a_mean_of_all_answers(():
+def test_pooled_lengths_equal_a_mean_of_all_answers():
     # Unequal counts, so that a mean of the lengths' means would differ.
     scores, predictions = tables(per_depth=3)
     dropped = pl.col("length").eq(512) & pl.col("sample").ge(3)
