@@ -1,5 +1,4 @@
-"""One cell of the shares that several jobs answered, as if one had answered all; not run where one
-of them stopped."""
+"""Tables of one cell from those of its shards; skipped if a shard was."""
 
 from typing import TYPE_CHECKING
 

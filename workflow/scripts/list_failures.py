@@ -1,4 +1,4 @@
-"""Every sample that an API did not answer, and why."""
+"""List the samples that an API did not answer, with the reasons."""
 
 from typing import TYPE_CHECKING
 

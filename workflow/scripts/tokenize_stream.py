@@ -1,5 +1,6 @@
-"""The token ids of one shard of a stream, in one tokenizer, and where its documents begin."""
+"""Token ids of one shard of a stream in one tokenizer, and the index of each document's first."""
 
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,14 +17,14 @@ from needlework.tasks.seeds import stream_seed
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
-SENTENCES_AT_ONCE = 256
+SENTENCES_PER_PART = 256
 
 
-def generated(seed: int, recall_fraction: float):
-    """Endless text in parts."""
+def generated_text(seed: int, recall_fraction: float) -> Iterator[str]:
+    """Yield an endless text in parts."""
     sentences = recall_text(seed, recall_fraction)
     while True:
-        yield "".join(islice(sentences, SENTENCES_AT_ONCE))
+        yield "".join(islice(sentences, SENTENCES_PER_PART))
 
 
 with stage(snakemake) as s:
@@ -32,10 +33,10 @@ with stage(snakemake) as s:
     if stream.path is None:
         seed = stream_seed(s.params.seed, "stream", s.wildcards.stream, shard)
         documents = [
-            encoded(generated(seed, stream.recall_fraction), without_truncation(tokenizer))
+            encoded(generated_text(seed, stream.recall_fraction), without_truncation(tokenizer))
         ]
     else:
-        found = token_documents(
+        every_document = token_documents(
             stream.path,
             tokenizer,
             column=stream.column,
@@ -43,6 +44,6 @@ with stage(snakemake) as s:
             dtype=stream.dtype,
             separator=stream.separator,
         )
-        documents = islice(found, shard, None, stream.shards)
+        documents = islice(every_document, shard, None, stream.shards)
     starts = write_tokens(documents, Path(s.output.tokens), stream.tokens)
     np.save(s.output.starts, np.array(starts, dtype=np.int64))
