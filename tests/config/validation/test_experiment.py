@@ -105,7 +105,8 @@ def test_unknown_references_and_impossible_values_are_rejected(old, new, message
         ),
         case(
             "infini: {model: infini}",
-            "infini: {model: infini}\n  start: {model: long, attention: {type: infini_alignment,",
+            "infini: {model: infini}\n  start: {model: long, attention: {type: infini_alignment, "
+            "segment_alignment: start}}",
             "systems.start.attention.type = 'infini_alignment': needs an Infini model, and long is",
         ),
     ],
