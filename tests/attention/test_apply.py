@@ -10,7 +10,6 @@ from transformers import AutoModel, AutoModelForCausalLM, DynamicCache
 
 from needlework.attention.apply import apply
 from needlework.attention.cache_state import State
-from needlework.attention.kernels.attend import attend
 from needlework.config.attention import Infini, Oracle, Random, SketchWalk, Window, XAttention
 
 SYSTEMS = {
@@ -74,7 +73,7 @@ def test_long_prefill_by_the_compiled_kernel_is_stock_attention(llama_of_16, mon
     real = inputs["attention_mask"].bool()
     with torch.inference_mode():
         stock = model(**inputs).logits
-    monkeypatch.setattr(attend, "COMPILED_FROM", 0)
+    monkeypatch.setattr("needlework.attention.kernels.attend.COMPILED_FROM", 0)
     with apply(model, SketchWalk(block_size=16, top_k_blocks=99, dense_layers=1)) as handle:
         with torch.inference_mode():
             found = model(**inputs).logits

@@ -470,8 +470,8 @@ def test_gates_that_do_not_fit_are_refused_and_leave_no_trace(llama, models, tmp
     [
         ({"threshold": 0.1, "nz_ratio": 0.5}, "threshold: nz_ratio chooses blocks already"),
         ({"token_budget": 64, "decode_threshold": 0.1}, "token_budget chooses blocks already"),
-        ({"threshold": 0.1, "skip_prefill": True}, "threshold: prefill is dense"),
-        ({"token_budget": 64, "skip_decode": True}, "token_budget: decode is dense"),
+        ({"threshold": 0.1, "skip_prefill": True}, "threshold: skip_prefill makes prefill dense"),
+        ({"token_budget": 64, "skip_decode": True}, "token_budget: skip_decode makes decode dense"),
         ({"skip_prefill": True, "skip_decode": True}, "nothing is sparse"),
         ({"nz_ratio": 0.5, "token_budget": 64, "density": 0.2}, "density: both stages"),
         ({"threshold": 0.1, "skip_decode": True, "density": 0.2}, "density: both stages"),

@@ -91,7 +91,8 @@ def test_windows_beside_padding_on_the_right_are_gathered():
     real = torch.ones(1, 32, dtype=torch.bool)
     real[:, 20:] = False
     mask = LazyMask(1, 32, 32, attention_mask=real)
-    blocks = WindowBlocks(Blocks(mask, Window(block_size=16), torch.device("cpu")))
+    system = Window(block_size=16)
+    blocks = WindowBlocks(Blocks(mask, system, torch.device("cpu")), system)
     query, key, value = torch.randn(3, 1, 2, 32, 16)
     with torch.inference_mode():
         assert not can_compile(query, key, value, blocks, Terms(0.25))
