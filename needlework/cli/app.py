@@ -1,21 +1,25 @@
-"""`needlework ...`: run an experiment, plan it, ask where a result comes from, check that it still
-holds; or put one model to a needle or a text at once."""
+"""Measure how well language models use long contexts.
+
+Write an experiment file (init), check and plan it, run it to a verified report; trace and verify
+results; or try one model without an experiment file (niah, stream).
+"""
 
 import json
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.tree import Tree
 
+from needlework.config.experiment import Experiment
 from needlework.config.parsing.load import read_experiment
 from needlework.config.reference import reference
 from needlework.config.schema import experiment_schema
-from needlework.pipeline import provenance
-from needlework.pipeline.runner import due, run_workflow
+from needlework.pipeline import provenance, runner
 from needlework.tasks.preflight import preflight
 
 
@@ -26,60 +30,133 @@ class Mode(StrEnum):
     strided = "strided"
 
 
+ConfigFile = Annotated[Path, typer.Argument(help="An experiment file.")]
+Cores = Annotated[str, typer.Option(help="CPU cores to use: a number or `all`.")]
+Verbose = Annotated[
+    bool, typer.Option("--verbose", help="Show Snakemake's output instead of a progress bar.")
+]
 Model = Annotated[
     str,
     typer.Option(
-        help="A checkpoint's folder or hub name, or its keys as in an experiment file, such as "
+        help="A checkpoint folder or hub name, or a mapping as in an experiment file, such as "
         "'{path: DIR, dtype: bfloat16, quantization: nf4}'."
     ),
 ]
 Attention = Annotated[
     str | None,
     typer.Option(
-        help="Put on the model: a type, or its keys as in an experiment file, such as "
-        "'{type: sketchwalk, density: 0.2}'. The model's own if left out."
+        help="An attention method for the model: its type, or a mapping as in an experiment file, "
+        "such as '{type: sketchwalk, density: 0.2}'. Default: the model's own attention."
     ),
 ]
+PASSES_OPTIONS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
+DEFAULT_FILE = Path("config.yaml")
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
-# Piped, long paths stay whole.
+# Do not wrap long paths in piped output.
 console = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 300)
-
-
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
-def run(
-    context: typer.Context,
-    configfile: Annotated[
-        Path | None, typer.Option(help="The experiment file, `config.yaml` if left out.")
-    ] = None,
-    cores: Annotated[str, typer.Option(help="Cores to use: a number or `all`.")] = "all",
-) -> None:
-    """Run an experiment, `needlework run FILE`, to its report, verify it, and say where that is.
-
-    Picks up after a killed run by itself. Further options go to snakemake as they are.
-    """
-    # The client of APIs takes a second to import, and the other commands do not need it.
-    from needlework.evaluation.api.preflight import missing_keys, require_keys
-
-    if configfile is None:
-        # No argument of its own: it would take the value of an option of snakemake's.
-        is_named = context.args and not context.args[0].startswith("-")
-        configfile = Path(context.args.pop(0) if is_named else "config.yaml")
-    experiment = read_experiment(configfile)
-    preflight(experiment, fetch=True)
-    results = Path("results") / experiment.experiment
-    if missing := missing_keys(experiment):
-        require_keys(experiment, results, missing, due(configfile, context.args))
-    report = run_workflow(configfile, results, cores, context.args)
-    verify(results)
-    console.print(f"\nThe report: [bold]{report.resolve()}[/bold]")
+error_console = Console(
+    stderr=True, soft_wrap=True, highlight=False, width=None if sys.stderr.isatty() else 300
+)
 
 
 @app.command()
-def lineage(file: Annotated[Path, typer.Argument(help="A file under results/.")]) -> None:
-    """Print what a file was made from: rules, parameters, code and hashes, down to the sources."""
+def init(
+    configfile: Annotated[Path, typer.Argument(help="The experiment file to write.")],
+    model: Annotated[str, typer.Option(help="A checkpoint folder or hub name (owner/name).")],
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
+) -> None:
+    """Write a short experiment file for a model: two tasks, dense and sparse attention, and lengths
+    that run in about an hour on this machine.
+
+    needlework init mine.yaml --model /models/my-checkpoint
+    """
+    # Commands import torch only when they need it; it takes seconds.
+    from needlework.cli.init import write_experiment
+    from needlework.planning.render import duration
+
+    grid = write_experiment(configfile, model, force=force)
+    lengths = ", ".join(f"{length:,}" for length in grid.lengths)
+    console.print(f"{configfile}: {grid.samples} samples per task at {lengths} tokens")
+    if grid.seconds is not None:
+        console.print(f"Estimated time on this machine: at most {duration(grid.seconds)}")
+    console.print(f"Next: [bold]needlework run {configfile}[/bold]")
+
+
+@app.command()
+def check(configfile: ConfigFile) -> None:
+    """Check an experiment file: keys, types, combinations, and that tasks fit their lengths."""
+    experiment = read_experiment(configfile)
+    preflight(experiment)
+    _warn(experiment)
+    cells = len(experiment.systems) * len(experiment.tasks) * len(experiment.lengths)
+    console.print(
+        f"{configfile}: valid; {len(experiment.systems)} systems x {len(experiment.tasks)} tasks x "
+        f"{len(experiment.lengths)} lengths, {cells * experiment.samples} answers"
+    )
+
+
+@app.command(context_settings=PASSES_OPTIONS_ON)
+def run(
+    context: typer.Context,
+    configfile: Annotated[
+        Path | None, typer.Option(help="The experiment file. Default: `config.yaml`.")
+    ] = None,
+    cores: Cores = "all",
+    verbose: Verbose = False,
+) -> None:
+    """Run an experiment, verify the results and write the report.
+
+    Rerun the same command to resume an interrupted run. Other options are passed on to snakemake.
+
+    needlework run mine.yaml
+    """
+    configfile = _configfile(configfile, context.args)
+    experiment = _prepare(configfile, context.args)
+    if runner.only_prints(context.args):
+        runner.print_workflow(configfile, cores, context.args)
+        return
+    results = _results(experiment)
+    runner.run_workflow(
+        configfile, results, cores, context.args, console=error_console, verbose=verbose
+    )
+    report = runner.write_report(configfile, results)
+    verify(results)
+    console.print(f"Log: {runner.run_log(results)}")
+    console.print(f"Report: [bold]{report.resolve()}[/bold]")
+
+
+@app.command(context_settings=PASSES_OPTIONS_ON)
+def export(
+    context: typer.Context,
+    configfile: Annotated[
+        Path | None, typer.Option(help="The experiment file. Default: `config.yaml`.")
+    ] = None,
+    cores: Cores = "all",
+    verbose: Verbose = False,
+) -> None:
+    """Write samples and predictions in the formats of RULER, kvpress and `datasets`.
+
+    Runs what is missing first. Other options are passed on to snakemake.
+
+    needlework export mine.yaml
+    """
+    configfile = _configfile(configfile, context.args)
+    options = ["export", *context.args]
+    experiment = _prepare(configfile, options)
+    results = _results(experiment)
+    if runner.only_prints(options):
+        runner.print_workflow(configfile, cores, options)
+        return
+    runner.run_workflow(configfile, results, cores, options, console=error_console, verbose=verbose)
+    console.print(f"Exported to [bold]{(results / 'export').resolve()}[/bold]")
+
+
+@app.command()
+def lineage(file: Annotated[Path, typer.Argument(help="A file in results/.")]) -> None:
+    """Show what a file was made from: rules, code, hashes and devices, down to the sources."""
     tree = Tree("")
-    _grow(tree, [provenance.lineage(file)], set())
+    _add_jobs(tree, [provenance.lineage(file)], set())
     for child in tree.children:
         console.print(child)
 
@@ -88,7 +165,7 @@ def lineage(file: Annotated[Path, typer.Argument(help="A file under results/.")]
 def verify(
     folder: Annotated[Path, typer.Argument(help="A results folder, such as results/quick.")],
 ) -> None:
-    """Recompute every hash; name the first link that does not hold and what stands on it."""
+    """Recompute every hash in a results folder; list invalid files and dependent figures."""
     result = provenance.verify(folder)
     for path, problem in result.invalid.items():
         console.print(f"[bold red]invalid[/bold red] {path} {problem}")
@@ -105,34 +182,23 @@ def verify(
 
 
 @app.command()
-def check(
-    configfile: Annotated[Path, typer.Argument(help="An experiment file.")],
-) -> None:
-    """Check an experiment file: names, types, combinations, and that tasks fit their lengths."""
-    experiment = read_experiment(configfile)
-    preflight(experiment)
-    cells = len(experiment.systems) * len(experiment.tasks) * len(experiment.lengths)
-    console.print(
-        f"{configfile}: holds; {len(experiment.systems)} systems x {len(experiment.tasks)} tasks x "
-        f"{len(experiment.lengths)} lengths, {cells * experiment.samples} answers"
-    )
-
-
-@app.command()
 def plan(
-    configfile: Annotated[Path, typer.Argument(help="An experiment file.")] = Path("config.yaml"),
+    configfile: ConfigFile = DEFAULT_FILE,
     device: Annotated[
         str | None,
         typer.Option(
-            help="One of resources/devices.yaml, or `here`: this machine, measured. The "
-            "experiment's own if left out."
+            help="A device of resources/devices.yaml, or `here` to measure this machine. "
+            "Default: the experiment's `device`."
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, a row a cell.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON, one row for each system and length.")
+    ] = False,
 ) -> None:
-    """Say what an experiment costs before any weight is loaded: bytes, operations, hours, and
-    whether it fits on a device or what would make it fit."""
-    # torch takes seconds to import, and the other commands do not need it.
+    """Estimate memory, operations, time and price of an experiment, without loading weights.
+
+    Says whether each system fits the device, and what would make it fit.
+    """
     from needlework.planning import render
     from needlework.planning.device_probe import device as find_device
     from needlework.planning.plan import plan as make_plan
@@ -140,57 +206,57 @@ def plan(
     experiment = read_experiment(configfile)
     name = device or experiment.device
     place = find_device(name)
-    found = make_plan(experiment, place)
+    rows = make_plan(experiment, place)
     if as_json:
-        print(json.dumps({"device": name, "rows": found.to_dicts()}, indent=1))
+        print(json.dumps({"device": name, "rows": rows.to_dicts()}, indent=1))
         return
-    console.print(render.table(found, name, place))
-    for line in (*render.verdicts(found, name), render.totals(found)):
+    if rows["peak_bytes"].count():
+        console.print(render.table(rows, name, place))
+    for line in (*render.verdicts(rows, name), render.totals(rows)):
         console.print(line)
 
 
 @app.command()
 def niah(
     model: Model,
-    context_length: Annotated[
-        int, typer.Option(min=1, help="Tokens of prompt and answer together.")
-    ] = 4096,
+    context_length: Annotated[int, typer.Option(min=1, help="Tokens of prompt and answer.")] = 4096,
     attention: Attention = None,
     depth_percent: Annotated[
         list[float],
-        typer.Option(help="Where the needle stands, 0 is the start; again for several."),
-    ] = (50.0,),
-    num_shots: Annotated[int, typer.Option(help="Worked examples before it, 0-3.")] = 0,
-    samples: Annotated[int, typer.Option(min=1, help="How many prompts.")] = 10,
-    num_digits: Annotated[int, typer.Option(help="Digits of a pass key.")] = 5,
-    max_new_tokens: Annotated[int, typer.Option(help="Tokens that an answer may have.")] = 30,
+        typer.Option(
+            help="Depth of the needle; 0 is the start of the context. Repeat it for several depths."
+        ),
+    ] = (50.0,),  # type: ignore[assignment]  # typer wants a list, ruff no mutable default
+    num_shots: Annotated[int, typer.Option(help="Worked examples before the question, 0-3.")] = 0,
+    samples: Annotated[int, typer.Option(min=1, help="Number of prompts.")] = 10,
+    num_digits: Annotated[int, typer.Option(help="Digits of a passkey.")] = 5,
+    max_new_tokens: Annotated[int, typer.Option(help="Token limit of an answer.")] = 30,
     task: Annotated[
         str | None,
         typer.Option(
-            help="Another task than pass keys: its type, or its keys as in an experiment file, "
+            help="A task other than passkey: its type, or a mapping as in an experiment file, "
             "such as niah_single_1 or '{type: niah, haystack: needle}'."
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the samples.")] = 42,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the samples.")] = 42,
 ) -> None:
-    """Hide a needle in a haystack and ask one model for it: inputs (shortened around the needle),
-    generations, success and its 95 % interval.
+    """Test needle retrieval with one model: prompts (shortened around the needle), generations, and
+    accuracy with its 95 % interval.
 
-    Samples, answers and scores are those that an experiment makes of the same keys.
+    Samples, answers and scores equal those of an experiment with the same settings.
 
     needlework niah --model DIR --attention infini --context-length 8192 --depth-percent 25
     """
-    from needlework.cli.inline_experiment import mapping
-    from needlework.cli.niah import ask
+    from needlework.cli.inline_experiment import parse_mapping
+    from needlework.cli.niah import evaluate
 
-    asked = {"type": "passkey", "digits": num_digits, "shots": num_shots}
+    task_keys: dict[str, Any] = {"type": "passkey", "digits": num_digits, "shots": num_shots}
     if task is not None:
-        asked = mapping("--task", task, "type")
-    put_on = None if attention is None else mapping("--attention", attention, "type")
-    for line in ask(
-        mapping("--model", model, "path"),
-        put_on,
-        {"max_new_tokens": max_new_tokens, **asked},
+        task_keys = parse_mapping("--task", task, "type")
+    for line in evaluate(
+        parse_mapping("--model", model, "path"),
+        None if attention is None else parse_mapping("--attention", attention, "type"),
+        {"max_new_tokens": max_new_tokens, **task_keys},
         length=context_length,
         depths=list(depth_percent),
         count=samples,
@@ -201,96 +267,148 @@ def niah(
 
 @app.command()
 def stream(
-    file: Annotated[str, typer.Argument(help="Text, tokens, a table, a dataset, a hub's name.")],
+    file: Annotated[
+        str, typer.Argument(help="A text, token, table or dataset file, or a hub dataset.")
+    ],
     model: Model,
     attention: Attention = None,
     mode: Annotated[
         Mode,
         typer.Option(
-            help="exact carries state or a cache along; strided reads windows anew, each with "
-            "--overlap tokens of the one before."
+            help="exact: carry the state or cache from chunk to chunk. strided: independent "
+            "windows, each with --overlap tokens of the one before."
         ),
     ] = Mode.exact,
     chunk_size: Annotated[
-        int | None, typer.Option(min=1, help="Tokens a forward; the model's own if left out.")
+        int | None, typer.Option(min=1, help="Tokens per forward pass. Default: the model's own.")
     ] = None,
     overlap: Annotated[
-        int | None, typer.Option(min=1, help="Of strided windows; half of them if left out.")
+        int | None, typer.Option(min=1, help="Overlap of strided windows. Default: half of them.")
     ] = None,
-    tokens: Annotated[int | None, typer.Option(min=2, help="Most tokens to read.")] = None,
-    column: Annotated[str | None, typer.Option(help="Of a table; input_ids or text.")] = None,
+    tokens: Annotated[int | None, typer.Option(min=2, help="Read at most this many.")] = None,
+    column: Annotated[
+        str | None, typer.Option(help="Column of a table. Default: input_ids or text.")
+    ] = None,
     separate_documents: Annotated[
-        bool, typer.Option(help="Begin each document with no context.")
+        bool, typer.Option(help="Start each document with an empty context.")
     ] = False,
     output: Annotated[
-        Path | None, typer.Option(help="Folder for the tables; results/stream/NAME if left out.")
+        Path | None, typer.Option(help="Folder for the tables. Default: results/stream/NAME.")
     ] = None,
 ) -> None:
-    """Read a text of any length through one model: perplexity, speed, memory, and tables of them by
-    chunk and by position.
+    """Measure perplexity, speed and memory of one model on a text of any length.
 
-    A run that was killed goes on when the same command is given again.
+    Writes tables by chunk and by position. Rerun the same command to resume an interrupted run.
 
     needlework stream book.txt --model DIR --mode strided --chunk-size 2048
     """
-    from needlework.cli.inline_experiment import mapping
-    from needlework.cli.stream import read
+    from needlework.cli.inline_experiment import parse_mapping
+    from needlework.cli.stream import evaluate_stream
 
     if mode is Mode.exact and overlap is not None:
-        raise ValueError(f"--overlap {overlap}: is of strided windows; write --mode strided too")
+        raise ValueError(f"--overlap {overlap}: requires --mode strided; add it or omit --overlap")
     if mode is Mode.strided and chunk_size is None:
-        raise ValueError("--mode strided: has windows of --chunk-size tokens; write it too")
-    given = {
+        raise ValueError("--mode strided: requires --chunk-size, the tokens of a window; add it")
+    settings = {
         "path": file,
         "column": column,
         "tokens": tokens,
         "separate_documents": separate_documents,
         "chunk_size": chunk_size,
     }
-    if mode is Mode.strided:
-        given["overlap"] = max(1, chunk_size // 2) if overlap is None else overlap
-    put_on = None if attention is None else mapping("--attention", attention, "type")
-    folder = output or Path("results") / "stream" / Path(file).stem
-    for line in read(mapping("--model", model, "path"), put_on, given, folder):
+    if mode is Mode.strided and chunk_size is not None:
+        settings["overlap"] = max(1, chunk_size // 2) if overlap is None else overlap
+    for line in evaluate_stream(
+        parse_mapping("--model", model, "path"),
+        None if attention is None else parse_mapping("--attention", attention, "type"),
+        settings,
+        output or Path("results") / "stream" / Path(file).stem,
+    ):
         console.print(line, markup=False)
 
 
 @app.command()
 def schema(
-    markdown: Annotated[bool, typer.Option(help="The reference page instead.")] = False,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print the reference page config/README.md instead.")
+    ] = False,
 ) -> None:
     """Print the JSON schema of experiment files, for editors."""
     print(reference().rstrip() if markdown else json.dumps(experiment_schema(), indent=2))
 
 
-def _grow(tree: Tree, nodes: list[provenance.Node], shown: set[str]) -> None:
-    """Add `nodes` to `tree`, those that one job made together under one branch."""
+def _configfile(named: Path | None, args: list[str]) -> Path:
+    """The experiment file of the command line; a leading file name is removed from `args`.
+
+    It is no typer argument: that would take the value of a snakemake option, such as
+    `--forcerun RULE`.
+    """
+    if named is not None:
+        return named
+    if args and not args[0].startswith("-"):
+        return Path(args.pop(0))
+    if not DEFAULT_FILE.is_file():
+        raise ValueError(
+            f"{DEFAULT_FILE}: no such file; name an experiment file, or write one with "
+            "`needlework init mine.yaml --model PATH`"
+        )
+    return DEFAULT_FILE
+
+
+def _prepare(configfile: Path, options: list[str]) -> Experiment:
+    """Read and check an experiment file, and check that API keys of pending requests are set."""
+    # The API client takes a second to import.
+    from needlework.evaluation.api.preflight import missing_keys, require_keys
+
+    experiment = read_experiment(configfile)
+    preflight(experiment, fetch=True)
+    _warn(experiment, fetch=True)
+    if missing := missing_keys(experiment):
+        pending = runner.pending_outputs(configfile, options)
+        require_keys(experiment, _results(experiment), missing, pending)
+    return experiment
+
+
+def _results(experiment: Experiment) -> Path:
+    return Path("results") / experiment.experiment
+
+
+def _warn(experiment: Experiment, fetch: bool = False) -> None:
+    from needlework.cli.warnings import warnings
+
+    for line in warnings(experiment, fetch):
+        error_console.print(f"[yellow]warning:[/yellow] {escape(line)}")
+
+
+def _add_jobs(tree: Tree, nodes: list[provenance.Node], shown: set[str]) -> None:
+    """Add `nodes` to `tree`; files that one job made share a branch."""
     jobs: dict[str, list[provenance.Node]] = {}
     for node in nodes:
-        job = "source" if node.record is None else str(sorted(node.record["outputs"].items()))
-        jobs.setdefault(job, []).append(node)
-    for job, made in jobs.items():
-        if job == "source":
-            for node in made:
-                tree.add(f"{node.path}  [dim]source[/dim]")
+        key = "source" if node.record is None else str(sorted(node.record["outputs"].items()))
+        jobs.setdefault(key, []).append(node)
+    for key, outputs in jobs.items():
+        record = outputs[0].record
+        if record is None:
+            for node in outputs:
+                tree.add(f"{escape(node.path)}  [dim]source[/dim]")
             continue
-        record = made[0].record
         lines = [
-            f"[bold]{node.path}[/bold]  sha256 {record['outputs'][node.path][:12]}" for node in made
+            f"[bold]{escape(node.path)}[/bold]  sha256 {record['outputs'][node.path][:12]}"
+            for node in outputs
         ]
-        if job in shown:
+        if key in shown:
             tree.add("\n".join(lines) + "  [dim](as above)[/dim]")
             continue
-        shown.add(job)
-        _grow(tree.add("\n".join([*lines, _job(record)])), made[0].parents, shown)
+        shown.add(key)
+        _add_jobs(tree.add("\n".join([*lines, _describe_job(record)])), outputs[0].parents, shown)
 
 
-def _job(record: dict) -> str:
+def _describe_job(record: dict[str, Any]) -> str:
     git = record["git"]
     commit = (
         f"commit {git['commit'][:10]}{' with changes' if git['changed'] else ''}, " if git else ""
     )
-    weights = "".join(f"{name} at {at}, " for name, at in record.get("hub", {}).items())
+    weights = "".join(f"{name} at {commit}, " for name, commit in record.get("hub", {}).items())
     return (
         f"[dim]rule {record['rule']}, code {record['code']['version']}, {commit}{weights}"
         f"{record['started']}, {record['seconds']} s on {record['device']}[/dim]"
@@ -298,10 +416,10 @@ def _job(record: dict) -> str:
 
 
 def main() -> None:
-    """The console command: what the user has to mend is one line, not a traceback."""
+    """Run the command; user errors are lines without a traceback."""
     try:
         app()
     except (ValueError, OSError) as error:
-        sys.exit(f"needlework: {error}")
+        sys.exit("\n".join(f"needlework: {line}" for line in str(error).splitlines()))
     except KeyboardInterrupt:
-        sys.exit("needlework: interrupted; run again to go on from here")
+        sys.exit("needlework: interrupted; run the same command again to resume")

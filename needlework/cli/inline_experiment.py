@@ -1,4 +1,4 @@
-"""What a command line gives as an experiment file would: a model, an attention."""
+"""An experiment with one model, system and cell, from options of the command line."""
 
 from typing import Any
 
@@ -11,72 +11,76 @@ from needlework.config.models import Checkpoint
 from needlework.config.parsing.load import load_experiment
 from needlework.models.checkpoint import open_config
 
-NAME = "asked"
-"""Of the model, the system and whatever else the experiment has one of."""
+NAME = "inline"
+"""Name of the model, the system, the task and the stream."""
 
 
-def mapping(option: str, text: str, key: str) -> dict[str, Any]:
-    """`{...}` as YAML reads it, or `{key: text}` for anything else.
+def parse_mapping(option: str, text: str, key: str) -> dict[str, Any]:
+    """`{...}` as a YAML mapping; any other text as `{key: text}`.
 
     Raises:
-        ValueError: it begins as a mapping and is none.
+        ValueError: the text starts with a brace but is not YAML.
     """
     if not text.lstrip().startswith("{"):
         return {key: text}
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
-        told = " ".join(str(getattr(error, "problem", error)).split())
+        reason = " ".join(str(getattr(error, "problem", error)).split())
         raise ValueError(
-            f"{option} {text}: is no mapping ({told}); write it as in an experiment file, such as "
-            f"'{{{key}: ...}}'"
+            f"{option} {text}: not a mapping ({reason}); write it as in an experiment file, such "
+            f"as '{{{key}: ...}}'"
         ) from None
 
 
-def experiment_of(
-    model: dict[str, Any], attention: dict[str, Any] | None, **parts: Any
-) -> tuple[Experiment, Attention | None]:
-    """The experiment that the same keys make in a file, and the attention to put on its model.
-
-    Infini-attention is the checkpoint's own where it has one (then there is nothing to put on);
-    else it is put on with new parameters.
+def inline_experiment(
+    model: dict[str, Any], attention: dict[str, Any] | None, **sections: Any
+) -> tuple[Experiment, Checkpoint, Attention | None]:
+    """Build the experiment that an experiment file with the same keys would describe.
 
     Args:
-        parts: other keys of the file.
+        model, attention: their keys in an experiment file.
+        sections: other top-level keys.
+
+    Returns:
+        The experiment, its model, and the attention to apply to it. Infini-attention is applied,
+        with untrained parameters, only if the checkpoint does not have it.
 
     Raises:
-        ValueError: as load_experiment.
+        ValueError: as `load_experiment`, or the model is not a checkpoint.
     """
-    converting = attention if attention and attention.get("type") == "infini" else None
-    if converting:
-        attention, model = None, {"allow_extrapolation": True, **model}
-    system = {"model": NAME, "attention": attention}
-    made = load_experiment(
-        {"experiment": NAME, "models": {NAME: model}, "systems": {NAME: system}, **parts}
+    converts = attention is not None and attention.get("type") == "infini"
+    if converts:
+        model = {"allow_extrapolation": True, **model}
+    system = {"model": NAME, "attention": None if converts else attention}
+    experiment = load_experiment(
+        {"experiment": NAME, "models": {NAME: model}, "systems": {NAME: system}, **sections}
     )
-    if not isinstance(made.models[NAME], Checkpoint):
-        raise ValueError("--model: is none that is opened here; name a checkpoint, by its path")
-    if converting:
-        return made, _infini(made.models[NAME], converting)
-    return made, made.systems[NAME].attention
+    checkpoint = experiment.models[NAME]
+    if not isinstance(checkpoint, Checkpoint):
+        raise ValueError("--model: not a checkpoint; write a path, or '{path: ...}'")
+    if attention is not None and converts:
+        return experiment, checkpoint, _infini(checkpoint, attention)
+    return experiment, checkpoint, experiment.systems[NAME].attention
 
 
-def _infini(model: Checkpoint, given: dict[str, Any]) -> Infini | None:
+def _infini(model: Checkpoint, keys: dict[str, Any]) -> Infini | None:
+    """Infini-attention to apply to a checkpoint; None if it is part of the checkpoint already."""
     try:
-        attention = TypeAdapter(Infini).validate_python(given)
+        attention = TypeAdapter(Infini).validate_python(keys)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise ValueError(f"--attention: {where} = {first['input']!r}: {first['msg']}") from None
+        key = ".".join(map(str, first["loc"]))
+        raise ValueError(f"--attention: {key} = {first['input']!r}: {first['msg']}") from None
     try:
         config = open_config(model.path, model.revision, model.trust_remote_code)
     except ValueError:
-        return attention  # opening it says what is wrong
+        return attention  # opening the model will report the error
     if getattr(config, "needlework_attention", None) != "infini":
         return attention
-    if len(given) > 1:
+    if len(keys) > 1:
         raise ValueError(
-            f"--attention: {model.path} has Infini-attention in its weights, with parameters of "
-            "its own; write --attention infini"
+            f"--attention: {model.path} has Infini-attention with its own parameters; "
+            "write --attention infini"
         )
     return None

@@ -1,4 +1,4 @@
-"""`needlework stream`: perplexity of one model along one text, and where the numbers lie."""
+"""`needlework stream`: perplexity of one model on one text, without an experiment file."""
 
 import json
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from needlework.cli.inline_experiment import NAME, experiment_of
+from needlework.cli.inline_experiment import NAME, inline_experiment
 from needlework.evaluation.streaming.checkpoint import StreamCheckpoint
 from needlework.evaluation.streaming.evaluator import StreamingEvaluator, fingerprint
 from needlework.evaluation.streaming.tables import stream_tables
@@ -19,42 +19,48 @@ from needlework.scoring.positions import by_position, whole_streams
 from needlework.tasks.prompts.tokenizer import open_tokenizer
 
 
-def read(
+def evaluate_stream(
     model: dict[str, Any],
     attention: dict[str, Any] | None,
     stream: dict[str, Any],
     folder: Path,
 ) -> Iterator[str]:
-    """Read a text as the stages do, write their tables, and give the lines that tell the result.
+    """Evaluate a stream, as the pipeline does, write its tables, and describe the result.
 
     Args:
-        model, attention, stream: keys as in an experiment file; see `experiment_of`.
-        folder: gets chunks.parquet, positions.parquet, measurements.parquet, stream.csv; a run that
-            was killed goes on from the state that it left there.
+        model, attention, stream: their keys in an experiment file; see `inline_experiment`.
+        folder: for chunks.parquet, positions.parquet, measurements.parquet and stream.csv. An
+            interrupted run resumes from the state that it saved there.
+
+    Yields:
+        Lines of text.
 
     Raises:
-        ValueError: what the user has to mend; or there are results already.
+        ValueError: as `inline_experiment`, `folder` holds results already, or the model cannot be
+            opened or read the text.
     """
     if (folder / "stream.csv").exists():
-        raise ValueError(f"{folder}: holds results already; name another --output, or delete it")
-    experiment, attention = experiment_of(
+        raise ValueError(
+            f"{folder}: contains results already; choose another --output or delete it"
+        )
+    experiment, checkpoint, method = inline_experiment(
         model,
         attention,
         streams={NAME: stream},
-        # No question is asked.
+        # An experiment must have a task; it is not evaluated.
         tasks={NAME: {"type": "passkey"}},
         lengths=[1],
     )
-    entry, text = experiment.models[NAME], experiment.streams[NAME]
+    text = experiment.streams[NAME]
     opened, _ = open_model(
-        entry.path,
-        dtype=entry.dtype,
-        revision=entry.revision,
-        allow_pickle=entry.allow_pickle,
-        opening=entry.opening,
+        checkpoint.path,
+        dtype=checkpoint.dtype,
+        revision=checkpoint.revision,
+        allow_pickle=checkpoint.allow_pickle,
+        opening=checkpoint.opening,
     )
-    if attention is not None and attention.converts_model:
-        opened, attention = convert(opened, attention), None
+    if method is not None and method.converts_model:
+        opened, method = convert(opened, method), None
     how = text.read_by(NAME)
     evaluator = StreamingEvaluator(
         opened,
@@ -62,12 +68,12 @@ def read(
         how.overlap,
         separate_documents=text.separate_documents,
         adaptive=text.adaptive,
-        attention=attention,
+        attention=method,
     )
     folder.mkdir(parents=True, exist_ok=True)
     documents = token_documents(
         text.path,
-        open_tokenizer(entry.path, entry.revision),
+        open_tokenizer(checkpoint.path, checkpoint.revision),
         column=text.column,
         split=text.split,
         dtype=text.dtype,
@@ -75,19 +81,19 @@ def read(
     )
     tokens = folder / "tokens.npy"
     starts = write_tokens(documents, tokens, text.tokens)
-    key = [fingerprint(opened), repr(attention), repr(evaluator.plan), text.model_dump()]
-    checkpoint = StreamCheckpoint(folder / "state", json.dumps(key))
+    key = [fingerprint(opened), repr(method), repr(evaluator.plan), text.model_dump()]
+    progress = StreamCheckpoint(folder / "state", json.dumps(key))
     source = TokenFile(tokens, starts=np.array(starts, dtype=np.int64))
-    which = {"system": NAME, "stream": NAME, "shard": 0}
-    tables = stream_tables(evaluator, source, **which, checkpoint=checkpoint)
+    names = {"system": NAME, "stream": NAME, "shard": 0}
+    tables = stream_tables(evaluator, source, **names, checkpoint=progress)
     whole = whole_streams(*tables[:2])
     _write(folder, [tables[0], by_position(tables[1]), tables[2]], whole)
-    checkpoint.path.unlink(missing_ok=True)
-    yield from _told(whole.row(0, named=True), tables[2]["seconds"].sum(), folder)
+    progress.path.unlink(missing_ok=True)
+    yield from _describe(whole.row(0, named=True), tables[2]["seconds"].sum(), folder)
 
 
 def _write(folder: Path, tables: list[pl.DataFrame], whole: pl.DataFrame) -> None:
-    """Each whole or not at all, and the sign that all are there last."""
+    """Write each table atomically; stream.csv is last and marks the results as complete."""
     for name, table in zip(("chunks", "positions", "measurements"), tables, strict=True):
         partial = folder / f".partial-{name}.parquet"
         table.write_parquet(partial)
@@ -97,11 +103,11 @@ def _write(folder: Path, tables: list[pl.DataFrame], whole: pl.DataFrame) -> Non
     partial.replace(folder / "stream.csv")
 
 
-def _told(row: dict[str, Any], seconds: float, folder: Path) -> Iterator[str]:
-    exact = "an approximation: windows" if row["mode"] == "strided" else "exact"
-    yield f"perplexity: {row['perplexity']:.4f} ({row['loss']:.5f} nats a token)"
+def _describe(row: dict[str, Any], seconds: float, folder: Path) -> Iterator[str]:
+    exact = "approximate: windows" if row["mode"] == "strided" else "exact"
+    yield f"perplexity: {row['perplexity']:.4f} ({row['loss']:.5f} nats per token)"
     yield f"  mode {row['mode']} ({exact}), chunks of {row['chunk_size']:,} tokens"
     rate = row["tokens"] / seconds
-    yield f"  {row['tokens']:,} tokens scored in {seconds:.1f} s, {rate:,.0f} a second"
-    yield f"  {row['state_bytes'] / 2**20:.2f} MiB carried on at most"
+    yield f"  {row['tokens']:,} tokens scored in {seconds:.1f} s, {rate:,.0f} per second"
+    yield f"  at most {row['state_bytes'] / 2**20:.2f} MiB of state between chunks"
     yield f"tables: {folder}"

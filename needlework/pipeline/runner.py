@@ -75,7 +75,8 @@ def run_workflow(
             if _has_stale_lock():
                 _end_orphans()
                 _call([*_snakemake(configfile), "--unlock", "--quiet"], output)
-            command = [*_snakemake(configfile), "--cores", cores, "--logger", "needlework"]
+            # --logger takes several values: another option must follow it.
+            command = [*_snakemake(configfile), "--logger", "needlework", "--cores", cores]
             status, state = _run([*command, *options], output, console, verbose)
     if status != 0:
         reasons = list(state.failures()) or _last_messages(log, state)

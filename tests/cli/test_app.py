@@ -1,3 +1,5 @@
+"""The command line: output of lineage, verify, check and schema; errors; help."""
+
 import json
 import shutil
 import subprocess
@@ -13,6 +15,9 @@ from needlework.config.schema import experiment_schema
 from needlework.pipeline import provenance
 
 SAMPLES, SUMMARY = "results/trial/samples.parquet", "results/trial/summary.parquet"
+COMMANDS = (
+    *("init", "check", "plan", "run", "export", "lineage", "verify", "niah", "stream", "schema"),
+)
 FIGURE = "results/trial/figures/accuracy.svg"
 
 
@@ -43,9 +48,9 @@ def run(tmp_path, monkeypatch) -> Path:
 
 
 def _command(*args: str, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """The console command, in a process of its own."""
+    """Run the console command in a separate process."""
     return subprocess.run(
-        [sys.executable, "-c", "from needlework.cli.app import main; main()", *args],
+        [sys.executable, "-m", "needlework", *args],
         cwd=folder,
         env={"PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -54,7 +59,7 @@ def _command(*args: str, folder: Path | None = None) -> subprocess.CompletedProc
     )
 
 
-def test_lineage_prints_each_step_down_to_the_sources(run):
+def test_lineage_reaches_the_sources(run):
     result = CliRunner().invoke(app, ["lineage", FIGURE])
     assert result.exit_code == 0
     lines = result.stdout.splitlines()
@@ -73,7 +78,7 @@ def test_lineage_prints_each_step_down_to_the_sources(run):
     assert "2026-01-02T03:04:05Z, 1.5 s on an abacus" in lines[1]
 
 
-def test_verify_counts_what_holds(run):
+def test_verify_counts_valid_files(run):
     result = CliRunner().invoke(app, ["verify", "results/trial"])
     assert (result.exit_code, result.stdout) == (
         0,
@@ -81,7 +86,7 @@ def test_verify_counts_what_holds(run):
     )
 
 
-def test_verify_names_the_file_and_the_figures_on_it(run):
+def test_verify_lists_invalid_files_and_dependent_figures(run):
     Path(SAMPLES).write_text("others")
     result = CliRunner().invoke(app, ["verify", "results/trial"])
     assert result.exit_code == 1
@@ -94,14 +99,14 @@ def test_verify_names_the_file_and_the_figures_on_it(run):
     ]
 
 
-def test_check_says_what_would_be_run(monkeypatch):
+def test_check_counts_the_answers(monkeypatch):
     monkeypatch.chdir(ROOT)
     result = CliRunner().invoke(app, ["check", "config.yaml"])
     assert result.exit_code == 0
-    assert result.stdout.startswith("config.yaml: holds; ")
+    assert result.stdout.startswith("config.yaml: valid; ")
 
 
-def test_schema_and_reference_are_those_of_the_code():
+def test_committed_reference_is_up_to_date():
     schema = CliRunner().invoke(app, ["schema"])
     assert json.loads(schema.stdout) == experiment_schema()
     page = CliRunner().invoke(app, ["schema", "--markdown"])
@@ -111,7 +116,7 @@ def test_schema_and_reference_are_those_of_the_code():
 
 
 @pytest.mark.parametrize(
-    ("args", "says"),
+    ("args", "message"),
     [
         (["lineage", "none.svg"], "none.svg: no such file; name a file in results/"),
         (["verify", "none"], "none: nothing to verify; name a folder such as results/quick"),
@@ -119,10 +124,10 @@ def test_schema_and_reference_are_those_of_the_code():
         (["check", "bad.yaml"], "bad.yaml:2: sampels = 3: unknown key; did you mean `samples`?"),
         (["run", "--configfile", "bad.yaml"], "bad.yaml:2: sampels = 3: unknown key; did you"),
         (["run", "bad.yaml", "--forcerun", "x"], "bad.yaml:2: sampels = 3: unknown key; did you"),
-        (["run", "--forcerun", "bad.yaml"], "config.yaml: cannot be read: No such file or"),
+        (["run", "--forcerun", "bad.yaml"], "config.yaml: no such file; name an experiment file"),
     ],
 )
-def test_what_the_user_has_to_mend_is_one_line(tmp_path, args, says):
+def test_a_user_error_is_one_line(tmp_path, args, message):
     text = (ROOT / "config.yaml").read_text()
     (tmp_path / "bad.yaml").write_text(f"# wrong\nsampels: 3\n{text}")
     shutil.copytree(ROOT / "resources", tmp_path / "resources")
@@ -130,13 +135,13 @@ def test_what_the_user_has_to_mend_is_one_line(tmp_path, args, says):
     assert done.returncode == 1
     assert done.stdout == ""
     (line,) = done.stderr.splitlines()
-    assert line.startswith(f"needlework: {says}")
+    assert line.startswith(f"needlework: {message}")
 
 
-def test_no_arguments_is_the_help():
+def test_help_lists_every_command():
     done = _command()
     assert "Usage" in done.stdout
-    for name in ("run", "lineage", "verify", "check", "plan", "niah", "stream", "schema"):
+    for name in COMMANDS:
         assert f" {name} " in done.stdout
 
 

@@ -1,3 +1,5 @@
+"""`needlework niah`: its samples, answers and output, and errors of its options."""
+
 import json
 import shutil
 
@@ -9,8 +11,8 @@ from tokenizers import Tokenizer
 from typer.testing import CliRunner
 
 from needlework.cli.app import app
-from needlework.cli.inline_experiment import mapping
-from needlework.cli.niah import _job, shortened
+from needlework.cli.inline_experiment import parse_mapping
+from needlework.cli.niah import _job, shorten
 from needlework.config.attention import AnyAttention, Infini, Window
 from needlework.config.models import Checkpoint
 from needlework.config.opening import Opening
@@ -28,8 +30,8 @@ def _lines(*args: str) -> list[str]:
     return done.stdout.splitlines()
 
 
-def test_answers_are_those_of_the_stages():
-    # So few recent tokens that what lies far from the end is not found.
+def test_samples_and_answers_equal_those_of_the_pipeline():
+    # The window is too short for needles far from the end.
     window = "{type: window, recent_tokens: 200, sink_tokens: 4, block_size: 8, dense_layers: 0}"
     lines = _lines(
         *("--model", str(TINY), "--attention", window, "--context-length", "512"),
@@ -52,18 +54,18 @@ def test_answers_are_those_of_the_stages():
     right = [row["outputs"][0] in answer for row, answer in zip(
         table.iter_rows(named=True), answers["prediction"], strict=True
     )]  # fmt: skip
-    told = [line.removeprefix("  success: ") for line in lines if line.startswith("  success: ")]
-    assert told == ["yes" if one else "no" for one in right]
+    correct = [line.removeprefix("  correct: ") for line in lines if line.startswith("  correct: ")]
+    assert correct == ["yes" if is_right else "no" for is_right in right]
     assert 0 < sum(right) < 4
     low, high = wilson(sum(right) / 4, 4)
     assert lines[-1] == (
-        f"success: {25 * sum(right):.1f} % of 4 samples, "
+        f"accuracy: {25 * sum(right):.1f} % of 4 samples, "
         f"95 % interval {100 * low:.1f} to {100 * high:.1f} %"
     )
     depths = pl.Series([line for line in lines if line.startswith("sample ")])
     assert depths.str.contains("needle at 10 %").sum() == 2
     assert depths.str.contains(f"{table['tokens'][0]} tokens").all()
-    shown = [line for line in lines if line.startswith("  input: ")]
+    shown = [line for line in lines if line.startswith("  prompt: ")]
     for line, row in zip(shown, table.iter_rows(named=True), strict=True):
         assert f"The pass key is {row['outputs'][0]}." in line
         assert " characters ...] " in line
@@ -72,56 +74,56 @@ def test_answers_are_those_of_the_stages():
 
 def test_a_checkpoint_with_infini_attention_keeps_its_own(tmp_path):
     plain = ("--attention", "infini", "--context-length", "300", "--samples", "1")
-    untrained = f"{TINY} has no infini of its own: it was put on untrained"
+    untrained = f"note: {TINY} has no infini attention; it was applied untrained"
     assert _lines("--model", str(TINY), *plain)[-1] == untrained
     model, tokenizer = open_model(TINY)
     save_model(convert(model, Infini(segment_length=64)), tokenizer, tmp_path / "infini")
     lines = _lines("--model", str(tmp_path / "infini"), *plain)
-    assert lines[-1].startswith("success: ")
+    assert lines[-1].startswith("accuracy: ")
     given = "{type: infini, segment_length: 32}"
-    with pytest.raises(ValueError, match=r"has Infini-attention in its weights, .*; write "):
+    with pytest.raises(ValueError, match=r"has Infini-attention with its own parameters; write "):
         _lines("--model", str(tmp_path / "infini"), *plain, "--attention", given)
 
 
-def test_a_model_and_a_task_are_written_as_in_a_file(tmp_path):
+def test_model_and_task_accept_mappings(tmp_path):
     shutil.copytree(TINY, tmp_path / "model")
     lines = _lines(
         *("--model", f"{{path: {tmp_path / 'model'}, dtype: bfloat16}}", "--samples", "1"),
         *("--task", "{type: niah, keys: 2, digits: 3}", "--context-length", "400"),
     )
     assert "One of the special magic numbers for" in lines[1]
-    assert lines[-1].startswith("success: ")
+    assert lines[-1].startswith("accuracy: ")
 
 
-def test_a_model_is_opened_as_it_was_given():
+def test_the_job_opens_the_model_as_given():
     given = {"path": "m", "dtype": "bfloat16", "revision": "v1", "allow_pickle": True}
     given |= {"allow_extrapolation": True, "cache": "quantized", "prefill_chunk_tokens": 64}
     entry = Checkpoint(**given)
-    asked = _job(entry, Window(recent_tokens=9), 7)
+    job = _job(entry, Window(recent_tokens=9), 7)
     names = ("dtype", "revision", "allow_pickle", "allow_extrapolation")
-    assert [getattr(asked, name) for name in names] == [given[name] for name in names]
-    assert Opening(**asked.opening) == entry.opening
-    assert (asked.model, asked.thinking_tokens) == ("m", 7)
-    assert TypeAdapter(AnyAttention).validate_python(asked.attention) == Window(recent_tokens=9)
+    assert [getattr(job, name) for name in names] == [given[name] for name in names]
+    assert Opening(**job.opening) == entry.opening
+    assert (job.model, job.thinking_tokens) == ("m", 7)
+    assert TypeAdapter(AnyAttention).validate_python(job.attention) == Window(recent_tokens=9)
     assert _job(entry, None, 0).attention is None
 
 
 @pytest.fixture
 def changed(tmp_path):
-    """The tiny model, to be changed."""
+    """A copy of the tiny model that a test may change."""
     return shutil.copytree(TINY, tmp_path / "changed")
 
 
-def test_infini_attention_reads_beyond_the_positions_that_the_model_had(changed):
+def test_infini_attention_extends_the_positions_of_the_model(changed):
     config = json.loads((changed / "config.json").read_text())
     (changed / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 256}))
     given = ("--model", str(changed), "--context-length", "300", "--samples", "1")
     with pytest.raises(ValueError, match="positions"):
         _lines(*given)
-    assert _lines(*given, "--attention", "infini")[-1].endswith("it was put on untrained")
+    assert _lines(*given, "--attention", "infini")[-1].endswith("it was applied untrained")
 
 
-def test_thoughts_have_room_within_the_context(changed):
+def test_thinking_tokens_count_towards_the_context_length(changed):
     template = "{% if enable_thinking %}<think>{% endif %}"
     template += "{% for m in messages %}{{ m.content }}{% endfor %}"
     (changed / "chat_template.jinja").write_text(template)
@@ -135,42 +137,39 @@ def test_thoughts_have_room_within_the_context(changed):
 
 
 @pytest.mark.parametrize(
-    ("args", "says"),
+    ("args", "message"),
     [
-        (("--attention", "{type: window, recent: 3}"), r"^systems\.asked\.attention\.recent = 3"),
+        (("--attention", "{type: window, recent: 3}"), r"^systems\.inline\.attention\.recent = 3"),
         (("--attention", "{type: infini, segment_length: 0}"), r"^--attention: segment_length = 0"),
-        (("--attention", "{type: infini"), r"^--attention \{type: infini: is no mapping \("),
-        (
-            ("--context-length", "60"),
-            r"^lengths: 60 is too small for task asked; write \d+ or more",
-        ),
+        (("--attention", "{type: infini"), r"^--attention \{type: infini: not a mapping \("),
+        (("--context-length", "60"), r"^lengths: 60 is too small for task inline; write \d+ or more"),
         (("--context-length", "99999"), r"^lengths.* = 99999: "),
         (("--depth-percent", "101"), r"^depths.* = 101"),
-        (("--num-digits", "0"), r"^tasks\.asked\.digits = 0: write a number of at least 1"),
+        (("--num-digits", "0"), r"^tasks\.inline\.digits = 0: write a number of at least 1"),
         (
             ("--model", f"{{api: 'http://localhost:1/v1', model: m, tokenizer: {TINY}}}"),
-            r"^--model: is no",
+            r"^--model: not a checkpoint",
         ),
     ],
 )
-def test_what_is_wrong_is_one_line(args, says):
-    with pytest.raises(ValueError, match=says) as error:
+def test_option_errors_are_one_line(args, message):
+    with pytest.raises(ValueError, match=message) as error:
         _lines("--model", str(TINY), "--context-length", "300", "--samples", "1", *args)
     assert "\n" not in str(error.value)
 
 
-def test_an_input_is_cut_around_its_needle():
+def test_a_prompt_is_shortened_around_its_needle():
     prompt = "a" * 500 + "KEY" + "b" * 500
-    text = shortened(prompt, "KEY")
+    text = shorten(prompt, "KEY")
     assert text == (
         f"{'a' * 100} [... 300 characters ...] {'a' * 100}KEY{'b' * 100} [... 300 characters ...] "
         + "b" * 100
     )
-    near = shortened("KEY" + "b" * 500, "KEY")
+    near = shorten("KEY" + "b" * 500, "KEY")
     assert near == f"KEY{'b' * 100} [... 300 characters ...] {'b' * 100}"
-    assert shortened("short KEY", "KEY") == shortened("short KEY", "no") == "short KEY"
+    assert shorten("short KEY", "KEY") == shorten("short KEY", "no") == "short KEY"
 
 
-def test_what_begins_as_a_mapping_is_one():
-    assert mapping("--model", "a/b", "path") == {"path": "a/b"}
-    assert mapping("--model", " {path: a, tp: 2}", "path") == {"path": "a", "tp": 2}
+def test_options_are_parsed_as_mappings():
+    assert parse_mapping("--model", "a/b", "path") == {"path": "a/b"}
+    assert parse_mapping("--model", " {path: a, tp: 2}", "path") == {"path": "a", "tp": 2}

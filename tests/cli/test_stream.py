@@ -1,3 +1,5 @@
+"""`needlework stream`: its numbers, tables and output, and errors of its options."""
+
 import json
 import math
 from pathlib import Path
@@ -31,7 +33,7 @@ def _lines(*args: str, text: str = "ids.bin") -> list[str]:
     return done.stdout.splitlines()
 
 
-def test_an_exact_perplexity_is_that_of_one_forward():
+def test_exact_perplexity_equals_one_forward_pass():
     lines = _lines("--chunk-size", "128", "--tokens", "500")
     model, _ = open_model(TINY)
     ids = torch.from_numpy(IDS[:500].astype(np.int64))[None]
@@ -49,28 +51,30 @@ def test_an_exact_perplexity_is_that_of_one_forward():
     assert chunks["tokens"].sum() == positions["tokens"].sum() == measured["tokens"].sum() == 499
     seconds = measured["seconds"].sum()
     rate = f"{499 / seconds:,.0f}"
-    assert lines[2].strip() == f"499 tokens scored in {seconds:.1f} s, {rate} a second"
+    assert lines[2].strip() == f"499 tokens scored in {seconds:.1f} s, {rate} per second"
     mebibytes = chunks["state_bytes"].max() / 2**20
-    assert lines[3].strip() == f"{mebibytes:.2f} MiB carried on at most"
+    assert lines[3].strip() == f"at most {mebibytes:.2f} MiB of state between chunks"
     # By doublings of the position.
     assert positions["first_position"].to_list() == [1, 2, 4, 8, 16, 32, 64, 128, 256]
     assert pl.read_csv(folder / "stream.csv")["perplexity"][0] == pytest.approx(
         perplexity, rel=1e-5
     )
     assert not (folder / "state").exists()
-    with pytest.raises(ValueError, match="holds results already; name another --output"):
+    with pytest.raises(ValueError, match="contains results already; choose another --output"):
         _lines()
 
 
-def test_windows_overlap_by_half_of_them_or_as_told():
+def test_windows_overlap_by_half_or_as_given():
     model, _ = open_model(TINY)
-    for told, overlap in (((), 64), (("--overlap", "100"), 100)):
-        lines = _lines("--mode", "strided", "--chunk-size", "128", *told, "--output", f"{overlap}")
+    for options, overlap in (((), 64), (("--overlap", "100"), 100)):
+        lines = _lines(
+            "--mode", "strided", "--chunk-size", "128", *options, "--output", f"{overlap}"
+        )
         expected = StreamingEvaluator(model, 128, overlap, verbose=False).evaluate_streaming(
             torch.from_numpy(IDS.astype(np.int64))
         )
         assert float(lines[0].split()[1]) == pytest.approx(expected["perplexity"], rel=1e-5)
-        assert "mode strided (an approximation: windows)" in lines[1]
+        assert "mode strided (approximate: windows)" in lines[1]
 
 
 def _expected(documents, **how) -> float:
@@ -83,19 +87,19 @@ def _perplexity(lines: list[str]) -> float:
     return float(lines[0].split()[1])
 
 
-def test_documents_of_a_column_are_read_apart_or_as_one():
+def test_documents_of_a_column_are_separate_or_joined():
     rows = [{"other": [5] * 9, "ids": part.tolist()} for part in np.split(IDS[:150], 3)]
     Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     documents = [torch.tensor(row["ids"]) for row in rows]
     args = ("--tokens", "700", "--column", "ids", "--chunk-size", "32", "--output")
-    for more, apart, scored in (((), False, 149), (("--separate-documents",), True, 147)):
-        lines = _lines(*args, f"{apart}", *more, text="rows.jsonl")
+    for options, separate, scored in (((), False, 149), (("--separate-documents",), True, 147)):
+        lines = _lines(*args, f"{separate}", *options, text="rows.jsonl")
         assert lines[2].strip().startswith(f"{scored} tokens scored in ")
-        expected = _expected(documents, separate_documents=apart)
+        expected = _expected(documents, separate_documents=separate)
         assert _perplexity(lines) == pytest.approx(expected, rel=1e-5)
 
 
-def test_an_attention_is_put_on_the_model():
+def test_an_attention_method_is_applied():
     window = "{type: window, recent_tokens: 8, block_size: 4, sink_tokens: 0, dense_layers: 0}"
     lines = _lines("--tokens", "700", "--chunk-size", "32", "--attention", window)
     system = Window(recent_tokens=8, block_size=4, sink_tokens=0, dense_layers=0)
@@ -113,7 +117,7 @@ def test_an_attention_is_put_on_the_model():
     ],
     ids=["text", "attention"],
 )
-def test_a_state_of_another_text_or_attention_is_not_gone_on_from(
+def test_a_state_of_another_text_or_attention_is_not_resumed(
     text: str, more: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ):
     class Killed(BaseException):
@@ -145,14 +149,14 @@ def test_infini_attention_carries_a_state():
 
 
 @pytest.mark.parametrize(
-    ("args", "says"),
+    ("args", "message"),
     [
-        (("--overlap", "3"), "^--overlap 3: is of strided windows; write --mode strided too"),
-        (("--mode", "strided"), "^--mode strided: has windows of --chunk-size tokens; write it"),
+        (("--overlap", "3"), "^--overlap 3: requires --mode strided; add it"),
+        (("--mode", "strided"), "^--mode strided: requires --chunk-size"),
         (("--mode", "strided", "--chunk-size", "8", "--overlap", "8"), "is not below chunk_size 8"),
     ],
 )
-def test_what_is_wrong_is_one_line_and_leaves_nothing(args, says):
-    with pytest.raises(ValueError, match=says):
+def test_option_errors_leave_no_output(args, message):
+    with pytest.raises(ValueError, match=message):
         _lines(*args)
     assert not Path("results").exists()

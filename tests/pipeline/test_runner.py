@@ -1,15 +1,113 @@
-"""What a run would make, as Snakemake says it."""
+"""Running the workflow: pending files, progress, logs, and the reasons of failed runs."""
 
+import io
 from pathlib import Path
 
+import pytest
+from rich.console import Console
 from support.paths import ROOT
 
-from needlework.pipeline.runner import due
+from needlework.pipeline import runner
+from needlework.pipeline.runner import pending_outputs, run_log, run_workflow, write_report
+
+RESULTS = Path("results/trial")
+SNAKEFILE = """
+rule all:
+    input:
+        expand("results/trial/{n}.txt", n=config["numbers"]),
+
+rule make_number:
+    output:
+        "results/trial/{n}.txt",
+    log:
+        "results/trial/logs/{n}.log",
+    shell:
+        "echo 2026-01-01 needlework: make_number: {wildcards.n} is odd > {log}; "
+        "[ $(({wildcards.n} % 2)) = 0 ] && touch {output}"
+"""
 
 
-def test_what_is_due_is_the_same_for_a_dry_run(monkeypatch):
+@pytest.fixture
+def workflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A small workflow in the working directory."""
+    (tmp_path / "Snakefile").write_text(SNAKEFILE)
+    monkeypatch.setattr(runner, "WORKFLOW", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(numbers: list[int], *options: str, verbose: bool = False) -> list[str]:
+    """Run the small workflow; the lines that it prints to a pipe."""
+    Path("trial.yaml").write_text(f"numbers: {numbers}\n")
+    console = Console(file=io.StringIO(), width=200)
+    run_workflow(Path("trial.yaml"), RESULTS, "1", [*options], console=console, verbose=verbose)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue().splitlines()
+
+
+def test_a_run_prints_a_line_for_each_finished_job(workflow: Path, capfd):
+    lines = run([2, 4])
+    assert lines[-1] == "[3/3] all"
+    assert sorted(line[6:] for line in lines[:2]) == ["make_number (n=2)", "make_number (n=4)"]
+    assert capfd.readouterr() == ("", "")
+    log = run_log(RESULTS).read_text()
+    assert "rule make_number:" in log
+    assert "3 of 3 steps (100%) done" in log
+
+
+def test_verbose_shows_the_output_of_snakemake(workflow: Path, capfd):
+    assert run([2], verbose=True) == []
+    shown = capfd.readouterr().err
+    assert "rule make_number:" in shown
+    assert shown == run_log(RESULTS).read_text()
+
+
+def test_a_failed_run_ends_with_its_reasons(workflow: Path):
+    with pytest.raises(ValueError, match="the run failed") as error:
+        run([2, 3, 5], "--keep-going")
+    first, *reasons = str(error.value).splitlines()
+    assert first == "the run failed; its log is results/trial/logs/run.log"
+    assert sorted(reasons) == [
+        f"make_number (n={n}): {n} is odd [log: results/trial/logs/{n}.log]" for n in (3, 5)
+    ]
+    assert Path("results/trial/2.txt").exists()
+
+
+def test_an_error_of_the_snakefile_is_the_reason(workflow: Path):
+    with (workflow / "Snakefile").open("a") as file:
+        file.write('\nimport sys; sys.exit("needlework: trial.yaml:1: numbers: are too small")\n')
+    with pytest.raises(ValueError, match="the run failed") as error:
+        run([2])
+    assert str(error.value).splitlines()[1:] == ["trial.yaml:1: numbers: are too small"]
+
+
+def test_an_error_without_a_job_is_the_reason(workflow: Path):
+    with pytest.raises(ValueError, match="the run failed") as error:
+        run([2], "no-such-target")
+    assert "MissingRuleException" in str(error.value)
+
+
+def test_a_second_run_in_the_same_folder_is_refused(workflow: Path):
+    with (
+        runner.locked(Path(".snakemake/needlework.lock"), "unused"),
+        pytest.raises(ValueError, match="another `needlework run` is active here; wait until"),
+    ):
+        run([2])
+
+
+def test_a_failed_report_has_the_last_lines_of_the_log(workflow: Path):
+    Path("trial.yaml").write_text("numbers: [2]\n")
+    run_log(RESULTS).parent.mkdir(parents=True)
+    (workflow / "Snakefile").write_text('import sys; sys.exit("broken")\n')
+    with pytest.raises(ValueError, match="--report") as error:
+        write_report(Path("trial.yaml"), RESULTS)
+    assert str(error.value).splitlines()[-1] == "broken"
+    assert not (RESULTS / "report.html").exists()
+
+
+def test_pending_outputs_are_the_same_for_a_dry_run(monkeypatch):
     monkeypatch.chdir(ROOT)
     file = Path("config/api.yaml")
-    found = due(file, ["--forceall"])
-    assert Path("results/api/summary.csv") in found
-    assert due(file, ["--forceall", "-n"]) == found
+    pending = pending_outputs(file, ["--forceall"])
+    assert Path("results/api/summary.csv") in pending
+    assert pending_outputs(file, ["--forceall", "-n"]) == pending

@@ -1,4 +1,4 @@
-"""`needlework stream`, killed in the middle and given again."""
+"""`needlework stream`: resuming a run that was killed."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from safetensors import safe_open
 from support.paths import ROOT
 
 TOKENS = 1600
-# As the command, but for how often a state is saved, and a count of what the model reads.
+# The command with another saving interval, which also counts the tokens that the model reads.
 COMMAND = """
 import sys
 from torch import nn
@@ -44,7 +44,7 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 def start(folder: str, seconds: str = "60") -> subprocess.Popen:
     model = str(ROOT / "resources" / "needlework-tiny")
-    given = [
+    arguments = [
         "ids.bin",
         "--model",
         model,
@@ -57,7 +57,7 @@ def start(folder: str, seconds: str = "60") -> subprocess.Popen:
         seconds,
     ]
     return subprocess.Popen(
-        [sys.executable, "-c", COMMAND, "stream", *given],
+        [sys.executable, "-c", COMMAND, "stream", *arguments],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -66,14 +66,14 @@ def start(folder: str, seconds: str = "60") -> subprocess.Popen:
 
 
 def finish(process: subprocess.Popen) -> tuple[str, int]:
-    """The line of the perplexity, and how many tokens the model read."""
-    said, wrong = process.communicate(timeout=120)
-    assert process.returncode == 0, wrong
-    lines = said.splitlines()
+    """The line with the perplexity, and the number of tokens that the model read."""
+    stdout, stderr = process.communicate(timeout=120)
+    assert process.returncode == 0, stderr
+    lines = stdout.splitlines()
     return lines[0], int(lines[-1].split()[1])
 
 
-def test_a_killed_run_goes_on_behind_its_last_chunk():
+def test_a_killed_run_resumes_after_its_last_saved_chunk():
     line, read = finish(start("whole"))
     killed, state = start("killed", seconds="0"), Path("killed/state")
     while not state.exists():
@@ -88,7 +88,7 @@ def test_a_killed_run_goes_on_behind_its_last_chunk():
     assert 0 < at < TOKENS
     again, read_again = finish(start("killed"))
     assert again == line
-    # The first run also looks once, at few tokens, how the model is to be read.
+    # The first run also checks on a few tokens that chunks equal one pass.
     assert TOKENS - at <= read_again <= read - at
     for name in ("chunks.parquet", "positions.parquet"):
         tables = [pl.read_parquet(Path(folder) / name) for folder in ("whole", "killed")]

@@ -1,0 +1,67 @@
+"""Settings of a valid experiment that are probably a mistake."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from needlework.config.experiment import Experiment
+from needlework.config.models import Checkpoint
+from needlework.tasks.prompts.tokenizer import tokenizer_folder
+
+
+def warnings(experiment: Experiment, fetch: bool = False) -> Iterator[str]:
+    """One line for each likely mistake: key, consequence, and what to write instead.
+
+    Args:
+        fetch: also look into models on the hub.
+    """
+    yield from _missing_chat_templates(experiment, fetch)
+    yield from _too_few_samples(experiment)
+
+
+def has_chat_template(folder: Path) -> bool:
+    """Whether the tokenizer of a checkpoint has a chat template."""
+    if (folder / "chat_template.jinja").is_file():
+        return True
+    try:
+        config = json.loads((folder / "tokenizer_config.json").read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and bool(config.get("chat_template"))
+
+
+def _missing_chat_templates(experiment: Experiment, fetch: bool) -> Iterator[str]:
+    for name in dict.fromkeys(
+        experiment.root_model(system.model) for system in experiment.systems.values()
+    ):
+        model = experiment.models[name]
+        # An explicit `chat_template: false` is a decision.
+        if not isinstance(model, Checkpoint) or "chat_template" in model.model_fields_set:
+            continue
+        if not fetch and not Path(model.path).is_dir():
+            continue
+        if has_chat_template(tokenizer_folder(model.path, model.revision)):
+            yield (
+                f"models.{name}: the checkpoint has a chat template that prompts do not use, which "
+                "can lower its scores and make them invalid; write `chat_template: true` (or "
+                "`false` for a base model)"
+            )
+
+
+def _too_few_samples(experiment: Experiment) -> Iterator[str]:
+    depths = {"depths": experiment.depths}
+    for name, task in experiment.tasks.items():
+        if (own := getattr(task, "depths", None)) is not None:
+            depths[f"tasks.{name}.depths"] = own
+    if not any(
+        task.has_depths and getattr(task, "depths", None) is None
+        for task in experiment.tasks.values()
+    ):
+        del depths["depths"]
+    for key, values in depths.items():
+        if values != "uniform" and experiment.samples < len(values):
+            yield (
+                f"{key}: {experiment.samples} samples at {len(values)} depths leave cells of the "
+                f"heatmap empty; write `depths: {{linear: {experiment.samples}}}`, or at least "
+                f"`samples: {len(values)}`"
+            )
