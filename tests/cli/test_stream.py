@@ -153,7 +153,10 @@ def test_infini_attention_carries_a_state():
     [
         (("--overlap", "3"), "^--overlap 3: requires --mode strided; add it"),
         (("--mode", "strided"), "^--mode strided: requires --chunk-size"),
-        (("--mode", "strided", "--chunk-size", "8", "--overlap", "8"), "is not below chunk_size 8"),
+        (
+            ("--mode", "strided", "--chunk-size", "8", "--overlap", "8"),
+            "must be below chunk_size 8",
+        ),
     ],
 )
 def test_option_errors_leave_no_output(args, message):
