@@ -1,4 +1,4 @@
-"""Small models of many kinds, with weights large enough that context matters."""
+"""Small models of many families, with weights large enough that context matters."""
 
 import torch
 from torch import nn
@@ -82,12 +82,12 @@ CONFIGS = {
 }
 
 _SCALES = {"mamba2": 2}
-"""By which weights are made larger, where 6 is too much: mamba2's state would then magnify the
-rounding of one pass, too, to 2e-4 nats (against float64) where 1e-5 is asked for."""
+"""Factors of the initial weights where 6 is too large: the state of mamba2 would amplify the rounding
+of one pass to 2e-4 nats (against float64), while tests require 1e-5."""
 
 
 def make(name: str) -> PreTrainedModel:
-    """The model of one of CONFIGS; infini: llama with segments of 32 and open gates."""
+    """Make the model of one of CONFIGS; infini is llama with segments of 32 and open gates."""
     torch.manual_seed(3)
     model = AutoModelForCausalLM.from_config(CONFIGS["llama" if name == "infini" else name]())
     with torch.no_grad():
@@ -125,7 +125,7 @@ class Recurrent(nn.Module):
 
 
 class Stateless(nn.Module):
-    """Causal convolution: a token sees itself and four before it."""
+    """A causal convolution over the token and the four before it."""
 
     def __init__(self):
         super().__init__()

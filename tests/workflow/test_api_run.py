@@ -1,4 +1,4 @@
-"""Whole runs with models behind an API: a faulty one, and `transformers serve`."""
+"""Whole runs with models behind an API: a server that fails at times, and `transformers serve`."""
 
 import base64
 import json
@@ -24,13 +24,13 @@ from needlework.tables import skipped
 
 pytestmark = [pytest.mark.workflow, pytest.mark.timeout(900)]
 
-# In parts: the project that is searched for it holds this file too.
+# Split, as the test searches the project, which contains this file, for the key.
 KEY = "-".join(["sk", "not", "to", "be", "found", "5d1c"])
 TABLES = ("summary.csv", "failures.csv", "comparison.md", "comparison_speed.json")
 
 
 def experiment(url: str) -> dict:
-    """Two systems on one API, the second's prompts a message longer."""
+    """Two systems on one API; the prompts of the second have a system message."""
     remote = {"api": url, "model": "m", "key_env": "THE_KEY", "retries": 1, "concurrency": 2}
     remote |= {"tokenizer": "base", "price": {"prompt": 1.0, "completion": 2.0}}
     return {
@@ -50,13 +50,13 @@ def experiment(url: str) -> dict:
 
 
 def key_in(body: dict) -> str:
-    """The needle, with markup around it and the API's key behind it."""
-    found = re.search(r"\d{5}", body["messages"][-1]["content"]).group()
-    return f"<script>alert('{found}')</script> {KEY}"
+    """An answer with the needle in markup, and the API's key."""
+    needle = re.search(r"\d{5}", body["messages"][-1]["content"]).group()
+    return f"<script>alert('{needle}')</script> {KEY}"
 
 
 def everything_in(folder: Path) -> Iterator[tuple[Path, str]]:
-    """Every file below as text: tables unpacked, what a report embeds decoded."""
+    """Yield every file as text, with tables and embedded parts of a report decoded."""
     for path in sorted(folder.rglob("*")):
         if path.suffix == ".parquet":
             yield path, json.dumps(pl.read_parquet(path).to_dicts())
@@ -85,10 +85,10 @@ def test_a_run_with_a_faulty_api(project: Project, monkeypatch: pytest.MonkeyPat
         done = project.snakemake("--configfile", name, "--cores", "2", "--", *tables)
         assert done.returncode == 0, done.stdout + done.stderr
         count = len(server.requests)
-        # An edit that no answer follows from asks nothing again.
-        dearer = experiment(server.url)
-        dearer["models"]["right"]["price"] = {"prompt": 1000.0, "completion": 2.0}
-        project.write(dearer)
+        # An edit that does not affect answers causes no requests.
+        other_price = experiment(server.url)
+        other_price["models"]["right"]["price"] = {"prompt": 1000.0, "completion": 2.0}
+        project.write(other_price)
         again = project.snakemake("--configfile", name, "--cores", "2", "--", *tables)
         assert again.returncode == 0, again.stdout + again.stderr
         assert len(server.requests) == count
@@ -112,14 +112,14 @@ def test_a_run_with_a_faulty_api(project: Project, monkeypatch: pytest.MonkeyPat
     (speed,) = json.loads((results / "comparison_speed.json").read_text())
     assert speed["price_dollars_baseline"] > 100 * speed["price_dollars"] > 0
 
-    # A server may repeat the key, in answers and in errors: it is nowhere all the same.
+    # The server repeats the key in answers and errors, yet no file contains it.
     assert any("evaluate_api" in command for command in commands)
     assert not [command for command in commands if KEY in command]
-    (project.root / "said.txt").write_text(done.stdout + done.stderr + report.stderr)
+    (project.root / "output.txt").write_text(done.stdout + done.stderr + report.stderr)
     seen = list(everything_in(project.root))
     assert not [path for path, text in seen if KEY in text]
     assert any("[key]" in text for path, text in seen if path.suffix == ".parquet")
-    # Nor does what it says become a part of the report.
+    # Markup of the server does not become part of the report.
     html = (project.root / "report.html").read_text()
     assert "<img src=x" not in html
     assert "<script>alert" not in html
@@ -132,7 +132,7 @@ def _command(process: psutil.Process) -> list[str]:
         return []
 
 
-def test_a_wrong_key_is_one_line(project: Project, monkeypatch: pytest.MonkeyPatch):
+def test_an_invalid_key_is_a_one_line_error(project: Project, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("THE_KEY", KEY)
     server = ApiServer(key_in, lambda n, body: (401, {"error": {"message": "Wrong key"}}))
     with serving(server):
@@ -146,7 +146,7 @@ def test_a_wrong_key_is_one_line(project: Project, monkeypatch: pytest.MonkeyPat
     assert len(server.requests) <= 2
 
 
-def test_a_missing_key_is_one_line_before_any_work(
+def test_a_missing_key_is_a_one_line_error_before_any_work(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.delenv("THE_KEY", raising=False)
@@ -155,29 +155,29 @@ def test_a_missing_key_is_one_line_before_any_work(
     assert done.returncode != 0
     assert done.stderr.splitlines() == [
         "needlework: models.right.key_env THE_KEY: is not set in the environment; "
-        "export it, or write key_env: null for an API that asks for no key"
+        "export it, or write key_env: null for an API without a key"
     ]
     assert not (project.root / "results/small").exists()
 
 
-def test_a_key_is_asked_for_where_a_request_has_to_be_made(
+def test_a_key_is_required_only_if_a_request_is_due(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ):
     server = ApiServer(lambda body: "12345")
     with serving(server):
-        asked = experiment(server.url) | {"samples": 4, "baseline": None}
-        asked["models"]["right"]["test_mode"] = True
-        del asked["models"]["faulty"], asked["systems"]["faulty"]
-        name = project.write(asked)
+        config = experiment(server.url) | {"samples": 4, "baseline": None}
+        config["models"]["right"]["test_mode"] = True
+        del config["models"]["faulty"], config["systems"]["faulty"]
+        name = project.write(config)
         table = project.root / "results/small/predictions/right/passkey/128.parquet"
         monkeypatch.setenv("THE_KEY", KEY)
-        wanted = ["--", str(table.relative_to(project.root))]
-        done = project.snakemake("--configfile", name, "--cores", "1", *wanted)
+        targets = ["--", str(table.relative_to(project.root))]
+        done = project.snakemake("--configfile", name, "--cores", "1", *targets)
         assert done.returncode == 0, done.stderr
         assert len(server.requests) == 5
         monkeypatch.delenv("THE_KEY")
         before = table.read_bytes()
-        # Half a line, as another job would have it that is writing: not this one's to take off.
+        # A partial line, as if another job were writing: this one must not remove it.
         table.unlink()
         journal = table.with_name(".journal-128.jsonl")
         journal.write_bytes(journal.read_bytes() + b'{"key": ')
@@ -187,14 +187,16 @@ def test_a_key_is_asked_for_where_a_request_has_to_be_made(
         assert len(server.requests) == 5
 
         refusal = "needlework: models.right.key_env THE_KEY: is not set in the environment; "
-        refusal += "export it, or write key_env: null for an API that asks for no key"
-        project.write(asked | {"seed": 43})
+        refusal += "export it, or write key_env: null for an API without a key"
+        project.write(config | {"seed": 43})
         done = project.needlework("run", "--configfile", name, "--cores", "2")
         assert (done.returncode, done.stderr.splitlines()) == (1, [refusal])
         assert len(server.requests) == 5
 
 
-def test_a_ladder_says_why_a_length_was_refused(project: Project, monkeypatch: pytest.MonkeyPatch):
+def test_early_stopping_records_why_a_length_was_refused(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+):
     def fault(number: int, body: dict):
         if len(json.dumps(body)) < 1200:
             return None
@@ -219,7 +221,7 @@ def test_a_ladder_says_why_a_length_was_refused(project: Project, monkeypatch: p
     assert filtered["detail"].startswith("at 512: 400: No. (cont")
 
 
-def test_other_experiments_have_no_job_of_an_api(project: Project):
+def test_other_experiments_have_no_api_jobs(project: Project):
     done = project.snakemake("-n", "--configfile", "config.yaml")
     assert done.returncode == 0
     assert "evaluate_system" in done.stdout
@@ -229,15 +231,15 @@ def test_other_experiments_have_no_job_of_an_api(project: Project):
 
 @contextmanager
 def transformers_serve(model: Path, log: Path) -> Iterator[str]:
-    """The address of a `transformers serve` of `model`."""
+    """Run `transformers serve` for `model`; yield its address."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-c", "from transformers.cli.transformers import main; main()"]
     command += ["serve", str(model), "--port", str(port), "--device", "cpu"]
-    with log.open("w") as said:
+    with log.open("w") as output:
         server = subprocess.Popen(
-            command, stdout=said, stderr=said, env={**os.environ, "HF_HUB_OFFLINE": "1"}
+            command, stdout=output, stderr=output, env={**os.environ, "HF_HUB_OFFLINE": "1"}
         )
     try:
         for _ in range(600):
@@ -254,7 +256,7 @@ def transformers_serve(model: Path, log: Path) -> Iterator[str]:
         server.wait()
 
 
-def test_transformers_serve_answers_as_the_model_does_here(project: Project, tmp_path: Path):
+def test_transformers_serve_gives_the_answers_of_the_local_model(project: Project, tmp_path: Path):
     pytest.importorskip("fastapi")
     pytest.importorskip("uvicorn")
     tiny = ROOT / "resources/needlework-tiny"

@@ -1,4 +1,4 @@
-"""A stream in the pipeline: from sentences to tables and figures, and after a kill."""
+"""Streams in the pipeline: from text to tables and figures, and after a kill."""
 
 import math
 import os
@@ -29,15 +29,15 @@ STREAMS = {
         },
     }
 }
-WANTED = [
+TARGETS = [
     f"{RESULTS}/{name}"
     for name in ("streams.csv", "figures/stream_perplexity.svg", "figures/stream_cost.svg")
 ]
 
 
-def test_a_stream_is_read_by_every_system_that_it_names(project: Project, small_experiment: dict):
+def test_every_system_of_a_stream_reads_it(project: Project, small_experiment: dict):
     name = project.write(small_experiment | {"streams": STREAMS})
-    run = project.snakemake("--configfile", name, "--cores", "2", *WANTED)
+    run = project.snakemake("--configfile", name, "--cores", "2", *TARGETS)
     assert run.returncode == 0, run.stdout + run.stderr
     root = project.root / RESULTS
     whole = pl.read_csv(root / "streams.csv")
@@ -50,11 +50,11 @@ def test_a_stream_is_read_by_every_system_that_it_names(project: Project, small_
     for shard in (0, 1):
         ids = np.load(root / f"tokens/base/sentences/{shard}.npy")
         assert len(ids) == 700
-        found = StreamingEvaluator(model, 128, 64, verbose=False).evaluate_streaming(ids)
-        losses.append(found["loss"])
+        results = StreamingEvaluator(model, 128, 64, verbose=False).evaluate_streaming(ids)
+        losses.append(results["loss"])
         chunks = pl.read_parquet(root / f"streams/dense/sentences/{shard}.parquet")
-        own = (chunks["loss"] * chunks["tokens"]).sum() / chunks["tokens"].sum()
-        assert own == pytest.approx(found["loss"], rel=1e-5)
+        loss = (chunks["loss"] * chunks["tokens"]).sum() / chunks["tokens"].sum()
+        assert loss == pytest.approx(results["loss"], rel=1e-5)
     assert losses[0] != losses[1]
     assert whole["perplexity"][0] == pytest.approx(math.exp(np.mean(losses)), rel=1e-4)
     positions = pl.read_parquet(root / "stream_positions.parquet")
@@ -62,19 +62,19 @@ def test_a_stream_is_read_by_every_system_that_it_names(project: Project, small_
         2 * 699,
         2 * 699,
     ]
-    # Another overlap reruns one system's reading; the text stays.
+    # Another overlap reruns one system; the tokens stay.
     changed = {**STREAMS["sentences"]["systems"], "dense": {"chunk_size": 128, "overlap": 32}}
     streams = {"sentences": {**STREAMS["sentences"], "systems": changed}}
     project.write(small_experiment | {"streams": streams})
-    planned = project.snakemake("--configfile", name, "-n", WANTED[0])
+    planned = project.snakemake("--configfile", name, "-n", TARGETS[0])
     assert planned.returncode == 0
-    told = planned.stdout + planned.stderr
-    assert "system=dense, stream=sentences" in told
-    assert "system=near" not in told
-    assert "rule tokenize_stream" not in told
+    output = planned.stdout + planned.stderr
+    assert "system=dense, stream=sentences" in output
+    assert "system=near" not in output
+    assert "rule tokenize_stream" not in output
 
 
-def test_a_killed_stream_goes_on(project: Project, small_experiment: dict):
+def test_a_killed_stream_resumes(project: Project, small_experiment: dict):
     streams = {"long": {"tokens": 4000, "chunk_size": 16, "systems": {"dense": {}}}}
     name = project.write(small_experiment | {"streams": streams})
     script = project.root / "needlework/evaluation/streaming/checkpoint.py"
@@ -99,7 +99,7 @@ def test_a_killed_stream_goes_on(project: Project, small_experiment: dict):
     again = project.snakemake("--configfile", name, "--cores", "1", target)
     assert again.returncode == 0, again.stdout + again.stderr
     log = project.root / f"{RESULTS}/logs/stream_perplexity/dense/long/0.log"
-    assert "going on at document 0, token" in log.read_text()
+    assert "resuming at document 0, token" in log.read_text()
     assert not saved.exists()
     table = pl.read_parquet(project.root / target)
     assert table["tokens"].sum() == 3999

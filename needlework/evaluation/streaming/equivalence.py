@@ -31,8 +31,8 @@ def tokens_to_check(chunk: int, context_span: int, vocabulary: int) -> int:
         context_span: tokens of a segment or sliding window; 0: none.
         vocabulary: number of ids.
     """
-    wanted = max(64, 3 * chunk, 2 * context_span + context_span // 4)
-    return max(8, min(wanted, MAX_TOKENS, MAX_LOGITS // vocabulary, MAX_CHUNKS * chunk))
+    tokens = max(64, 3 * chunk, 2 * context_span + context_span // 4)
+    return max(8, min(tokens, MAX_TOKENS, MAX_LOGITS // vocabulary, MAX_CHUNKS * chunk))
 
 
 @torch.no_grad()

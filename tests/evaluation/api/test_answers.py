@@ -32,8 +32,8 @@ def samples(count: int) -> pl.DataFrame:
     return pl.DataFrame(
         [
             {"task": "t", "length": 64, "sample": i, "tokens": 10, "max_new_tokens": 5}
-            | {"context": f"{i} stands here. ", "question": "What stands here?"}
-            | {"answer_prefix": " It is", "prompt": f"{i} stands here. What stands here? It is"}
+            | {"context": f"{i} is the number. ", "question": "What is the number?"}
+            | {"answer_prefix": " It is", "prompt": f"{i} is the number. What is the number? It is"}
             for i in range(count)
         ]
     )
@@ -240,7 +240,7 @@ def test_test_mode_sends_a_short_prompt_first(tmp_path: Path):
         for _ in range(2):
             predictions, _ = run(server, 2, tmp_path / "j", test_mode=True)
     short, *rest = (body["messages"][-1]["content"] for body in server.requests)
-    assert short == "What stands here? It is"
+    assert short == "What is the number? It is"
     assert [text.split()[0] for text in rest] == ["0", "1"]
     assert len(predictions) == 2
 
@@ -279,12 +279,12 @@ def test_answers_before_kill_9_are_not_requested_again(tmp_path: Path):
     journal = tmp_path / "j"
     finished: list[tuple[int, set[int]]] = []
     with serving(server):
-        for wanted in (15, 35):
+        for answers_before_kill in (15, 35):
             process = subprocess.Popen(
                 [sys.executable, "-c", _REQUEST_ANSWERS, server.url, str(journal)],
                 env={**os.environ, "PYTHONPATH": PYTHONPATH},
             )
-            while len(server.answered_requests) < wanted and process.poll() is None:
+            while len(server.answered_requests) < answers_before_kill and process.poll() is None:
                 time.sleep(0.01)
             process.send_signal(signal.SIGKILL)
             assert process.wait() == -signal.SIGKILL

@@ -6,7 +6,7 @@ from needlework.evaluation.streaming.accumulator import Accumulator, Chunk
 
 
 def _span(position: int) -> tuple[int, int]:
-    """First position and end of a sixteenth of a doubling, by counting up."""
+    """First position and end of the span of a position, by counting."""
     start = 1
     while 2 * start <= position:
         start *= 2
@@ -18,15 +18,15 @@ def _span(position: int) -> tuple[int, int]:
 
 def _chunks() -> list[Chunk]:
     torch.manual_seed(0)
-    found, at = [], 1
+    chunks, position = [], 1
     for tokens in (1, 5, 30, 200, 700):
         losses = 5 * torch.rand(tokens)
-        found.append(Chunk(0, at, losses, tokens, 0, 8, 0.5, 100))
-        at += tokens
-    return [*found, Chunk(1, 1, torch.rand(90), 90, 2, 8, 0.5, 100)]
+        chunks.append(Chunk(0, position, losses, tokens, 0, 8, 0.5, 100))
+        position += tokens
+    return [*chunks, Chunk(1, 1, torch.rand(90), 90, 2, 8, 0.5, 100)]
 
 
-def test_losses_by_position_are_those_counted_one_by_one():
+def test_losses_by_position_match_counting_token_by_token():
     accumulator, spans = Accumulator(), {}
     for chunk in _chunks():
         accumulator.add(chunk)
@@ -42,20 +42,20 @@ def test_losses_by_position_are_those_counted_one_by_one():
     assert len(accumulator) == 6
 
 
-def test_a_tally_is_restored_whole():
-    accumulator, other = Accumulator(), Accumulator()
+def test_an_accumulator_is_restored_completely():
+    accumulator, restored = Accumulator(), Accumulator()
     for chunk in _chunks():
         accumulator.add(chunk)
-    other.restore(accumulator.tensors())
-    assert other.loss == accumulator.loss
-    assert other.positions().equals(accumulator.positions())
+    restored.restore(accumulator.tensors())
+    assert restored.loss == accumulator.loss
+    assert restored.positions().equals(accumulator.positions())
     assert other["loss"].tolist() == accumulator["loss"].tolist()
-    for one in (accumulator, other):
-        one.add(_chunks()[-1])
-    assert other.loss == accumulator.loss
+    for each in (accumulator, restored):
+        each.add(_chunks()[-1])
+    assert restored.loss == accumulator.loss
 
 
-def test_the_far_end_of_positions():
+def test_positions_of_ten_million_tokens():
     accumulator = Accumulator()
     accumulator.add(Chunk(0, 10_000_000, torch.ones(3), 3, 0, 0, 0.1, 0))
     ((first, end, tokens, _),) = accumulator.positions().rows()

@@ -69,12 +69,12 @@ def test_out_of_memory_reduces_the_number_of_windows_before_their_size(monkeypat
     )
     # No token is lost where windows shrink in the middle of a text.
     memory = _LimitedMemory(model := make("llama"), 0, monkeypatch)
-    at = 1
+    position = 1
     for i, chunk in enumerate(evaluator_of(model, 64, 32).chunks(ids)):
         memory.max_tokens = 40 if i == 2 else memory.max_tokens
-        assert chunk.first_token == at
-        at += chunk.tokens
-    assert at == 301
+        assert chunk.first_token == position
+        position += chunk.tokens
+    assert position == 301
 
 
 def test_a_reduced_chunk_grows_again(monkeypatch):
@@ -129,7 +129,7 @@ def test_too_little_memory_is_an_error(monkeypatch):
 def test_adaptive_chunks_grow_to_the_limit_of_memory_and_text(monkeypatch):
     model, ids = make("infini"), random_ids(1001)
     memory = _LimitedMemory(model, 0, monkeypatch, max_tokens=300)
-    monkeypatch.setattr(chunk_run, "can_double_memory", lambda before: True)
+    monkeypatch.setattr(chunk_run, "can_double_memory", lambda baseline_bytes: True)
     results = evaluate_with_losses(evaluator_of(model, adaptive=True), ids)
     assert results["chunk_size"] == 256
     memory.max_tokens = None

@@ -55,7 +55,7 @@ def test_carried_state_is_exact_over_thousands_of_tokens(name):
 
 
 def test_chunks_of_mamba2_differ_by_rounding_only(monkeypatch):
-    # Its scan asks for float32 whatever the weights are.
+    # Its scan converts to float32 whatever the type of the weights.
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
     model, ids = make("mamba2").double(), random_ids(301)
     results = evaluate_with_losses(evaluator_of(model, 7), ids)

@@ -41,16 +41,16 @@ def test_losses_are_weighted_by_tokens():
 
 def test_max_tokens_and_config():
     model, ids = make("llama"), random_ids(111)
-    for most, scored in ((None, 110), (0, 0), (1, 0), (2, 1), (60, 59), (500, 110)):
-        results = evaluator_of(model, 50).evaluate_streaming(ids, max_tokens=most)
+    for max_tokens, scored in ((None, 110), (0, 0), (1, 0), (2, 1), (60, 59), (500, 110)):
+        results = evaluator_of(model, 50).evaluate_streaming(ids, max_tokens=max_tokens)
         assert results["total_tokens"] == scored
         assert math.isnan(results["perplexity"]) == (scored == 0)
         assert results["mode"] == "cache"
     config = StreamingEvalConfig(chunk_size=40, max_tokens=60, device="cpu", verbose=False)
     results = create_streaming_evaluator(model, config).evaluate_streaming(ids)
     assert (results["total_tokens"], results["num_chunks"]) == (59, 2)
-    usual = create_streaming_evaluator(model)
-    assert (usual.plan.chunk_size, usual.plan.overlap) == (8192, 0)
+    default = create_streaming_evaluator(model)
+    assert (default.plan.chunk_size, default.plan.overlap) == (8192, 0)
     with pytest.raises(ValueError, match=r"^max_tokens -1: write an integer of at least 0"):
         evaluator_of(model, 50).evaluate_streaming(ids, max_tokens=-1)
 

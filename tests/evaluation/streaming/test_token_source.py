@@ -18,13 +18,13 @@ IDS = np.random.default_rng(0).integers(3, 61, 500)
 @pytest.fixture
 def tokenizer() -> Tokenizer:
     words = {"<s>": 0, **{f"w{i}": i for i in range(1, 61)}}
-    found = Tokenizer(models.WordLevel(words))
-    found.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    found.post_processor = processors.TemplateProcessing(
+    tokenizer = Tokenizer(models.WordLevel(words))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A", special_tokens=[("<s>", 0)]
     )
-    found.enable_truncation(5)
-    return found
+    tokenizer.enable_truncation(5)
+    return tokenizer
 
 
 def _text(ids) -> str:

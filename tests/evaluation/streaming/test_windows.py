@@ -18,8 +18,8 @@ def test_chunks_without_overlap_score_the_first_token_of_the_next_chunk():
     model, ids = Stateless(), random_ids(31)
     results = evaluate_with_losses(evaluator_of(model, 10), ids)
     expected = []
-    for begin in (0, 10, 20):
-        expected += one_pass_losses(model, ids[begin : begin + 11])
+    for start in (0, 10, 20):
+        expected += one_pass_losses(model, ids[start : start + 11])
     assert results["mode"] == "strided"
     assert results["per_token_losses"].tolist() == pytest.approx(expected, rel=1e-5, abs=1e-5)
 
@@ -39,11 +39,11 @@ def test_strided_windows_equal_a_plain_loop(data):
     chunks = list(evaluator.chunks(ids, accumulator=accumulator))
     losses = torch.cat([chunk.losses for chunk in chunks]).tolist()
     assert losses == pytest.approx(strided_losses(model, ids, window, overlap), rel=1e-5, abs=1e-5)
-    at = 1
+    position = 1
     for chunk in chunks:
-        assert chunk.first_token == at
-        at += chunk.tokens
-    assert at == len(ids)
+        assert chunk.first_token == position
+        position += chunk.tokens
+    assert position == len(ids)
 
 
 def test_strided_windows_of_a_transformer():

@@ -1,4 +1,4 @@
-"""Lengths climbed one after the other, in a whole run: what stops, and what is on record."""
+"""Early stopping in a whole run: which systems stop, and what is recorded."""
 
 import json
 import shutil
@@ -12,9 +12,11 @@ LENGTHS = (128, 256, 512)
 
 
 @pytest.fixture
-def climbed(project, small_experiment):
-    """A model of 400 positions, and a system that finds nothing, beside one that reaches the end;
-    the longest lengths are written first."""
+def finished_run(project, small_experiment):
+    """A finished run of a dense system, a model of 400 positions, and a system that finds nothing.
+
+    Lengths are not written in ascending order.
+    """
     short = project.root / "short"
     shutil.copytree(project.root / "resources" / "needlework-tiny", short)
     config = json.loads((short / "config.json").read_text())
@@ -33,8 +35,8 @@ def climbed(project, small_experiment):
     return project
 
 
-def test_systems_stop_with_a_reason_and_the_run_goes_on(climbed):
-    results = climbed.root / "results" / "small"
+def test_systems_stop_with_a_reason_while_others_continue(finished_run):
+    results = finished_run.root / "results" / "small"
     summary = pl.read_parquet(results / "summary.parquet")
     gaps = summary.filter(pl.col("skip_reason").is_not_null()).sort("system")
     assert gaps.select("system", "length").rows() == [("blind", 512), ("short", 512)]
@@ -51,7 +53,7 @@ def test_systems_stop_with_a_reason_and_the_run_goes_on(climbed):
     assert "beyond the model's 400 positions" in drawn
     planned = pl.read_csv(results / "plan.csv")
     assert planned.select("system", "length").height == 9
-    again = climbed.snakemake("--configfile", "small.yaml", "--cores", "2", "-n")
+    again = finished_run.snakemake("--configfile", "small.yaml", "--cores", "2", "-n")
     assert "Nothing to be done" in again.stdout + again.stderr
-    verified = climbed.needlework("verify", "results/small")
+    verified = finished_run.needlework("verify", "results/small")
     assert verified.returncode == 0, verified.stdout
