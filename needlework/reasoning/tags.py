@@ -6,6 +6,6 @@ CLOSING_TEXT = f"\n{CLOSE_TAG}\n\n"
 
 
 def strip_reasoning(prediction: str) -> str:
-    """Return the text after the last `</think>`; empty if reasoning opens there and never closes."""
+    """Return the text after the last `</think>`, or nothing if that is reasoning never closed."""
     answer = prediction.rpartition(CLOSE_TAG)[2]
     return "" if answer.lstrip().startswith(OPEN_TAG) else answer

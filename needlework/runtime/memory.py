@@ -66,7 +66,7 @@ def reset_peak_memory() -> None:
 
 
 def peak_memory_bytes() -> int:
-    """Peak bytes since the last reset if there is a GPU, else peak resident bytes of the process."""
+    """Peak bytes since the last reset on a GPU, else peak resident bytes of the process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -17,8 +17,10 @@ class Track(tqdm):
 
     _next_log_time = 0.0
 
-    # The stub of tqdm omits the return value.
-    def display(self, msg: str | None = None, pos: int | None = None) -> bool:  # type: ignore[override]
+    # The stubs of tqdm omit the return value.
+    def display(  # type: ignore[override]
+        self, msg: str | None = None, pos: int | None = None
+    ) -> bool:
         is_drawn = sys.stderr.isatty()
         if is_drawn:
             super().display(msg, pos)

@@ -82,8 +82,8 @@ CONFIGS = {
 }
 
 _SCALES = {"mamba2": 2}
-"""Factors of the initial weights where 6 is too large: the state of mamba2 would amplify the rounding
-of one pass to 2e-4 nats (against float64), while tests require 1e-5."""
+"""Factors of the initial weights where 6 is too large: the state of mamba2 would amplify the
+rounding of one pass to 2e-4 nats (against float64), while tests require 1e-5."""
 
 
 def make(name: str) -> PreTrainedModel:

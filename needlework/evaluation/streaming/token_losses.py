@@ -74,7 +74,7 @@ class TokenLosses:
 
 
 def logits_of(output: Any) -> Tensor:
-    """Logits [batch, n, vocabulary] of a model's output: itself, its `logits`, or its first item."""
+    """Logits [batch, n, vocabulary] of an output: itself, its `logits`, or its first item."""
     if isinstance(output, Tensor):
         return output
     return output.logits if hasattr(output, "logits") else output[0]

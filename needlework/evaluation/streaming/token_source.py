@@ -98,7 +98,8 @@ class TokenFile:
             # Reading a mapped page beyond the end of a truncated file kills the process.
             if self.path.stat().st_size < offset + tokens * self._item.itemsize:
                 raise ValueError(
-                    f"{self.path}: was truncated while being read, at token {index}; restore the file"
+                    f"{self.path}: was truncated while being read, at token {index}; "
+                    "restore the file"
                 )
             yield np.array(np.memmap(self.path, self._item, "r", offset, tokens))
 
@@ -122,9 +123,9 @@ def token_documents(
     """Yield the documents of a source lazily, each as pieces of token ids.
 
     Args:
-        path: a token file (.bin, .npy) or a folder of them; or a source of `sources.texts.read_texts`:
-            text files, tables (.parquet, .jsonl, .json, .csv), a folder saved by `datasets`, or
-            owner/name on the hub. Each text file and each row of a table is one document.
+        path: a token file (.bin, .npy) or a folder of them; or a source of
+            `sources.texts.read_texts`: text files, tables (.parquet, .jsonl, .json, .csv), a folder
+            saved by `datasets`, or owner/name on the hub. Each text file and each row of a table is one document.
         tokenizer: for text: a `tokenizers.Tokenizer` or a fast tokenizer of transformers. Special
             tokens that it adds (beginning of text) start each document.
         column: column of a table; None: input_ids if present, else text.
@@ -177,8 +178,8 @@ def encoder(tokenizer: Any) -> Tokenizer:
     """
     if not hasattr(tokenizer, "backend_tokenizer") and not isinstance(tokenizer, Tokenizer):
         raise ValueError(
-            f"tokenizer: {type(tokenizer).__name__} is not supported; pass a tokenizers.Tokenizer or "
-            "a fast tokenizer of transformers"
+            f"tokenizer: {type(tokenizer).__name__} is not supported; pass a tokenizers.Tokenizer "
+            "or a fast tokenizer of transformers"
         )
     copy = Tokenizer.from_str(getattr(tokenizer, "backend_tokenizer", tokenizer).to_str())
     copy.no_truncation()

@@ -33,7 +33,7 @@ _UNSUPPORTED_PARAMETER_CODES = ("unsupported_parameter", "unsupported_value", "u
 
 @dataclass(frozen=True)
 class Answer:
-    """Text of an answer, its timing, and the API's token counts (None if it does not report them)."""
+    """Text and timing of an answer, and the API's token counts (None if not reported)."""
 
     text: str
     stop_reason: str

@@ -234,7 +234,7 @@ def test_layer_densities_count_the_pairs_of_every_sample(tokenizer):
             # The model does not read the last token of an answer.
             queries = {"prefill": range(prompt), "decode": range(prompt, prompt + answer - 1)}
             for t in queries[row["stage"]]:
-                # Three blocks of four: the query's own up to the query, and two full ones before it.
+                # Three blocks of four: the query's own, up to it, and two full ones before.
                 kept += min(t // 4, 2) * 4 + t % 4 + 1
                 pairs += t + 1
         assert row["pairs"] == pairs

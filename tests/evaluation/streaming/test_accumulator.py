@@ -49,7 +49,7 @@ def test_an_accumulator_is_restored_completely():
     restored.restore(accumulator.tensors())
     assert restored.loss == accumulator.loss
     assert restored.positions().equals(accumulator.positions())
-    assert other["loss"].tolist() == accumulator["loss"].tolist()
+    assert restored["loss"].tolist() == accumulator["loss"].tolist()
     for each in (accumulator, restored):
         each.add(_chunks()[-1])
     assert restored.loss == accumulator.loss
