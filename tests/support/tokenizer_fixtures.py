@@ -1,4 +1,4 @@
-"""Tokenizers of three kinds."""
+"""Fixtures: three kinds of tokenizers."""
 
 import pytest
 from support.toy_tokenizers import KINDS, byte_level, metaspace

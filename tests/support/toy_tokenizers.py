@@ -1,4 +1,4 @@
-"""Tokenizers of three kinds, trained here on a little text."""
+"""Three kinds of tokenizers, trained on a little text."""
 
 from random import Random
 
@@ -12,7 +12,7 @@ from needlework.tasks.prompts.prompt import NO_CHAT_FRAME, ChatFrame
 from needlework.tasks.prompts.tokenizer import open_tokenizer
 
 
-def _text() -> list[str]:
+def _training_texts() -> list[str]:
     random = Random(0)
     wording = [passkey.INTRO, passkey.FILLER, passkey.NEEDLE, passkey.QUESTION]
     wording += [niah.INTRO_ONE, NEEDLE, niah.QUESTION_ONE, niah.ANSWER_PREFIX_ONE]
@@ -21,18 +21,18 @@ def _text() -> list[str]:
 
 
 def byte_level() -> Tokenizer:
-    """Pieces add up: GPT-2's way."""
+    """As GPT-2: counts of pieces add up."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=1200, initial_alphabet=alphabet, show_progress=False)
-    tokenizer.train_from_iterator(_text(), trainer)
+    tokenizer.train_from_iterator(_training_texts(), trainer)
     return tokenizer
 
 
 def merging_newlines() -> Tokenizer:
-    """Llama 3's way: a full stop and the line break behind it can be one token; two specials."""
+    """As Llama 3: a full stop and the line break after it can be one token; two special tokens."""
     tokenizer = Tokenizer(models.BPE())
     pattern = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+"
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -47,7 +47,7 @@ def merging_newlines() -> Tokenizer:
         special_tokens=["<s>", "</s>"],
         show_progress=False,
     )
-    tokenizer.train_from_iterator([f"{text}\n" for text in _text()], trainer)
+    tokenizer.train_from_iterator([f"{text}\n" for text in _training_texts()], trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)]
     )
@@ -55,7 +55,7 @@ def merging_newlines() -> Tokenizer:
 
 
 def metaspace() -> Tokenizer:
-    """SentencePiece's way: no split at spaces, so that merges go across words."""
+    """As SentencePiece: no split at spaces, so merges cross words."""
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
     trainer = trainers.BpeTrainer(
@@ -64,7 +64,7 @@ def metaspace() -> Tokenizer:
         initial_alphabet=list("abcdefghijklmnopqrstuvwxyz0123456789\n-.:?"),
         show_progress=False,
     )
-    tokenizer.train_from_iterator([" ".join(_text())[:40000]], trainer)
+    tokenizer.train_from_iterator([" ".join(_training_texts())[:40000]], trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A", special_tokens=[("<s>", 1)]
     )
@@ -78,5 +78,5 @@ ADDITIVE = {
     "merging_newlines": merging_newlines,
     "tiny": lambda: open_tokenizer(TINY),
 }
-"""Tokenizers whose counts of pieces add up, the shipped one among them."""
+"""Tokenizers with additive counts, including the shipped one."""
 FRAMES = (NO_CHAT_FRAME, ChatFrame("<u>\n", "\n<a>\n", None, True))

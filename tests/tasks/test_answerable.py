@@ -1,9 +1,9 @@
-"""A careful reader of the prompt answers every sample; one that takes another key, none."""
+"""A careful reader answers every sample; one who picks another key answers none."""
 
 import re
 
 import pytest
-from support.readers import READERS, magic
+from support.readers import READERS, read_magic_values
 
 from needlework.config.tasks import (
     CommonWords,
@@ -27,11 +27,11 @@ from needlework.tasks.generate import Sampler, make_samples
 from needlework.tasks.haystacks.words import is_held_out
 
 DEPTHS = [0.0, 50.0, 100.0]
-MADE_UP = {
+INVENTED = {
     "numbers": "31",
     "words": "made-up",
     "uuids": "01234567-89ab-4cde-8f01-23456789abcd",
-    "text": "a made-up key",
+    "text": "an invented key",
 }
 FREE = Needles(
     needles=[
@@ -70,12 +70,12 @@ def make(task, tokenizer, *, length=2500, count=4, depths=DEPTHS):
 
 @pytest.mark.parametrize("task", TASKS, ids=lambda task: task.type)
 @pytest.mark.parametrize("length", [2500, 7000])
-def test_readers(task, tokenizer, length):
+def test_the_reference_reader_answers_every_sample(task, tokenizer, length):
     for row in make(task, tokenizer, length=length).iter_rows(named=True):
         right, wrong = READERS[task.module](row["prompt"])
         assert sorted(right) == sorted(row["outputs"])
         assert match_all(" ".join(right), row["outputs"]) == 1
-        answer = ", ".join(wrong) or MADE_UP[row["value_type"]]
+        answer = ", ".join(wrong) or INVENTED[row["value_type"]]
         assert match_all(answer, row["outputs"]) == 0
         if row["value_type"] != "text":
             numbered = " ".join(f"{i}) {value}" for i, value in enumerate(right, 1))
@@ -85,7 +85,7 @@ def test_readers(task, tokenizer, length):
 
 
 @pytest.mark.parametrize(
-    ("task", "least"),
+    ("task", "fewest"),
     [
         (NiahMultikey1(), 3),
         (NiahMultikey2(), 20),
@@ -94,9 +94,9 @@ def test_readers(task, tokenizer, length):
         (VariableTracking(chains=3, hops=2), 6),
     ],
 )
-def test_other_keys_are_there_where_the_task_has_them(task, least, byte_tokenizer):
+def test_prompts_contain_the_other_keys_of_the_task(task, fewest, byte_tokenizer):
     for prompt in make(task, byte_tokenizer)["prompt"]:
-        assert len(READERS[task.module](prompt).wrong) >= least
+        assert len(READERS[task.module](prompt).wrong) >= fewest
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_other_keys_are_there_where_the_task_has_them(task, least, byte_tokenize
 )
 def test_every_magic_needle_is_recorded_once(task, tokenizer):
     for row in make(task, tokenizer, count=9).iter_rows(named=True):
-        right, wrong = magic(row["prompt"])
+        right, wrong = read_magic_values(row["prompt"])
         needles = row["needles"]
         assert sorted(right + wrong) == sorted(needle["value"] for needle in needles)
         assert len({needle["value"] for needle in needles}) == task.keys
@@ -113,7 +113,7 @@ def test_every_magic_needle_is_recorded_once(task, tokenizer):
         assert row["prompt"].count(needles[0]["key"]) == 3
 
 
-def test_needles_not_asked_for_move_about(byte_tokenizer):
+def test_other_needles_vary_in_depth(byte_tokenizer):
     table = make(NiahMultikey1(), byte_tokenizer, length=600, count=9, depths=[50])
     others = [tuple(n["depth_percent"] for n in needles[1:]) for needles in table["needles"]]
     assert len(set(others)) == 9
@@ -123,21 +123,21 @@ def test_needles_not_asked_for_move_about(byte_tokenizer):
     assert len(ranks) > 1
 
 
-def test_noise_is_one_paragraph_a_line(byte_tokenizer):
+def test_noise_has_one_paragraph_per_line(byte_tokenizer):
     line = (
         "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
     )
     for context in make(NiahSingle1(), byte_tokenizer, length=900)["context"]:
         intro, *lines = context.rstrip("\n").split("\n")
         assert intro.startswith("A special magic number is hidden within the following text.")
-        hay = [text for text in lines if not text.startswith("One of")]
-        assert len(hay) == len(lines) - 1
-        assert hay[:-1] == [line] * (len(hay) - 1)
-        assert line.startswith(hay[-1])
-        assert hay[-1]
+        noise = [text for text in lines if not text.startswith("One of")]
+        assert len(noise) == len(lines) - 1
+        assert noise[:-1] == [line] * (len(noise) - 1)
+        assert line.startswith(noise[-1])
+        assert noise[-1]
 
 
-def test_sentences_stay_whole(byte_tokenizer):
+def test_sentences_are_not_cut(byte_tokenizer):
     for context in make(NiahMultikey1(), byte_tokenizer, length=900)["context"]:
         text = context.split("\n")[1]
         parts = [f"{part}." for part in text.removesuffix(".").split(". ")]
@@ -147,7 +147,7 @@ def test_sentences_stay_whole(byte_tokenizer):
             assert re.fullmatch(r"[A-Z][a-z]*( [a-z]+){3,4}\.", part)
 
 
-def test_held_out_keys_are_new_to_training(byte_tokenizer):
+def test_held_out_keys_use_held_out_words(byte_tokenizer):
     task = NiahMultikey1(key_words="held_out")
     table = make(task, byte_tokenizer, length=600, count=9)
     keys = [needle["key"] for needles in table["needles"] for needle in needles]

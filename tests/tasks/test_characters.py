@@ -1,4 +1,4 @@
-"""Samples for models whose tokenizer nobody has: each character is a token."""
+"""Lengths in characters, for models without a public tokenizer."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from needlework.tasks.prompts.tokenizer import open_tokenizer
 
 
 @pytest.mark.parametrize("length", [400, 3000])
-def test_characters_are_counted(length: int):
+def test_every_character_counts(length: int):
     task = Passkey(type="passkey")
     sampler = Sampler(
         task,
@@ -26,7 +26,7 @@ def test_characters_are_counted(length: int):
         assert needle["value"] in row["prompt"][needle["token_position"] :][:80]
 
 
-def test_any_character_is_one_token():
+def test_every_character_is_one_token():
     text = "a\nb  c\tünï 日本 🙂.\r\n"
     encoding = open_tokenizer(None).encode(text)
     assert [text[slice(*offsets)] for offsets in encoding.offsets] == list(text)

@@ -1,7 +1,7 @@
-"""Common words extraction against RULER's published form."""
+"""Common words extraction, compared with RULER's published text."""
 
 import re
-from collections import Counter as Accumulator
+from collections import Counter
 from random import Random
 
 import pytest
@@ -23,7 +23,7 @@ PUBLISHED = (
     "Question: What are the {num_cw} most common words in the above list?"
     " Answer: The top {num_cw} words that appear most often in the list are:"
 )
-OWN = CommonWords(common_words=4, common_repeats=9, other_repeats=2)
+CUSTOM = CommonWords(common_words=4, common_repeats=9, other_repeats=2)
 
 
 def sampler(task, tokenizer, *, length=8000):
@@ -48,12 +48,13 @@ def listed(text):
     return re.split(r" ?\b\d+\. ", text.split("\n")[1])[1:]
 
 
-def halves(prompt):
+def split_example(prompt):
+    """The worked example, and the prompt's own text."""
     example, own = prompt.split("\nBelow")
     return example, f"Below{own}"
 
 
-def test_words_are_rulers():
+def test_word_list_is_rulers():
     words = all_words()
     assert len(words) == len(set(words)) == 8166
     assert list(words) == sorted(words)
@@ -64,42 +65,44 @@ def test_words_are_rulers():
     [
         (CommonWords(), 8000, (30, 3), (10, 3, 30)),
         (CommonWords(), 4095, (6, 1), (3, 1, 10)),
-        (OWN, 4096, (9, 2), (10, 3, 30)),
-        (OWN, 3000, (9, 2), (3, 1, 10)),
+        (CUSTOM, 4096, (9, 2), (10, 3, 30)),
+        (CUSTOM, 3000, (9, 2), (3, 1, 10)),
     ],
 )
-def test_text_is_the_published_one(tokenizer, task, length, repeats, example):
+def test_text_matches_the_published_one(tokenizer, task, length, repeats, example):
     for row in make(task, tokenizer, length=length).iter_rows(named=True):
-        first, own = halves(row["prompt"])
+        first, own = split_example(row["prompt"])
         words, common = listed(own), task.common_words
         assert own == PUBLISHED.format(context=numbered(words), num_cw=common)
-        accumulator = Accumulator(words)
+        counts = Counter(words)
         assert set(words) <= set(all_words())
-        assert sorted(set(accumulator.values())) == sorted(repeats)
-        often = {word for word, times in accumulator.items() if times == repeats[0]}
-        assert often == set(row["outputs"])
+        assert sorted(set(counts.values())) == sorted(repeats)
+        common_words = {word for word, times in counts.items() if times == repeats[0]}
+        assert common_words == set(row["outputs"])
         assert len(row["outputs"]) == common
-        shown = listed(first)
-        answered = re.split(r" ?\b\d+\. ", first.split(" are:")[1])[1:]
+        example_words = listed(first)
+        example_answer = re.split(r" ?\b\d+\. ", first.split(" are:")[1])[1:]
         assert first == (
-            f"{PUBLISHED.format(context=numbered(shown), num_cw=common)}{numbered(answered)}"
+            f"{PUBLISHED.format(context=numbered(example_words), num_cw=common)}{numbered(example_answer)}"
         )
-        accumulator = Accumulator(shown)
-        assert Accumulator(accumulator.values()) == {example[0]: common, example[1]: example[2]}
-        assert {word for word, times in accumulator.items() if times == example[0]} == set(answered)
-        assert not set(answered) & set(words)
+        counts = Counter(example_words)
+        assert Counter(counts.values()) == {example[0]: common, example[1]: example[2]}
+        assert {word for word, times in counts.items() if times == example[0]} == set(
+            example_answer
+        )
+        assert not set(example_answer) & set(words)
 
 
-def test_every_sample_has_words_and_an_order_of_its_own(byte_tokenizer):
+def test_samples_differ_in_words_and_order(byte_tokenizer):
     table = make(CommonWords(), byte_tokenizer, count=12)
     assert len({word for outputs in table["outputs"] for word in outputs}) > 100
-    starts = {tuple(sorted(listed(halves(prompt)[1])[:20])) for prompt in table["prompt"]}
+    starts = {tuple(sorted(listed(split_example(prompt)[1])[:20])) for prompt in table["prompt"]}
     assert len(starts) == 12
 
 
 @pytest.mark.parametrize("name", ADDITIVE)
-@pytest.mark.parametrize("task", [CommonWords(), OWN], ids=["ruler", "own"])
-def test_sums_are_real_counts(name, task):
+@pytest.mark.parametrize("task", [CommonWords(), CUSTOM], ids=["ruler", "custom"])
+def test_summed_counts_match_the_tokenizer(name, task):
     tokenizer = ADDITIVE[name]()
     counters = [TokenCounter(tokenizer, frame) for frame in FRAMES]
     assert all(counter.additive for counter in counters)
@@ -111,13 +114,13 @@ def test_sums_are_real_counts(name, task):
         assert prompt.tokens == len(encoding)
         assert prompt.tokens <= length or length in range(4096, 4500)
         for needle in prompt.needles:
-            character = len(counter.frame.head) + needle.character
+            character = len(counter.chat_frame.head) + needle.character
             assert re.match(r"\d\. ", text[character - 3 :])
             assert re.match(re.escape(needle.key) + r"(\n| \d)", text[character:])
             assert needle.token == counter.token_at(encoding, character)
 
 
-def test_positions_are_those_of_a_real_tokenization(tokenizer):
+def test_positions_match_the_tokenizer(tokenizer):
     for row in make(CommonWords(), tokenizer).iter_rows(named=True):
         encoding = tokenizer.encode(row["prompt"])
         assert row["tokens"] == len(encoding)
@@ -132,9 +135,9 @@ def test_positions_are_those_of_a_real_tokenization(tokenizer):
 
 
 @pytest.mark.parametrize(
-    ("task", "length"), [(CommonWords(), 4095), (OWN, 4096), (CommonWords(), 8192)]
+    ("task", "length"), [(CommonWords(), 4095), (CUSTOM, 4096), (CommonWords(), 8192)]
 )
-def test_fill(task, length, tokenizer):
+def test_prompts_fill_the_length(task, length, tokenizer):
     table = make(task, tokenizer, length=length, count=12)
     fill = (table["tokens"] + task.max_new_tokens) / length
     assert fill.max() <= 1
@@ -142,7 +145,7 @@ def test_fill(task, length, tokenizer):
     assert fill.min() >= 0.97
 
 
-def test_rulers_own_fits_4096_tokens():
+def test_rulers_parameters_fill_4096_tokens():
     table = make(CommonWords(), open_tokenizer(TINY), length=4096, count=30)
     fill = (table["tokens"] + 120) / 4096
     assert fill.max() <= 1
@@ -150,26 +153,26 @@ def test_rulers_own_fits_4096_tokens():
     assert fill.min() >= 0.97
 
 
-def test_one_word_more_does_not_fit(byte_tokenizer):
+def test_no_further_word_fits(byte_tokenizer):
     counter = TokenCounter(byte_tokenizer)
-    builder = make_builder(OWN, counter, 4096)
+    builder = make_builder(CUSTOM, counter, 4096)
     sizes = {}
     for tokens in range(3000, 3200):
         prompt = builder.build(tokens)
-        sizes[len(listed(halves(prompt_text(prompt, counter))[1]))] = prompt.tokens
+        sizes[len(listed(split_example(prompt_text(prompt, counter))[1]))] = prompt.tokens
     assert sorted(sizes) == list(range(min(sizes), max(sizes) + 1, 2))
     for tokens in range(3050, 3200):
         assert builder.build(tokens).tokens == max(s for s in sizes.values() if s <= tokens)
 
 
-def test_a_draft_builds_the_same_again(byte_tokenizer):
+def test_building_again_gives_the_same_prompt(byte_tokenizer):
     builder = make_builder(CommonWords(), TokenCounter(byte_tokenizer), 8000)
     first = builder.build(7000)
     builder.build(6000)
     assert builder.build(7000) == first
 
 
-def test_slots_of_thousand_samples_are_spread_evenly():
+def test_slots_of_a_thousand_samples_are_even():
     counter = TokenCounter(ADDITIVE["tiny"]())
     task = CommonWords(common_words=3, common_repeats=4, other_repeats=1)
     builder_of = cwe.prepare(task, counter, TaskContext(2000, ("a test",)))
@@ -184,11 +187,11 @@ def test_slots_of_thousand_samples_are_spread_evenly():
             assert abs(100 * places[j][-1] - needle.depth_percent) < 100 * 4 / items
     for j in range(3):
         assert all(abs(slots[j].count(part) - 50) <= 2 for part in range(20))
-        parts = [int(20 * stand) for stand in places[j]]
+        parts = [int(20 * place) for place in places[j]]
         assert all(abs(parts.count(part) - 50) <= 5 for part in range(20))
 
 
-def test_the_natural_end_names_a_length_that_works(byte_tokenizer):
+def test_a_length_beyond_the_content_names_the_largest(byte_tokenizer):
     task = CommonWords(common_words=3, common_repeats=4, other_repeats=1)
     with pytest.raises(
         ValueError,
@@ -199,20 +202,20 @@ def test_the_natural_end_names_a_length_that_works(byte_tokenizer):
     table = make(task, byte_tokenizer, length=largest, count=20)
     assert (table["tokens"] + task.max_new_tokens).min() >= 0.99 * largest
     for prompt in table["prompt"]:
-        assert len(set(listed(halves(prompt)[1]))) > 0.99 * len(all_words())
-    with pytest.raises(ValueError, match="beyond the natural end"):
+        assert len(set(listed(split_example(prompt)[1]))) > 0.99 * len(all_words())
+    with pytest.raises(ValueError, match="is more than the content"):
         make(task, byte_tokenizer, length=int(1.02 * largest), count=1)
 
 
-def test_at_the_natural_end_the_draft_names_its_longest_prompt(byte_tokenizer):
-    builder = make_builder(OWN, TokenCounter(byte_tokenizer), 300_000)
+def test_exhausted_builder_names_its_longest_prompt(byte_tokenizer):
+    builder = make_builder(CUSTOM, TokenCounter(byte_tokenizer), 300_000)
     with pytest.raises(ContentExhausted) as end:
         builder.build(300_000)
     assert builder.build(end.value.longest_tokens).tokens == end.value.longest_tokens
 
 
-def test_length_too_small_names_the_smallest(tokenizer):
-    for task in (CommonWords(), OWN):
+def test_a_length_that_is_too_small_names_the_smallest(tokenizer):
+    for task in (CommonWords(), CUSTOM):
         with pytest.raises(
             ValueError, match=r"^lengths: 50 is too small for task t; write"
         ) as error:

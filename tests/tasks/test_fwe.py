@@ -1,8 +1,8 @@
-"""Frequent words extraction against RULER's published form."""
+"""Frequent words extraction, compared with RULER's published text."""
 
 import math
 import re
-from collections import Counter as Accumulator
+from collections import Counter
 from random import Random
 
 import pytest
@@ -46,47 +46,47 @@ def coded(prompt):
 
 
 def zipf(n, alpha, vocabulary):
-    """How often each rank stands there, those that do, as RULER counts them."""
+    """The nonzero counts of the ranks, as RULER computes them."""
     counts = [int(n * k**-alpha / ZETA[alpha]) for k in range(1, vocabulary + 1)]
     return [count for count in counts if count]
 
 
 @pytest.mark.parametrize("task", TASKS, ids=NAMES)
 @pytest.mark.parametrize("length", [3000, 5000])
-def test_text_is_the_published_one(tokenizer, task, length):
+def test_text_matches_the_published_one(tokenizer, task, length):
     for row in make(task, tokenizer, length=length).iter_rows(named=True):
         words = coded(row["prompt"])
         assert row["prompt"] == PUBLISHED.format(context=" ".join(words))
-        accumulator = Accumulator(words).most_common()
-        assert accumulator[0][0] == "..."
-        assert [word for word, _ in accumulator[1:4]] == row["outputs"]
-        assert all(re.fullmatch(rf"[a-z]{{{task.letters}}}", word) for word, _ in accumulator[1:])
-        counts, vocabulary = [count for _, count in accumulator], task.vocabulary or length // 50
+        ranked = Counter(words).most_common()
+        assert ranked[0][0] == "..."
+        assert [word for word, _ in ranked[1:4]] == row["outputs"]
+        assert all(re.fullmatch(rf"[a-z]{{{task.letters}}}", word) for word, _ in ranked[1:])
+        counts, vocabulary = [count for _, count in ranked], task.vocabulary or length // 50
         assert counts[1] > counts[2] > counts[3] > [*counts, 0][4]
-        # The first rank tells n but for what its own count leaves open.
-        share = ZETA[task.alpha]
-        texts = range(int(counts[0] * share), int((counts[0] + 1) * share) + 2)
+        # The count of the first rank determines n up to rounding.
+        scale = ZETA[task.alpha]
+        texts = range(int(counts[0] * scale), int((counts[0] + 1) * scale) + 2)
         assert counts in [zipf(n, task.alpha, vocabulary) for n in texts]
 
 
 @pytest.mark.parametrize("alpha", [1.1, 1.5, 2.0, 3.0, 5.0])
-def test_least_text_tells_the_ranks_apart(alpha):
+def test_ranks_differ_from_the_minimum_length_on(alpha):
     law = fwe.Zipf(alpha)
     for n in range(law.min_words, law.min_words + 3000):
         counts = law.counts(n, 5)
         assert counts[1] > counts[2] > counts[3] > counts[4]
-    alike = [n for n in range(law.min_words) if len(set(law.counts(n, 5)[1:])) < 4]
-    assert max(alike) > law.min_words / 3
+    ambiguous = [n for n in range(law.min_words) if len(set(law.counts(n, 5)[1:])) < 4]
+    assert max(ambiguous) > law.min_words / 3
 
 
 @pytest.mark.parametrize("alpha", [2.0, 4.0])
-def test_counts_are_zipfs(alpha):
+def test_counts_follow_zipfs_law(alpha):
     for n in (80, 1234, 99_999):
         counts = fwe.Zipf(alpha).counts(n, 40).tolist()
         assert [count for count in counts if count] == zipf(n, alpha, 40)
 
 
-def test_every_sample_has_words_and_an_order_of_its_own(byte_tokenizer):
+def test_samples_differ_in_words_and_order(byte_tokenizer):
     table = make(FrequentWords(), byte_tokenizer, count=12)
     assert len({word for outputs in table["outputs"] for word in outputs}) == 36
     dots = {
@@ -98,7 +98,7 @@ def test_every_sample_has_words_and_an_order_of_its_own(byte_tokenizer):
 
 @pytest.mark.parametrize("name", ADDITIVE)
 @pytest.mark.parametrize("task", TASKS, ids=NAMES)
-def test_sums_are_real_counts(name, task):
+def test_summed_counts_match_the_tokenizer(name, task):
     tokenizer = ADDITIVE[name]()
     counters = [TokenCounter(tokenizer, frame) for frame in FRAMES]
     assert all(counter.additive for counter in counters)
@@ -112,14 +112,14 @@ def test_sums_are_real_counts(name, task):
         assert 0.99 * length <= prompt.tokens <= length
         last_words.add(prompt.context.endswith("...\n"))
         for needle in prompt.needles:
-            character = len(counter.frame.head) + needle.character
+            character = len(counter.chat_frame.head) + needle.character
             assert text[character - 1] == " "
             assert re.match(rf"{needle.key}\s", text[character:])
             assert needle.token == counter.token_at(encoding, character)
     assert task.alpha > 2 or last_words == {True, False}
 
 
-def test_positions_are_those_of_a_real_tokenization(tokenizer):
+def test_positions_match_the_tokenizer(tokenizer):
     for row in make(FrequentWords(), tokenizer).iter_rows(named=True):
         encoding = tokenizer.encode(row["prompt"])
         assert row["tokens"] == len(encoding)
@@ -132,7 +132,7 @@ def test_positions_are_those_of_a_real_tokenization(tokenizer):
 
 
 @pytest.mark.parametrize("task", TASKS, ids=NAMES)
-def test_fill(task, tokenizer):
+def test_prompts_fill_the_length(task, tokenizer):
     table = make(task, tokenizer, length=4096, count=12)
     fill = (table["tokens"] + task.max_new_tokens) / 4096
     assert fill.max() <= 1
@@ -140,14 +140,14 @@ def test_fill(task, tokenizer):
     assert fill.min() >= 0.97
 
 
-def test_nothing_longer_fits(byte_tokenizer):
+def test_no_longer_text_fits(byte_tokenizer):
     builder = make_builder(FrequentWords(), TokenCounter(byte_tokenizer), 2000)
     sizes = {builder.build(tokens).tokens for tokens in range(1000, 1400)}
     for tokens in range(1000, 1400):
         assert builder.build(tokens).tokens == max(size for size in sizes if size <= tokens)
 
 
-def test_a_draft_builds_the_same_again(byte_tokenizer):
+def test_building_again_gives_the_same_prompt(byte_tokenizer):
     counter = TokenCounter(byte_tokenizer)
     builder = make_builder(FrequentWords(), counter, 3000)
     first = builder.build(1000)
@@ -156,7 +156,7 @@ def test_a_draft_builds_the_same_again(byte_tokenizer):
     assert make_builder(FrequentWords(), counter, 3000).build(1000) == first
 
 
-def test_slots_of_thousand_samples_are_spread_evenly():
+def test_slots_of_a_thousand_samples_are_even():
     counter = TokenCounter(ADDITIVE["tiny"]())
     builder_of = fwe.prepare(FrequentWords(), counter, TaskContext(1500, ("a test",)))
     depth_sampler, slots, places = DepthSampler([50.0], "a test"), [[], [], []], [[], [], []]
@@ -172,11 +172,11 @@ def test_slots_of_thousand_samples_are_spread_evenly():
             assert abs(100 * places[j][-1] - needle.depth_percent) < 100 * 4 / items
     for j in range(3):
         assert all(abs(slots[j].count(part) - 50) <= 2 for part in range(20))
-        parts = [int(20 * stand) for stand in places[j]]
+        parts = [int(20 * place) for place in places[j]]
         assert all(abs(parts.count(part) - 50) <= 5 for part in range(20))
 
 
-def test_length_too_small_names_the_smallest(tokenizer):
+def test_a_length_that_is_too_small_names_the_smallest(tokenizer):
     for task in TASKS:
         with pytest.raises(
             ValueError, match=r"^lengths: 60 is too small for task t; write"
@@ -188,7 +188,9 @@ def test_length_too_small_names_the_smallest(tokenizer):
             make(task, tokenizer, length=smallest - 1, count=PROBED_SAMPLES)
 
 
-def test_more_words_than_there_are(byte_tokenizer):
-    with pytest.raises(ValueError, match="there are only 17576 different words of 3 letters"):
+def test_a_vocabulary_beyond_the_possible_words_is_rejected(byte_tokenizer):
+    with pytest.raises(
+        ValueError, match="only 17576 different words have 3 letters; write 17576 or less"
+    ):
         make(FrequentWords(letters=3, vocabulary=20_000), byte_tokenizer)
     make(FrequentWords(letters=3, vocabulary=17_576), byte_tokenizer)

@@ -1,3 +1,5 @@
+"""Sampler: rows are consistent, full, reproducible, and spread over depths."""
+
 import os
 import subprocess
 import sys
@@ -71,8 +73,8 @@ def task(request):
     return request.param
 
 
-def place(row, needle):
-    """The character of the prompt at which a needle's line or sentence starts."""
+def needle_offset(row, needle):
+    """The offset in the prompt at which a needle's line or sentence starts."""
     if needle["key"] == "pass key":
         return row["prompt"].index(f"The pass key is {needle['value']}. Remember")
     at = row["prompt"].index(needle["value"])
@@ -80,7 +82,7 @@ def place(row, needle):
     return start
 
 
-def test_rows_hold_together(task, tokenizer):
+def test_rows_are_consistent(task, tokenizer):
     table = make(task, tokenizer)
     assert dict(table.schema) == SAMPLE_SCHEMA
     assert table["sample"].to_list() == list(range(6))
@@ -90,21 +92,21 @@ def test_rows_hold_together(task, tokenizer):
         assert row["messages"][0]["content"] + " " + row["messages"][1]["content"] == row["prompt"]
         assert row["value_type"] == task.answer_type
         assert row["max_new_tokens"] == task.max_new_tokens
-        asked = [needle["value"] for needle in row["needles"][: len(row["outputs"])]]
-        assert asked == row["outputs"]
+        queried = [needle["value"] for needle in row["needles"][: len(row["outputs"])]]
+        assert queried == row["outputs"]
 
 
 @pytest.mark.parametrize("length", [1100, 4096])
-def test_counts_and_places_are_those_of_a_real_tokenization(task, tokenizer, length):
+def test_counts_and_positions_match_the_tokenizer(task, tokenizer, length):
     for row in make(task, tokenizer, length=length, count=3).iter_rows(named=True):
         encoding = tokenizer.encode(row["prompt"])
         assert row["tokens"] == len(encoding)
         for needle in row["needles"]:
             start, end = encoding.offsets[needle["token_position"]]
-            assert start <= place(row, needle) < end
+            assert start <= needle_offset(row, needle) < end
 
 
-def test_counts_hold_for_the_shipped_tokenizer(task):
+def test_counts_match_the_shipped_tokenizer(task):
     tokenizer = open_tokenizer(TINY)
     assert TokenCounter(tokenizer).additive
     for row in make(task, tokenizer, count=4).iter_rows(named=True):
@@ -113,14 +115,14 @@ def test_counts_hold_for_the_shipped_tokenizer(task):
 
 @settings(max_examples=15, deadline=None)
 @given(length=st.integers(900, 2500))
-def test_prompts_are_full_and_never_over(byte_tokenizer, length):
+def test_prompts_are_full_and_never_too_long(byte_tokenizer, length):
     for task in (Passkey(), NiahSingle1(), NiahMultikey1(), NiahMultikey3()):
         for row in make(task, byte_tokenizer, length=length, count=2).iter_rows(named=True):
             gap = length - task.max_new_tokens - row["tokens"]
             assert 0 <= gap <= {"passkey": 1, "niah_single_1": 1}.get(task.type, 30)
 
 
-def test_fill(task, tokenizer):
+def test_prompts_fill_the_length(task, tokenizer):
     table = make(task, tokenizer, length=4096, count=12)
     fill = (table["tokens"] + task.max_new_tokens) / 4096
     assert fill.max() <= 1
@@ -128,7 +130,7 @@ def test_fill(task, tokenizer):
     assert fill.min() >= 0.97
 
 
-def test_sample_is_the_same_in_any_order_and_subset(task, tokenizer):
+def test_samples_do_not_depend_on_order_or_number(task, tokenizer):
     many = make(task, tokenizer, count=12)
     make(task, tokenizer, length=1500, count=2)
     assert make(task, tokenizer, count=3).equals(many.head(3))
@@ -137,7 +139,7 @@ def test_sample_is_the_same_in_any_order_and_subset(task, tokenizer):
     assert pl.DataFrame(rows, SAMPLE_SCHEMA, orient="row").equals(many[[11, 4, 7, 0]])
 
 
-def test_sample_is_the_same_in_another_process(byte_tokenizer, tmp_path):
+def test_samples_are_the_same_in_another_process(byte_tokenizer, tmp_path):
     byte_tokenizer.save(str(tmp_path / "tokenizer.json"))
     script = (
         "import sys\n"
@@ -159,14 +161,14 @@ def test_sample_is_the_same_in_another_process(byte_tokenizer, tmp_path):
 @pytest.mark.parametrize(
     "change", [{"seed": 2}, {"length": 701}, {"task": Passkey(digits=5, max_new_tokens=11)}]
 )
-def test_streams_differ_by_seed_length_and_parameters(byte_tokenizer, change):
-    one = make(Passkey(), byte_tokenizer, length=700)
+def test_random_streams_depend_on_seed_length_and_parameters(byte_tokenizer, change):
+    table = make(Passkey(), byte_tokenizer, length=700)
     other = make(**{"task": Passkey(), "tokenizer": byte_tokenizer, "length": 700, **change})
-    assert not set(one["seed"]) & set(other["seed"])
-    assert one["outputs"].to_list() != other["outputs"].to_list()
+    assert not set(table["seed"]) & set(other["seed"])
+    assert table["outputs"].to_list() != other["outputs"].to_list()
 
 
-def test_needles_stand_at_their_depth(task, byte_tokenizer):
+def test_needles_are_at_their_depth(task, byte_tokenizer):
     depths = [5.0 * i for i in range(21)]
     table = make(task, byte_tokenizer, length=6000, depths=depths, count=21)
     for row in table.iter_rows(named=True):
@@ -179,69 +181,70 @@ def test_needles_stand_at_their_depth(task, byte_tokenizer):
             assert abs(needle["token_position"] - expected) <= 60 * (len(row["needles"]) + 1)
 
 
-def test_thousand_samples_visit_every_depth_evenly(task, byte_tokenizer):
-    ready = sampler(task, byte_tokenizer)
-    rows = [ready.sample(index) for index in range(1000 - 1000 % len(DEPTHS))]
-    asked = len(rows[0]["outputs"])
-    for j in range(asked):
-        found = [row["needles"][j]["depth_percent"] for row in rows]
-        assert {found.count(depth) for depth in DEPTHS} == {len(rows) // len(DEPTHS)}
+def test_a_thousand_samples_visit_every_depth_equally_often(task, byte_tokenizer):
+    samples = sampler(task, byte_tokenizer)
+    rows = [samples.sample(index) for index in range(1000 - 1000 % len(DEPTHS))]
+    for j in range(len(rows[0]["outputs"])):
+        depths = [row["needles"][j]["depth_percent"] for row in rows]
+        assert {depths.count(depth) for depth in DEPTHS} == {len(rows) // len(DEPTHS)}
     for row in rows:
-        stands = [needle["depth_percent"] for needle in row["needles"]]
-        assert len(set(stands)) == len(stands)
+        depths = [needle["depth_percent"] for needle in row["needles"]]
+        assert len(set(depths)) == len(depths)
 
 
-def test_uniform_depths_are_spread_evenly(byte_tokenizer):
-    ready = sampler(NiahMultivalue(depths="uniform"), byte_tokenizer)
-    rows = [ready.sample(index) for index in range(1000)]
+def test_uniform_depths_are_even(byte_tokenizer):
+    samples = sampler(NiahMultivalue(depths="uniform"), byte_tokenizer)
+    rows = [samples.sample(index) for index in range(1000)]
     for j in range(4):
         twentieths = [int(row["needles"][j]["depth_percent"] // 5) for row in rows]
         assert all(abs(twentieths.count(part) - 50) <= 3 for part in range(20))
 
 
-def test_the_tasks_own_depths_come_first(byte_tokenizer):
+def test_depths_of_the_task_override_the_experiments(byte_tokenizer):
     table = make(Passkey(depths=[30.0]), byte_tokenizer)
     assert {needles[0]["depth_percent"] for needles in table["needles"]} == {30.0}
 
 
-def test_length_too_small_names_the_smallest(task, tokenizer):
+def test_a_length_that_is_too_small_names_the_smallest(task, tokenizer):
     with pytest.raises(
-        ValueError, match=r"^lengths: 50 is too small for task a_task; set \d+ or more$"
+        ValueError, match=r"^lengths: 50 is too small for task a_task; write \d+ or more$"
     ) as error:
         make(task, tokenizer, length=50)
-    smallest = int(str(error.value).split("set ")[1].split()[0])
+    smallest = int(str(error.value).split("write ")[1].split()[0])
     make(task, tokenizer, length=smallest)
     with pytest.raises(ValueError, match="too small"):
         make(task, tokenizer, length=smallest - 1, count=PROBED_SAMPLES)
 
 
-def test_lengths_in_characters(task, tokenizer):
+def test_lengths_can_be_characters(task, tokenizer):
     for row in make(task, tokenizer, length=9000, length_unit="characters").iter_rows(named=True):
         assert 8900 <= len(row["prompt"]) <= 9000
         encoding = tokenizer.encode(row["prompt"])
         assert row["tokens"] == len(encoding)
         start, end = encoding.offsets[row["needles"][0]["token_position"]]
-        assert start <= place(row, row["needles"][0]) < end
+        assert start <= needle_offset(row, row["needles"][0]) < end
 
 
-def test_settings_that_cut_or_pad_do_not_count(task, byte_tokenizer):
-    cutting = type(byte_tokenizer).from_str(byte_tokenizer.to_str())
-    cutting.enable_truncation(64)
-    cutting.enable_padding(length=5000)
-    assert make(task, cutting).equals(make(task, byte_tokenizer))
-    assert cutting.truncation is not None
+def test_truncation_and_padding_of_the_tokenizer_have_no_effect(task, byte_tokenizer):
+    truncating = type(byte_tokenizer).from_str(byte_tokenizer.to_str())
+    truncating.enable_truncation(64)
+    truncating.enable_padding(length=5000)
+    assert make(task, truncating).equals(make(task, byte_tokenizer))
+    assert truncating.truncation is not None
 
 
-def test_text_of_the_users_is_read_round_from_anywhere(byte_tokenizer):
+def test_haystack_text_starts_anywhere_and_wraps_around(byte_tokenizer):
     lines = [f"Sentence number {i} of a text of mine, no more." for i in range(40)]
     counts = [len(byte_tokenizer.encode(f" {line}", add_special_tokens=False)) for line in lines]
     table = pl.DataFrame({"sentence": lines, "tokens": counts})
     task = Niah(haystack="mine", keys=2)
-    made = make(task, byte_tokenizer, haystack=table, length=3000)
-    short = make(task, byte_tokenizer, haystack=table, length=3000, length_unit="characters")
-    assert all(2900 < len(prompt) <= 3000 for prompt in short["prompt"])
+    in_tokens = make(task, byte_tokenizer, haystack=table, length=3000)
+    in_characters = make(
+        task, byte_tokenizer, haystack=table, length=3000, length_unit="characters"
+    )
+    assert all(2900 < len(prompt) <= 3000 for prompt in in_characters["prompt"])
     starts = set()
-    for row in made.iter_rows(named=True):
+    for row in in_tokens.iter_rows(named=True):
         assert row["tokens"] == len(byte_tokenizer.encode(row["prompt"]))
         text = row["context"].split("\n")[1]
         numbers = [int(part.split()[0]) for part in text.split("Sentence number ")[1:]]
@@ -251,7 +254,7 @@ def test_text_of_the_users_is_read_round_from_anywhere(byte_tokenizer):
     assert len(starts) > 2
 
 
-def test_a_long_table_is_written_in_groups(byte_tokenizer, tmp_path, monkeypatch):
+def test_a_long_table_is_written_in_row_groups(byte_tokenizer, tmp_path, monkeypatch):
     monkeypatch.setattr(generate, "_BATCH_CHARACTERS", 5000)
     write_samples(sampler(Passkey(), byte_tokenizer), 9, tmp_path / "table.parquet")
     assert pq.ParquetFile(tmp_path / "table.parquet").num_row_groups > 1
@@ -260,25 +263,25 @@ def test_a_long_table_is_written_in_groups(byte_tokenizer, tmp_path, monkeypatch
     )
 
 
-def test_few_samples_are_spread_over_many_depths(byte_tokenizer):
+def test_few_samples_cover_many_depths(byte_tokenizer):
     depths = [2.5 * i for i in range(41)]
     for count in (5, 10, 22):
-        found = make(Passkey(), byte_tokenizer, depths=depths, count=count)["needles"]
-        asked = sorted(needles[0]["depth_percent"] for needles in found)
-        gaps = [b - a for a, b in zip([0, *asked], [*asked, 100], strict=True)]
+        needles = make(Passkey(), byte_tokenizer, depths=depths, count=count)["needles"]
+        drawn = sorted(row[0]["depth_percent"] for row in needles)
+        gaps = [b - a for a, b in zip([0, *drawn], [*drawn, 100], strict=True)]
         assert max(gaps) <= 250 / count
 
 
-def test_where_a_file_lies_changes_no_sample(byte_tokenizer, tmp_path):
+def test_samples_do_not_depend_on_the_path_of_a_file(byte_tokenizer, tmp_path):
     source = DATA / "squad-small.json"
     (tmp_path / "copy.json").write_bytes(source.read_bytes())
-    one, other = (Qa1(path=str(path)) for path in (source, tmp_path / "copy.json"))
-    assert make(one, byte_tokenizer).equals(make(other, byte_tokenizer))
+    original, copy = (Qa1(path=str(path)) for path in (source, tmp_path / "copy.json"))
+    assert make(original, byte_tokenizer).equals(make(copy, byte_tokenizer))
 
 
-def test_more_values_than_there_are(byte_tokenizer):
+def test_more_values_than_exist_are_rejected(byte_tokenizer):
     with pytest.raises(
-        ValueError, match=r"^tasks\.a_task: there are 9 different numbers of 1 digits, too few"
+        ValueError, match=r"^tasks\.a_task: there are only 9 different numbers of 1 digits, too"
     ):
         make(Niah(keys=10, digits=1), byte_tokenizer)
     assert len(make(Niah(keys=8, digits=1), byte_tokenizer)) == 6

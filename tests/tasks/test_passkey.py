@@ -1,3 +1,5 @@
+"""Passkey samples and training rows."""
+
 import re
 from random import Random
 
@@ -10,7 +12,7 @@ from needlework.tasks.generate import Sampler, make_samples
 from needlework.tasks.passkey import draw_key, is_evaluation_key
 
 
-def test_keys_of_training_and_evaluation_are_apart():
+def test_training_and_evaluation_keys_are_disjoint():
     random = Random(0)
     for digits in range(1, 21):
         sides = {
@@ -25,12 +27,12 @@ def test_keys_of_training_and_evaluation_are_apart():
             assert key[0] != "0"
 
 
-def test_the_split_halves_the_keys():
+def test_half_of_the_keys_are_for_evaluation():
     evaluation = sum(is_evaluation_key(str(key)) for key in range(1000, 10000))
     assert abs(evaluation / 9000 - 0.5) < 0.03
 
 
-def test_examples_never_use_a_key_of_the_samples(byte_tokenizer):
+def test_training_rows_never_use_a_key_of_the_samples(byte_tokenizer):
     config = PasskeyExamples(examples=400, length=128, digits=[3])
     rows = make_examples(config, byte_tokenizer, seed=1)
     sampler = Sampler(
@@ -38,15 +40,16 @@ def test_examples_never_use_a_key_of_the_samples(byte_tokenizer):
     )
     table = make_samples(sampler, 400)
     shown = table["context"].str.extract_all(r"pass key is \d+\. Remember").explode()
-    trained, asked = set(rows["answer"].str.strip_chars()), set(table["outputs"].explode())
+    trained = set(rows["answer"].str.strip_chars())
+    evaluated = set(table["outputs"].explode())
     assert len(trained) > 150
-    assert len(asked) > 150
-    assert not trained & asked
+    assert len(evaluated) > 150
+    assert not trained & evaluated
     assert len(shown) == 1200
     assert not trained & set(shown.str.extract(r"(\d+)"))
 
 
-def test_example_rows(tokenizer):
+def test_training_rows_are_consistent(tokenizer):
     config = PasskeyExamples(examples=60, length=300, digits=[3, 4, 7], depths=[0, 30, 60, 100])
     rows = make_examples(config, tokenizer, seed=1)
     assert rows.columns == [
@@ -63,26 +66,22 @@ def test_example_rows(tokenizer):
         assert f"\nThe pass key is {key}. Remember it. {key} is the pass key.\n" in row["prompt"]
         assert row["prompt"].endswith("What is the pass key? The pass key is")
         assert len(key) == row["num_digits"]
-        # One more for the end-of-sequence token.
+        # Plus the end-of-text token.
         assert row["context_length"] == len(tokenizer.encode(row["prompt"] + row["answer"])) + 1
         assert 296 <= row["context_length"] <= 300
     assert rows["seed"].n_unique() == 60
 
 
-def test_example_is_the_same_however_many_are_asked_for(byte_tokenizer):
-    some = make_examples(PasskeyExamples(examples=5, length=200), byte_tokenizer, seed=1)
+def test_training_rows_do_not_depend_on_their_number(byte_tokenizer):
+    few = make_examples(PasskeyExamples(examples=5, length=200), byte_tokenizer, seed=1)
     many = make_examples(PasskeyExamples(examples=20, length=200), byte_tokenizer, seed=1)
-    assert some.equals(many.head(5))
-    assert not some.equals(
-        make_examples(PasskeyExamples(examples=5, length=200), byte_tokenizer, 2)
-    )
+    assert few.equals(many.head(5))
+    assert not few.equals(make_examples(PasskeyExamples(examples=5, length=200), byte_tokenizer, 2))
 
 
-def test_examples_too_short_name_the_smallest(byte_tokenizer):
+def test_a_row_length_that_is_too_small_names_the_smallest(byte_tokenizer):
     config = PasskeyExamples(examples=30, length=64, digits=[20])
-    with pytest.raises(
-        ValueError, match=r"length 64 is too small; set it to \d+ or more$"
-    ) as error:
+    with pytest.raises(ValueError, match=r"length 64 is too small; write \d+ or more$") as error:
         make_examples(config, byte_tokenizer, seed=1)
     smallest = int(str(error.value).split()[-3])
     make_examples(config.model_copy(update={"length": smallest}), byte_tokenizer, seed=1)
@@ -90,17 +89,17 @@ def test_examples_too_short_name_the_smallest(byte_tokenizer):
         make_examples(config.model_copy(update={"length": smallest - 1}), byte_tokenizer, seed=1)
 
 
-def test_lengths_take_turns(byte_tokenizer):
+def test_lengths_alternate(byte_tokenizer):
     config = PasskeyExamples(examples=9, length=[200, 300, 400])
     rows = make_examples(config, byte_tokenizer, seed=1)
     assert (rows["context_length"] <= pl.Series([200, 300, 400] * 3)).all()
-    for turn, length in enumerate(config.length):
+    for offset, length in enumerate(config.length):
         alone = make_examples(PasskeyExamples(examples=3, length=length), byte_tokenizer, seed=1)
-        assert rows.gather_every(3, turn).equals(alone)
+        assert rows.gather_every(3, offset).equals(alone)
 
 
 @pytest.mark.parametrize("shots", [1, 3])
-def test_worked_examples_come_first_with_other_keys(tokenizer, shots):
+def test_worked_examples_precede_the_prompt_with_other_keys(tokenizer, shots):
     task = Passkey(digits=2, shots=shots)
     sampler = Sampler(task, tokenizer, task_name="t", length=900, depths=[0.0, 60.0], seed=1)
     for row in make_samples(sampler, 30).iter_rows(named=True):
@@ -113,7 +112,7 @@ def test_worked_examples_come_first_with_other_keys(tokenizer, shots):
         assert f"The pass key is {row['outputs'][0]}. Remember" in last
 
 
-def test_filler_of_ones_own(byte_tokenizer):
+def test_filler_can_be_replaced(byte_tokenizer):
     task = Passkey(filler="Rain falls.\n Snow  too.")
     sampler = Sampler(task, byte_tokenizer, task_name="t", length=500, depths=[50.0], seed=1)
     lines = sampler.sample(0)["context"].splitlines()

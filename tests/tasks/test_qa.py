@@ -1,4 +1,4 @@
-"""Questions on small sets of one's own, in the two forms that RULER reads."""
+"""Question answering on small sets in the formats of SQuAD and HotpotQA."""
 
 import json
 import re
@@ -15,7 +15,7 @@ SQUAD, HOTPOTQA = (
     Qa1(path=str(DATA / "squad-small.json")),
     Qa2(path=str(DATA / "hotpot-small.json")),
 )
-TOLD = (
+INSTRUCTION = (
     "Answer the question based on the given documents. Only give me the answer and do not output"
     " any other words."
 )
@@ -28,10 +28,8 @@ def make(task, tokenizer, *, length=2048, count=10, seed=1):
 
 
 def documents(prompt: str) -> list[str]:
-    """The paragraphs of a prompt, whose form is checked on the way."""
-    form = (
-        rf"{TOLD}\n\nThe following are given documents\.\n\n(.*)\n\n{TOLD}\n\nQuestion: .+ Answer:"
-    )
+    """The paragraphs of a prompt; checks the prompt's form."""
+    form = rf"{INSTRUCTION}\n\nThe following are given documents\.\n\n(.*)\n\n{INSTRUCTION}\n\nQuestion: .+ Answer:"
     text = re.fullmatch(form, prompt, flags=re.DOTALL)[1]
     parts = re.split(r"(?:^|\n\n)Document (\d+):\n", text)[1:]
     assert [int(number) for number in parts[::2]] == list(range(1, len(parts) // 2 + 1))
@@ -39,43 +37,43 @@ def documents(prompt: str) -> list[str]:
 
 
 def squad() -> tuple[dict, set]:
-    """Question -> its paragraph, the article's paragraphs, its answers; and all paragraphs."""
-    found, every = {}, set()
+    """Paragraph, article's paragraphs and answers by question; and the set of all paragraphs."""
+    questions, all_paragraphs = {}, set()
     for article in json.loads((DATA / "squad-small.json").read_text())["data"]:
         paragraphs = [part["context"] for part in article["paragraphs"]]
-        every |= set(paragraphs)
+        all_paragraphs |= set(paragraphs)
         for part in article["paragraphs"]:
-            for asked in part["qas"]:
-                if not asked["is_impossible"]:
-                    answers = {answer["text"] for answer in asked["answers"]}
-                    found[asked["question"]] = ([part["context"]], paragraphs, answers)
-    return found, every
+            for entry in part["qas"]:
+                if not entry["is_impossible"]:
+                    answers = {answer["text"] for answer in entry["answers"]}
+                    questions[entry["question"]] = ([part["context"]], paragraphs, answers)
+    return questions, all_paragraphs
 
 
 def hotpotqa() -> tuple[dict, set]:
-    found, every = {}, set()
-    for asked in json.loads((DATA / "hotpot-small.json").read_text()):
-        own = {title: f"{title}\n{''.join(lines)}" for title, lines in asked["context"]}
-        every |= set(own.values())
-        gold = [own[title] for title in dict.fromkeys(t for t, _ in asked["supporting_facts"])]
-        found[asked["question"]] = (gold, list(own.values()), {asked["answer"]})
-    return found, every
+    questions, all_paragraphs = {}, set()
+    for entry in json.loads((DATA / "hotpot-small.json").read_text()):
+        own = {title: f"{title}\n{''.join(lines)}" for title, lines in entry["context"]}
+        all_paragraphs |= set(own.values())
+        gold = [own[title] for title in dict.fromkeys(t for t, _ in entry["supporting_facts"])]
+        questions[entry["question"]] = (gold, list(own.values()), {entry["answer"]})
+    return questions, all_paragraphs
 
 
 @pytest.mark.parametrize(("task", "read"), [(SQUAD, squad), (HOTPOTQA, hotpotqa)])
-def test_a_reader_who_finds_the_paragraph_answers(task, read, tokenizer):
-    questions, every = read()
+def test_the_gold_paragraphs_answer_the_question(task, read, tokenizer):
+    questions, all_paragraphs = read()
     for row in make(task, tokenizer).iter_rows(named=True):
         shown = documents(row["prompt"])
         question = row["question"].split("Question: ")[1]
         gold, own, answers = questions[question]
         assert set(row["outputs"]) == answers
-        assert set(shown) <= every
+        assert set(shown) <= all_paragraphs
         assert len(set(shown)) == len(shown)
         assert [shown.count(document) for document in gold] == [1] * len(gold)
         right = " ".join(document for document in shown if document in gold)
         assert match_part(right, row["outputs"]) == 1 or answers <= {"yes", "no"}
-        # Those of the question's own come before any other.
+        # The question's own paragraphs are used before any other.
         assert set(shown) >= set(own) or set(shown) <= set(own)
         for needle, document in zip(row["needles"], gold, strict=True):
             place = shown.index(document)
@@ -85,7 +83,7 @@ def test_a_reader_who_finds_the_paragraph_answers(task, read, tokenizer):
             assert row["prompt"][start:].lstrip().startswith(f"{needle['key']}:\n")
 
 
-def test_squad_answers_from_another_paragraph_are_wrong(byte_tokenizer):
+def test_answers_to_other_questions_are_wrong(byte_tokenizer):
     questions, _ = squad()
     wrong = 0
     for row in make(SQUAD, byte_tokenizer, count=20).iter_rows(named=True):
@@ -97,16 +95,16 @@ def test_squad_answers_from_another_paragraph_are_wrong(byte_tokenizer):
 
 
 @pytest.mark.parametrize("task", [SQUAD, HOTPOTQA])
-def test_counts_and_fill(task, tokenizer):
+def test_prompts_are_counted_right_and_full(task, tokenizer):
     for length in (1500, 4096):
         for row in make(task, tokenizer, length=length).iter_rows(named=True):
             assert row["tokens"] == len(tokenizer.encode(row["prompt"]))
             left = length - task.max_new_tokens - row["tokens"]
-            # To the paragraph: no other one of the set would have fitted, but few are tried.
+            # Less than a paragraph is left: only a few further paragraphs are tried.
             assert 0 <= left <= 250
 
 
-def test_two_line_breaks_that_merge_do_not_count_as_one():
+def test_merging_line_breaks_are_counted_right():
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
@@ -120,7 +118,7 @@ def test_two_line_breaks_that_merge_do_not_count_as_one():
         assert row["tokens"] == len(tokenizer.encode(row["prompt"]))
 
 
-def test_gold_slots_and_questions_are_spread(byte_tokenizer):
+def test_gold_depths_and_questions_are_spread(byte_tokenizer):
     table = make(SQUAD, byte_tokenizer, count=120, length=1024)
     depths = [needles[0]["depth_percent"] for needles in table["needles"]]
     assert {depths.count(depth) for depth in DEPTHS} == {24}
@@ -132,24 +130,24 @@ def test_gold_slots_and_questions_are_spread(byte_tokenizer):
 
 
 @pytest.mark.parametrize("task", [SQUAD, HOTPOTQA])
-def test_sample_is_the_same_in_any_order(task, byte_tokenizer):
+def test_samples_do_not_depend_on_order(task, byte_tokenizer):
     sampler = Sampler(task, byte_tokenizer, task_name="t", length=1600, depths=DEPTHS, seed=1)
     rows = [sampler.sample(index) for index in (7, 2, 5)]
     again = make(task, byte_tokenizer, length=1600, count=8).to_dicts()
     assert rows == [again[7], again[2], again[5]]
 
 
-def test_the_natural_end_names_a_length_that_works(tokenizer):
+def test_a_length_beyond_the_content_names_the_largest(tokenizer):
     with pytest.raises(
         ValueError, match=r"90000 is more than the content of task t fills; write \d+ or less$"
     ) as error:
         make(SQUAD, tokenizer, length=90000)
-    most = int(str(error.value).split("set ")[1].split()[0])
-    shown = documents(make(SQUAD, tokenizer, length=most, count=1)["prompt"][0])
-    # Of 60: the length is that of the set around the shortest question.
+    largest = int(str(error.value).split("write ")[1].split()[0])
+    shown = documents(make(SQUAD, tokenizer, length=largest, count=1)["prompt"][0])
+    # There are 60: the length is that of the whole set with the shortest question.
     assert len(shown) >= 59
 
 
-def test_any_set_can_be_named(byte_tokenizer):
+def test_any_question_set_can_be_used(byte_tokenizer):
     task = QuestionAnswering(path=HOTPOTQA.path, format="hotpotqa")
     assert len(documents(make(task, byte_tokenizer)["prompt"][0])) > 3

@@ -1,3 +1,5 @@
+"""Task ruler_jsonl: existing samples are used unchanged."""
+
 import json
 
 import pytest
@@ -23,7 +25,7 @@ def make(path, tokenizer, *, count=3, length=512, **settings):
     return make_samples(sampler, count)
 
 
-def test_rows_are_taken_as_they_are(tokenizer, tmp_path):
+def test_rows_are_used_unchanged(tokenizer, tmp_path):
     write(tmp_path / "512.jsonl", rows(answer_prefix=" The number is"))
     table = make(tmp_path / "{length}.jsonl", tokenizer, match="part", max_new_tokens=9)
     assert table["prompt"][1] == "Text 1. Which number? The number is"
@@ -38,7 +40,7 @@ def test_rows_are_taken_as_they_are(tokenizer, tmp_path):
     assert RulerJsonl(path="a", match="part").metric == "part"
 
 
-def test_lm_evals_rows_of_other_lengths_are_left_out(byte_tokenizer, tmp_path):
+def test_rows_of_other_lengths_are_skipped(byte_tokenizer, tmp_path):
     write(
         tmp_path / "all.jsonl",
         [row | {"max_length": 512 + i % 2} for i, row in enumerate(rows(6, gen_prefix="It is"))],
@@ -48,13 +50,13 @@ def test_lm_evals_rows_of_other_lengths_are_left_out(byte_tokenizer, tmp_path):
     assert table["prompt"][0].endswith("Which number? It is")
 
 
-def test_more_samples_than_rows(byte_tokenizer, tmp_path):
+def test_more_samples_than_rows_are_rejected(byte_tokenizer, tmp_path):
     write(tmp_path / "a.jsonl", rows())
     with pytest.raises(ValueError, match=r"a\.jsonl: 3 rows of length 512; write samples: 3 or le"):
         make(tmp_path / "a.jsonl", byte_tokenizer, count=4)
 
 
-def test_a_row_too_long_for_the_length(byte_tokenizer, tmp_path):
+def test_a_row_too_long_for_the_length_is_rejected(byte_tokenizer, tmp_path):
     write(tmp_path / "a.jsonl", rows())
     with pytest.raises(
         ValueError, match=r"a\.jsonl: row 1 has \d+ tokens, but only 2 fit; write a greater"
@@ -62,14 +64,14 @@ def test_a_row_too_long_for_the_length(byte_tokenizer, tmp_path):
         make(tmp_path / "a.jsonl", byte_tokenizer, length=130)
 
 
-def test_outputs_of_another_type_are_told_before_any_answer(byte_tokenizer, tmp_path):
+def test_outputs_of_another_type_are_rejected(byte_tokenizer, tmp_path):
     write(tmp_path / "a.jsonl", rows(outputs=["cat"]))
     assert len(make(tmp_path / "a.jsonl", byte_tokenizer)) == 3
     with pytest.raises(ValueError, match=r"row 1 has the output 'cat', which contains no numbers"):
         make(tmp_path / "a.jsonl", byte_tokenizer, value_type="numbers")
 
 
-def test_no_row_of_the_length(byte_tokenizer, tmp_path):
+def test_a_file_without_rows_of_the_length_is_rejected(byte_tokenizer, tmp_path):
     write(tmp_path / "a.jsonl", rows(max_length=9))
     with pytest.raises(ValueError, match=r"a\.jsonl: no rows of length 512$"):
         make(tmp_path / "a.jsonl", byte_tokenizer)

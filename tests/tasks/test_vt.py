@@ -1,4 +1,4 @@
-"""Variable tracking against RULER's published form."""
+"""Variable tracking, compared with RULER's published text."""
 
 import re
 from random import Random
@@ -44,11 +44,12 @@ def make_builder(task, counter, length, index=0):
 
 
 def published(context, value, count):
-    """The text as RULER writes it, but for the blank at its end."""
+    """RULER's text without the blank at its end."""
     return PUBLISHED.format(context=context, query=value, num_v=count).removesuffix(" ")
 
 
-def halves(prompt):
+def split_example(prompt):
+    """The worked example, and the prompt's own text."""
     example, own = prompt.split("\n\nMemorize")
     return example, f"Memorize{own}"
 
@@ -59,9 +60,9 @@ def assignments(text):
 
 @pytest.mark.parametrize("length", [1024, 4096])
 @pytest.mark.parametrize("hops", [1, 4])
-def test_text_is_the_published_one(tokenizer, length, hops):
+def test_text_matches_the_published_one(tokenizer, length, hops):
     for row in make(VariableTracking(hops=hops), tokenizer, length=length).iter_rows(named=True):
-        example, own = halves(row["prompt"])
+        example, own = split_example(row["prompt"])
         example, answer = example.rsplit(" they are:", 1)
         for text, letters in ((f"{example} they are:", 3), (own, 5)):
             chain = assignments(text)
@@ -89,26 +90,26 @@ def test_text_is_the_published_one(tokenizer, length, hops):
 def test_assignments_are_sentences_of_running_text(byte_tokenizer):
     task = VariableTracking(haystack="essay", chains=2)
     for row in make(task, byte_tokenizer, length=2000).iter_rows(named=True):
-        for text in halves(row["prompt"]):
+        for text in split_example(row["prompt"]):
             (line,) = text.split("\n\n")[1].split("\n")[:-1]
             sentences = re.split(r"(?<=\.) ", line)
             assert sum(sentence.startswith("VAR ") for sentence in sentences) == 10
             assert all(re.fullmatch(r"[^.]+\.", sentence) for sentence in sentences)
-        value = assignments(halves(row["prompt"])[1])[0][1]
+        value = assignments(split_example(row["prompt"])[1])[0][1]
         assert row["needles"][0]["value"] in (value, *(v for _, v in assignments(line)))
 
 
-def test_the_example_has_five_hundred_tokens_at_most_or_less_in_short_prompts(byte_tokenizer):
-    for length, least, most in ((4096, 400, 500), (1024, 400, 500), (700, 200, 350)):
+def test_worked_example_is_shorter_in_short_prompts(byte_tokenizer):
+    for length, lower, upper in ((4096, 400, 500), (1024, 400, 500), (700, 200, 350)):
         for prompt in make(VariableTracking(), byte_tokenizer, length=length)["prompt"]:
-            example, _ = halves(prompt)
-            assert least <= len(byte_tokenizer.encode(example)) <= most
+            example, _ = split_example(prompt)
+            assert lower <= len(byte_tokenizer.encode(example)) <= upper
 
 
-def test_examples_differ_from_sample_to_sample(byte_tokenizer):
+def test_worked_examples_differ_between_samples(byte_tokenizer):
     names, values = [], []
     for prompt in make(VariableTracking(), byte_tokenizer, count=40)["prompt"]:
-        example, own = halves(prompt)
+        example, own = split_example(prompt)
         names += [name for name, _ in assignments(example)]
         both = [assignments(text)[0][1] for text in (example, own)]
         assert both[0] != both[1]
@@ -118,21 +119,21 @@ def test_examples_differ_from_sample_to_sample(byte_tokenizer):
 
 
 @pytest.mark.parametrize("task", TASKS, ids=["one", "three chains", "essay"])
-def test_needles_hold_the_outputs_then_the_other_chains(task, tokenizer):
+def test_needles_list_the_queried_chain_first(task, tokenizer):
     for row in make(task, tokenizer, length=3000).iter_rows(named=True):
-        needles, links = row["needles"], task.hops + 1
-        assert [needle["key"] for needle in needles[:links]] == row["outputs"]
-        _, own = halves(row["prompt"])
-        found = assignments(own)
-        assert sorted(found) == sorted((n["key"], n["value"]) for n in needles)
+        needles, chain_length = row["needles"], task.hops + 1
+        assert [needle["key"] for needle in needles[:chain_length]] == row["outputs"]
+        _, own = split_example(row["prompt"])
+        in_text = assignments(own)
+        assert sorted(in_text) == sorted((n["key"], n["value"]) for n in needles)
         depths = [needle["depth_percent"] for needle in needles]
         assert len(set(depths)) == len(depths)
         encoding = tokenizer.encode(row["prompt"])
-        for first in range(0, len(needles), links):
-            chain = needles[first : first + links]
+        for first in range(0, len(needles), chain_length):
+            chain = needles[first : first + chain_length]
             values = [f"VAR {needle['key']}" for needle in chain[:-1]]
             assert [needle["value"] for needle in chain[1:]] == values
-            places = [found.index((needle["key"], needle["value"])) for needle in chain]
+            places = [in_text.index((needle["key"], needle["value"])) for needle in chain]
             assert places == sorted(places)
             for needle in chain:
                 place = row["prompt"].index(f"VAR {needle['key']} =")
@@ -142,7 +143,7 @@ def test_needles_hold_the_outputs_then_the_other_chains(task, tokenizer):
 
 @pytest.mark.parametrize("name", ADDITIVE)
 @pytest.mark.parametrize("task", TASKS, ids=["one", "three chains", "essay"])
-def test_sums_are_real_counts(name, task):
+def test_summed_counts_match_the_tokenizer(name, task):
     tokenizer = ADDITIVE[name]()
     counters = [TokenCounter(tokenizer, frame) for frame in FRAMES]
     assert all(counter.additive for counter in counters)
@@ -153,13 +154,13 @@ def test_sums_are_real_counts(name, task):
         encoding = tokenizer.encode(text)
         assert prompt.tokens == len(encoding) <= length
         for needle in prompt.needles:
-            character = len(counter.frame.head) + needle.character
+            character = len(counter.chat_frame.head) + needle.character
             assert text[character:].startswith(f"VAR {needle.key} = {needle.value}")
             assert needle.token == counter.token_at(encoding, character)
 
 
 @pytest.mark.parametrize("task", TASKS, ids=["one", "three chains", "essay"])
-def test_fill(task, tokenizer):
+def test_prompts_fill_the_length(task, tokenizer):
     table = make(task, tokenizer, length=4096, count=12)
     assert table["tokens"].to_list() == [len(tokenizer.encode(text)) for text in table["prompt"]]
     fill = (table["tokens"] + task.max_new_tokens) / 4096
@@ -168,7 +169,7 @@ def test_fill(task, tokenizer):
     assert fill.min() >= 0.97
 
 
-def test_a_draft_builds_the_same_again(byte_tokenizer):
+def test_building_again_gives_the_same_prompt(byte_tokenizer):
     for task in TASKS:
         builder = make_builder(task, TokenCounter(byte_tokenizer), 2000)
         first = builder.build(1800)
@@ -176,31 +177,31 @@ def test_a_draft_builds_the_same_again(byte_tokenizer):
         assert builder.build(1800) == first
 
 
-def test_thousand_samples_visit_every_depth_evenly(byte_tokenizer):
+def test_a_thousand_samples_visit_every_depth_equally_often(byte_tokenizer):
     counter, depths = TokenCounter(byte_tokenizer), [5.0 * i for i in range(20)]
     builder_of = vt.prepare(VariableTracking(), counter, TaskContext(1000, ("a test",)))
     depth_sampler = DepthSampler(depths, "a test")
-    found = []
+    drawn = []
     for index in range(1000):
         prompt = builder_of(SampleContext(Random(index), index, depth_sampler)).build(0)
-        at = [needle.depth_percent for needle in prompt.needles]
-        assert at == sorted(set(at))
-        found += at
-    assert {found.count(depth) for depth in depths} == {5 * 1000 // 20}
+        sample_depths = [needle.depth_percent for needle in prompt.needles]
+        assert sample_depths == sorted(set(sample_depths))
+        drawn += sample_depths
+    assert {drawn.count(depth) for depth in depths} == {5 * 1000 // 20}
 
 
-def test_chains_that_are_not_asked_for_stand_among_the_other(byte_tokenizer):
+def test_other_chains_interleave_with_the_queried_one(byte_tokenizer):
     ranks = set()
     for row in make(VariableTracking(chains=2, hops=3), byte_tokenizer, count=40).iter_rows(
         named=True
     ):
-        _, own = halves(row["prompt"])
+        _, own = split_example(row["prompt"])
         names = [name for name, _ in assignments(own)]
         ranks.add(tuple(name in row["outputs"] for name in names))
     assert len(ranks) > 10
 
 
-def test_length_too_small_names_the_smallest(tokenizer):
+def test_a_length_that_is_too_small_names_the_smallest(tokenizer):
     for task in TASKS[:2]:
         with pytest.raises(
             ValueError, match=r"^lengths: 50 is too small for task t; write"

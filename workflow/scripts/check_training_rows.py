@@ -1,4 +1,4 @@
-"""How many samples of each evaluation are trained on: none, or the job fails."""
+"""Check that no training row contains an evaluation sample."""
 
 from typing import TYPE_CHECKING
 

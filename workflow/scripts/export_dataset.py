@@ -1,4 +1,4 @@
-"""Rows to train on, as a folder that `datasets.load_from_disk` opens."""
+"""Export training rows as a folder that `datasets.load_from_disk` opens."""
 
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""Samples of one task at one length, in the table that kvpress' evaluation reads."""
+"""Export the samples of one task at one length as a table that kvpress reads."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""One system's answers to one task at one length, in RULER's JSON lines."""
+"""Export one system's answers to one task at one length as RULER's JSON lines."""
 
 from typing import TYPE_CHECKING
 

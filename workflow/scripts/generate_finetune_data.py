@@ -1,4 +1,4 @@
-"""Rows to train on, as a Parquet table."""
+"""Generate training rows as a Parquet table."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -15,17 +15,17 @@ if TYPE_CHECKING:
 
 with stage(snakemake) as s:
     config = TypeAdapter(AnyExamples).validate_python(s.params.data)
-    more = {}
+    extra = {}
     if config.type == "task":
         tables = map(pl.read_parquet, s.input.haystacks)
-        more = {
+        extra = {
             "task": TypeAdapter(AnyTask).validate_python(s.params.task),
             "depths": s.params.depths,
             "haystacks": dict(zip(config.lengths, tables, strict=False)),
         }
     if config.type == "text":
-        more = {"end": end_token_id(s.params.tokenizer, s.params.revision)}
+        extra = {"end": end_token_id(s.params.tokenizer, s.params.revision)}
     tokenizer = open_tokenizer(s.params.tokenizer, s.params.revision)
-    make = import_module(config.module).make_examples
-    table = make(config, tokenizer, s.params.seed, **more)
+    make_examples = import_module(config.module).make_examples
+    table = make_examples(config, tokenizer, s.params.seed, **extra)
     table.write_parquet(s.output.rows)

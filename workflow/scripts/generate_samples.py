@@ -1,4 +1,4 @@
-"""Samples of one task at one length, in one tokenizer's tokens."""
+"""Generate the samples of one task at one length for one tokenizer."""
 
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
 with stage(snakemake) as s:
-    chat = s.params.chat
+    chat, chat_frame, thinking_tokens = s.params.chat, NO_CHAT_FRAME, 0
+    if chat is not None:
+        chat_frame = load_chat_frame(s.params.tokenizer, s.params.revision, **chat)
+        thinking_tokens = chat["thinking_tokens"]
     sampler = Sampler(
         TypeAdapter(AnyTask).validate_python(s.params.task),
         open_tokenizer(s.params.tokenizer, s.params.revision),
@@ -24,10 +27,8 @@ with stage(snakemake) as s:
         length=int(s.wildcards.length),
         depths=s.params.depths,
         seed=s.params.seed,
-        chat_frame=NO_CHAT_FRAME
-        if chat is None
-        else load_chat_frame(s.params.tokenizer, s.params.revision, **chat),
-        thinking_tokens=0 if chat is None else chat["thinking_tokens"],
+        chat_frame=chat_frame,
+        thinking_tokens=thinking_tokens,
         haystack=pl.read_parquet(s.input.haystack[0]) if s.input.haystack else None,
         length_unit=s.params.length_unit,
     )

@@ -1,4 +1,4 @@
-"""The tokenizer of a model that is pretrained."""
+"""Make the tokenizer of a model to pretrain."""
 
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""Sentences of a text of the user's, with their tokens in one tokenizer."""
+"""Split the user's text into sentences and count their tokens."""
 
 from typing import TYPE_CHECKING
 
@@ -13,8 +13,7 @@ if TYPE_CHECKING:
 
 with stage(snakemake) as s:
     haystack = Haystack.model_validate(s.params.haystack)
-    found = read_texts(haystack.path, haystack.column, haystack.split)
-    table = sentence_table(
-        found, open_tokenizer(s.params.tokenizer, s.params.revision), s.params.length
-    )
+    texts = read_texts(haystack.path, haystack.column, haystack.split)
+    tokenizer = open_tokenizer(s.params.tokenizer, s.params.revision)
+    table = sentence_table(texts, tokenizer, s.params.length)
     table.write_parquet(s.output.sentences)

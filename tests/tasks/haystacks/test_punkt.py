@@ -1,4 +1,4 @@
-"""Sentences by Punkt: nothing lost, the same each time, and counted as a tokenizer counts them."""
+"""Punkt sentences: nothing is lost, the result is reproducible, token counts are right."""
 
 import hashlib
 import logging
@@ -29,17 +29,17 @@ WORDS = dict.fromkeys(
 ABBREVIATED = " ".join(
     f"We met Fr. Alder {word} today. It was approx. nine in the {word}." for word in WORDS
 )
-"""Teaches Punkt two abbreviations."""
+"""Text from which Punkt learns two abbreviations."""
 
 
 @pytest.fixture
-def not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+def without_nltk_data(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nltk.data, "path", [])
 
 
 @pytest.fixture
-def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Data in the place and form of punkt_tab, whose only abbreviation is `sacks`."""
+def nltk_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Data in place of punkt_tab, with `sacks` as its only abbreviation."""
     folder = tmp_path / "tokenizers/punkt_tab/english"
     folder.mkdir(parents=True)
     monkeypatch.setattr(nltk.data, "path", [str(tmp_path)])
@@ -49,30 +49,30 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def bare(text: str) -> str:
+def without_spaces(text: str) -> str:
     return "".join(text.split())
 
 
-@pytest.mark.usefixtures("not_installed")
-def test_essays_become_sentences():
-    found = list(split_sentences(read_texts(ESSAYS)))
-    assert bare("".join(found)) == bare("".join(read_texts(ESSAYS)))
-    assert all(re.fullmatch(r"\S+( \S+)*", sentence) for sentence in found)
-    assert 300 < len(found) < 400
-    assert "He said this in the tone in which one speaks of a person who was let go." in found
-    assert any("At 7 a.m. I" in s or s == "At 7 a.m." for s in found)
-    assert "The station at St. Ebb's has those dates, of course," in " ".join(found)
-    assert not any(sentence.endswith("St.") for sentence in found)
+@pytest.mark.usefixtures("without_nltk_data")
+def test_essays_are_split_into_sentences():
+    result = list(split_sentences(read_texts(ESSAYS)))
+    assert without_spaces("".join(result)) == without_spaces("".join(read_texts(ESSAYS)))
+    assert all(re.fullmatch(r"\S+( \S+)*", sentence) for sentence in result)
+    assert 300 < len(result) < 400
+    assert "He said this in the tone in which one speaks of a person who was let go." in result
+    assert any("At 7 a.m. I" in s or s == "At 7 a.m." for s in result)
+    assert "The station at St. Ebb's has those dates, of course," in " ".join(result)
+    assert not any(sentence.endswith("St.") for sentence in result)
 
 
 @given(st.lists(st.text(alphabet="aA .!?\"')\n\t1é", max_size=40), max_size=4))
-def test_nothing_is_lost(parts: list[str]):
-    found = list(split_sentences(parts))
-    assert bare("".join(found)) == bare("".join(parts))
-    assert all(sentence == " ".join(sentence.split()) != "" for sentence in found)
+def test_no_text_is_lost(parts: list[str]):
+    result = list(split_sentences(parts))
+    assert without_spaces("".join(result)) == without_spaces("".join(parts))
+    assert all(sentence == " ".join(sentence.split()) != "" for sentence in result)
 
 
-@pytest.mark.usefixtures("not_installed")
+@pytest.mark.usefixtures("without_nltk_data")
 def test_abbreviations_are_learned_from_the_text(caplog: pytest.LogCaptureFixture):
     caplog.set_level(logging.INFO)
     text = "We met Fr. Alder at the mill. It was approx. nine in the evening."
@@ -82,35 +82,35 @@ def test_abbreviations_are_learned_from_the_text(caplog: pytest.LogCaptureFixtur
     assert f"trained on {len(ABBREVIATED) + 2 + len(text)} characters of the text" in caplog.text
 
 
-def test_installed_data_comes_first(installed: Path, caplog: pytest.LogCaptureFixture):
+def test_installed_data_takes_precedence(nltk_data: Path, caplog: pytest.LogCaptureFixture):
     caplog.set_level(logging.INFO)
     text = " He sold\n\nnine sacks. Then he left. "
-    # RULER: white space made single spaces, then nltk's sent_tokenize.
+    # RULER collapses white space, then calls nltk's sent_tokenize.
     expected = nltk.sent_tokenize(re.sub(r"\s+", " ", text).strip())
     assert expected == ["He sold nine sacks. Then he left."]
     assert list(split_sentences([text])) == expected
-    assert f"by nltk's punkt_tab data in {installed}" in caplog.text
+    assert f"nltk's punkt_tab data in {nltk_data}" in caplog.text
     assert "trained" not in caplog.text
 
 
-@pytest.mark.usefixtures("not_installed")
-def test_training_reads_no_more_than_it_needs():
-    asked = []
+@pytest.mark.usefixtures("without_nltk_data")
+def test_training_reads_only_the_text_it_needs():
+    reads = []
 
     def endless():
         while True:
-            asked.append(1)
+            reads.append(1)
             yield ABBREVIATED
 
     next(split_sentences(endless()))
-    assert len(asked) == -(-TRAINING_CHARACTERS // len(ABBREVIATED))
+    assert len(reads) == -(-TRAINING_CHARACTERS // len(ABBREVIATED))
 
 
-def test_the_same_in_every_process():
+def test_sentences_are_the_same_in_every_process():
     code = "from needlework.tasks.haystacks.punkt import split_sentences;"
     code += "from needlework.sources.texts import read_texts;"
     code += f"print('|'.join(split_sentences(read_texts({str(ESSAYS)!r}))))"
-    found = {
+    result = {
         hashlib.sha256(
             subprocess.run(
                 [sys.executable, "-c", code],
@@ -122,37 +122,37 @@ def test_the_same_in_every_process():
         ).hexdigest()
         for seed in ("1", "2", "3")
     }
-    assert len(found) == 1
+    assert len(result) == 1
 
 
-def test_tokens_are_those_of_the_sentence_and_its_space(additive_tokenizer):
+def test_tokens_count_the_sentence_and_its_space(additive_tokenizer):
     table = sentence_table(read_texts(ESSAYS), additive_tokenizer, 10**6)
     assert table["sentence"].to_list() == list(split_sentences(read_texts(ESSAYS)))
     for sentence, tokens in table.iter_rows():
         assert tokens == len(additive_tokenizer.encode(f" {sentence}", add_special_tokens=False))
 
 
-def test_tokens_add_up_in_a_running_text(additive_tokenizer):
+def test_tokens_add_up_in_running_text(additive_tokenizer):
     table = sentence_table(read_texts(ESSAYS), additive_tokenizer, 10**6)
     whole = "".join(f" {sentence}" for sentence in table["sentence"])
     assert table["tokens"].sum() == len(additive_tokenizer.encode(whole, add_special_tokens=False))
 
 
-def test_a_tokenizer_set_to_cut_is_not_cut(byte_tokenizer):
+def test_truncation_of_the_tokenizer_has_no_effect(byte_tokenizer):
     expected = sentence_table(read_texts(ESSAYS), byte_tokenizer, 10**6)
-    cut = type(byte_tokenizer).from_str(byte_tokenizer.to_str())
-    cut.enable_truncation(8)
-    assert sentence_table(read_texts(ESSAYS), cut, 10**6).equals(expected)
+    truncating = type(byte_tokenizer).from_str(byte_tokenizer.to_str())
+    truncating.enable_truncation(8)
+    assert sentence_table(read_texts(ESSAYS), truncating, 10**6).equals(expected)
 
 
-def test_reading_stops_when_there_is_enough(byte_tokenizer):
-    one = "".join(read_texts(ESSAYS))
-    asked = []
+def test_reading_stops_at_the_needed_tokens(byte_tokenizer):
+    essays = "".join(read_texts(ESSAYS))
+    reads = []
 
     def endless():
         while True:
-            asked.append(1)
-            yield one
+            reads.append(1)
+            yield essays
 
     longest = 600_000
     table = sentence_table(endless(), byte_tokenizer, longest)
@@ -160,6 +160,6 @@ def test_reading_stops_when_there_is_enough(byte_tokenizer):
     assert OVERSUPPLY == 1.25
     assert tokens.sum() >= 1.25 * longest
     assert tokens[:-1000].sum() < 1.25 * longest
-    per_text = len(byte_tokenizer.encode(one, add_special_tokens=False))
-    for_training = -(-TRAINING_CHARACTERS // len(one))
-    assert len(asked) <= max(for_training, 1.25 * longest / per_text + 4)
+    per_text = len(byte_tokenizer.encode(essays, add_special_tokens=False))
+    for_training = -(-TRAINING_CHARACTERS // len(essays))
+    assert len(reads) <= max(for_training, 1.25 * longest / per_text + 4)

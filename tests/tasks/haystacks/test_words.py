@@ -1,3 +1,5 @@
+"""Word lists, keys and random sentences."""
+
 from random import Random
 
 import pytest
@@ -7,21 +9,21 @@ from needlework.tasks.haystacks.words import draw_keys, is_held_out, words
 
 
 @pytest.mark.parametrize("kind", ["adjective", "noun", "verb"])
-def test_parts_make_the_whole(kind):
+def test_training_and_held_out_words_partition_the_list(kind):
     training, held_out = set(words(kind, "training")), set(words(kind, "held_out"))
     assert not training & held_out
     assert training | held_out == set(words(kind))
     assert 0.06 < len(held_out) / len(words(kind)) < 0.14
 
 
-def test_words_are_plain_and_many():
+def test_word_lists_are_plain_and_long():
     assert len(words("adjective")) > 850
     assert len(words("noun")) > 6500
     assert all(word.isascii() and word.isalpha() and word.islower() for word in words("noun"))
 
 
 @pytest.mark.parametrize("part", ["all", "training", "held_out"])
-def test_keys_differ_and_keep_to_their_part(part):
+def test_keys_are_distinct_and_of_their_part(part):
     keys = draw_keys(Random(1), 500, part)
     assert len(set(keys)) == len(keys) == 500
     for key in keys:
@@ -30,23 +32,23 @@ def test_keys_differ_and_keep_to_their_part(part):
         assert noun in words("noun", part)
 
 
-def test_a_word_is_held_out_in_every_list():
+def test_a_word_is_held_out_in_all_lists():
     both = set(words("noun")) & set(words("adjective"))
     held_out = set(words("noun", "held_out")) | set(words("adjective", "held_out"))
     assert both
     assert all((word in held_out) == is_held_out(word) for word in both)
 
 
-def test_sentences_of_training_have_no_held_out_word():
+def test_training_sentences_have_no_held_out_word():
     random = Random(1)
     for _ in range(300):
         text = random_sentence(random, "training").removesuffix(".").lower().split()
-        adjective, subject, verb, thing = text[-4:]
+        adjective, subject, verb, object_ = text[-4:]
         assert text[:-4] in ([], ["the"], ["a"], ["an"])
         if text[0] in ("a", "an"):
             assert (text[0] == "an") == (adjective[0] in "aeiou")
         assert adjective in words("adjective", "training")
-        assert {subject, thing} <= set(words("noun", "training"))
+        assert {subject, object_} <= set(words("noun", "training"))
         assert verb in {third_person(word) for word in words("verb", "training")}
 
 

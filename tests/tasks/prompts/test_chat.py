@@ -1,4 +1,4 @@
-"""Frames against transformers' own rendering, for templates in the manner of six model families."""
+"""Chat frames, compared with the rendering of transformers for six families of templates."""
 
 import datetime
 import json
@@ -14,7 +14,7 @@ from needlework.config.models import Checkpoint
 from needlework.tasks.prompts.chat import load_chat_frame
 from needlework.tasks.prompts.prompt import NO_CHAT_FRAME, ChatFrame
 
-# The date is today's unless a caller gives it; the system text is stripped, and so is the message.
+# The date defaults to today; system text and message are stripped.
 LLAMA_3 = """\
 {{- bos_token }}
 {%- if not date_string is defined %}
@@ -127,7 +127,7 @@ SYSTEM = "Answer in one word. Don't explain."
 def save(
     folder: Path, template: str | list | None, *, adds_bos: bool = True, config: dict | None = None
 ) -> Path:
-    """A tokenizer of bytes with a chat template, as a checkpoint has it."""
+    """Save a byte tokenizer with a chat template, as in a checkpoint."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE({letter: i for i, letter in enumerate(letters)}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -139,7 +139,7 @@ def save(
             single="<s> $A", special_tokens=[("<s>", bos)]
         )
     tokenizer.save(str(folder / "tokenizer.json"))
-    written = {
+    tokenizer_config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": {"__type": "AddedToken", "content": "<s>", "lstrip": False, "special": True},
         "eos_token": "</s>",
@@ -147,16 +147,16 @@ def save(
         **(config or {}),
     }
     if isinstance(template, list):
-        written["chat_template"] = template
+        tokenizer_config["chat_template"] = template
     elif template is not None:
         (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
-    (folder / "tokenizer_config.json").write_text(json.dumps(written), encoding="utf-8")
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer_config), encoding="utf-8")
     return folder
 
 
 def messages(system: str | None, text: str = QUESTION) -> list[dict[str, str]]:
-    said = [] if system is None else [{"role": "system", "content": system}]
-    return [*said, {"role": "user", "content": text}]
+    system_messages = [] if system is None else [{"role": "system", "content": system}]
+    return [*system_messages, {"role": "user", "content": text}]
 
 
 CASES = [
@@ -169,17 +169,21 @@ CASES = [
 
 @pytest.mark.parametrize("adds_bos", [True, False])
 @pytest.mark.parametrize(("name", "system", "thinks"), CASES)
-def test_prompts_are_those_of_transformers(tmp_path, name, system, thinks, adds_bos):
+def test_prompts_match_transformers(tmp_path, name, system, thinks, adds_bos):
     folder = save(tmp_path, TEMPLATES[name], adds_bos=adds_bos)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
-    told = {"enable_thinking": thinks, "date_string": "03 Feb 2025", "add_generation_prompt": True}
-    text = tokenizer.apply_chat_template(messages(system), tokenize=False, **told)
-    ids = tokenizer.apply_chat_template(messages(system), **told)["input_ids"]
+    variables = {
+        "enable_thinking": thinks,
+        "date_string": "03 Feb 2025",
+        "add_generation_prompt": True,
+    }
+    text = tokenizer.apply_chat_template(messages(system), tokenize=False, **variables)
+    ids = tokenizer.apply_chat_template(messages(system), **variables)["input_ids"]
     if name == "deepseek_r1" and not thinks:
         text = text.removesuffix("\n") + "\n\n</think>\n\n"
         ids = tokenizer.encode(text, add_special_tokens=False)
     if name in ("qwen_3", "phi") and adds_bos:
-        # These templates leave it to the tokenizer.
+        # These templates leave the special token to the tokenizer.
         text, ids = f"<s>{text}", [tokenizer.bos_token_id, *ids]
 
     frame = load_chat_frame(
@@ -194,19 +198,19 @@ def test_prompts_are_those_of_transformers(tmp_path, name, system, thinks, adds_
     assert system is None or system in frame.head
 
 
-def test_the_message_is_as_it_is_where_a_template_strips_it(tmp_path):
+def test_the_message_is_verbatim_even_if_the_template_strips_it(tmp_path):
     frame = load_chat_frame(save(tmp_path, LLAMA_3))
     assert frame.head.endswith("<|head|>user<|over|>\n\n")
     assert frame.tail == "<|eot|><|head|>assistant<|over|>\n\n"
 
 
-def test_a_prompt_is_the_same_on_any_day_but_the_one_told(tmp_path):
+def test_the_date_is_fixed_and_configurable(tmp_path):
     folder = save(tmp_path, LLAMA_3)
     assert "\nToday: 01 Jan 2025\n" in load_chat_frame(folder).head
     assert "\nToday: 29 Feb 2024\n" in load_chat_frame(folder, date="2024-02-29").head
 
 
-def test_the_day_of_a_config_may_stand_without_quotes():
+def test_the_date_in_a_config_needs_no_quotes():
     for day in ("2024-02-29", datetime.date(2024, 2, 29)):
         assert Checkpoint(path="x", chat_date=day).chat_date == "2024-02-29"
     for day in ("2025-02-29", "20250101", "2025-1-1", 2025, datetime.datetime(2025, 1, 1)):
@@ -214,7 +218,7 @@ def test_the_day_of_a_config_may_stand_without_quotes():
             Checkpoint(path="x", chat_date=day)
 
 
-def test_an_empty_thought_is_closed_once(tmp_path):
+def test_an_empty_thinking_block_is_closed_once(tmp_path):
     closed = "<|im_start|>assistant\n<think>\n\n</think>\n\n"
     assert load_chat_frame(save(tmp_path, QWEN_3)).tail == f"<|im_end|>\n{closed}"
     thinking = QWEN_3.replace("enable_thinking is defined and enable_thinking is false", "false")
@@ -226,7 +230,7 @@ def test_an_empty_thought_is_closed_once(tmp_path):
     assert thinks.tail == "<|Assistant|><think>\n"
 
 
-def test_templates_that_ask_for_thinking_are_told_of_it(tmp_path):
+def test_templates_receive_the_thinking_variable(tmp_path):
     template = "{{ messages[0].content }}|{% if thinking %}<think>{% else %}</think>{% endif %}"
     folder = save(tmp_path, template)
     assert load_chat_frame(folder).tail == "|</think>"
@@ -234,13 +238,13 @@ def test_templates_that_ask_for_thinking_are_told_of_it(tmp_path):
 
 
 @pytest.mark.parametrize("template", [LLAMA_3, PHI, QWEN_3.replace("is false", "is defined")])
-def test_thinking_that_a_template_does_not_know_is_told(tmp_path, template):
+def test_thinking_without_support_in_the_template_is_rejected(tmp_path, template):
     folder = save(tmp_path, template)
     with pytest.raises(ValueError, match=r"cannot enable thinking; set thinking_tokens: 0$"):
         load_chat_frame(folder, thinking_tokens=100)
 
 
-def test_the_default_of_named_templates(tmp_path):
+def test_the_default_among_named_templates_is_used(tmp_path):
     named = [{"name": "tool_use", "template": "no"}, {"name": "default", "template": PHI}]
     whole = load_chat_frame(save(tmp_path, named), system_prompt=SYSTEM)
     assert whole.tail == "<|end|>\n<|assistant|>\n"
@@ -249,7 +253,7 @@ def test_the_default_of_named_templates(tmp_path):
     assert load_chat_frame(tmp_path).tail == "<end>\n<turn>model\n"
 
 
-def test_names_and_settings_of_transformers(tmp_path):
+def test_templates_get_the_environment_of_transformers(tmp_path):
     template = """\
 {%- for message in messages %}
     {%- set words = {"é<&>": [1, none], "a": eos_token} %}
@@ -272,13 +276,13 @@ end
     assert "é<&>" in frame.head
 
 
-def test_head_loses_only_what_the_tokenizer_adds(tmp_path):
+def test_head_drops_only_the_special_tokens_that_the_tokenizer_adds(tmp_path):
     folder = save(tmp_path, "<s></s>{{ messages[0].content }}<s>")
     assert load_chat_frame(folder) == ChatFrame("</s>", "<s>", None, True)
     assert load_chat_frame(save(tmp_path, "{{ messages[0].content }}")) == NO_CHAT_FRAME
 
 
-REFUSED = {
+INVALID = {
     "alone": ("{{ raise_exception('one\n  two') }}", "fails: one two"),
     "syntax": ("x\n{% if %}", "cannot be parsed: line 2: "),
     "undefined": ("{{ messages[0].content }}{{ nothing.at.all }}", "fails: 'nothing' is undefined"),
@@ -296,31 +300,31 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_be_a_frame_is_told_in_one_line(tmp_path, name):
-    template, why = REFUSED[name]
+@pytest.mark.parametrize("name", INVALID)
+def test_an_invalid_template_gives_a_one_line_error(tmp_path, name):
+    template, message = INVALID[name]
     folder = save(tmp_path, template)
-    with pytest.raises(ValueError, match=why) as told:
+    with pytest.raises(ValueError, match=message) as error:
         load_chat_frame(folder)
-    assert str(told.value).startswith(f"{folder}: ")
-    assert "\n" not in str(told.value)
+    assert str(error.value).startswith(f"{folder}: ")
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("template", "why"),
+    ("template", "message"),
     [
         (GEMMA, r"rejects a system message \(System role not supported\); remove system_prompt"),
         ("{{ messages[-1].content }}", "drops the system message; remove system_prompt"),
     ],
 )
-def test_a_refused_system_message_is_told(tmp_path, template, why):
+def test_a_rejected_system_message_is_reported(tmp_path, template, message):
     folder = save(tmp_path, template)
     load_chat_frame(folder)
-    with pytest.raises(ValueError, match=why):
+    with pytest.raises(ValueError, match=message):
         load_chat_frame(folder, system_prompt=SYSTEM)
 
 
-def test_broken_files_are_told(tmp_path):
+def test_unreadable_files_are_reported(tmp_path):
     folder = save(tmp_path, PHI)
     (folder / "tokenizer_config.json").write_text("{")
     with pytest.raises(ValueError, match=r"tokenizer_config\.json is not JSON"):
@@ -331,7 +335,7 @@ def test_broken_files_are_told(tmp_path):
         load_chat_frame(folder)
 
 
-def test_a_hub_name_is_read_from_the_hubs_cache(tmp_path):
+def test_a_hub_name_is_read_from_the_hub_cache(tmp_path):
     repository = tmp_path / "models--owner--name"
     (repository / "refs").mkdir(parents=True)
     for commit, name in (("0" * 40, "main"), ("1" * 40, "v2")):

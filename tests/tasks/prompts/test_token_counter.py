@@ -1,4 +1,4 @@
-"""Sums of pieces against whole tokenizations."""
+"""Sums over pieces, compared with tokenizations of the whole."""
 
 from random import Random
 
@@ -10,26 +10,26 @@ from needlework.tasks.haystacks.sentences import random_sentence
 from needlework.tasks.prompts.token_counter import CharacterCounter, TokenCounter
 
 
-def plain(tokenizer, text):
+def encoded_length(tokenizer, text):
     return len(tokenizer.encode(text, add_special_tokens=False))
 
 
-def test_only_tokenizers_that_split_between_words_are_trusted(
+def test_only_tokenizers_that_split_between_words_are_additive(
     additive_tokenizer, metaspace_tokenizer
 ):
     assert TokenCounter(additive_tokenizer).additive
     assert not TokenCounter(metaspace_tokenizer).additive
 
 
-def changed(tokenizer):
+def copy_of(tokenizer):
     return Tokenizer.from_str(tokenizer.to_str())
 
 
-def test_a_tokenizer_that_rewrites_or_never_splits_is_not_trusted(byte_tokenizer):
-    rewriting = changed(byte_tokenizer)
+def test_a_tokenizer_that_rewrites_or_never_splits_is_not_additive(byte_tokenizer):
+    rewriting = copy_of(byte_tokenizer)
     rewriting.normalizer = normalizers.Replace(" ", "_")
     assert not TokenCounter(rewriting).additive
-    whole_lines = changed(byte_tokenizer)
+    whole_lines = copy_of(byte_tokenizer)
     whole_lines.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Split("\n", "isolated"), pre_tokenizers.ByteLevel(use_regex=False)]
     )
@@ -51,36 +51,38 @@ def test_pieces_add_up(additive_tokenizer):
     assert total + counter.count_tail("What?", " The answer is") == len(tokenizer.encode(lines))
 
 
-def test_sentences_in_order_add_up_however_they_begin(tokenizer):
+def test_sentences_in_place_add_up_whatever_their_beginning(tokenizer):
     sentences = ["Rain fell.", "\u0301odd.", "...and so on", "(Yes.", "12 o'clock!", '"Who?"', "A"]
     counts = TokenCounter(tokenizer).count_in_place(sentences)
     for start in range(len(sentences)):
         text = "".join(f" {sentence}" for sentence in sentences[:start])
-        more = plain(tokenizer, text) - counts[:start].sum()
-        # A token over the cut belongs to the sentence that it begins in.
+        more = encoded_length(tokenizer, text) - counts[:start].sum()
+        # A token across the boundary belongs to the sentence where it starts.
         assert abs(more) <= 1
-    assert counts.sum() == plain(tokenizer, "".join(f" {sentence}" for sentence in sentences))
+    assert counts.sum() == encoded_length(
+        tokenizer, "".join(f" {sentence}" for sentence in sentences)
+    )
 
 
-def test_long_prompts_are_counted_in_parts(byte_tokenizer, monkeypatch):
+def test_long_prompts_are_counted_in_chunks(byte_tokenizer, monkeypatch):
     monkeypatch.setattr("needlework.tasks.prompts.token_counter._CHUNK_CHARACTERS", 300)
     random = Random(2)
     text = "\n".join(" ".join(random_sentence(random) for _ in range(9)) for _ in range(40))
     assert TokenCounter(byte_tokenizer).count_whole(text) == len(byte_tokenizer.encode(text))
 
 
-def test_two_line_breaks_may_be_one_token():
+def test_two_line_breaks_can_be_one_token():
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=260, initial_alphabet=alphabet, show_progress=False)
     tokenizer.train_from_iterator(["A\n\n\n", "B\n\n\n"] * 9, trainer)
-    assert plain(tokenizer, "A\n\n") < plain(tokenizer, "A\n\nB")
+    assert encoded_length(tokenizer, "A\n\n") < encoded_length(tokenizer, "A\n\nB")
     head = TokenCounter(tokenizer).count_head("A\n\n")
-    assert head == plain(tokenizer, "A\n\nB") - plain(tokenizer, "B")
+    assert head == encoded_length(tokenizer, "A\n\nB") - encoded_length(tokenizer, "B")
 
 
-def test_characters_are_counted_as_they_are(byte_tokenizer):
+def test_character_counter_counts_characters(byte_tokenizer):
     counter = CharacterCounter(byte_tokenizer)
     assert counter.count_words(["one", "three"]).tolist() == [4, 6]
     assert counter.count_whole("a b\n") == 4
@@ -89,21 +91,23 @@ def test_characters_are_counted_as_they_are(byte_tokenizer):
 
 
 @pytest.mark.parametrize("paragraph", ["The sky is blue. Here we go.", "Again and again!"])
-def test_every_cut_of_the_filler_counts_what_it_counts(additive_tokenizer, paragraph):
+def test_every_cut_of_the_filler_is_counted_right(additive_tokenizer, paragraph):
     tokenizer = additive_tokenizer
     counter = TokenCounter(tokenizer)
     filler = Filler(counter, paragraph)
     for tokens in range(120):
         text, used = filler.line_within(tokens)
-        assert used == plain(tokenizer, f"\n{text}Q") - plain(tokenizer, "\nQ")
+        assert used == encoded_length(tokenizer, f"\n{text}Q") - encoded_length(tokenizer, "\nQ")
         assert used <= tokens
         assert (f"{paragraph} " * 60).startswith(text.removesuffix("\n"))
         lines, counts = filler.lines_within(tokens)
         joined = "".join(f"{line}\n" for line in lines)
-        assert sum(counts) == plain(tokenizer, f"\n{joined}Q") - plain(tokenizer, "\nQ")
+        assert sum(counts) == encoded_length(tokenizer, f"\n{joined}Q") - encoded_length(
+            tokenizer, "\nQ"
+        )
 
 
-def test_running_sentences_end_nearest(tokenizer):
+def test_sentences_near_a_target_end_nearest_to_it(tokenizer):
     filler = Filler(TokenCounter(tokenizer))
     for tokens in (0, 3, 17.5, 40, 61, 99.9):
         text, used = filler.sentences_near(tokens, max_tokens=90)
