@@ -1,4 +1,4 @@
-"""Conda environments: written so that conda reads them, in step with pyproject.toml, complete."""
+"""Conda environments: valid for conda, complete, and with the versions of constraints.txt."""
 
 import ast
 import re
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
 from rattler import MatchSpec
 from support.paths import ROOT
 
@@ -46,9 +47,9 @@ JOBS = {name: text for name, text in RULES.items() if "    script:" in text}
 
 
 def requirements() -> dict[str, str]:
-    """Distribution -> its version in pyproject.toml, by conda's names."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    pinned = dict(line.split("==") for line in project["dependencies"])
+    """Distribution -> its version in constraints.txt, by conda's names."""
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pinned = dict(line.split("==") for line in lines if not line.startswith("#"))
     return {CONDA_NAMES.get(name, name): version for name, version in pinned.items()}
 
 
@@ -75,13 +76,13 @@ def test_conda_can_read_it(environment: Path):
 
 
 @pytest.mark.parametrize("environment", ENVIRONMENTS, ids=lambda path: path.stem)
-def test_versions_are_those_of_pyproject(environment: Path):
+def test_versions_equal_the_constraints(environment: Path):
     python, *packages = (spec.split("=") for spec in specs(environment))
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["requires-python"] == f">={python[1]}"
     pinned = requirements()
     assert dict(packages) == {
-        name: pinned.get(name, "not in pyproject.toml") for name, _ in packages
+        name: pinned.get(name, "not in constraints.txt") for name, _ in packages
     }
 
 
@@ -139,3 +140,15 @@ def imports(tree: ast.AST) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
         else:
             yield from imports(node)
+
+
+def test_constraints_pin_every_dependency():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    required = [*project["dependencies"]]
+    for extra in project["optional-dependencies"].values():
+        required += extra
+    pinned = requirements()
+    for text in required:
+        requirement = Requirement(text)
+        version = pinned[CONDA_NAMES.get(requirement.name, requirement.name)]
+        assert requirement.specifier.contains(version), f"{text}: {version}"
