@@ -1,7 +1,6 @@
 """Describe pydantic's validation errors in one line."""
 
 from pydantic import ValidationError
-from pydantic_core import ErrorDetails
 
 
 def describe_error(error: ValidationError, root: str) -> str:
@@ -11,7 +10,7 @@ def describe_error(error: ValidationError, root: str) -> str:
         error: raised by pydantic.
         root: what to call the validated value as a whole, such as "the file".
     """
-    first: ErrorDetails = error.errors(include_url=False)[0]
+    first = error.errors(include_url=False)[0]
     place, message = _key_path(first["loc"]) or root, first["msg"]
     if first["type"] == "json_invalid":
         return f"not JSON: {first['ctx']['error']}"
