@@ -52,6 +52,8 @@ class Task(Strict):
     """The module that generates the samples; see needlework/tasks/generate.py."""
     has_depths: ClassVar[bool] = True
     """Whether each answer has one depth, so that the task has a heatmap."""
+    generated: ClassVar[bool] = True
+    """Whether samples are generated, or exist already and all have to be read to be checked."""
 
     max_new_tokens: int = Field(ge=1, description=_MAX_NEW_TOKENS)
 
@@ -353,6 +355,7 @@ class RulerJsonl(Task):
 
     module: ClassVar[str] = "needlework.tasks.ruler_jsonl"
     has_depths: ClassVar[bool] = False
+    generated: ClassVar[bool] = False
 
     type: Literal["ruler_jsonl"] = "ruler_jsonl"
     path: str = Field(

@@ -7,7 +7,6 @@ from tokenizers import Tokenizer
 
 from needlework.config.experiment import Experiment
 from needlework.config.models import Api, Checkpoint
-from needlework.config.tasks import RulerJsonl
 from needlework.sources.texts import read_texts
 from needlework.tasks.generate import PROBED_SAMPLES, Sampler
 from needlework.tasks.haystacks.punkt import sentence_table
@@ -106,7 +105,7 @@ def _check_tasks(experiment: Experiment, model: Api | Checkpoint, path: str | No
     for task_name, task in experiment.tasks.items():
         haystack_name = getattr(task, "haystack", None)
         counts = {longest: 1, shortest: experiment.samples}
-        if isinstance(task, RulerJsonl):
+        if not task.generated:
             counts = dict.fromkeys(experiment.lengths, experiment.samples)
         elif haystack_name in experiment.haystacks:
             counts = {shortest: counts[shortest]} if haystack_name in haystacks else {}

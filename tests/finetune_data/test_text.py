@@ -1,8 +1,6 @@
 """Packed text: every token once and in order, each document ended, bounded memory."""
 
-import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,12 +9,11 @@ import polars as pl
 import pytest
 from datasets import Dataset
 from support.paths import PYTHONPATH
-from support.toy_tokenizers import TINY, merging_newlines
+from support.toy_tokenizers import merging_newlines
 
 from needlework.config.tasks import TextExamples
 from needlework.finetune_data.text import make_examples
 from needlework.sources import texts
-from needlework.tasks.prompts.tokenizer import end_token_id, open_tokenizer
 
 TEXTS = [
     f"The pass key is {n}. Remember it, or the grass is green. " * (n % 3 + 1) for n in range(40)
@@ -107,28 +104,6 @@ def test_error_says_how_many_rows_the_text_fills(tmp_path, byte_tokenizer):
         make_rows(tmp_path / "empty.txt", byte_tokenizer, 1, 64)
     with pytest.raises(ValueError, match="no column 'prose'; write one of text"):
         make_rows(path, byte_tokenizer, 1, 64, column="prose")
-
-
-def test_end_token_comes_from_the_tokenizer_config(tmp_path):
-    tokenizer = open_tokenizer(TINY)
-    assert end_token_id(TINY) == tokenizer.token_to_id("</s>")
-    shutil.copy(TINY / "tokenizer.json", tmp_path)
-    config = tmp_path / "tokenizer_config.json"
-    config.write_text(json.dumps({"eos_token": {"content": "<s>"}}))
-    assert end_token_id(tmp_path) == tokenizer.token_to_id("<s>")
-    for content, message in (
-        ("{}", "eos_token is None, which the tokenizer does not have; write one"),
-        (
-            '{"eos_token": "<end>"}',
-            "eos_token is '<end>', which the tokenizer does not have; write one",
-        ),
-        ("{", "cannot be read: Expecting"),
-        ("[]", "cannot be read: 'list' object"),
-    ):
-        config.write_text(content)
-        with pytest.raises(ValueError, match=message) as caught:
-            end_token_id(tmp_path)
-        assert str(caught.value).startswith(str(config))
 
 
 _PEAK = """

@@ -27,8 +27,8 @@ def tables(request, byte_tokenizer, tmp_path_factory) -> tuple[Path, Path]:
     sampler = Sampler(
         task, byte_tokenizer, task_name=name, length=1500, depths=[0, 50, 100], seed=1
     )
-    made = make_samples(sampler, COUNT)
-    outputs = made["outputs"].to_list()
+    samples = make_samples(sampler, COUNT)
+    outputs = samples["outputs"].to_list()
     answers = [
         ", ".join(outputs[0]),
         "nothing of the kind é",
@@ -37,9 +37,9 @@ def tables(request, byte_tokenizer, tmp_path_factory) -> tuple[Path, Path]:
         "\x00" + "\x07".join(outputs[4]) + " ",
         outputs[5][0][:3] + "\n" + outputs[5][0][3:],
     ]
-    predictions = made.select("task", "length", "sample").with_columns(
+    predictions = samples.select("task", "length", "sample").with_columns(
         pl.lit("dense").alias("system"), pl.Series("prediction", answers)
     )
-    made.write_parquet(folder / "samples.parquet")
+    samples.write_parquet(folder / "samples.parquet")
     predictions.reverse().write_parquet(folder / "predictions.parquet")
     return folder / "samples.parquet", folder / "predictions.parquet"
