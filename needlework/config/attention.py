@@ -1,7 +1,7 @@
 """Parameters of attention systems; `needlework/attention/methods/{type}.py` computes each."""
 
 from fractions import Fraction
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -16,6 +16,10 @@ class Attention(Strict):
     A subclass with a `type` is a system that an experiment can name.
     """
 
+    if TYPE_CHECKING:
+        type: str
+        """Name of the system in an experiment file; each named system declares it."""
+
     converts_model: ClassVar[bool] = False
     """True: part of a model (`models:`), saved with its weights. False: applied at evaluation."""
     adjusts: ClassVar[str | None] = None
@@ -27,7 +31,7 @@ class Attention(Strict):
     @property
     def module(self) -> str:
         """Dotted name of the module that computes it, in its class `Method`."""
-        return f"needlework.attention.methods.{self.type}"  # type: ignore[attr-defined]  # of types
+        return f"needlework.attention.methods.{self.type}"
 
     @property
     def gates_name(self) -> str | None:
