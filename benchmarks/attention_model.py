@@ -22,6 +22,7 @@ from benchmarks.timing import timed, verdict
 from needlework import Infini, Oracle, Random, Seer, SketchWalk, Window, XAttention, apply
 from needlework.attention.seer.gates import Gates
 from needlework.config.attention import Attention
+from needlework.config.opening import ModelSpec
 from needlework.models.checkpoint import open_model
 from needlework.models.convert import convert
 
@@ -71,7 +72,7 @@ def under(model: PreTrainedModel, system: Attention | None) -> Iterator[PreTrain
 
 def opened() -> PreTrainedModel:
     """The embedded model."""
-    return open_model(MODEL)[0]
+    return open_model(ModelSpec(path=MODEL))[0]
 
 
 def prompt(model: PreTrainedModel, tokens: int) -> Tensor:

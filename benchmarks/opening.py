@@ -16,7 +16,7 @@ import torch
 from transformers import AutoTokenizer, LlamaConfig
 
 from benchmarks.plan import TOKENIZER, compared, make_random
-from needlework.config.opening import Opening
+from needlework.config.opening import ModelSpec, Opening
 from needlework.evaluation.generation.answers import EvaluationJob, answer_samples
 from needlework.planning.cost import Model
 from needlework.planning.device_probe import device
@@ -145,8 +145,8 @@ def _row(folder: Path, case: Case, options: dict) -> str:
 
 def _answer(folder: Path, dtype: str, options: dict) -> tuple[int, int, float, float]:
     """Cache bytes, peak bytes, prefill seconds and seconds per token of the second prompt."""
-    opening = Opening(**options).model_dump()
-    job = EvaluationJob("opened", str(folder), dtype, None, False, opening, False, None, 0)
+    spec = ModelSpec(path=folder, dtype=dtype, opening=Opening(**options))
+    job = EvaluationJob(system="opened", model=spec)
     predictions, measurements, _ = answer_samples(job, folder / "samples.parquet", slice(0, 2), 1)
     measured = measurements.row(1, named=True)
     return (

@@ -17,6 +17,7 @@ from needlework.attention.apply import apply
 from needlework.attention.base import computation_of
 from needlework.config.attention import AnyAttention
 from needlework.config.devices import devices
+from needlework.config.opening import ModelSpec
 from needlework.evaluation.meter import cache_bytes
 from needlework.models.checkpoint import open_config, open_model
 from needlework.models.convert import convert
@@ -97,7 +98,7 @@ def row(family: str, keys: dict, dtype: str, attention: dict | None, tokens: int
             shutil.copy(TOKENIZER / file, folder)
         method = None if system is None else computation_of(system)
         own = method if system is not None and system.converts_model else None
-        model = Model(Shape(open_config(folder), dtype), own)
+        model = Model(Shape(open_config(ModelSpec(path=folder)), dtype), own)
         planned = model.cost(method, tokens, devices()["cpu"])
         # Spawn, because a forked process starts at its parent's size.
         with get_context("spawn").Pool(1) as pool:
@@ -119,7 +120,7 @@ def make_random(folder: Path, dtype: str) -> None:
 
 def _answer(folder: Path, dtype: str, system: AnyAttention | None, tokens: int) -> tuple[int, int]:
     """Cache bytes at the end, and peak bytes of the process."""
-    model, _ = open_model(folder, dtype=dtype)
+    model, _ = open_model(ModelSpec(path=folder, dtype=dtype))
     if system is not None and system.converts_model:
         model = convert(model, system)
     elif system is not None:

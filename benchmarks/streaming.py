@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from needlework.config.attention import Infini, Window
+from needlework.config.opening import ModelSpec
 from needlework.evaluation.streaming.accumulator import Accumulator
 from needlework.evaluation.streaming.evaluator import StreamingEvaluator
 from needlework.evaluation.streaming.token_source import TokenFile, encoded, write_tokens
@@ -32,7 +33,7 @@ LENGTHS = [int(tokens) for tokens in os.environ.get("STREAM_TOKENS", "1000000").
 
 def streaming_table() -> str:
     """The tables as Markdown."""
-    model, tokenizer = open_model(MODEL, device="cpu")
+    model, tokenizer = open_model(ModelSpec(path=MODEL), device="cpu")
     infini = convert(model, Infini(segment_length=128))
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "tokens.npy"

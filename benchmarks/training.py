@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from benchmarks.timing import verdict
+from needlework.config.opening import ModelSpec
 from needlework.config.tasks import PasskeyExamples
 from needlework.config.training import Finetune
 from needlework.finetune_data.passkey import make_examples
@@ -86,7 +87,7 @@ def _rows(length: int) -> pl.DataFrame:
 
 
 def _needlework(rows: pl.DataFrame) -> tuple[float, float]:
-    model, tokenizer = open_model(MODEL, device="cpu")
+    model, tokenizer = open_model(ModelSpec(path=MODEL), device="cpu")
     metrics, measurements = finetune(model, tokenizer, rows, RECIPE, SEED)
     first, last = measurements["seconds"]
     # The second row is the mean of the steps after the first.
@@ -110,7 +111,7 @@ class _Clock(TrainerCallback):
 
 
 def _trainer(rows: pl.DataFrame, kind: type[Trainer]) -> tuple[float, float]:
-    model, tokenizer = open_model(MODEL, device="cpu")
+    model, tokenizer = open_model(ModelSpec(path=MODEL), device="cpu")
     encoded = encode(tokenizer, rows, RECIPE.sequence_length)
     order = cycle_shuffled(range(len(encoded)), torch.Generator().manual_seed(SEED))
     batches = [

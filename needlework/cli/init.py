@@ -11,6 +11,7 @@ import yaml
 
 from needlework.cli.warnings import has_chat_template
 from needlework.config.devices import Device, devices
+from needlework.config.opening import ModelSpec
 from needlework.config.parsing.load import load_experiment
 from needlework.models.checkpoint import open_config
 from needlework.planning.device_probe import device as find_device
@@ -92,7 +93,7 @@ def write_experiment(file: Path, path: str, *, force: bool = False) -> Grid:
 
 def _inspect(path: str, machine: Device) -> _Model:
     """What the checkpoint's files say; its weights are not read."""
-    config = open_config(path)
+    config = open_config(ModelSpec(path=path))
     open_tokenizer(path)
     text = config.get_text_config()
     return _Model(

@@ -7,7 +7,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from needlework.config.attention import Attention, Infini
 from needlework.config.experiment import Experiment
-from needlework.config.models import Checkpoint
+from needlework.config.models.base import LocalModel
+from needlework.config.opening import ModelSpec
 from needlework.config.parsing.load import load_experiment
 from needlework.models.checkpoint import open_config
 
@@ -35,7 +36,7 @@ def parse_mapping(option: str, text: str, key: str) -> dict[str, Any]:
 
 def inline_experiment(
     model: dict[str, Any], attention: dict[str, Any] | None, **sections: Any
-) -> tuple[Experiment, Checkpoint, Attention | None]:
+) -> tuple[Experiment, LocalModel, Attention | None]:
     """Build the experiment that an experiment file with the same keys would describe.
 
     Args:
@@ -56,15 +57,15 @@ def inline_experiment(
     experiment = load_experiment(
         {"experiment": NAME, "models": {NAME: model}, "systems": {NAME: system}, **sections}
     )
-    checkpoint = experiment.models[NAME]
-    if not isinstance(checkpoint, Checkpoint):
+    checkpoint = experiment.models[NAME].local
+    if checkpoint is None or checkpoint.weights_path is None:
         raise ValueError("--model: not a checkpoint; write a path, or '{path: ...}'")
     if attention is not None and converts:
-        return experiment, checkpoint, _infini(checkpoint, attention)
+        return experiment, checkpoint, _infini(checkpoint.spec(), attention)
     return experiment, checkpoint, experiment.systems[NAME].attention
 
 
-def _infini(model: Checkpoint, keys: dict[str, Any]) -> Infini | None:
+def _infini(spec: ModelSpec, keys: dict[str, Any]) -> Infini | None:
     """Infini-attention to apply to a checkpoint; None if it is part of the checkpoint already."""
     try:
         attention = TypeAdapter(Infini).validate_python(keys)
@@ -73,14 +74,14 @@ def _infini(model: Checkpoint, keys: dict[str, Any]) -> Infini | None:
         key = ".".join(map(str, first["loc"]))
         raise ValueError(f"--attention: {key} = {first['input']!r}: {first['msg']}") from None
     try:
-        config = open_config(model.path, model.revision, model.trust_remote_code)
+        config = open_config(spec)
     except ValueError:
         return attention  # opening the model will report the error
     if getattr(config, "needlework_attention", None) != "infini":
         return attention
     if len(keys) > 1:
         raise ValueError(
-            f"--attention: {model.path} has Infini-attention with its own parameters; "
+            f"--attention: {spec.path} has Infini-attention with its own parameters; "
             "write --attention infini"
         )
     return None

@@ -10,7 +10,7 @@ import torch
 
 from needlework.cli.inline_experiment import NAME, inline_experiment
 from needlework.config.attention import Attention
-from needlework.config.models import Checkpoint
+from needlework.config.models.base import LocalModel
 from needlework.evaluation.generation.answers import EvaluationJob, answer_samples
 from needlework.scoring.intervals import wilson
 from needlework.scoring.score import score
@@ -56,7 +56,8 @@ def evaluate(
         seed=seed,
     )
     chat_frame, thinking_tokens = chat_frame_of(checkpoint), thinking_tokens_of(checkpoint)
-    tokenizer = open_tokenizer(checkpoint.path, checkpoint.revision)
+    spec = checkpoint.spec()
+    tokenizer = open_tokenizer(spec.path, spec.revision)
     sampler = make_sampler(experiment, NAME, length, tokenizer, chat_frame, thinking_tokens)
     table = make_samples(sampler, count)
     job = _job(checkpoint, method, thinking_tokens)
@@ -76,20 +77,14 @@ def evaluate(
         parameters.metric,
     )
     if method is not None and method.converts_model:
-        yield f"note: {checkpoint.path} has no {method.type} attention; it was applied untrained"
+        yield f"note: {spec.path} has no {method.type} attention; it was applied untrained"
 
 
-def _job(
-    checkpoint: Checkpoint, attention: Attention | None, thinking_tokens: int
-) -> EvaluationJob:
+def _job(model: LocalModel, attention: Attention | None, thinking_tokens: int) -> EvaluationJob:
     return EvaluationJob(
         system=NAME,
-        model=checkpoint.path,
-        dtype=checkpoint.dtype,
-        revision=checkpoint.revision,
-        allow_pickle=checkpoint.allow_pickle,
-        opening=checkpoint.opening.model_dump(mode="json", exclude={"dp"}),
-        allow_extrapolation=checkpoint.allow_extrapolation,
+        model=model.spec(),
+        allow_extrapolation=model.allow_extrapolation,
         attention=attention and attention.model_dump(mode="json"),
         thinking_tokens=thinking_tokens,
     )

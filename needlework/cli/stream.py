@@ -52,13 +52,8 @@ def evaluate_stream(
         lengths=[1],
     )
     text = experiment.streams[NAME]
-    opened, _ = open_model(
-        checkpoint.path,
-        dtype=checkpoint.dtype,
-        revision=checkpoint.revision,
-        allow_pickle=checkpoint.allow_pickle,
-        opening=checkpoint.opening,
-    )
+    spec = checkpoint.spec()
+    opened, _ = open_model(spec)
     if method is not None and method.converts_model:
         opened, method = convert(opened, method), None
     how = text.read_by(NAME)
@@ -73,7 +68,7 @@ def evaluate_stream(
     folder.mkdir(parents=True, exist_ok=True)
     documents = token_documents(
         text.path,
-        open_tokenizer(checkpoint.path, checkpoint.revision),
+        open_tokenizer(spec.path, spec.revision),
         column=text.column,
         split=text.split,
         dtype=text.dtype,

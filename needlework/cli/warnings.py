@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from needlework.config.experiment import Experiment
-from needlework.config.models import Checkpoint
 from needlework.tasks.prompts.tokenizer import tokenizer_folder
 
 
@@ -35,12 +34,12 @@ def _missing_chat_templates(experiment: Experiment, fetch: bool) -> Iterator[str
         experiment.root_model(system.model) for system in experiment.systems.values()
     ):
         model = experiment.models[name]
-        # An explicit `chat_template: false` is a decision.
-        if not isinstance(model, Checkpoint) or "chat_template" in model.model_fields_set:
+        source = model.tokenizer_source
+        if source is None or not model.chat_undecided:
             continue
-        if not fetch and not Path(model.path).is_dir():
+        if not fetch and not Path(source.path).is_dir():
             continue
-        if has_chat_template(tokenizer_folder(model.path, model.revision)):
+        if has_chat_template(tokenizer_folder(source.path, source.revision)):
             yield (
                 f"models.{name}: the checkpoint has a chat template that prompts do not use, which "
                 "can lower its scores and make them invalid; write `chat_template: true` (or "

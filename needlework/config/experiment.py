@@ -1,5 +1,6 @@
 """The experiment file: models, systems to compare, tasks and data."""
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, PlainValidator
@@ -8,7 +9,8 @@ from needlework.config.attention import AnyAttention
 from needlework.config.base import Name, Strict
 from needlework.config.depths import Depths
 from needlework.config.gates import SeerGates
-from needlework.config.models import AnyModel, Api, Derived
+from needlework.config.models.base import LocalModel, Model
+from needlework.config.models.registry import AnyModel
 from needlework.config.streams import Stream
 from needlework.config.tasks import AnyExamples, AnyTask, Haystack
 
@@ -138,19 +140,40 @@ class Experiment(Strict):
         names = (name for stream in self.streams.values() for name in stream.systems)
         return [name for name in dict.fromkeys(names) if name not in self.systems]
 
-    def is_api(self, system: str) -> bool:
-        """Whether `system` is a model behind an API."""
-        return isinstance(self.models[self.systems[system].model], Api)
+    def model_of(self, system: str) -> Model:
+        """The model of `system`."""
+        return self.models[self.systems[system].model]
+
+    def local(self, name: str) -> LocalModel:
+        """Model `name`, whose weights are opened here.
+
+        Raises:
+            ValueError: It runs behind an API.
+        """
+        model = self.models[name].local
+        if model is None:
+            raise ValueError(f"models.{name}: runs behind an API; name a model with weights here")
+        return model
 
     def early_stopping_of(self, system: str) -> EarlyStopping | None:
         """Early stopping that applies to `system`; None if it evaluates every length."""
         return None if self.systems[system].early_stopping is False else self.early_stopping
 
+    def ancestors(self, name: str) -> Iterator[tuple[str, Model]]:
+        """Model `name` and those that its weights start from, the nearest first.
+
+        Ends at a name that is not in `models` or that repeats.
+        """
+        seen: set[str] = set()
+        while name in self.models and name not in seen:
+            seen.add(name)
+            model = self.models[name]
+            yield name, model
+            if model.parent is None:
+                return
+            name = model.parent
+
     def root_model(self, name: str) -> str:
-        """The model that supplies the tokenizer of `name`, following `base` and an API's "
-        "`tokenizer`."""
-        while isinstance(model := self.models[name], Derived):
-            name = model.base
-        if isinstance(model, Api) and model.tokenizer in self.models:
-            return self.root_model(model.tokenizer)
-        return name
+        """The model whose tokenizer model `name` uses, itself or another one."""
+        other = self.models[name].tokenizer_of
+        return self.root_model(other) if other in self.models else name

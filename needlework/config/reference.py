@@ -12,7 +12,9 @@ from needlework.config.attention import Attention
 from needlework.config.base import Strict
 from needlework.config.experiment import EarlyStopping, EffectiveLength, Experiment, System
 from needlework.config.gates import SeerGates
-from needlework.config.models import Model, Price
+from needlework.config.models.api import Price
+from needlework.config.models.base import Model
+from needlework.config.models.registry import MODEL_SOURCES
 from needlework.config.streams import Stream, StreamedSystem
 from needlework.config.tasks import Examples, Task
 
@@ -36,7 +38,7 @@ def reference() -> str:
         "The file": ("Top-level keys.", [Experiment, EarlyStopping, EffectiveLength]),
         "Models": (
             "Entries of `models:`. The key in the title decides which kind of model an entry is.",
-            [*Model.__subclasses__(), Price],
+            [*MODEL_SOURCES, Price],
         ),
         "Training": (
             "Recipes under `finetune:`, `pretrain:` and `distill:`.",

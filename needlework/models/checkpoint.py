@@ -1,8 +1,9 @@
-"""Open and save Hugging Face checkpoints: a folder or a hub name, safetensors unless asked."""
+"""Open and save Hugging Face checkpoints: a folder or a hub name, safetensors by default."""
 
 import importlib
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -17,90 +18,88 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar
 
-from needlework.config.opening import Opening
-from needlework.models.loading import arguments, explained, no_room
+from needlework.config.models.base import LocalModel
+from needlework.config.opening import ModelSpec
+from needlework.models.loading import explain_error, loading_arguments, out_of_device_memory
 from needlework.sources import hub
 
-# The stages have a bar of their own.
+# Stages show their own progress bar.
 disable_progress_bar()
-PLAIN = Opening()
-"""Weights in dtype, whole, in one process."""
 
 
 def open_model(
-    path: str | Path,
-    *,
-    dtype: str = "float32",
-    device: str | None = None,
-    revision: str | None = None,
-    allow_pickle: bool = False,
-    opening: Opening = PLAIN,
+    spec: ModelSpec, device: str | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-    """The model in eval mode, held as `opening` says, and its tokenizer.
+    """Open a model in eval mode, and its tokenizer.
 
-    Where `opening` leaves that open it lies on `device`: the GPU if there is one.
+    The custom classes of a checkpoint with `needlework_attention` in its config.json are imported
+    first. Pickled weights are read only with `allow_pickle` and without safetensors, and then by
+    torch's reader that runs no code.
 
-    A checkpoint whose config.json names a `needlework_attention` gets that module imported first,
-    which registers its classes with transformers. Pickled weights are read only where
-    `allow_pickle` is set and there are no others, and then by torch's reader that runs no code.
+    Args:
+        device: where the weights go if `spec.opening` does not place them; None: the GPU if there
+            is one.
 
     Raises:
-        ValueError: the folder lacks config.json, or weights and config do not fit together.
+        ValueError: The folder lacks config.json, or weights and config do not fit together.
     """
-    kwargs = {"revision": revision} if revision else {}
-    kwargs["trust_remote_code"] = opening.trust_remote_code
+    path, dtype = spec.path, getattr(torch, spec.dtype)
+    kwargs = _source_arguments(spec)
     try:
-        config = open_config(path, revision, opening.trust_remote_code)
-        held = arguments(path, config, getattr(torch, dtype), opening)
+        config = open_config(spec)
+        placement = loading_arguments(spec, config)
         model, loading = AutoModelForCausalLM.from_pretrained(
             path,
             config=config,
-            dtype=getattr(torch, dtype),
-            use_safetensors=None if allow_pickle else True,
+            dtype=dtype,
+            use_safetensors=None if spec.allow_pickle else True,
             output_loading_info=True,
-            **held,
+            **placement,
             **kwargs,
         )
         tokenizer = AutoTokenizer.from_pretrained(path, **kwargs)
     except UnpicklingError:
         raise ValueError(
-            f"{path}: its pickle files (.bin) hold more than tensors, which could run code: not "
-            "opened; save the weights as safetensors"
+            f"{path}: its pickle files (.bin) hold more than tensors and could run code; save the "
+            "weights as safetensors"
         ) from None
     except (OSError, ValueError, ImportError) as error:
         if str(error).startswith(f"{path}: "):
             raise
-        raise ValueError(explained(path, error, opening)) from None
+        raise ValueError(explain_error(spec, error)) from None
     if loading["missing_keys"]:
         names = ", ".join(sorted(loading["missing_keys"])[:3])
         raise ValueError(f"{path}: weights missing from the checkpoint: {names}, ...")
-    if opening.offload_folder is None and "disk" in getattr(model, "hf_device_map", {}).values():
-        raise ValueError(no_room(path, opening))
-    if not held.keys() & {"device_map", "distributed_config", "quantization_config"}:
+    devices = getattr(model, "hf_device_map", {}).values()
+    if spec.opening.offload_folder is None and "disk" in devices:
+        raise ValueError(out_of_device_memory(spec))
+    if not placement.keys() & {"device_map", "distributed_config", "quantization_config"}:
         model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     return model.eval(), tokenizer
 
 
-def open_config(
-    path: str | Path, revision: str | None = None, trust_remote_code: bool = False
-) -> PreTrainedConfig:
+def open_config(spec: ModelSpec) -> PreTrainedConfig:
     """The config.json of a folder or a hub name.
 
     Raises:
-        ValueError: there is none, or this version of needlework or transformers does not know what
-            it asks for.
+        ValueError: It is missing, or this version of needlework or transformers does not support
+            the model.
     """
-    kwargs = {"revision": revision} if revision else {}
-    kwargs["trust_remote_code"] = trust_remote_code
-    if not Path(path).is_dir():
+    kwargs = _source_arguments(spec)
+    if not Path(spec.path).is_dir():
         hub.unreachable()
     try:
-        _register_attention(path, kwargs)
-        return AutoConfig.from_pretrained(path, **kwargs)
+        _register_attention(spec.path, kwargs)
+        return AutoConfig.from_pretrained(spec.path, **kwargs)
     except (OSError, ValueError, ImportError) as error:
-        if str(error).startswith(f"{path}: "):
+        if str(error).startswith(f"{spec.path}: "):
             raise
-        raise ValueError(explained(path, error, PLAIN)) from None
+        raise ValueError(explain_error(ModelSpec(path=spec.path), error)) from None
+
+
+def config_of(model: LocalModel) -> PreTrainedConfig:
+    """The config of a checkpoint of the experiment; see `LocalModel.config_module`."""
+    return open_config(model.spec())
 
 
 def save_model(
@@ -112,7 +111,7 @@ def save_model(
     """Save a checkpoint, its weights (`state`, or the model's own) in one safetensors file.
 
     Raises:
-        ValueError: the folder cannot be written.
+        ValueError: The folder cannot be written.
     """
     try:
         model.save_pretrained(folder, state_dict=state, max_shard_size="1TB")
@@ -121,7 +120,12 @@ def save_model(
         raise ValueError(f"{folder}: cannot be written ({error})") from None
 
 
-def _register_attention(path: str | Path, kwargs: dict) -> None:
+def _source_arguments(spec: ModelSpec) -> dict[str, Any]:
+    revision = {"revision": spec.revision} if spec.revision else {}
+    return {**revision, "trust_remote_code": spec.opening.trust_remote_code}
+
+
+def _register_attention(path: str, kwargs: dict[str, Any]) -> None:
     config, _ = PreTrainedConfig.get_config_dict(path, **kwargs)
     attention = config.get("needlework_attention")
     if attention is None:
@@ -130,6 +134,6 @@ def _register_attention(path: str | Path, kwargs: dict) -> None:
         importlib.import_module(f"needlework.attention.methods.{attention}")
     except ModuleNotFoundError:
         raise ValueError(
-            f"{path}: config.json asks for needlework_attention = {attention!r}, which this "
-            "version of needlework does not have; open it with the version that made it"
+            f"{path}: config.json needs needlework_attention = {attention!r}, which this version "
+            "of needlework does not have; open it with the version that made it"
         ) from None

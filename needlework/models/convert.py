@@ -7,7 +7,10 @@ from needlework.config.attention import Attention
 
 
 def convert(model: PreTrainedModel, attention: Attention | None) -> PreTrainedModel:
-    """`model` with `attention` in place of its own, new parameters initialised; None: as it is."""
+    """Replace the model's attention by `attention`, with new parameters initialised.
+
+    Returns the model unchanged if `attention` is None.
+    """
     if attention is None:
         return model
     method = method_of(attention)

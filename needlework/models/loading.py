@@ -1,4 +1,4 @@
-"""What `Opening` is in the terms of transformers, and its failures in those of the user."""
+"""Translate a ModelSpec into transformers' arguments, and its failures into advice."""
 
 import importlib
 import logging
@@ -16,100 +16,104 @@ from transformers import (
 from transformers.cache_utils import get_layer_types_and_kwargs
 from transformers.distributed import DistributedConfig
 
-from needlework.config.opening import SPREAD, Opening
-from needlework.config.validation.opening import beside_attention, undivided
+from needlework.config.opening import SPREAD, ModelSpec, Opening
+from needlework.config.validation.opening import KeyProblem, attention_conflict, config_conflict
 from needlework.sources import hub
 
 PREFILL_CHUNKS = (8192, 1024)
-"""Of how many tokens they are advised, where a whole prompt's activations do not fit."""
+"""Advised chunk sizes for prompts with activations that do not fit in memory."""
 
 
-def arguments(
-    path: str | Path, config: PreTrainedConfig, dtype: torch.dtype, opening: Opening
-) -> dict[str, Any]:
-    """Arguments of `from_pretrained` that open the checkpoint `path` as `opening` says.
+def loading_arguments(spec: ModelSpec, config: PreTrainedConfig) -> dict[str, Any]:
+    """Arguments of `from_pretrained` that hold the weights as `spec.opening` says.
 
     Raises:
-        ValueError: this machine, its packages or the checkpoint do not allow it.
+        ValueError: This machine, its packages or the checkpoint do not support it.
     """
-    _require(path, config, opening)
-    found: dict[str, Any] = {}
+    _require(spec, config)
+    opening = spec.opening
+    arguments: dict[str, Any] = {}
     if opening.attn_implementation is not None:
-        found["attn_implementation"] = opening.attn_implementation
+        arguments["attn_implementation"] = opening.attn_implementation
     if opening.quantization is not None:
-        found["quantization_config"] = _bits(path, dtype, opening)
+        arguments["quantization_config"] = _quantization_config(spec)
     if opening.processes > 1:
         if opening.tp == 1:
-            # Heads and columns are whole in each process. An empty tp_plan is refused.
+            # Without tp no head or column is split. transformers refuses an empty tp_plan.
             config.get_text_config(decoder=True).base_model_tp_plan = {}
-        found["distributed_config"] = DistributedConfig(
+        arguments["distributed_config"] = DistributedConfig(
             tp_size=opening.processes, ep_size=opening.ep
         )
     elif opening.pp > 1:
-        found["device_map"] = "balanced"
-        memory = opening.max_memory or {
+        arguments["device_map"] = "balanced"
+        limits = opening.max_memory or {
             str(gpu): size for gpu, size in get_max_memory().items() if gpu != "cpu"
         }
-        kept = {int(gpu): size for gpu, size in memory.items() if gpu.isdecimal()}
-        found["max_memory"] = {gpu: size for gpu, size in kept.items() if gpu < opening.pp}
-        found["max_memory"]["cpu"] = 0
+        of_gpus = {int(gpu): size for gpu, size in limits.items() if gpu.isdecimal()}
+        arguments["max_memory"] = {gpu: size for gpu, size in of_gpus.items() if gpu < opening.pp}
+        arguments["max_memory"]["cpu"] = 0
     elif opening.device_map is not None:
-        found["device_map"] = opening.device_map
+        arguments["device_map"] = opening.device_map
         if opening.device_map in SPREAD:
-            found["max_memory"] = _max_memory(opening)
-            found["offload_folder"] = opening.offload_folder
-    return found
+            arguments["max_memory"] = _max_memory(opening)
+            arguments["offload_folder"] = opening.offload_folder
+    return arguments
 
 
 def quantizes_cache(config: PreTrainedConfig) -> bool:
-    """Whether keys and values of all the model's layers can lie in few bits."""
+    """Whether the keys and values of all layers can be quantized."""
     kinds, _ = get_layer_types_and_kwargs(config.get_text_config(decoder=True))
     return set(kinds) <= {"full_attention"}
 
 
-# Families whose layers carry a state, and carry it over a chunk's edge; others forget it there.
-CARRYING = {
+# Families with recurrent layers that keep their state between forward passes; others reset it.
+KEEPS_STATE = {
     *("bamba", "falcon_h1", "granitemoehybrid", "lfm2", "nemotron_h", "olmo_hybrid"),
     *("qwen3_5_text", "qwen3_next"),
 }
 
 
 def prefills_in_chunks(config: PreTrainedConfig) -> bool:
-    """Whether a prompt in several forwards is, to the model, the same as in one.
+    """Whether a prompt in several forward passes gives the same answer as in one.
 
-    Not where rotary angles depend on how long the text is so far, nor where layers carry a state,
-    but for the families that are known to carry it from forward to forward.
+    False if rotary angles depend on the length read so far, or if layers reset a recurrent state
+    between passes.
     """
     text = config.get_text_config(decoder=True)
     rope = getattr(text, "rope_parameters", None) or {}
-    ropes = [one for one in rope.values() if isinstance(one, dict)] or [rope]
-    if any(one.get("rope_type") in ("dynamic", "longrope") for one in ropes):
+    ropes = [value for value in rope.values() if isinstance(value, dict)] or [rope]
+    if any(parameters.get("rope_type") in ("dynamic", "longrope") for parameters in ropes):
         return False
-    # Of code that comes with a checkpoint nothing is known before it runs.
+    # Nothing is known of a checkpoint's own code before it runs.
     family = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(text), None)
-    if family is None or text.model_type in CARRYING:
+    if family is None or text.model_type in KEEPS_STATE:
         return True
     return family._supports_default_dynamic_cache() and not family._is_stateful
 
 
-def _require(path: str | Path, config: PreTrainedConfig, opening: Opening) -> None:
-    wrong = undivided(config.to_dict(), opening)
-    own = getattr(config, "needlework_attention", None)
-    wrong = wrong or (own and beside_attention(opening, own))
-    if not wrong and opening.cache == "quantized" and not quantizes_cache(config):
+def _require(spec: ModelSpec, config: PreTrainedConfig) -> None:
+    path, opening = spec.path, spec.opening
+    wrong = config_conflict(config.to_dict(), opening)
+    attention = getattr(config, "needlework_attention", None)
+    if wrong is None and attention is not None:
+        wrong = attention_conflict(opening, attention)
+    if wrong is None and opening.cache == "quantized" and not quantizes_cache(config):
         wrong = (
             "cache",
-            "is for models whose layers all attend to the whole text, and some of these do "
-            "otherwise; write dynamic",
+            "is for models with full attention in all layers, and some of these differ; write "
+            "dynamic",
         )
-    if not wrong and opening.prefill_chunk_tokens is not None and not prefills_in_chunks(config):
+    if (
+        wrong is None
+        and opening.prefill_chunk_tokens is not None
+        and not prefills_in_chunks(config)
+    ):
         wrong = (
             "prefill_chunk_tokens",
-            "is for models with nothing but keys and values in their cache, or a state known to "
-            "outlive a chunk, at rotary angles that do not depend on the text's length, and this "
-            "is none; leave it out",
+            "is for models that cache only keys and values, or keep their state between chunks, "
+            "with rotary angles independent of the text's length, unlike this one; remove it",
         )
-    wrong = wrong or _unplanned(config, opening)
+    wrong = wrong or _missing_plan(config, opening)
     if wrong:
         key, what = wrong
         raise ValueError(f"{path}: {key} = {getattr(opening, key)!r}: {what}")
@@ -119,13 +123,13 @@ def _require(path: str | Path, config: PreTrainedConfig, opening: Opening) -> No
         key = "pp" if opening.pp > 1 else "device_map"
         raise ValueError(
             f"{path}: {key} = {getattr(opening, key)!r}: needs {needed} GPU(s) and torch sees "
-            f"{gpus} here; leave {key} out, or run where there are as many"
+            f"{gpus} here; remove {key}, or run on a machine with enough"
         )
-    named = [int(number) for number in opening.max_memory or () if number.isdecimal()]
-    if max(named, default=-1) >= gpus:
+    numbers = [int(number) for number in opening.max_memory or () if number.isdecimal()]
+    if max(numbers, default=-1) >= gpus:
         raise ValueError(
-            f"{path}: max_memory: names GPU {max(named)}, counted from 0, and torch sees {gpus} "
-            "here; leave it out, or run where there are as many"
+            f"{path}: max_memory: names GPU {max(numbers)}, counted from 0, and torch sees {gpus} "
+            "here; remove it, or run on a machine with enough"
         )
     if gpus and opening.processes > gpus:
         raise ValueError(
@@ -134,38 +138,39 @@ def _require(path: str | Path, config: PreTrainedConfig, opening: Opening) -> No
         )
     if opening.cache == "offloaded" and not gpus:
         raise ValueError(
-            f"{path}: cache = 'offloaded': keeps the cache of a GPU in main memory and torch sees "
-            "no GPU here; write dynamic or quantized"
+            f"{path}: cache = 'offloaded': moves the cache from a GPU to main memory and torch "
+            "sees no GPU here; write dynamic or quantized"
         )
 
 
-def _unplanned(config: PreTrainedConfig, opening: Opening) -> tuple[str, str] | None:
-    """The key for which transformers does not know how to divide the family, and what to do."""
+def _missing_plan(config: PreTrainedConfig, opening: Opening) -> KeyProblem | None:
+    """The key for which transformers has no plan to split the model's family."""
     text = config.get_text_config(decoder=True)
     for key, other in (("tp", "ep"), ("ep", "tp")):
         if getattr(opening, key) > 1 and not getattr(text, f"base_model_{key}_plan", None):
-            known = getattr(text, f"base_model_{other}_plan", None)
-            remedy = f"write {other}, or leave it out" if known else "leave it out"
-            return key, f"transformers does not know how to divide {text.model_type} so; {remedy}"
+            has_other = getattr(text, f"base_model_{other}_plan", None)
+            remedy = f"write {other}, or remove it" if has_other else "remove it"
+            return key, f"transformers cannot split {text.model_type} this way; {remedy}"
     return None
 
 
-def _bits(path: str | Path, dtype: torch.dtype, opening: Opening) -> BitsAndBytesConfig:
-    where = f"{path}: quantization = {opening.quantization!r}"
+def _quantization_config(spec: ModelSpec) -> BitsAndBytesConfig:
+    opening = spec.opening
+    where = f"{spec.path}: quantization = {opening.quantization!r}"
     try:
         importlib.import_module("bitsandbytes")
     except ModuleNotFoundError as error:
         raise ValueError(
             f"{where}: needs {error.name}, which is not installed; run pip install "
-            "'needlework[quantized]', or leave quantization out"
+            "'needlework[quantized]', or remove quantization"
         ) from None
-    # Of a broken install, a native library or backend that fails, a torch that it is not made for.
+    # A broken install, a native library or backend that fails, or one built for another torch.
     except (ImportError, OSError, RuntimeError, AttributeError) as error:
         raise ValueError(
-            f"{where}: bitsandbytes does not load here ({_line(error)}); install it anew for this "
-            "machine's CUDA, or leave quantization out"
+            f"{where}: bitsandbytes does not load here ({_one_line(error)}); reinstall it for this "
+            "machine's CUDA, or remove quantization"
         ) from None
-    # It warns of each product in int8.
+    # It warns about each product in int8.
     logging.getLogger("bitsandbytes.autograd").setLevel(logging.ERROR)
     offload = {"llm_int8_enable_fp32_cpu_offload": opening.cpu_offload}
     if opening.quantization == "int8":
@@ -173,73 +178,80 @@ def _bits(path: str | Path, dtype: torch.dtype, opening: Opening) -> BitsAndByte
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type=opening.quantization,
-        bnb_4bit_compute_dtype=dtype,
+        bnb_4bit_compute_dtype=getattr(torch, spec.dtype),
         **offload,
     )
 
 
 def _max_memory(opening: Opening) -> dict[int | str, int | str]:
-    given = opening.max_memory or {}
-    memory = {int(k) if k.isdecimal() else k: size for k, size in given.items()}
+    memory: dict[int | str, int | str] = {
+        int(device) if device.isdecimal() else device: size
+        for device, size in (opening.max_memory or {}).items()
+    }
     memory = memory or get_max_memory()
     if torch.cuda.is_available():
-        # Without a word of the user no layer leaves the GPUs.
+        # Layers leave the GPUs only if the user allows it.
         room = memory.get("cpu", psutil.virtual_memory().available)
         memory["cpu"] = room if opening.cpu_offload else 0
     return memory
 
 
-def explained(path: str | Path, error: Exception, opening: Opening) -> str:
-    """One line on why transformers did not open the checkpoint `path`, and what to do."""
-    told, folder = _line(error), Path(path)
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        return f"{path}: has no config.json; name a folder that holds a whole checkpoint"
-    if not folder.exists() and (why := hub.why(path, error)) is not None:
-        return why
-    if "trust_remote_code" in told:
+def explain_error(spec: ModelSpec, error: Exception) -> str:
+    """One line on why transformers did not open the checkpoint, and what to do."""
+    path, message = spec.path, _one_line(error)
+    if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
+        return f"{path}: has no config.json; name a folder with a complete checkpoint"
+    if not Path(path).exists() and (reason := hub.explain_error(path, error)) is not None:
+        return reason
+    if "trust_remote_code" in message:
         return (
-            f"{path}: brings Python code of its own, which is not run; write trust_remote_code: "
-            "true if you have read it and trust it, or name another checkpoint"
+            f"{path}: needs its own Python code, which is not run; write trust_remote_code: true "
+            "if you have read it and trust it, or name another checkpoint"
         )
-    if "offload_folder" in told or "dispatched on the CPU or the disk" in told:
-        return no_room(path, opening)
-    if opening.attn_implementation is not None and "Attention" in told:
+    if "offload_folder" in message or "dispatched on the CPU or the disk" in message:
+        return out_of_device_memory(spec)
+    if spec.opening.attn_implementation is not None and "Attention" in message:
         return (
-            f"{path}: attn_implementation = {opening.attn_implementation!r}: cannot be used here "
-            f"({told}); leave it out"
+            f"{path}: attn_implementation = {spec.opening.attn_implementation!r}: is not available "
+            f"here ({message}); remove it"
         )
-    return f"{path}: not a checkpoint that can be opened ({told})"
+    return f"{path}: cannot be opened as a checkpoint ({message})"
 
 
-def no_room(path: str | Path, opening: Opening) -> str:
-    """What to change where the devices that are allowed do not hold the weights."""
-    ways = [] if opening.quantization else ["quantization: nf4"]
+def out_of_device_memory(spec: ModelSpec) -> str:
+    """What to change if the weights do not fit on the allowed devices."""
+    opening = spec.opening
+    remedies = [] if opening.quantization else ["quantization: nf4"]
     if torch.cuda.is_available() and not opening.cpu_offload:
-        ways.append("cpu_offload: true")
+        remedies.append("cpu_offload: true")
     if opening.max_memory:
-        ways.append("more max_memory")
+        remedies.append("more max_memory")
     if not opening.offload_folder:
-        ways.append("offload_folder: a folder with room")
-    remedy = f"write {', or '.join(ways)}" if ways else "use a machine with more memory"
-    return f"{path}: its weights do not fit; {remedy}"
+        remedies.append("offload_folder: a folder with room")
+    remedy = f"write {', or '.join(remedies)}" if remedies else "use a machine with more memory"
+    return f"{spec.path}: its weights do not fit; {remedy}"
 
 
 def out_of_memory(opening: Opening, prompt_tokens: int | None = None) -> str:
-    """What to change where an allocation failed, in opening or, with `prompt_tokens`, answering."""
-    ways = []
+    """What to change if an allocation failed.
+
+    Args:
+        prompt_tokens: of the prompt being answered; None: the model was being opened.
+    """
+    remedies = []
     if prompt_tokens is not None:
-        ways.append(f"lengths below {prompt_tokens}")
+        remedies.append(f"lengths below {prompt_tokens}")
         if opening.prefill_chunk_tokens is None and prompt_tokens > PREFILL_CHUNKS[0]:
-            ways.append(f"prefill_chunk_tokens: {PREFILL_CHUNKS[0]}")
+            remedies.append(f"prefill_chunk_tokens: {PREFILL_CHUNKS[0]}")
         if opening.cache == "dynamic":
-            ways.append("cache: quantized")
+            remedies.append("cache: quantized")
     if opening.quantization is None and opening.processes == 1:
-        ways.append("quantization: nf4")
+        remedies.append("quantization: nf4")
     if opening.device_map is None and opening.processes == 1:
-        ways.append("device_map: auto with cpu_offload: true")
-    ways.append(f"tp: {2 * opening.tp}" if opening.quantization is None else "a smaller model")
-    return "write " + ", or ".join(ways)
+        remedies.append("device_map: auto with cpu_offload: true")
+    remedies.append(f"tp: {2 * opening.tp}" if opening.quantization is None else "a smaller model")
+    return "write " + ", or ".join(remedies)
 
 
-def _line(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__

@@ -1,4 +1,4 @@
-"""What jobs reserve, for the rules: from the plan, made once for an experiment and remembered."""
+"""What jobs reserve: memory, time and GPUs from the plan, which is made once and cached."""
 
 import hashlib
 import json
@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from needlework.config.experiment import Experiment
-from needlework.config.models import Checkpoint
 from needlework.runtime.locations import PACKAGE, WORKFLOW
 
-KEPT = Path(".snakemake") / "needlework"
-_READ = (
+CACHE = Path(".snakemake") / "needlework"
+_PLANNED_KEYS = {
     "models",
     "systems",
     "lengths",
@@ -24,112 +23,121 @@ _READ = (
     "streams",
     "gates",
     "device",
-)
+}
+"""Keys of the experiment that the plan depends on."""
 _SAFETY = 3
-"""Times the planned seconds that a job may take: other users of the machine, weights to read."""
+"""Time limit per planned second: weights have to be read, and others use the machine."""
+_SMALL_BYTES, _SMALL_LENGTH, _SMALL_STREAM = 2**26, 2**14, 2**17
+"""Weights, length and stream tokens up to which every rule's own numbers suffice."""
 
 
 class JobResources:
-    """mem_mb, minutes and gpus of the jobs that open a model; a rule's own numbers where a model
-    cannot be planned, or needs less.
+    """Memory, time and GPUs of the jobs that open a model.
 
-    The plan is made by a process of its own, as torch takes seconds to import, when a job first
-    asks, and remembered in .snakemake by what it was made of. Models whose weights on disk are
-    small at lengths that are short are not planned: they need less than any rule's own numbers.
+    A rule's own numbers apply to models that cannot be planned, or that need less. The plan is made
+    by another process, as importing torch takes seconds, when a job first needs it. It is cached in
+    .snakemake under a hash of what it depends on. Experiments with small weights and short lengths
+    are not planned.
     """
 
     def __init__(self, experiment: Experiment):
         self.experiment = experiment
 
-    def mem_mb(self, floor: int, *job: str) -> int:
-        """`floor`, or what `job` needs; such as "evaluate", system, length."""
-        found = self._find(job)
-        return floor if found is None else max(floor, -(-found["mem_bytes"] // 10**6))
+    def mem_mb(self, least: int, *job: str) -> int:
+        """Megabytes that `job` needs, at least `least`.
 
-    def minutes(self, floor: int, *job: str) -> int:
-        """`floor`, or minutes that `job` may take at most."""
-        found = self._find(job)
-        return floor if found is None else max(floor, round(_SAFETY * found["seconds"] / 60))
+        Args:
+            job: its place in the plan, such as "evaluate", system, length.
+        """
+        planned = self._find(job)
+        return least if planned is None else max(least, -(-planned["mem_bytes"] // 10**6))
+
+    def minutes(self, least: int, *job: str) -> int:
+        """Time limit of `job` in minutes, at least `least`."""
+        planned = self._find(job)
+        return least if planned is None else max(least, round(_SAFETY * planned["seconds"] / 60))
 
     def gpus(self, *job: str) -> int:
-        """GPUs that `job` runs on; 0 where the experiment's device is none."""
+        """GPUs that `job` runs on; 0 if the experiment's device is a CPU."""
         if self.experiment.device == "cpu":
             return 0
-        found = self._find(job)
-        return found["gpus"] if found else 1
+        planned = self._find(job)
+        return planned["gpus"] if planned else 1
 
     def _find(self, job: tuple[str, ...]) -> dict[str, Any] | None:
-        found = {} if self._is_small else self._plan
-        for part in job:
-            found = found.get(str(part), {})
-        return found or None
+        entry = {} if self._is_small else self._plan
+        for key in job:
+            entry = entry.get(str(key), {})
+        return entry or None
+
+    @property
+    def _checkpoints(self) -> list[Path]:
+        """Folders, or hub names, of weights that exist before the run."""
+        models = (model.local for model in self.experiment.models.values())
+        paths = [model.weights_path for model in models if model is not None]
+        return [Path(path) for path in paths if path is not None]
 
     @cached_property
     def _is_small(self) -> bool:
-        longest = max(self.experiment.lengths)
-        read = [stream.tokens or 0 for stream in self.experiment.streams.values()]
-        folders = [
-            Path(model.path)
-            for model in self.experiment.models.values()
-            if isinstance(model, Checkpoint)
-        ]
-        known = len(folders) > 0 and all(folder.is_dir() for folder in folders)
+        longest_stream = max((s.tokens or 0 for s in self.experiment.streams.values()), default=0)
+        folders = self._checkpoints
+        all_local = len(folders) > 0 and all(folder.is_dir() for folder in folders)
         weights = sum(
             file.stat().st_size
             for folder in folders
             for kind in ("*.safetensors", "*.bin")
             for file in folder.glob(kind)
         )
-        return known and 0 < weights <= 2**26 and longest <= 2**14 and max(read, default=0) <= 2**17
+        return (
+            all_local
+            and 0 < weights <= _SMALL_BYTES
+            and max(self.experiment.lengths) <= _SMALL_LENGTH
+            and longest_stream <= _SMALL_STREAM
+        )
 
     @cached_property
     def _plan(self) -> dict[str, Any]:
-        told = json.dumps(self.experiment.model_dump(mode="json"))
-        path = KEPT / f"reserve-{self._key()}.json"
+        path = CACHE / f"plan-{self._key()}.json"
         try:
             return json.loads(path.read_text())
         except (OSError, ValueError):
             pass
-        environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
-        command = [sys.executable, "-m", "needlework.planning.job_resources"]
         done = subprocess.run(
-            command, input=told, capture_output=True, text=True, env=environment, check=False
+            [sys.executable, "-m", "needlework.planning.job_resources"],
+            input=json.dumps(self.experiment.model_dump(mode="json")),
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(PACKAGE.parent)},
+            check=False,
         )
         if done.returncode != 0:
             return {}
-        found = json.loads(done.stdout)
-        if self._fetched <= found["evaluate"].keys():
+        plan = json.loads(done.stdout)
+        if self._hub_systems <= plan["evaluate"].keys():
             path.parent.mkdir(parents=True, exist_ok=True)
             partial = path.with_suffix(f".{os.getpid()}")
             partial.write_text(done.stdout)
             partial.replace(path)
-        return found
+        return plan
 
     @property
-    def _fetched(self) -> set[str]:
-        """Systems whose models are the hub's, which may not be there the first time."""
-        models = self.experiment.models
-        roots = {
-            name: models[self.experiment.root_model(system.model)]
-            for name, system in self.experiment.systems.items()
-            if not self.experiment.is_api(name)  # of its model no more than the tokenizer is here
-        }
-        return {
-            name
-            for name, root in roots.items()
-            if isinstance(root, Checkpoint) and not Path(root.path).is_dir()
-        }
+    def _hub_systems(self) -> set[str]:
+        """Systems whose models come from the hub, which may be unreachable the first time."""
+        systems = set()
+        for name, system in self.experiment.systems.items():
+            *_, (_, root) = self.experiment.ancestors(system.model)
+            path = None if root.local is None else root.local.weights_path
+            if path is not None and not Path(path).is_dir():
+                systems.add(name)
+        return systems
 
     def _key(self) -> str:
-        """A hash of what the plan is made of: the experiment, config.json files, code."""
-        dump = self.experiment.model_dump(mode="json", include=set(_READ))
-        folders = [
-            Path(m.path) for m in self.experiment.models.values() if isinstance(m, Checkpoint)
-        ]
-        files = [folder / "config.json" for folder in folders]
+        """A hash of what the plan depends on: the experiment, config.json files, code, devices."""
+        dump = self.experiment.model_dump(mode="json", include=_PLANNED_KEYS)
+        files = [folder / "config.json" for folder in self._checkpoints]
         files += sorted((PACKAGE / "planning").glob("*.py"))
         files.append(WORKFLOW / "resources" / "devices.yaml")
-        made = hashlib.sha256(json.dumps(dump, sort_keys=True).encode())
+        digest = hashlib.sha256(json.dumps(dump, sort_keys=True).encode())
         for file in files:
-            made.update(file.read_bytes() if file.is_file() else b"")
-        return made.hexdigest()[:16]
+            digest.update(file.read_bytes() if file.is_file() else b"")
+        return digest.hexdigest()[:16]

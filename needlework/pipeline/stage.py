@@ -197,8 +197,15 @@ def _hub_commits(params: dict[str, Any]) -> dict[str, str]:
     hub = sys.modules.get("needlework.sources.hub")
     if hub is None:
         return {}
-    names = {params.get(name) for name in ("model", "base", "tokenizer")} - {None}
-    commits = {name: hub.commit(name, params.get("revision")) for name in sorted(names)}
+    # `model` is a ModelSpec as JSON values; a tokenizer is its path.
+    opened = [params[name] for name in ("model", "tokenizer") if params.get(name) is not None]
+    sources = [
+        (spec["path"], spec["revision"])
+        if isinstance(spec, dict)
+        else (spec, params.get("revision"))
+        for spec in opened
+    ]
+    commits = {path: hub.commit(path, revision) for path, revision in sources}
     return {name: commit for name, commit in commits.items() if commit is not None}
 
 

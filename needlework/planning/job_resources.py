@@ -10,8 +10,8 @@ from typing import Any
 
 from needlework.config.devices import Device, devices
 from needlework.config.experiment import Experiment
-from needlework.config.models import Derived
 from needlework.config.streams import Stream
+from needlework.config.training import Finetune
 from needlework.planning.cost import CONTEXT_BYTES, PROCESS_BYTES
 from needlework.planning.plan import Models, plan
 from needlework.planning.trace import trace_training
@@ -49,8 +49,13 @@ def reserve(experiment: Experiment) -> dict[str, Any]:
             opening.processes,
         )
     for name, entry in experiment.models.items():
-        if isinstance(entry, Derived):
-            _try(found["finetune"], name, lambda n=name: _finetune(models, n, device))
+        recipe = entry.trained and entry.trained.recipe
+        if isinstance(recipe, Finetune):
+            _try(
+                found["finetune"],
+                name,
+                lambda n=name, r=recipe: _finetune(models, n, r, device),
+            )
     for name, stream in experiment.streams.items():
         for system in stream.systems or experiment.systems:
             jobs = found["streams"].setdefault(name, {})
@@ -85,9 +90,8 @@ def _job(
     }
 
 
-def _finetune(models: Models, name: str, device: Device) -> dict[str, Any]:
+def _finetune(models: Models, name: str, recipe: Finetune, device: Device) -> dict[str, Any]:
     """AdamW: weights, gradients and two means in float32 at least, and one part's activations."""
-    recipe = models.experiment.models[name].finetune
     shape = models.open(name).shape
     states = shape.parameters * (2 * shape.item_bytes + 8)
     kept, work = 0, 0

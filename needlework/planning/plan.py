@@ -1,5 +1,6 @@
 """The plan of an experiment: every system at every length, before any weight is loaded."""
 
+import importlib
 import math
 from collections.abc import Iterator
 from functools import partial
@@ -16,15 +17,12 @@ from needlework.config.attention import Attention, Infini
 from needlework.config.devices import Device
 from needlework.config.experiment import Experiment, System
 from needlework.config.model_info import max_positions
-from needlework.config.models import Api, Derived, Pretrained
+from needlework.config.models.api import Api
 from needlework.config.opening import Opening
-from needlework.models.checkpoint import open_config
-from needlework.models.tiny import llama_config, word_tokenizer
 from needlework.planning.cost import Cost, Model
 from needlework.planning.fit import devices_needed, fits, remedies
 from needlework.planning.shape import Shape
 from needlework.runtime.progress import track
-from needlework.training.curriculum import vocabulary
 
 # A family's advice on its own settings helps no one who plans.
 set_verbosity_error()
@@ -96,7 +94,7 @@ class Models:
 
     def opening(self, name: str) -> Opening:
         """How model `name` is held in memory."""
-        return getattr(self.experiment.models[name], "opening", Opening())
+        return self.experiment.local(name).opening
 
     def open(self, name: str, dtype: str = "", **changed: Any) -> Model:
         """Model `name` of the experiment, by default in its own dtype and opened as it says.
@@ -108,7 +106,7 @@ class Models:
             ValueError: it cannot be opened, or is none that is opened at all.
         """
         opening = self.opening(name).model_copy(update=changed)
-        key = name, dtype or self.experiment.models[name].dtype, repr(opening)
+        key = name, dtype or self.experiment.local(name).dtype, repr(opening)
         if key not in self._models:
             shape, own = self._shape(name, key[1])
             self._models[key] = Model(shape, None if own is None else computation_of(own), opening)
@@ -126,10 +124,9 @@ class Models:
         return computation_of(system, gate_dim)
 
     def _shape(self, name: str, dtype: str) -> tuple[Shape, Infini | None]:
-        root = self.experiment.root_model(name)
         own = None
-        while isinstance(entry := self.experiment.models[name], Derived):
-            own, name = own or entry.attention, entry.base
+        for ancestor, model in self.experiment.ancestors(name):
+            own, root = own or (model.local and model.local.conversion), ancestor
         if (root, dtype) not in self._shapes:
             try:
                 self._shapes[root, dtype] = self._open_root(root, dtype)
@@ -142,14 +139,14 @@ class Models:
         return shape, own or given
 
     def _open_root(self, root: str, dtype: str) -> tuple[Shape, Infini | None]:
-        entry = self.experiment.models[root]
-        if isinstance(entry, Pretrained):
-            tokenizer = word_tokenizer(vocabulary(), entry.pretrain.max_positions)
-            return Shape(llama_config(entry.pretrain, tokenizer), dtype), None
+        model = self.experiment.local(root)
+        module = model.config_module
+        if module is None:
+            raise ValueError(f"models.{root}: has no config before a run")
         try:
-            config = open_config(entry.path, entry.revision, entry.trust_remote_code)
+            config = importlib.import_module(module).config_of(model)
         except ValueError as error:
-            raise ValueError(f"models.{root}.path = {error}") from None
+            raise ValueError(f"models.{root}.{model.source} = {error}") from None
         given = getattr(config, "infini", None)
         if given is None:
             return Shape(config, dtype), None
@@ -181,9 +178,9 @@ def _row(
         "prompt_tokens": experiment.samples * sum(max(0, tokens - new) for new in answers),
         "completion_tokens": experiment.samples * sum(answers),
     }
-    entry = experiment.models[system.model]
-    if isinstance(entry, Api):
-        return _asked(entry, row)
+    api = experiment.models[system.model].remote
+    if api is not None:
+        return _asked(api, row)
     try:
         model = models.open(system.model)
         method = models.method(model, system.attention)

@@ -6,7 +6,7 @@ import polars as pl
 from tokenizers import Tokenizer
 
 from needlework.config.experiment import Experiment
-from needlework.config.models import Api, Checkpoint
+from needlework.config.models.base import Model
 from needlework.sources.texts import read_texts
 from needlework.tasks.generate import PROBED_SAMPLES, Sampler
 from needlework.tasks.haystacks.punkt import sentence_table
@@ -29,38 +29,33 @@ def preflight(experiment: Experiment, fetch: bool = False) -> None:
     tokenizers = {experiment.root_model(system.model) for system in experiment.systems.values()}
     for name in sorted(tokenizers):
         model = experiment.models[name]
-        if isinstance(model, Api | Checkpoint):
-            key = "tokenizer" if isinstance(model, Api) else "path"
-            path = getattr(model, key)
-            if fetch and path is not None:
-                try:
-                    tokenizer_folder(path, getattr(model, "revision", None))
-                except ValueError as error:
-                    raise ValueError(f"models.{name}.{key} = {error}") from None
-            if fetch or path is None or Path(path).is_dir():
-                _check_tasks(experiment, model, path)
+        if model.made_by is not None:
+            continue
+        source = model.tokenizer_source
+        if fetch and source is not None:
+            try:
+                tokenizer_folder(source.path, source.revision)
+            except ValueError as error:
+                raise ValueError(f"models.{name}.{source.key} = {error}") from None
+        if fetch or source is None or Path(source.path).is_dir():
+            _check_tasks(experiment, model)
 
 
-def chat_frame_of(model: Api | Checkpoint) -> ChatFrame:
+def chat_frame_of(model: Model) -> ChatFrame:
     """The chat template around a model's prompts, if it uses one.
 
     Raises:
         ValueError: see load_chat_frame.
     """
-    if isinstance(model, Api) or not model.chat_template:
+    chat, source = model.chat, model.tokenizer_source
+    if chat is None or source is None:
         return NO_CHAT_FRAME
-    return load_chat_frame(
-        model.path,
-        model.revision,
-        system_prompt=model.system_prompt,
-        thinking_tokens=model.thinking_tokens,
-        date=model.chat_date,
-    )
+    return load_chat_frame(source.path, source.revision, **chat.model_dump())
 
 
-def thinking_tokens_of(model: Api | Checkpoint) -> int:
+def thinking_tokens_of(model: Model) -> int:
     """The token budget that a model's prompts leave for thinking."""
-    return 0 if isinstance(model, Api) or not model.chat_template else model.thinking_tokens
+    return 0 if model.chat is None else model.chat.thinking_tokens
 
 
 def make_sampler(
@@ -91,8 +86,9 @@ def make_sampler(
     )
 
 
-def _check_tasks(experiment: Experiment, model: Api | Checkpoint, path: str | None) -> None:
-    tokenizer = open_tokenizer(path, getattr(model, "revision", None))
+def _check_tasks(experiment: Experiment, model: Model) -> None:
+    source = model.tokenizer_source
+    tokenizer = open_tokenizer(source and source.path, source and source.revision)
     chat_frame, thinking_tokens = chat_frame_of(model), thinking_tokens_of(model)
     shortest, longest = min(experiment.lengths), max(experiment.lengths)
     haystacks = {

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from needlework.config.attention import AnyAttention
+from needlework.config.opening import ModelSpec
 from needlework.config.training import Finetune, FinetuneStage
 from needlework.models.checkpoint import open_model
 from needlework.models.convert import convert
@@ -134,28 +135,28 @@ def finetune_checkpoint(
     recipe: Finetune,
     checkpoints: Checkpoints,
     *,
-    base: str,
-    revision: str | None,
-    dtype: str,
-    allow_pickle: bool,
+    model: dict[str, Any],
     attention: dict[str, Any] | None,
     rows: dict[str, str],
     seed: int,
     validate: Validate | None = None,
 ) -> None:
-    """Convert the checkpoint `base` to `attention`, fine-tune it on the Parquet files `rows` (by
-    name of the data), and save it in `dtype` in `checkpoints.product`."""
+    """Convert a checkpoint to `attention`, fine-tune it, and save it in `checkpoints.product`.
+
+    Args:
+        model: a `ModelSpec` as JSON values; the product has its dtype.
+        attention: its parameters; None keeps the checkpoint's own.
+        rows: Parquet files by name of the data.
+    """
     torch.manual_seed(seed)
-    model, tokenizer = open_model(
-        base, dtype=dtype, device="cpu", revision=revision, allow_pickle=allow_pickle
-    )
-    model = convert(model, TypeAdapter(AnyAttention | None).validate_python(attention))
-    dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
+    base, tokenizer = open_model(ModelSpec.model_validate(model), device="cpu")
+    trained = convert(base, TypeAdapter(AnyAttention | None).validate_python(attention))
+    dtypes = {name: parameter.dtype for name, parameter in trained.named_parameters()}
     if recipe.mixed_precision != "no":
-        model.float()
+        trained.float()
     row_tables = {name: pl.read_parquet(path) for name, path in rows.items()}
-    tables = finetune(model, tokenizer, row_tables, recipe, seed, checkpoints, validate)
-    write_product(checkpoints, model, tokenizer, *tables, dtypes=dtypes)
+    tables = finetune(trained, tokenizer, row_tables, recipe, seed, checkpoints, validate)
+    write_product(checkpoints, trained, tokenizer, *tables, dtypes=dtypes)
 
 
 def encode(

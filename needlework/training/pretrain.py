@@ -7,14 +7,21 @@ import torch
 from accelerate.utils import reduce
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from needlework.config.models.pretrained import Pretrained
 from needlework.config.training import Pretrain
-from needlework.models.tiny import tiny_llama, word_tokenizer
+from needlework.models.tiny import llama_config, tiny_llama, word_tokenizer
 from needlework.training.checkpoints import Checkpoints
 from needlework.training.curriculum import batches, vocabulary
 from needlework.training.loop import IGNORED, Batch, Validate, train, warmup_cosine
 from needlework.training.run import write_product
+
+
+def config_of(model: Pretrained) -> LlamaConfig:
+    """The config of a model before it is pretrained; see `LocalModel.config_module`."""
+    tokenizer = word_tokenizer(vocabulary(), model.pretrain.max_positions)
+    return llama_config(model.pretrain, tokenizer)
 
 
 def pretrain(

@@ -14,8 +14,8 @@ from needlework.cli.app import app
 from needlework.cli.inline_experiment import parse_mapping
 from needlework.cli.niah import _job, shorten
 from needlework.config.attention import AnyAttention, Infini, Window
-from needlework.config.models import Checkpoint
-from needlework.config.opening import Opening
+from needlework.config.models.checkpoint import Checkpoint
+from needlework.config.opening import ModelSpec
 from needlework.config.tasks import Passkey
 from needlework.evaluation.generation.generate import generate_answers
 from needlework.models.checkpoint import open_model, save_model
@@ -48,7 +48,9 @@ def test_samples_and_answers_equal_those_of_the_pipeline():
     )
     table = make_samples(sampler, 4)
     attention = Window(recent_tokens=200, sink_tokens=4, block_size=8, dense_layers=0)
-    answers, _, _ = generate_answers(*open_model(TINY), table, system="other", attention=attention)
+    answers, _, _ = generate_answers(
+        *open_model(ModelSpec(path=TINY)), table, system="other", attention=attention
+    )
     generations = [line.removeprefix("  generation: ") for line in lines if "generation: " in line]
     assert generations == [repr(answer) for answer in answers["prediction"]]
     right = [row["outputs"][0] in answer for row, answer in zip(
@@ -76,7 +78,7 @@ def test_a_checkpoint_with_infini_attention_keeps_its_own(tmp_path):
     plain = ("--attention", "infini", "--context-length", "300", "--samples", "1")
     untrained = f"note: {TINY} has no infini attention; it was applied untrained"
     assert _lines("--model", str(TINY), *plain)[-1] == untrained
-    model, tokenizer = open_model(TINY)
+    model, tokenizer = open_model(ModelSpec(path=TINY))
     save_model(convert(model, Infini(segment_length=64)), tokenizer, tmp_path / "infini")
     lines = _lines("--model", str(tmp_path / "infini"), *plain)
     assert lines[-1].startswith("accuracy: ")
@@ -100,10 +102,10 @@ def test_the_job_opens_the_model_as_given():
     given |= {"allow_extrapolation": True, "cache": "quantized", "prefill_chunk_tokens": 64}
     entry = Checkpoint(**given)
     job = _job(entry, Window(recent_tokens=9), 7)
-    names = ("dtype", "revision", "allow_pickle", "allow_extrapolation")
-    assert [getattr(job, name) for name in names] == [given[name] for name in names]
-    assert Opening(**job.opening) == entry.opening
-    assert (job.model, job.thinking_tokens) == ("m", 7)
+    names = ("path", "dtype", "revision", "allow_pickle")
+    assert [getattr(job.model, name) for name in names] == [given[name] for name in names]
+    assert (job.model.opening.cache, job.model.opening.prefill_chunk_tokens) == ("quantized", 64)
+    assert (job.allow_extrapolation, job.thinking_tokens) == (True, 7)
     assert TypeAdapter(AnyAttention).validate_python(job.attention) == Window(recent_tokens=9)
     assert _job(entry, None, 0).attention is None
 

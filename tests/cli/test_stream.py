@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from needlework.cli.app import app
 from needlework.config.attention import Window
+from needlework.config.opening import ModelSpec
 from needlework.evaluation.streaming.checkpoint import StreamCheckpoint
 from needlework.evaluation.streaming.evaluator import StreamingEvaluator
 from needlework.models.checkpoint import open_model
@@ -35,7 +36,7 @@ def _lines(*args: str, text: str = "ids.bin") -> list[str]:
 
 def test_exact_perplexity_equals_one_forward_pass():
     lines = _lines("--chunk-size", "128", "--tokens", "500")
-    model, _ = open_model(TINY)
+    model, _ = open_model(ModelSpec(path=TINY))
     ids = torch.from_numpy(IDS[:500].astype(np.int64))[None]
     with torch.no_grad():
         logits = model(ids).logits[0, :-1].double()
@@ -65,7 +66,7 @@ def test_exact_perplexity_equals_one_forward_pass():
 
 
 def test_windows_overlap_by_half_or_as_given():
-    model, _ = open_model(TINY)
+    model, _ = open_model(ModelSpec(path=TINY))
     for options, overlap in (((), 64), (("--overlap", "100"), 100)):
         lines = _lines(
             "--mode", "strided", "--chunk-size", "128", *options, "--output", f"{overlap}"
@@ -78,7 +79,7 @@ def test_windows_overlap_by_half_or_as_given():
 
 
 def _expected(documents, **how) -> float:
-    model, _ = open_model(TINY)
+    model, _ = open_model(ModelSpec(path=TINY))
     evaluator = StreamingEvaluator(model, 32, verbose=False, **how)
     return evaluator.evaluate_streaming(documents)["perplexity"]
 

@@ -56,17 +56,17 @@ def test_keys_that_go_together_are_taken(folder, keys):
             {"quantization": "int4"},
             "quantization = 'int4': did you mean `int8`? write one of nf4, fp4, int8",
         ),
-        ({"max_memory": {0: "20GiB"}}, "max_memory: needs layers shared out over devices"),
-        ({"device_map": "auto", "max_memory": {"gpu": "2GB"}}, "has gpu, which is no device"),
+        ({"max_memory": {0: "20GiB"}}, "max_memory: needs layers spread over devices"),
+        ({"device_map": "auto", "max_memory": {"gpu": "2GB"}}, "unknown device gpu"),
         ({"device_map": "auto", "max_memory": {0: "2 gigs"}}, "write a number and its unit"),
-        ({"cpu_offload": True}, "cpu_offload = True: needs layers shared out over devices"),
+        ({"cpu_offload": True}, "cpu_offload = True: needs layers spread over devices"),
         ({"tp": 4}, "tp = 4: does not divide the model's 6 num_attention_heads"),
         ({"tp": 3}, "tp = 3: does not divide the model's 2 num_key_value_heads"),
         ({"ep": 3}, "ep = 3: does not divide the model's 4 experts"),
-        ({"tp": 2, "ep": 4}, "ep = 4: is not 2"),
-        ({"tp": 2, "quantization": "nf4"}, "quantization = 'nf4': does not go with tp: 2"),
-        ({"ep": 2, "device_map": "auto"}, "device_map = 'auto': does not go with ep: 2"),
-        ({"pp": 2, "device_map": "auto"}, "pp = 2: shares the layers out itself"),
+        ({"tp": 2, "ep": 4}, "ep = 4: differs from tp; write 2"),
+        ({"tp": 2, "quantization": "nf4"}, "quantization = 'nf4': does not work with tp: 2"),
+        ({"ep": 2, "device_map": "auto"}, "device_map = 'auto': does not work with ep: 2"),
+        ({"pp": 2, "device_map": "auto"}, "pp = 2: splits the layers itself"),
         ({"dp": 5}, "dp = 5: is above samples; write at most 4"),
     ],
     ids=str,
@@ -81,7 +81,7 @@ def test_what_cannot_work_is_one_line(folder, keys, says):
 def test_an_attention_system_is_refused_where_it_does_not_work(folder):
     window = {"type": "window", "sink_tokens": 4, "recent_tokens": 64}
     loaded(folder, window, tp=2)
-    with pytest.raises(ValueError, match="cache = 'offloaded': does not go with window"):
+    with pytest.raises(ValueError, match="cache = 'offloaded': does not work with window"):
         loaded(folder, window, cache="offloaded")
     loaded(folder, cache="offloaded")
 
@@ -91,7 +91,7 @@ def test_chunks_of_a_prompt_do_not_cut_blocks_that_are_ranked(folder):
     window = {"type": "window", "sink_tokens": 4, "recent_tokens": 64}
     for attention, chunk in ((walk, 128), (window, 100), (None, 100), (None, 1)):
         loaded(folder, attention, prefill_chunk_tokens=chunk)
-    with pytest.raises(ValueError, match="= 100: cuts blocks of 64; write a multiple of 64"):
+    with pytest.raises(ValueError, match="= 100: splits blocks of 64; write a multiple of 64"):
         loaded(folder, walk, prefill_chunk_tokens=100)
 
 
@@ -99,7 +99,7 @@ def test_an_infini_model_is_not_shared_out_by_heads(folder):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"needlework_attention": "infini"}))
     loaded(folder, ep=2)
-    with pytest.raises(ValueError, match="tp = 2: shares out heads, which infini must see"):
+    with pytest.raises(ValueError, match="tp = 2: splits heads, which infini needs"):
         loaded(folder, tp=2)
 
 
@@ -111,7 +111,7 @@ def test_experts_are_not_shared_out_where_there_are_none(folder):
 
 def test_weights_stored_in_few_bits_are_not_quantized_again(folder):
     (folder / "config.json").write_text('{"quantization_config": {"quant_method": "mxfp4"}}')
-    with pytest.raises(ValueError, match="these are stored in mxfp4"):
+    with pytest.raises(ValueError, match="already quantized by mxfp4"):
         loaded(folder, quantization="nf4")
 
 

@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from needlework.config.attention import Infini
+from needlework.config.opening import ModelSpec
 from needlework.models.checkpoint import open_model
 from needlework.models.convert import convert
 from needlework.models.tiny import word_tokenizer
@@ -32,7 +33,7 @@ def checkpoint(tmp_path):
 
 def test_opens_what_was_saved_in_eval_mode(checkpoint):
     path, saved = checkpoint
-    model, tokenizer = open_model(path)
+    model, tokenizer = open_model(ModelSpec(path=path))
     assert not model.training
     assert tokenizer(" one two").input_ids[0] == tokenizer.bos_token_id
     for name, parameter in saved.named_parameters():
@@ -40,32 +41,32 @@ def test_opens_what_was_saved_in_eval_mode(checkpoint):
 
 
 def test_dtype_is_the_one_asked_for(checkpoint):
-    model, _ = open_model(checkpoint[0], dtype="bfloat16")
+    model, _ = open_model(ModelSpec(path=checkpoint[0], dtype="bfloat16"))
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
 
 
 def test_converted_checkpoints_bring_their_classes(checkpoint, tmp_path):
     path, _ = checkpoint
-    model, tokenizer = open_model(path)
+    model, tokenizer = open_model(ModelSpec(path=path))
     infini = convert(model, Infini(segment_length=8, balance_init_type="randn"))
     infini.save_pretrained(tmp_path / "infini")
     tokenizer.save_pretrained(tmp_path / "infini")
-    again, _ = open_model(tmp_path / "infini")
+    again, _ = open_model(ModelSpec(path=tmp_path / "infini"))
     assert type(again).__name__ == "InfiniLlamaForCausalLM"
     assert torch.equal(again.gates[0].balance_factors, infini.gates[0].balance_factors)
 
 
 def test_no_folder_is_one_line(tmp_path):
     with pytest.raises(ValueError, match="no such folder; name an existing one"):
-        open_model(tmp_path / "nothing")
+        open_model(ModelSpec(path=tmp_path / "nothing"))
 
 
 def test_pickled_weights_are_refused(checkpoint):
     path, model = checkpoint
     (path / "model.safetensors").unlink()
     torch.save(model.state_dict(), path / "pytorch_model.bin")
-    with pytest.raises(ValueError, match="not a checkpoint that can be opened"):
-        open_model(path)
+    with pytest.raises(ValueError, match="cannot be opened as a checkpoint"):
+        open_model(ModelSpec(path=path))
 
 
 def test_missing_weights_are_named(checkpoint):
@@ -74,21 +75,21 @@ def test_missing_weights_are_named(checkpoint):
     del weights["model.layers.0.mlp.up_proj.weight"]
     save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match=r"missing .*mlp\.up_proj\.weight"):
-        open_model(path)
+        open_model(ModelSpec(path=path))
 
 
 def test_pickled_weights_are_read_where_that_is_allowed_and_never_run_code(checkpoint):
     path, saved = checkpoint
     (path / "model.safetensors").unlink()
     torch.save(saved.state_dict(), path / "pytorch_model.bin")
-    with pytest.raises(ValueError, match="not a checkpoint that can be opened"):
-        open_model(path)
-    model, _ = open_model(path, allow_pickle=True)
+    with pytest.raises(ValueError, match="cannot be opened as a checkpoint"):
+        open_model(ModelSpec(path=path))
+    model, _ = open_model(ModelSpec(path=path, allow_pickle=True))
     for name, parameter in saved.named_parameters():
         assert torch.equal(model.get_parameter(name), parameter), name
     torch.save({"model.norm.weight": _RunsCode(path / "was_run")}, path / "pytorch_model.bin")
-    with pytest.raises(ValueError, match="hold more than tensors, which could run code"):
-        open_model(path, allow_pickle=True)
+    with pytest.raises(ValueError, match="hold more than tensors and could run code"):
+        open_model(ModelSpec(path=path, allow_pickle=True))
     assert not (path / "was_run").exists()
 
 

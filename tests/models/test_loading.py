@@ -9,7 +9,7 @@ from support.families import config_of
 from support.random_checkpoints import save_checkpoint
 from transformers import CONFIG_MAPPING
 
-from needlework.config.opening import Opening
+from needlework.config.opening import ModelSpec, Opening
 from needlework.models.checkpoint import open_model
 from needlework.models.loading import out_of_memory
 
@@ -37,7 +37,7 @@ def checkpoint(whole, tmp_path):
 
 def line(path, **keys) -> str:
     with pytest.raises(ValueError, match=r".") as raised:
-        open_model(path, opening=Opening(**keys))
+        open_model(ModelSpec(path=path, opening=Opening(**keys)))
     assert "\n" not in str(raised.value)
     assert str(raised.value).startswith(f"{path}: ")
     return str(raised.value).removeprefix(f"{path}: ")
@@ -63,7 +63,7 @@ def test_code_of_its_own_is_run_only_where_that_is_allowed(checkpoint):
     (checkpoint / "config.json").write_text(json.dumps(config))
     (checkpoint / "mine.py").write_text(CODE)
     assert "write trust_remote_code: true if you have read it" in line(checkpoint)
-    model, _ = open_model(checkpoint, opening=Opening(trust_remote_code=True))
+    model, _ = open_model(ModelSpec(path=checkpoint, opening=Opening(trust_remote_code=True)))
     assert type(model).__name__ == "Model"
 
 
@@ -89,7 +89,7 @@ def test_bitsandbytes_that_does_not_load(whole, tmp_path, monkeypatch, code):
     monkeypatch.syspath_prepend(tmp_path)
     told = line(whole, quantization="nf4")
     assert told.startswith("quantization = 'nf4': bitsandbytes does not load here (")
-    assert told.endswith("; install it anew for this machine's CUDA, or leave quantization out")
+    assert told.endswith("; reinstall it for this machine's CUDA, or remove quantization")
 
 
 def test_weights_in_few_bits_that_do_not_fit(whole):
@@ -116,13 +116,13 @@ def test_memory_of_a_gpu_that_is_not_there(whole):
 def test_prompts_that_cannot_come_in_chunks(config, tmp_path):
     config.save_pretrained(tmp_path)
     told = line(tmp_path, prefill_chunk_tokens=64)
-    assert told.startswith("prefill_chunk_tokens = 64: is for models with nothing but keys and")
+    assert told.startswith("prefill_chunk_tokens = 64: is for models that cache only keys and")
 
 
 def test_attention_that_is_not_installed(whole):
     told = line(whole, attn_implementation="flash_attention_3")
-    assert told.startswith("attn_implementation = 'flash_attention_3': cannot be used here (")
-    assert told.endswith("; leave it out")
+    assert told.startswith("attn_implementation = 'flash_attention_3': is not available here (")
+    assert told.endswith("; remove it")
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 from support.paths import TINY
 
 from needlework.config.parsing.load import load_experiment
-from needlework.pipeline.job_resources import KEPT, JobResources
+from needlework.pipeline.job_resources import CACHE, JobResources
 
 JOB = ("evaluate", "dense", 512)
 PLANNED = {"mem_bytes": 77 * 10**9 + 1, "seconds": 6000.0, "gpus": 4}
@@ -34,8 +34,8 @@ def reservations(path: Path | str, **changed) -> JobResources:
 
 
 def remember(reserved: JobResources, plan: dict) -> None:
-    KEPT.mkdir(parents=True, exist_ok=True)
-    (KEPT / f"reserve-{reserved._key()}.json").write_text(json.dumps(plan))
+    CACHE.mkdir(parents=True, exist_ok=True)
+    (CACHE / f"plan-{reserved._key()}.json").write_text(json.dumps(plan))
 
 
 def enlarge(model: Path, size: int = 2**26 + 1) -> None:
@@ -112,7 +112,7 @@ def test_what_the_hub_did_not_give_is_planned_again(model: Path, monkeypatch: py
     reserved = reservations(model, models=models, systems=systems)
     assert reserved.mem_mb(1, *JOB) > 1
     assert reserved.mem_mb(1, "evaluate", "far", 512) == 1
-    assert not KEPT.exists()
+    assert not CACHE.exists()
 
 
 def test_a_tokenizer_of_an_api_is_not_waited_for(model: Path, monkeypatch: pytest.MonkeyPatch):
@@ -123,4 +123,4 @@ def test_a_tokenizer_of_an_api_is_not_waited_for(model: Path, monkeypatch: pytes
     systems = {"dense": {"model": "base"}, "remote": {"model": "remote"}}
     reserved = reservations(model, models=models, systems=systems)
     assert reserved.mem_mb(1, *JOB) > 1
-    assert len(list(KEPT.iterdir())) == 1
+    assert len(list(CACHE.iterdir())) == 1

@@ -9,7 +9,7 @@ from support.paths import TINY
 
 from needlework.config.devices import devices
 from needlework.config.parsing.load import load_experiment
-from needlework.pipeline.job_resources import KEPT, JobResources
+from needlework.pipeline.job_resources import CACHE, JobResources
 from needlework.planning.fit import devices_needed
 from needlework.planning.job_resources import reserve
 from needlework.planning.plan import Models, plan
@@ -234,7 +234,7 @@ def test_jobs_reserve_what_the_plan_says_and_no_less_than_their_rule(experiment)
     assert reserved.gpus(*job) == 1
     assert reserved.minutes(120, *job) == 120
     assert reserved.minutes(0, *job) <= 1
-    kept = list(KEPT.glob("reserve-*.json"))
+    kept = list(CACHE.glob("plan-*.json"))
     assert len(kept) == 1
     told = json.loads(kept[0].read_text())
     # Another process reads what this one left: nothing is planned anew.
@@ -279,7 +279,7 @@ def test_small_models_keep_the_numbers_of_their_rules(tmp_path, monkeypatch):
     assert reserved.mem_mb(4000, "evaluate", "dense", 512) == 4000
     assert reserved.minutes(120, "evaluate", "dense", 512) == 120
     assert reserved.gpus("evaluate", "dense", 512) == 0
-    assert not KEPT.exists()
+    assert not CACHE.exists()
 
 
 def test_sizes_and_durations_are_short():

@@ -22,10 +22,12 @@ for name in sys.argv[1:]:
 """
 MAIN = "from needlework.cli.app import main; main()"
 GATED = "is gated on the hub; accept its licence there and set HF_TOKEN, or name a folder that"
-UNKNOWN = "the hub has no such model, or it is private; mend the name, or set HF_TOKEN"
-REVISION = "the hub has no such revision of it; mend revision, or leave it out"
-TOKEN = "the hub refuses the token; set HF_TOKEN to a valid one, or take it away (also that of"
-BARE = "not a checkpoint that can be opened ("
+UNKNOWN = "the hub has no such model, or it is private; correct the name, or set HF_TOKEN"
+REVISION = "the hub has no such revision; correct revision, or remove it"
+TOKEN = (
+    "the hub refuses the token; set HF_TOKEN to a valid one, or for a public model remove it (also"
+)
+BARE = "cannot be opened as a checkpoint ("
 DOWN = "the hub answers 503; run again later, or name a folder that holds it"
 NO_HUB = "no such folder, and the hub cannot be reached (no connection to {url}: "
 

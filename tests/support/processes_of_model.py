@@ -8,15 +8,14 @@ from pathlib import Path
 
 from torch import distributed
 
-from needlework.config.opening import Opening
 from needlework.evaluation.generation.answer_checkpoint import AnswerCheckpoint
 from needlework.evaluation.generation.answers import EvaluationJob, _answer_samples, _merge
 
 if __name__ == "__main__":
     path = Path(sys.argv[1])
     for number, case in enumerate(json.loads(path.read_text())["cases"]):
-        job = EvaluationJob(**case["job"])
-        merge = partial(_merge, opening=Opening(**job.opening))
+        job = EvaluationJob.model_validate(case["job"])
+        merge = partial(_merge, opening=job.model.opening)
         checkpoint = AnswerCheckpoint(merge=merge)
         tables = _answer_samples(job, case["samples"], slice(None), 1, False, checkpoint)
         if os.environ["RANK"] == "0":

@@ -12,6 +12,7 @@ from tokenizers.pre_tokenizers import Split
 from tokenizers.processors import TemplateProcessing
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from needlework.config.opening import ModelSpec
 from needlework.config.training import Finetune, FinetuneStage
 from needlework.training.checkpoints import Checkpoints
 from needlework.training.finetune import finetune_checkpoint
@@ -108,12 +109,9 @@ def finetuned(
         folder / "checkpoints",
         threads=1,
         fingerprint_inputs={},
-        base=paths["base"],
+        model=ModelSpec(path=paths["base"]).dump(),
         rows={name: paths["rows"][name] for name in config.data_weights},
         validation=validation,
-        revision=None,
-        dtype="float32",
-        allow_pickle=False,
         attention=attention,
         seed=3,
     )

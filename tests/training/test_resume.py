@@ -10,6 +10,7 @@ import pytest
 from support.killable import Pool, kill_when
 from support.toy_training import finetuned, mixed, product, write
 
+from needlework.config.opening import ModelSpec
 from needlework.config.training import Distill, Pretrain, PretrainStage
 from needlework.training.checkpoints import Checkpoints
 from needlework.training.distill.gates import distill_checkpoint
@@ -44,10 +45,7 @@ def distilled(folder: Path, **changes) -> Checkpoints:
         folder / "checkpoints",
         threads=1,
         fingerprint_inputs={},
-        model=paths["base"],
-        revision=None,
-        dtype="float32",
-        allow_pickle=False,
+        model=ModelSpec(path=paths["base"]).dump(),
         gates={"model": "toy", "block_size": 3},
         rows=[paths["rows"]["toy"]],
         seed=3,

@@ -10,6 +10,7 @@ from support.killable import Pool, kill_when
 from support.toy_training import finetuned, product
 from torch.nn.functional import cross_entropy
 
+from needlework.config.opening import ModelSpec
 from needlework.models.checkpoint import open_model
 from needlework.training.checkpoints import Checkpoints
 
@@ -45,7 +46,7 @@ def test_validation_loss_matches_one_pass_and_does_not_affect_training(tmp_path,
     assert len(both) == len(without)
     assert both["gradient_norm"].equals(both["gradient_norm_right"])
 
-    model, _ = open_model(checkpoints.product)
+    model, _ = open_model(ModelSpec(path=checkpoints.product))
     ids = torch.from_numpy(np.load(tmp_path / "validated/0.npy").astype(np.int64))[:80]
     with torch.no_grad():
         # Like a stream: segments start at the first token.

@@ -8,7 +8,7 @@ import pytest
 from support.project_copy import Project
 
 from needlework.config.parsing.load import read_experiment
-from needlework.pipeline.job_resources import KEPT, JobResources
+from needlework.pipeline.job_resources import CACHE, JobResources
 
 pytestmark = pytest.mark.workflow
 
@@ -23,7 +23,7 @@ def test_processes_of_a_training_are_counted_once(
     name = project.write(small_experiment)
     # Weights that are small are not planned.
     os.truncate("resources/needlework-tiny/model.safetensors", 2**26 + 1)
-    plan = KEPT / f"reserve-{JobResources(read_experiment(name))._key()}.json"
+    plan = CACHE / f"plan-{JobResources(read_experiment(name))._key()}.json"
     plan.parent.mkdir(parents=True)
     for planned, reserved in ((77 * 10**9, 77_000), (10**9, 4 * 6000)):
         plan.write_text(json.dumps({"finetune": {"tuned": {"mem_bytes": planned, "seconds": 1.0}}}))

@@ -12,6 +12,7 @@ import polars as pl
 import pytest
 from support.project_copy import Project
 
+from needlework.config.opening import ModelSpec
 from needlework.evaluation.streaming.evaluator import StreamingEvaluator
 from needlework.models.checkpoint import open_model
 
@@ -45,7 +46,7 @@ def test_every_system_of_a_stream_reads_it(project: Project, small_experiment: d
         ("dense", "strided", 2, 2 * 699),
         ("near", "state", 2, 2 * 699),
     ]
-    model, _ = open_model(project.root / "resources/needlework-tiny")
+    model, _ = open_model(ModelSpec(path=project.root / "resources/needlework-tiny"))
     losses = []
     for shard in (0, 1):
         ids = np.load(root / f"tokens/base/sentences/{shard}.npy")

@@ -1,7 +1,7 @@
 rule split_haystack:
     input:
-        tokenizer=lambda w: tokenizer_files(w.tokenizer),
-        text=lambda w: haystack_files(w.haystack),
+        tokenizer=files_for_prompts,
+        text=haystack_files,
     output:
         sentences=f"{RESULTS}/haystacks/{{tokenizer}}/{{haystack}}/{{length}}.parquet",
     log:
@@ -17,9 +17,9 @@ rule split_haystack:
         runtime=60,
     params:
         code=code_version("split_haystack.py"),
-        tokenizer=lambda w: model_path(w.tokenizer),
-        revision=lambda w: getattr(experiment.models[w.tokenizer], "revision", None),
-        haystack=lambda w: dump(experiment.haystacks[w.haystack]),
+        tokenizer=tokenizer_path,
+        revision=tokenizer_revision,
+        haystack=haystack_of,
         length=lambda w: int(w.length),
     script:
         "../scripts/split_haystack.py"
@@ -28,12 +28,9 @@ rule split_haystack:
 # Before any long work, because what is wrong with lengths shows here.
 rule generate_samples:
     input:
-        tokenizer=lambda w: tokenizer_files(w.tokenizer),
-        haystack=lambda w: haystack_of(w.tokenizer, w.task, w.length),
-        files=lambda w: [
-            file.replace("{length}", w.length)
-            for file in experiment.tasks[w.task].files
-        ],
+        tokenizer=files_for_prompts,
+        haystack=haystack_of_samples,
+        files=task_files,
     output:
         samples=f"{RESULTS}/samples/{{tokenizer}}/{{task}}/{{length}}.parquet",
     log:
@@ -48,13 +45,12 @@ rule generate_samples:
         mem_mb=lambda w, attempt: (1500 + int(w.length) // 5000) * attempt,
         runtime=60,
     params:
-        code=lambda w: code_version("generate_samples.py", *task_modules(w.task)),
-        modules=lambda w: task_modules(w.task),
-        tokenizer=lambda w: model_path(w.tokenizer),
-        revision=lambda w: getattr(experiment.models[w.tokenizer], "revision", None),
-        chat=lambda w: chat_of(w.tokenizer),
-        task=lambda w: dump(experiment.tasks[w.task]),
-        answer_type=lambda w: experiment.tasks[w.task].answer_type,
+        **code_of("generate_samples.py", task_modules),
+        tokenizer=tokenizer_path,
+        revision=tokenizer_revision,
+        chat=chat_of,
+        task=task_of,
+        answer_type=answer_type,
         samples=experiment.samples,
         depths=experiment.depths,
         length_unit=experiment.length_unit,
@@ -65,15 +61,9 @@ rule generate_samples:
 
 rule generate_finetune_data:
     input:
-        tokenizer=lambda w: tokenizer_files(
-            w.tokenizer, with_end=experiment.finetune_data[w.data].type == "text"
-        ),
-        text=lambda w: data_files(w.data),
-        haystacks=lambda w: [
-            file
-            for length in experiment.finetune_data[w.data].lengths
-            for file in haystack_of(w.tokenizer, task_of(w.data), length)
-        ],
+        tokenizer=files_for_finetune_data,
+        text=finetune_data_files,
+        haystacks=finetune_data_haystacks,
     output:
         rows=f"{RESULTS}/finetune_data/{{tokenizer}}/{{data}}.parquet",
     log:
@@ -88,13 +78,12 @@ rule generate_finetune_data:
         mem_mb=lambda w, attempt: 1500 * attempt,
         runtime=30,
     params:
-        code=lambda w: code_version("generate_finetune_data.py", *data_modules(w.data)),
-        modules=lambda w: data_modules(w.data),
-        tokenizer=lambda w: model_path(w.tokenizer),
-        revision=lambda w: getattr(experiment.models[w.tokenizer], "revision", None),
-        data=lambda w: dump(experiment.finetune_data[w.data]),
-        task=lambda w: dump(experiment.tasks.get(task_of(w.data))),
-        depths=lambda w: None if task_of(w.data) is None else experiment.depths,
+        **code_of("generate_finetune_data.py", finetune_data_modules),
+        tokenizer=tokenizer_path,
+        revision=tokenizer_revision,
+        data=finetune_data_of,
+        task=task_of_finetune_data,
+        depths=depths_of_finetune_data,
         seed=experiment.seed,
     script:
         "../scripts/generate_finetune_data.py"

@@ -1,10 +1,10 @@
 rule evaluate_system:
     input:
-        model=lambda w: model_files(experiment.systems[w.system].model),
-        gates=lambda w: gates_files(experiment.systems[w.system]),
-        samples=lambda w: samples_of(w.system, w.task, w.length),
-        before=lambda w: rungs_before("predictions", w, 1),
-        scores_before=lambda w: rungs_before("scores", w, 2),
+        model=system_model_files,
+        gates=system_gates,
+        samples=samples_of,
+        shorter_predictions=shorter("predictions", 1),
+        shorter_scores=shorter("scores", 2),
     output:
         predictions=f"{RESULTS}/predictions/{{system}}/{{task}}/{{length}}.parquet",
         measurements=f"{RESULTS}/measurements/{{system}}/{{task}}/{{length}}.parquet",
@@ -14,37 +14,25 @@ rule evaluate_system:
     benchmark:
         f"{RESULTS}/benchmarks/evaluate_system/{{system}}/{{task}}/{{length}}.tsv"
     wildcard_constraints:
-        system="|".join(map(re.escape, whole_systems())) or "none",
+        system=one_of(unsharded_systems()),
     conda:
         "../../envs/torch.yaml"
-    threads: lambda w: opening_of(experiment.systems[w.system].model).devices
+    threads: system_devices
     resources:
-        mem_mb=lambda w, attempt: JOB_RESOURCES.mem_mb(4000, "evaluate", w.system, w.length)
-        * attempt,
-        runtime=lambda w: JOB_RESOURCES.minutes(120, "evaluate", w.system, w.length),
-        gpu=lambda w: JOB_RESOURCES.gpus("evaluate", w.system, w.length),
+        **planned("evaluate", "{system}", "{length}", mem_mb=4000, runtime=120),
     params:
-        code=lambda w: code_version("evaluate_system.py", *system_modules(w.system)),
-        modules=lambda w: system_modules(w.system),
-        model=lambda w: model_path(experiment.systems[w.system].model),
-        dtype=lambda w: experiment.models[experiment.systems[w.system].model].dtype,
-        revision=lambda w: getattr(
-            experiment.models[experiment.systems[w.system].model], "revision", None
-        ),
-        attention=lambda w: attention_of(experiment.systems[w.system]),
-        allow_pickle=lambda w: allows_pickle(experiment.systems[w.system].model),
+        **code_of("evaluate_system.py", system_modules),
+        model=system_model,
+        attention=system_attention,
+        allow_extrapolation=allows_extrapolation,
         early_stopping=early_stopping_of,
-        opening=lambda w: dump_opening(experiment.systems[w.system].model),
-        allow_extrapolation=lambda w: allows_extrapolation(w.system),
-        thinking_tokens=lambda w: (
-            chat_of(experiment.root_model(experiment.systems[w.system].model)) or {}
-        ).get("thinking_tokens", 0),
-        shards=lambda w: opening_of(experiment.systems[w.system].model).dp,
+        thinking_tokens=thinking_tokens,
+        shards=sample_shards,
     script:
         "../scripts/evaluate_system.py"
 
 
-# A share of a cell's samples, for models of dp jobs.
+# A shard of a cell's samples, for models with dp > 1.
 use rule evaluate_system as evaluate_shard with:
     output:
         predictions=f"{RESULTS}/shards/{{system}}/{{task}}/{{length}}/{{shard}}/predictions.parquet",
@@ -55,14 +43,14 @@ use rule evaluate_system as evaluate_shard with:
     benchmark:
         f"{RESULTS}/benchmarks/evaluate_shard/{{system}}/{{task}}/{{length}}/{{shard}}.tsv"
     wildcard_constraints:
-        system="|".join(map(re.escape, sharded_systems())) or "none",
+        system=one_of(sharded_systems()),
 
 
 rule join_shards:
     input:
-        predictions=lambda w: shards_of(w, "predictions"),
-        measurements=lambda w: shards_of(w, "measurements"),
-        densities=lambda w: shards_of(w, "densities"),
+        predictions=shards_of("predictions"),
+        measurements=shards_of("measurements"),
+        densities=shards_of("densities"),
     output:
         predictions=f"{RESULTS}/predictions/{{system}}/{{task}}/{{length}}.parquet",
         measurements=f"{RESULTS}/measurements/{{system}}/{{task}}/{{length}}.parquet",
@@ -72,7 +60,7 @@ rule join_shards:
     benchmark:
         f"{RESULTS}/benchmarks/join_shards/{{system}}/{{task}}/{{length}}.tsv"
     wildcard_constraints:
-        system="|".join(map(re.escape, sharded_systems())) or "none",
+        system=one_of(sharded_systems()),
     conda:
         "../../envs/report.yaml"
     threads: 1
@@ -85,13 +73,12 @@ rule join_shards:
         "../scripts/join_shards.py"
 
 
-# Here, not on a cluster's nodes: they may have no network, and nothing is computed. Before long
-# work, because a wrong key or name shows here.
+# Runs locally, as a cluster's nodes may have no network. Early, as a wrong key or name fails here.
 rule evaluate_api:
     input:
-        samples=lambda w: samples_of(w.system, w.task, w.length),
-        before=lambda w: rungs_before("predictions", w, 1),
-        scores_before=lambda w: rungs_before("scores", w, 2),
+        samples=samples_of,
+        shorter_predictions=shorter("predictions", 1),
+        shorter_scores=shorter("scores", 2),
     output:
         predictions=f"{RESULTS}/predictions/{{system}}/{{task}}/{{length}}.parquet",
         measurements=f"{RESULTS}/measurements/{{system}}/{{task}}/{{length}}.parquet",
@@ -100,7 +87,7 @@ rule evaluate_api:
     benchmark:
         f"{RESULTS}/benchmarks/evaluate_api/{{system}}/{{task}}/{{length}}.tsv"
     wildcard_constraints:
-        system="|".join(map(re.escape, api_systems())) or "none",
+        system=one_of(api_systems()),
     priority: 90
     localrule: True
     conda:
@@ -111,7 +98,7 @@ rule evaluate_api:
     params:
         code=code_version("evaluate_api.py"),
         early_stopping=early_stopping_of,
-        api=lambda w: dump(experiment.models[experiment.systems[w.system].model]),
-        lock=lambda w: f"{RESULTS}/.{experiment.systems[w.system].model}.lock",
+        api=api_of,
+        lock=api_lock,
     script:
         "../scripts/evaluate_api.py"

@@ -1,6 +1,6 @@
 rule export_ruler:
     input:
-        samples=lambda w: samples_of(w.system, w.task, w.length),
+        samples=samples_of,
         predictions=f"{RESULTS}/predictions/{{system}}/{{task}}/{{length}}.parquet",
     output:
         data=f"{RESULTS}/export/ruler/{{system}}/{{length}}/data/{{task}}/validation.jsonl",

@@ -1,4 +1,4 @@
-# Apart from its model: a text that the model is validated on needs it first.
+# Before its model is trained, as held-out text for validation needs it.
 rule make_tokenizer:
     output:
         tokenizer=f"{RESULTS}/models/{{model}}/tokenizer.json",
@@ -8,7 +8,7 @@ rule make_tokenizer:
     benchmark:
         f"{RESULTS}/benchmarks/make_tokenizer/{{model}}.tsv"
     wildcard_constraints:
-        model="|".join(map(re.escape, pretrained_models())) or "none",
+        model=one_of(models_made_by("pretrain_model")),
     conda:
         "../../envs/torch.yaml"
     threads: 1
@@ -17,14 +17,14 @@ rule make_tokenizer:
         runtime=10,
     params:
         code=code_version("make_tokenizer.py"),
-        max_positions=lambda w: experiment.models[w.model].pretrain.max_positions,
+        max_positions=pretrained_positions,
     script:
         "../scripts/make_tokenizer.py"
 
 
 rule pretrain_model:
     input:
-        held_out=lambda w: held_out_files(w.model),
+        held_out=held_out_files,
     output:
         config=f"{RESULTS}/models/{{model}}/config.json",
         generation_config=f"{RESULTS}/models/{{model}}/generation_config.json",
@@ -36,19 +36,18 @@ rule pretrain_model:
     benchmark:
         f"{RESULTS}/benchmarks/pretrain_model/{{model}}.tsv"
     wildcard_constraints:
-        model="|".join(map(re.escape, pretrained_models())) or "none",
+        model=one_of(models_made_by("pretrain_model")),
     conda:
         "../../envs/torch.yaml"
-    threads: lambda w: experiment.models[w.model].pretrain.processes
+    threads: processes_of
     resources:
         mem_mb=lambda w, attempt, threads: 6000 * threads * attempt,
         runtime=120,
     params:
-        code=lambda w: code_version("pretrain_model.py", *training_modules(w.model)),
-        modules=lambda w: training_modules(w.model),
-        validation=lambda w: validation_of(w.model),
-        pretrain=lambda w: dump(experiment.models[w.model].pretrain),
-        checkpoints=lambda w: f"{RESULTS}/checkpoints/{w.model}",
+        **code_of("pretrain_model.py", training_modules),
+        validation=validation_of,
+        pretrain=recipe_of,
+        checkpoints=f"{RESULTS}/checkpoints/{{model}}",
         seed=experiment.seed,
     script:
         "../scripts/pretrain_model.py"
@@ -56,9 +55,9 @@ rule pretrain_model:
 
 rule finetune_model:
     input:
-        model=lambda w: model_files(experiment.models[w.model].base),
-        rows=lambda w: rows_of(w.model, *experiment.models[w.model].finetune.data_weights),
-        held_out=lambda w: held_out_files(w.model),
+        model=base_files,
+        rows=finetune_rows,
+        held_out=held_out_files,
     output:
         config=f"{RESULTS}/models/{{model}}/config.json",
         generation_config=f"{RESULTS}/models/{{model}}/generation_config.json",
@@ -72,42 +71,29 @@ rule finetune_model:
     benchmark:
         f"{RESULTS}/benchmarks/finetune_model/{{model}}.tsv"
     wildcard_constraints:
-        model="|".join(map(re.escape, finetuned_models())) or "none",
+        model=one_of(models_made_by("finetune_model")),
     priority: 50
     conda:
         "../../envs/torch.yaml"
-    threads: lambda w: experiment.models[w.model].finetune.processes
+    threads: processes_of
     resources:
-        mem_mb=lambda w, attempt, threads: JOB_RESOURCES.mem_mb(
-            6000 * threads, "finetune", w.model
-        )
-        * attempt,
-        runtime=lambda w: JOB_RESOURCES.minutes(120, "finetune", w.model),
-        gpu=lambda w: JOB_RESOURCES.gpus("finetune", w.model),
+        **planned("finetune", "{model}", mem_mb_per_thread=6000, runtime=120),
     params:
-        code=lambda w: code_version("finetune_model.py", *training_modules(w.model)),
-        modules=lambda w: training_modules(w.model),
-        validation=lambda w: validation_of(w.model),
-        base=lambda w: model_path(experiment.models[w.model].base),
-        revision=lambda w: getattr(
-            experiment.models[experiment.models[w.model].base], "revision", None
-        ),
-        allow_pickle=lambda w: allows_pickle(experiment.models[w.model].base),
-        dtype=lambda w: experiment.models[w.model].dtype,
-        attention=lambda w: dump(experiment.models[w.model].attention),
-        finetune=lambda w: dump(experiment.models[w.model].finetune),
-        checkpoints=lambda w: f"{RESULTS}/checkpoints/{w.model}",
-        seed=lambda w: seed_of(experiment.models[w.model].finetune),
+        **code_of("finetune_model.py", training_modules),
+        model=base_model,
+        attention=conversion_of,
+        finetune=recipe_of,
+        validation=validation_of,
+        checkpoints=f"{RESULTS}/checkpoints/{{model}}",
+        seed=training_seed,
     script:
         "../scripts/finetune_model.py"
 
 
 rule distill_gates:
     input:
-        model=lambda w: model_files(experiment.gates[w.gates].model),
-        rows=lambda w: rows_of(
-            experiment.gates[w.gates].model, *experiment.gates[w.gates].distill.data
-        ),
+        model=teacher_files,
+        rows=distill_rows,
     output:
         weights=f"{RESULTS}/gates/{{gates}}/gates.safetensors",
         description=f"{RESULTS}/gates/{{gates}}/gates.json",
@@ -120,23 +106,15 @@ rule distill_gates:
     priority: 50
     conda:
         "../../envs/torch.yaml"
-    threads: lambda w: experiment.gates[w.gates].distill.processes
+    threads: distill_processes
     resources:
         mem_mb=lambda w, attempt, threads: 6000 * threads * attempt,
         runtime=120,
     params:
-        code=lambda w: code_version(
-            "distill_gates.py", *model_modules(experiment.gates[w.gates].model)
-        ),
-        modules=lambda w: model_modules(experiment.gates[w.gates].model),
-        model=lambda w: model_path(experiment.gates[w.gates].model),
-        dtype=lambda w: experiment.models[experiment.gates[w.gates].model].dtype,
-        revision=lambda w: getattr(
-            experiment.models[experiment.gates[w.gates].model], "revision", None
-        ),
-        allow_pickle=lambda w: allows_pickle(experiment.gates[w.gates].model),
-        gates=lambda w: dump(experiment.gates[w.gates]),
-        checkpoints=lambda w: f"{RESULTS}/checkpoints/_gates/{w.gates}",
+        **code_of("distill_gates.py", teacher_modules),
+        model=teacher_model,
+        gates=gates_recipe,
+        checkpoints=f"{RESULTS}/checkpoints/_gates/{{gates}}",
         seed=experiment.seed,
     script:
         "../scripts/distill_gates.py"
@@ -144,7 +122,7 @@ rule distill_gates:
 
 rule package_model:
     input:
-        model=lambda w: model_files(w.model),
+        model=files_of_model,
         summary=f"{RESULTS}/summary.parquet",
         metrics=f"{RESULTS}/training/{{model}}.parquet",
         measurements=f"{RESULTS}/measurements/training/{{model}}.parquet",
@@ -160,7 +138,7 @@ rule package_model:
     benchmark:
         f"{RESULTS}/benchmarks/package_model/{{model}}.tsv"
     wildcard_constraints:
-        model="|".join(map(re.escape, pretrained_models())) or "none",
+        model=one_of(models_made_by("pretrain_model")),
     conda:
         "../../envs/report.yaml"
     threads: 1
@@ -169,12 +147,8 @@ rule package_model:
         runtime=10,
     params:
         code=code_version("package_model.py"),
-        pretrain=lambda w: dump(experiment.models[w.model].pretrain),
-        systems=lambda w: [
-            name
-            for name, system in experiment.systems.items()
-            if system.model == w.model and system.attention is None
-        ],
+        pretrain=recipe_of,
+        systems=systems_of_model,
         experiment=experiment.experiment,
         seed=experiment.seed,
     script:

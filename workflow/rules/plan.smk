@@ -1,15 +1,6 @@
 rule plan_experiment:
     input:
-        configs=[
-            file
-            for name in experiment.models
-            for file in (
-                model_files(name)
-                if isinstance(experiment.models[name], Checkpoint)
-                else []
-            )
-            if Path(file).name == "config.json"
-        ],
+        configs=config_files(),
     output:
         csv=report(
             f"{RESULTS}/plan.csv",
@@ -28,7 +19,8 @@ rule plan_experiment:
         mem_mb=lambda w, attempt: 2000 * attempt,
         runtime=30,
     params:
-        code=code_version("plan_experiment.py"),
+        code=code_version("plan_experiment.py", *config_modules()),
+        modules=config_modules(),
         experiment=dump(experiment),
     script:
         "../scripts/plan_experiment.py"

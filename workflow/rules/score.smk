@@ -1,6 +1,6 @@
 rule score_predictions:
     input:
-        samples=lambda w: samples_of(w.system, w.task, w.length),
+        samples=samples_of,
         predictions=f"{RESULTS}/predictions/{{system}}/{{task}}/{{length}}.parquet",
     output:
         scores=f"{RESULTS}/scores/{{system}}/{{task}}/{{length}}.parquet",

@@ -1,7 +1,7 @@
 rule tokenize_stream:
     input:
-        tokenizer=lambda w: tokenizer_files(w.tokenizer),
-        text=lambda w: stream_files(w.stream),
+        tokenizer=files_for_prompts,
+        text=stream_files,
     output:
         tokens=f"{RESULTS}/tokens/{{tokenizer}}/{{stream}}/{{shard}}.npy",
         starts=f"{RESULTS}/tokens/{{tokenizer}}/{{stream}}/{{shard}}.starts.npy",
@@ -17,9 +17,9 @@ rule tokenize_stream:
         runtime=120,
     params:
         code=code_version("tokenize_stream.py"),
-        tokenizer=lambda w: model_path(w.tokenizer),
-        revision=lambda w: getattr(experiment.models[w.tokenizer], "revision", None),
-        stream=lambda w: dump_text_of(w.stream),
+        tokenizer=tokenizer_path,
+        revision=tokenizer_revision,
+        stream=stream_text,
         seed=experiment.seed,
     script:
         "../scripts/tokenize_stream.py"
@@ -27,10 +27,10 @@ rule tokenize_stream:
 
 rule stream_perplexity:
     input:
-        model=lambda w: model_files(streamed(w).model),
-        gates=lambda w: gates_files(streamed(w)),
-        tokens=lambda w: tokens_of(w, ".npy"),
-        starts=lambda w: tokens_of(w, ".starts.npy"),
+        model=system_model_files,
+        gates=system_gates,
+        tokens=stream_tokens(".npy"),
+        starts=stream_tokens(".starts.npy"),
     output:
         chunks=f"{RESULTS}/streams/{{system}}/{{stream}}/{{shard}}.parquet",
         positions=f"{RESULTS}/positions/{{system}}/{{stream}}/{{shard}}.parquet",
@@ -43,22 +43,12 @@ rule stream_perplexity:
         "../../envs/torch.yaml"
     threads: 1
     resources:
-        mem_mb=lambda w, attempt: JOB_RESOURCES.mem_mb(4000, "streams", w.stream, w.system)
-        * attempt,
-        runtime=lambda w: JOB_RESOURCES.minutes(24 * 60, "streams", w.stream, w.system),
-        gpu=lambda w: JOB_RESOURCES.gpus("streams", w.stream, w.system),
+        **planned("streams", "{stream}", "{system}", mem_mb=4000, runtime=24 * 60),
     params:
-        code=lambda w: code_version("stream_perplexity.py", *modules_of(streamed(w))),
-        modules=lambda w: modules_of(streamed(w)),
-        model=lambda w: model_path(streamed(w).model),
-        dtype=lambda w: experiment.models[streamed(w).model].dtype,
-        revision=lambda w: getattr(
-            experiment.models[streamed(w).model], "revision", None
-        ),
-        allow_pickle=lambda w: allows_pickle(streamed(w).model),
-        opening=lambda w: dump_opening(streamed(w).model),
-        attention=lambda w: attention_of(streamed(w)),
-        reading=lambda w: reading_of(w),
+        **code_of("stream_perplexity.py", system_modules),
+        model=system_model,
+        attention=system_attention,
+        reading=stream_reading,
     script:
         "../scripts/stream_perplexity.py"
 

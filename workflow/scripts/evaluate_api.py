@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import polars as pl
 from pydantic import TypeAdapter
 
-from needlework.config.models import Api
+from needlework.config.models.api import Api
 from needlework.evaluation.answer_journal import exclusive_lock, journal_path
 from needlework.evaluation.api.answers import empty_tables, is_answered, request_answers
 from needlework.evaluation.early_stopping import EarlyStop, write_unless_stopped
@@ -47,6 +47,6 @@ with stage(snakemake) as s:
         empty_tables(),
         cell=(s.wildcards.system, s.wildcards.task, int(s.wildcards.length)),
         early_stopping=s.params.early_stopping,
-        shorter_predictions=s.input.before,
-        shorter_scores=s.input.scores_before,
+        shorter_predictions=s.input.shorter_predictions,
+        shorter_scores=s.input.shorter_scores,
     )

@@ -33,8 +33,8 @@ with stage(snakemake) as s:
         empty_tables(),
         cell=(s.wildcards.system, s.wildcards.task, int(s.wildcards.length)),
         early_stopping=early_stopping,
-        shorter_predictions=s.input.before,
-        shorter_scores=s.input.scores_before,
+        shorter_predictions=s.input.shorter_predictions,
+        shorter_scores=s.input.shorter_scores,
     )
 # The tables hold every answer; a forced rerun measures the cell again.
 journal.unlink(missing_ok=True)

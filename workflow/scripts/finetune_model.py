@@ -1,4 +1,4 @@
-"""Another model of the experiment, converted where asked, then fine-tuned."""
+"""Fine-tune a model of the experiment, after converting its attention if requested."""
 
 from typing import TYPE_CHECKING
 
@@ -18,10 +18,7 @@ with stage(snakemake) as s:
         s.params.checkpoints,
         threads=s.threads,
         fingerprint_inputs={"code": s.params.code, "inputs": s.input_hashes},
-        base=s.params.base,
-        revision=s.params.revision,
-        dtype=s.params.dtype,
-        allow_pickle=s.params.allow_pickle,
+        model=s.params.model,
         attention=s.params.attention,
         rows=dict(zip(recipe.data_weights, s.input.rows, strict=True)),
         seed=s.params.seed,

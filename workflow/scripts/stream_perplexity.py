@@ -7,7 +7,7 @@ import torch
 from pydantic import TypeAdapter
 
 from needlework.config.attention import AnyAttention
-from needlework.config.opening import Opening
+from needlework.config.opening import ModelSpec
 from needlework.evaluation.streaming.checkpoint import StreamCheckpoint
 from needlework.evaluation.streaming.evaluator import StreamingEvaluator
 from needlework.evaluation.streaming.tables import stream_tables
@@ -20,13 +20,7 @@ if TYPE_CHECKING:
 
 with stage(snakemake) as s:
     torch.set_num_threads(s.threads)
-    model, _ = open_model(
-        s.params.model,
-        dtype=s.params.dtype,
-        revision=s.params.revision,
-        allow_pickle=s.params.allow_pickle,
-        opening=Opening(**s.params.opening),
-    )
+    model, _ = open_model(ModelSpec.model_validate(s.params.model))
     evaluator = StreamingEvaluator(
         model,
         **s.params.reading,

@@ -7,7 +7,7 @@ from needlework.config.attention import Seer
 from needlework.config.devices import devices
 from needlework.config.errors import Problem, suggest
 from needlework.config.experiment import Experiment
-from needlework.config.model_info import converted_by, is_behind_api, max_positions
+from needlework.config.model_info import is_behind_api, max_positions, own_attention
 from needlework.config.paths import source_problems
 from needlework.config.tasks import BUILT_IN_HAYSTACKS, RowExamples, TaskExamples, TextExamples
 from needlework.config.validation.gates import gates_problems, seer_problems
@@ -79,7 +79,7 @@ def _system_problems(experiment: Experiment) -> Iterator[Problem]:
 def _conversion_problems(experiment: Experiment) -> Iterator[Problem]:
     """Systems and gates that do not fit the attention that their model was converted to."""
     for name, gates in experiment.gates.items():
-        if conversion := converted_by(experiment, gates.model):
+        if conversion := own_attention(experiment, gates.model):
             converted, attention = conversion
             yield (
                 ("gates", name, "model"),
@@ -89,7 +89,7 @@ def _conversion_problems(experiment: Experiment) -> Iterator[Problem]:
     for name, system in experiment.systems.items():
         if system.attention is None or system.attention.converts_model:
             continue
-        conversion = converted_by(experiment, system.model)
+        conversion = own_attention(experiment, system.model)
         if (adjusts := system.attention.adjusts) is not None:
             if conversion is None or conversion[1] != adjusts:
                 yield (

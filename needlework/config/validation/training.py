@@ -6,7 +6,6 @@ from pathlib import Path
 from needlework.config.errors import Location, Problem, suggest
 from needlework.config.experiment import Experiment
 from needlework.config.model_info import max_positions
-from needlework.config.models import Derived, Pretrained
 from needlework.config.training import (
     Distill,
     Finetune,
@@ -64,14 +63,9 @@ def row_problems(
 def validation_problems(experiment: Experiment) -> Iterator[Problem]:
     """Problems with the held-out text of trained models, in file order."""
     for name, model in experiment.models.items():
-        where: Location
-        recipe: ModelTraining
-        if isinstance(model, Derived):
-            where, recipe = ("models", name, "finetune"), model.finetune
-        elif isinstance(model, Pretrained):
-            where, recipe = ("models", name, "pretrain"), model.pretrain
-        else:
+        if model.trained is None:
             continue
+        where, recipe = ("models", name, model.trained.recipe_key), model.trained.recipe
         stream = None if recipe.validation is None else experiment.streams.get(recipe.validation)
         if recipe.validation is not None and stream is None:
             hint = suggest(experiment.streams, recipe.validation)

@@ -18,7 +18,7 @@ from tenacity import (
     wait_exponential,
 )
 
-from needlework.config.models import Api, Price
+from needlework.config.models.api import Api, Price
 from needlework.evaluation.answer_journal import AnswerJournal
 from needlework.evaluation.answer_tables import MEASUREMENTS, PREDICTIONS, Columns
 from needlework.evaluation.api.rate_limit import RateLimiter

@@ -7,7 +7,6 @@ import polars as pl
 from polars.exceptions import PolarsError
 
 from needlework.config.experiment import Experiment
-from needlework.config.models import Api
 from needlework.evaluation.answer_journal import journal_path
 from needlework.evaluation.api.answers import is_answered
 from needlework.models.api.key import api_key
@@ -17,10 +16,10 @@ def missing_keys(experiment: Experiment) -> dict[str, str]:
     """Find models behind an API whose key is missing; return an error message for each by name."""
     messages = {}
     for name in dict.fromkeys(system.model for system in experiment.systems.values()):
-        model = experiment.models[name]
-        if isinstance(model, Api):
+        api = experiment.models[name].remote
+        if api is not None:
             try:
-                api_key(model.key_env)
+                api_key(api.key_env)
             except ValueError as error:
                 messages[name] = f"models.{name}.{error}"
     return messages
@@ -41,17 +40,17 @@ def require_keys(
     """
     due = set(due)
     for system, entry in experiment.systems.items():
-        if entry.model not in missing:
+        api = experiment.models[entry.model].remote
+        if api is None or entry.model not in missing:
             continue
         for task in experiment.tasks:
             for length in experiment.lengths:
                 cell = f"{task}/{length}.parquet"
                 predictions = results / "predictions" / system / cell
                 samples = results / "samples" / experiment.root_model(entry.model) / cell
-                model = experiment.models[entry.model]
                 if predictions in due and (
                     samples in due
-                    or not is_answered(model, _read(samples), journal_path(predictions))
+                    or not is_answered(api, _read(samples), journal_path(predictions))
                 ):
                     raise ValueError(missing[entry.model])
 

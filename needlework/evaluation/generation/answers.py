@@ -3,7 +3,6 @@
 import json
 import os
 import sys
-from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,7 +15,8 @@ from torch import distributed
 from transformers import PreTrainedConfig
 
 from needlework.config.attention import AnyAttention
-from needlework.config.opening import Opening
+from needlework.config.base import Strict
+from needlework.config.opening import ModelSpec, Opening
 from needlework.evaluation.early_stopping import EarlyStop
 from needlework.evaluation.generation.answer_checkpoint import AnswerCheckpoint, Entry
 from needlework.evaluation.generation.generate import generate_answers
@@ -32,25 +32,20 @@ Tables = tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]
 _TABLE_NAMES = ("predictions", "measurements", "densities")
 
 
-@dataclass(frozen=True)
-class EvaluationJob:
-    """A system and how to open its model, as JSON values."""
+class EvaluationJob(Strict):
+    """A system and how to open its model."""
 
     system: str
-    model: str
-    dtype: str
-    revision: str | None
-    allow_pickle: bool
-    opening: dict[str, Any]
-    allow_extrapolation: bool
-    attention: dict[str, Any] | None
-    thinking_tokens: int
+    model: ModelSpec
+    allow_extrapolation: bool = False
+    attention: dict[str, Any] | None = None
+    thinking_tokens: int = 0
 
     @classmethod
     def of(cls, system: str, params: Any) -> "EvaluationJob":
         """Build the job from the params of the rule that evaluates `system`."""
-        names = [name for name in cls.__dataclass_fields__ if name != "system"]
-        return cls(system, **{name: getattr(params, name) for name in names})
+        names = [name for name in cls.model_fields if name != "system"]
+        return cls(system=system, **{name: getattr(params, name) for name in names})
 
 
 def answer_samples(
@@ -81,13 +76,13 @@ def answer_samples(
         RuntimeError: a process was killed from outside.
         EarlyStop: with `early_stopping`.
     """
-    count = Opening(**job.opening).processes
+    count = job.model.opening.processes
     if count == 1:
         checkpoint = AnswerCheckpoint(*journal)
         return _answer_samples(job, samples, rows, threads, early_stopping, checkpoint)
     with TemporaryDirectory() as folder:
         arguments = {
-            "job": asdict(job),
+            "job": job.model_dump(mode="json"),
             "samples": str(samples),
             "rows": [rows.start, rows.stop],
             "threads": max(1, threads // count),
@@ -121,22 +116,16 @@ def _answer_samples(
 ) -> Tables:
     """Answer samples in this process."""
     torch.set_num_threads(threads)
-    opening, table = Opening(**job.opening), pl.read_parquet(samples)[rows]
+    opening, table = job.model.opening, pl.read_parquet(samples)[rows]
     length: int = table["length"][0]
     longest: int = max((table["tokens"] + table["max_new_tokens"]).to_list())
     if not job.allow_extrapolation:
-        _require_positions(job, opening, longest, length if early_stopping else None)
+        _require_positions(job.model, longest, length if early_stopping else None)
     if early_stopping:
         limit_memory(opening.processes)
     model = None
     try:
-        model, tokenizer = open_model(
-            job.model,
-            dtype=job.dtype,
-            revision=job.revision,
-            allow_pickle=job.allow_pickle,
-            opening=opening,
-        )
+        model, tokenizer = open_model(job.model)
         attention = TypeAdapter(AnyAttention | None).validate_python(job.attention)
         if attention is not None and attention.converts_model:
             model, attention = convert(model, attention), None
@@ -154,7 +143,7 @@ def _answer_samples(
     except (RuntimeError, MemoryError) as error:
         if "meta tensor" in str(error):
             raise ValueError(
-                f"{job.model}: models of this family cannot compute with their first layers on "
+                f"{job.model.path}: models of this family cannot compute with their first layers on "
                 "disk; raise max_memory"
             ) from None
         if not is_out_of_memory(error):
@@ -164,19 +153,17 @@ def _answer_samples(
             message = str(error).partition("\n")[0] or type(error).__name__
             raise EarlyStop(OUT_OF_MEMORY, f"{activity} at {length:,}: {message}") from None
         raise ValueError(
-            f"{job.model}: out of memory while {activity}; {out_of_memory(opening, tokens)}"
+            f"{job.model.path}: out of memory while {activity}; {out_of_memory(opening, tokens)}"
         ) from None
 
 
-def _require_positions(
-    job: EvaluationJob, opening: Opening, tokens: int, stop_at: int | None
-) -> None:
+def _require_positions(spec: ModelSpec, tokens: int, stop_at: int | None) -> None:
     """Fail if the model has fewer positions than `tokens`.
 
     Args:
         stop_at: with early stopping, the length to report; None: raise ValueError instead.
     """
-    limit = _max_positions(open_config(job.model, job.revision, opening.trust_remote_code))
+    limit = _max_positions(open_config(spec))
     if limit is None or tokens <= limit:
         return
     if stop_at is not None:
@@ -185,7 +172,7 @@ def _require_positions(
             f"{tokens:,} tokens at {stop_at:,}, beyond the model's {limit:,} positions",
         )
     raise ValueError(
-        f"{job.model}: prompt and answer of {tokens} tokens exceed its {limit} positions; write "
+        f"{spec.path}: prompt and answer of {tokens} tokens exceed its {limit} positions; write "
         "smaller lengths, `early_stopping: true`, or `allow_extrapolation: true` next to the "
         "model's path"
     )
@@ -220,8 +207,8 @@ def main() -> None:
     arguments = json.loads(path.read_text())
     is_main = os.environ["RANK"] == "0"
     log_to_parent(is_main)
-    job = EvaluationJob(**arguments["job"])
-    merge = partial(_merge, opening=Opening(**job.opening))
+    job = EvaluationJob.model_validate(arguments["job"])
+    merge = partial(_merge, opening=job.model.opening)
     journal_file, key = arguments["journal"]
     try:
         tables = _answer_samples(

@@ -16,7 +16,7 @@ from typing import Any
 import openai
 from openai.types.chat import ChatCompletionStreamOptionsParam
 
-from needlework.config.models import Api
+from needlework.config.models.api import Api
 
 CONNECT_SECONDS = 30.0
 _REASON_CHARACTERS = 300

@@ -26,7 +26,7 @@ def tokenizer_folder(path: str | Path, revision: str | None = None) -> Path:
     except Exception as error:  # the hub's errors have no common base class
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(
-            hub.why(path, error)
+            hub.explain_error(path, error)
             or f"{path}: no such folder, and the hub does not provide it ({reason}); write the "
             "path of a folder"
         ) from None

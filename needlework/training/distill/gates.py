@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from needlework.attention.seer.gates import Gates
 from needlework.config.gates import SeerGates
+from needlework.config.opening import ModelSpec
 from needlework.config.training import Distill
 from needlework.models.checkpoint import open_model
 from needlework.training.checkpoints import Checkpoints
@@ -82,22 +83,19 @@ def distill_checkpoint(
     recipe: Distill,
     checkpoints: Checkpoints,
     *,
-    model: str,
-    revision: str | None,
-    dtype: str,
-    allow_pickle: bool,
+    model: dict[str, Any],
     gates: dict[str, Any],
     rows: list[str],
     seed: int,
 ) -> None:
-    """Distill gates for the checkpoint `model` on the Parquet files `rows`.
+    """Distill gates for a checkpoint and save them with their tables in `checkpoints.product`.
 
-    `gates` has the keys of SeerGates except `distill`. Gates and tables go to
-    `checkpoints.product`.
+    Args:
+        model: a `ModelSpec` as JSON values.
+        gates: the keys of `SeerGates` except `distill`.
+        rows: Parquet files.
     """
-    frozen_model, tokenizer = open_model(
-        model, dtype=dtype, revision=revision, allow_pickle=allow_pickle
-    )
+    frozen_model, tokenizer = open_model(ModelSpec.model_validate(model))
     table = pl.concat([pl.read_parquet(file, columns=["prompt", "answer"]) for file in rows])
     config = SeerGates(**gates, distill=recipe)
     trained, metrics, measurements = distill(

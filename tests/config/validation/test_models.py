@@ -21,17 +21,17 @@ from needlework.config.parsing.load import read_experiment
         case(
             "    base: base\n    allow",
             "    base: bas\n    allow",
-            "models.long.base = 'bas': names no model; did you mean `base`? write one of base,",
+            "models.long.base = 'bas': unknown model; did you mean `base`? write one of base,",
         ),
         case(
             "samples: 6",
             "samples: 6\npackage: base",
-            "package = 'base': names no pretrained model; none is defined",
+            "package = 'base': is not a pretrained model; none is defined",
         ),
         case(
             "path: checkpoint",
             "path: ./chekpoint",
-            "models.base.path = './chekpoint': no such folder; name an existing one, or a hub's",
+            "models.base.path = './chekpoint': no such folder; name an existing one, or owner/name",
         ),
         case(
             "path: checkpoint",
@@ -41,12 +41,12 @@ from needlework.config.parsing.load import read_experiment
         case(
             "path: checkpoint",
             "path: checkpoint, base: long",
-            "models.base: name exactly one of `path`, `base`",
+            "models.base: write exactly one of `api`, `base`, `path`",
         ),
         case(
             "{path: checkpoint}",
             "{dtype: float32}",
-            "models.base: name exactly one of `path`, `base`",
+            "models.base: write exactly one of `api`, `base`, `path`",
         ),
         case(
             "    base: base\n    allow",
@@ -56,7 +56,7 @@ from needlework.config.parsing.load import read_experiment
         case(
             "infini, segment_length: 64",
             "sketchwalk",
-            "models.infini.attention.type = 'sketchwalk': is put on at",
+            "models.infini.attention.type = 'sketchwalk': is applied at",
         ),
     ],
 )
@@ -67,7 +67,7 @@ def test_models_that_cannot_be_opened_are_rejected(old, new, message, at):
 def test_pickled_weights_are_refused_unless_allowed(experiment_folder):
     (experiment_folder / "checkpoint/pytorch_model.bin").write_bytes(b"")
     assert error_of(EXPERIMENT) == (
-        "trial.yaml:5: models.base.path = 'checkpoint': has its weights in pickle files alone; "
+        "trial.yaml:5: models.base.path = 'checkpoint': has only pickled weights; "
         "save them as safetensors, or write allow_pickle: true if you trust them"
     )
     allowed = experiment_folder / "allowed.yaml"
@@ -88,10 +88,10 @@ def test_cyclic_bases_are_rejected(experiment_folder):
 def test_a_truncated_config_json_is_named(experiment_folder):
     (experiment_folder / "checkpoint/config.json").write_text('{"max_pos')
     assert error_of(EXPERIMENT).startswith(
-        "trial.yaml:5: models.base.path = 'checkpoint': has a config.json that"
+        "trial.yaml:5: models.base.path = 'checkpoint': config.json is not"
     )
 
 
 def test_a_config_json_without_an_object_is_named(experiment_folder):
     (experiment_folder / "checkpoint/config.json").write_text("[]")
-    assert "has a config.json that is no JSON object; fetch it again" in error_of(EXPERIMENT)
+    assert "config.json is not a JSON object; download it again" in error_of(EXPERIMENT)

@@ -16,7 +16,7 @@ import pytest
 from support.api_server import FAULTS, ApiServer, serving
 from support.paths import PYTHONPATH
 
-from needlework.config.models import Api, Price
+from needlework.config.models.api import Api, Price
 from needlework.evaluation.api import answers
 from needlework.evaluation.api.answers import price_dollars, request_answers
 

@@ -2,7 +2,6 @@
 
 import functools
 import resource
-from dataclasses import asdict, replace
 from pathlib import Path
 
 import polars as pl
@@ -13,7 +12,7 @@ from support.random_checkpoints import TOKENIZER, save_checkpoint
 from transformers import AutoTokenizer
 
 from needlework.config.attention import Infini
-from needlework.config.opening import Opening
+from needlework.config.opening import ModelSpec, Opening
 from needlework.evaluation.early_stopping import EarlyStop
 from needlework.evaluation.generation.answers import EvaluationJob, answer_samples
 from needlework.models.checkpoint import open_model
@@ -77,11 +76,7 @@ def samples(tmp_path_factory):
 def job_of(folder, attention=None, **keys):
     return EvaluationJob(
         system="s",
-        model=str(folder),
-        dtype="float32",
-        revision=None,
-        allow_pickle=False,
-        opening=Opening(**keys).model_dump(mode="json"),
+        model=ModelSpec(path=folder, opening=Opening(**keys)),
         allow_extrapolation=False,
         attention=attention,
         thinking_tokens=0,
@@ -115,7 +110,7 @@ def test_an_infini_model_answers_from_disk(checkpoint, samples, tmp_path):
 def test_several_processes_give_the_answers_of_one(checkpoint, samples, tmp_path, monkeypatch):
     cases = [
         {
-            "job": asdict(job_of(checkpoint(family), SYSTEMS[system], **keys)),
+            "job": job_of(checkpoint(family), SYSTEMS[system], **keys).model_dump(mode="json"),
             "samples": str(samples),
         }
         for family, system, keys in IN_PROCESSES
@@ -138,12 +133,14 @@ def test_several_processes_give_the_answers_of_one(checkpoint, samples, tmp_path
 @pytest.mark.parametrize("family", [*FAMILIES, "infini"])
 def test_quantized_weights_are_smaller_and_logits_close(checkpoint, family):
     ids = torch.arange(100, 300)[None]
-    plain, _ = open_model(checkpoint(family))
+    plain, _ = open_model(ModelSpec(path=checkpoint(family)))
     with torch.inference_mode():
         logits = plain(ids).logits
     errors = {}
     for quantization in ("int8", "nf4", "fp4"):
-        model, _ = open_model(checkpoint(family), opening=Opening(quantization=quantization))
+        model, _ = open_model(
+            ModelSpec(path=checkpoint(family), opening=Opening(quantization=quantization))
+        )
         assert model.get_memory_footprint() < plain.get_memory_footprint()
         with torch.inference_mode():
             predictions = model(ids).logits
@@ -221,15 +218,15 @@ def test_missing_hardware_is_a_one_line_error(checkpoint, samples, family, keys,
 @pytest.mark.parametrize(
     ("family", "keys", "message"),
     [
-        ("gpt_oss", {"tp": 2}, "tp = 2: transformers does not know how to divide gpt_oss so"),
-        ("llama4", {"ep": 2}, "ep = 2: transformers does not know how to divide llama4_text so"),
+        ("gpt_oss", {"tp": 2}, "tp = 2: transformers cannot split gpt_oss this way"),
+        ("llama4", {"ep": 2}, "ep = 2: transformers cannot split llama4_text this way"),
         ("infini", {"tp": 2}, "tp = 2: shares out heads, which infini must see together"),
     ],
     ids=str,
 )
 def test_a_family_that_cannot_be_divided_is_a_one_line_error(checkpoint, family, keys, message):
     with pytest.raises(ValueError, match=message) as raised:
-        open_model(checkpoint(family), opening=Opening(**keys))
+        open_model(ModelSpec(path=checkpoint(family), opening=Opening(**keys)))
     assert "\n" not in str(raised.value)
 
 
@@ -252,14 +249,21 @@ def test_a_length_beyond_the_positions_is_an_error_or_stops_early(checkpoint, tm
     ) as stopped:
         answer_samples(job, long, slice(None), 1, early_stopping=True)
     assert stopped.value.reason == LENGTH_REFUSED
-    assert len(answer_samples(replace(job, allow_extrapolation=True), long, slice(None), 1)[0]) == 1
+    assert (
+        len(
+            answer_samples(
+                job.model_copy(update={"allow_extrapolation": True}), long, slice(None), 1
+            )[0]
+        )
+        == 1
+    )
 
 
 def test_out_of_memory_is_an_error_or_stops_early(checkpoint, tmp_path):
     # Eager attention holds all pairs: more than a terabyte.
     long = _one_prompt(tmp_path / "600.parquet", 300_000)
     job = job_of(checkpoint("qwen3"), attn_implementation="eager")
-    job = replace(job, allow_extrapolation=True)
+    job = job.model_copy(update={"allow_extrapolation": True})
     limits = resource.getrlimit(resource.RLIMIT_DATA)
     try:
         with pytest.raises(

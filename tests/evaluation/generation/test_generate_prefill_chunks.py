@@ -7,10 +7,11 @@ from support.random_checkpoints import save_checkpoint
 
 from needlework.attention.seer.gates import Gates
 from needlework.config.attention import AnyAttention, Ranked
+from needlework.config.opening import ModelSpec
 from needlework.evaluation.generation.generate import generate_answers
 from needlework.models.checkpoint import open_model
 from needlework.models.convert import convert
-from needlework.models.loading import CARRYING
+from needlework.models.loading import KEEPS_STATE
 
 BLOCKS = {"block_size": 16, "dense_layers": 1}
 WORDS = ("needle", "in", "a", "stack", "of", "hay", "nobody", "has", "seen", "it", "since", "then")
@@ -28,7 +29,7 @@ CASES = {
     "oracle": ("llama", {"type": "oracle", "top_k_blocks": 3, **BLOCKS}),
     "random": ("llama4", {"type": "random", "density": 0.3, "block_size": 16, "dense_layers": 0}),
     "infini": ("llama", {"type": "infini", "segment_length": 32}),
-    **{family: (family, None) for family in sorted(CARRYING)},
+    **{family: (family, None) for family in sorted(KEEPS_STATE)},
     "sketchwalk with states": (
         "qwen3_next",
         {"type": "sketchwalk", "top_k_blocks": 3, "block_size": 16, "dense_layers": 0},
@@ -61,7 +62,7 @@ def _samples(tokenizer, counts) -> pl.DataFrame:
 @pytest.mark.parametrize("name", CASES)
 def test_chunked_prefill_matches_one_forward(name, checkpoints, tmp_path):
     family, parameters = CASES[name]
-    model, tokenizer = open_model(checkpoints(family))
+    model, tokenizer = open_model(ModelSpec(path=checkpoints(family)))
     samples = _samples(tokenizer, [123, 40])
     if name == "seer":
         Gates.new(model, block_size=16).save(tmp_path)

@@ -10,7 +10,7 @@ from email.utils import format_datetime
 import pytest
 from support.api_server import FAULTS, ApiServer, serving
 
-from needlework.config.models import Api
+from needlework.config.models.api import Api
 from needlework.models.api import client as api_module
 from needlework.models.api.client import (
     Answer,

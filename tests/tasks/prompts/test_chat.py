@@ -10,7 +10,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from needlework.config.models import Checkpoint
+from needlework.config.models.checkpoint import Checkpoint
 from needlework.tasks.prompts.chat import load_chat_frame
 from needlework.tasks.prompts.prompt import NO_CHAT_FRAME, ChatFrame
 
@@ -214,7 +214,7 @@ def test_the_date_in_a_config_needs_no_quotes():
     for day in ("2024-02-29", datetime.date(2024, 2, 29)):
         assert Checkpoint(path="x", chat_date=day).chat_date == "2024-02-29"
     for day in ("2025-02-29", "20250101", "2025-1-1", 2025, datetime.datetime(2025, 1, 1)):
-        with pytest.raises(ValueError, match="is no day; write YYYY-MM-DD, such as 2025-01-01"):
+        with pytest.raises(ValueError, match="is not a day; write YYYY-MM-DD, such as 2025-01-01"):
             Checkpoint(path="x", chat_date=day)
 
 

@@ -1,10 +1,6 @@
-"""Models of the experiment: their files, how they are opened, the code that is part of them."""
+"""Models of the experiment: their files, how to open them, the code of their attention."""
 
-import json
 from pathlib import Path
-
-from needlework.config.models import Api, Checkpoint, Derived, Pretrained
-from needlework.config.opening import Opening
 
 MODEL_FILES = [
     "config.json",
@@ -15,86 +11,88 @@ MODEL_FILES = [
 ]
 
 
-def model_path(name):
-    """The folder that model `name` is opened from, or its hub name."""
-    model = experiment.models[name]
-    if isinstance(model, Api):
-        return model.tokenizer  # all that is opened of it
-    return model.path if isinstance(model, Checkpoint) else f"{RESULTS}/models/{name}"
+def model_folder(name):
+    """The folder that a rule makes model `name` in."""
+    return f"{RESULTS}/models/{name}"
+
+
+def models_made_by(rule):
+    """Models that rule `rule` makes."""
+    return [name for name, model in experiment.models.items() if model.made_by == rule]
+
+
+def model_spec(name):
+    """How to open model `name`."""
+    return experiment.local(name).spec(model_folder(name))
 
 
 def model_files(name):
-    """The files of model `name`, as inputs: made by this workflow, or found in the user's folder."""
-    if model_path(name) is None:
-        return []
-    path = Path(model_path(name))
-    if not isinstance(experiment.models[name], Checkpoint | Api):
-        return [f"{path}/{file}" for file in MODEL_FILES]
-    kinds = ["json", "jinja", "safetensors"]
-    kinds += ["bin"] if allows_pickle(name) else []
-    found = [file for kind in kinds for file in path.glob(f"*.{kind}")]
-    return sorted(str(file) for file in found)
-
-
-def tokenizer_files(name, with_end=False):
-    """The files that make prompts of model `name`: its tokenizer, and its chat template if asked.
-
-    `with_end`: and the file that says which token ends a text.
-    """
-    wanted = {"tokenizer.json"}
-    if chat_of(name) is not None:
-        wanted |= {"tokenizer_config.json", "chat_template.jinja"}
-    if with_end:
-        wanted |= {"tokenizer_config.json"}
-    return [file for file in model_files(name) if Path(file).name in wanted]
-
-
-def chat_of(name):
-    """How prompts of model `name` are put into its chat template; None: they are not."""
+    """The files of model `name`: made by a rule, or found on this machine."""
     model = experiment.models[name]
-    if not getattr(model, "chat_template", False):
-        return None
-    return {
-        "system_prompt": model.system_prompt,
-        "thinking_tokens": model.thinking_tokens,
-        "date": model.chat_date,
-    }
+    if model.made_by is not None:
+        return [f"{model_folder(name)}/{file}" for file in MODEL_FILES]
+    return model.files
 
 
 def model_modules(name):
-    """Modules of the attention that is part of model `name`, or of one that it came from."""
-    model, modules = experiment.models[name], []
-    while isinstance(model, Derived):
-        if model.attention is not None:
-            modules.append(model.attention.module)
-        model = experiment.models[model.base]
-    if isinstance(model, Checkpoint) and (Path(model.path) / "config.json").is_file():
-        attention = json.loads((Path(model.path) / "config.json").read_text())
-        if "needlework_attention" in attention:
-            modules.append(f"needlework.attention.methods.{attention['needlework_attention']}")
-    return sorted(set(modules))
+    """Modules of the attention in the weights of model `name`, or of a model it starts from."""
+    types = {model.own_attention for _, model in experiment.ancestors(name)} - {None}
+    return [f"needlework.attention.methods.{type}" for type in sorted(types)]
 
 
-def allows_pickle(model):
-    """Whether weights of model `model` may be read from pickle files."""
-    return getattr(experiment.models[model], "allow_pickle", False)
+def files_named(names, files):
+    """The files with one of the names."""
+    return [file for file in files if Path(file).name in names]
 
 
-def opening_of(model):
-    """How model `model` is held in memory: as a `path` model says, or plainly."""
-    return getattr(experiment.models[model], "opening", Opening())
+def files_of_model(wildcards):
+    """The files of model {model}."""
+    return model_files(wildcards.model)
 
 
-def dump_opening(model):
-    """The keys of it that a job which opens the model reads."""
-    return opening_of(model).model_dump(mode="json", exclude={"dp"})
+def tokenizer_path(wildcards):
+    """Where the tokenizer of model {tokenizer} is: a folder, a hub name, or nowhere (None)."""
+    model = experiment.models[wildcards.tokenizer]
+    if model.made_by is not None:
+        return model_folder(wildcards.tokenizer)
+    return model.tokenizer_source and model.tokenizer_source.path
 
 
-def pretrained_models():
-    """Models that this experiment makes from nothing."""
-    return [name for name, m in experiment.models.items() if isinstance(m, Pretrained)]
+def tokenizer_revision(wildcards):
+    """The revision of that tokenizer on the hub; None for the newest."""
+    source = experiment.models[wildcards.tokenizer].tokenizer_source
+    return source and source.revision
 
 
-def finetuned_models():
-    """Models that this experiment fine-tunes."""
-    return [name for name, m in experiment.models.items() if isinstance(m, Derived)]
+def files_for_prompts(wildcards):
+    """The files that make prompts of model {tokenizer}: its tokenizer and chat template."""
+    names = {"tokenizer.json"}
+    if experiment.models[wildcards.tokenizer].chat is not None:
+        names |= {"tokenizer_config.json", "chat_template.jinja"}
+    return files_named(names, model_files(wildcards.tokenizer))
+
+
+def files_for_finetune_data(wildcards):
+    """Those files; for texts also the one that names the token at a text's end."""
+    names = {Path(file).name for file in files_for_prompts(wildcards)}
+    if experiment.finetune_data[wildcards.data].type == "text":
+        names |= {"tokenizer_config.json"}
+    return files_named(names, model_files(wildcards.tokenizer))
+
+
+def chat_of(wildcards):
+    """Settings of the chat template for prompts of model {tokenizer}; None for plain prompts."""
+    return dump(experiment.models[wildcards.tokenizer].chat)
+
+
+def config_files():
+    """The config.json of every model that exists before the run."""
+    files = [file for model in experiment.models.values() for file in model.files]
+    return files_named({"config.json"}, files)
+
+
+def config_modules():
+    """Modules that give planning the config of each model."""
+    models = [model.local for model in experiment.models.values()]
+    modules = {model.config_module for model in models if model is not None}
+    return sorted(modules - {None})

@@ -1,15 +1,15 @@
 """Streams of the experiment: their text, and how a system reads it."""
 
 
-def stream_files(name):
-    """The user's files of stream `name`; none where it is generated, or a hub's."""
-    path = experiment.streams[name].path
+def stream_files(wildcards):
+    """The user's files of {stream}; none if it is generated, or on the hub."""
+    path = experiment.streams[wildcards.stream].path
     return [] if path is None else files_below(path)
 
 
-def dump_text_of(stream):
-    """The keys of a stream that say what its text is, as a rule's param."""
-    read = {
+def stream_text(wildcards):
+    """The keys of {stream} that determine its text."""
+    reading = {
         "separate_documents",
         "chunk_size",
         "overlap",
@@ -17,33 +17,32 @@ def dump_text_of(stream):
         "systems",
         "shards",
     }
-    found = dump(experiment.streams[stream])
-    kept = {key: value for key, value in found.items() if key not in read}
-    # Documents are dealt out, so all shards change with their number; generated ones do not.
-    return {**kept, "shards": found["shards"] if found["path"] is not None else 1}
+    stream = dump(experiment.streams[wildcards.stream])
+    text = {key: value for key, value in stream.items() if key not in reading}
+    # Documents are dealt out over shards, so every shard changes with their number. Generated
+    # text does not.
+    return {**text, "shards": stream["shards"] if stream["path"] is not None else 1}
 
 
-def streamed(w):
-    """The system that reads a stream: one of the experiment's, or of the stream's own."""
-    return experiment.systems.get(w.system) or experiment.streams[w.stream].read_by(
-        w.system
-    )
+def stream_tokens(suffix):
+    """A function of wildcards: a file of {stream} in the tokenizer of system {system}."""
+
+    def path(wildcards):
+        tokenizer = experiment.root_model(system_of(wildcards).model)
+        folder = f"{RESULTS}/tokens/{tokenizer}/{wildcards.stream}"
+        return f"{folder}/{wildcards.shard}{suffix}"
+
+    return path
 
 
-def tokens_of(w, suffix):
-    """A file of the token ids that a system reads: in its model's tokenizer."""
-    tokenizer = experiment.root_model(streamed(w).model)
-    return f"{RESULTS}/tokens/{tokenizer}/{w.stream}/{w.shard}{suffix}"
-
-
-def reading_of(w):
-    """How a system reads a stream: arguments of a StreamingEvaluator."""
-    stream = experiment.streams[w.stream]
-    how = stream.read_by(w.system)
+def stream_reading(wildcards):
+    """How system {system} reads {stream}: arguments of a StreamingEvaluator."""
+    stream = experiment.streams[wildcards.stream]
+    reader = stream.read_by(wildcards.system)
     return {
-        "chunk_size": how.chunk_size,
-        "overlap": how.overlap,
-        "window_batch_size": how.window_batch_size,
+        "chunk_size": reader.chunk_size,
+        "overlap": reader.overlap,
+        "window_batch_size": reader.window_batch_size,
         "separate_documents": stream.separate_documents,
         "adaptive": stream.adaptive,
     }

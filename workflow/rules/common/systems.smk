@@ -1,75 +1,111 @@
-"""Systems of the experiment: which job answers for one, with what, and after which lengths."""
+"""Systems of the experiment: which rule evaluates each, with what, after which lengths."""
 
-from needlework.config.models import Derived
 from needlework.config.attention import BlockSparse
 
 
-def modules_of(system):
-    """Modules of the attention that a system is, and of its model's."""
-    own = (
-        []
-        if system.attention is None
-        else [system.attention.module]
-    )
+def system_of(wildcards):
+    """System {system}: the experiment's, or one that only stream {stream} defines."""
+    if wildcards.system in experiment.systems:
+        return experiment.systems[wildcards.system]
+    return experiment.streams[wildcards.stream].read_by(wildcards.system)
+
+
+def system_model(wildcards):
+    """How to open the model of system {system}."""
+    return model_spec(system_of(wildcards).model).dump()
+
+
+def system_model_files(wildcards):
+    """The files of that model."""
+    return model_files(system_of(wildcards).model)
+
+
+def system_modules(wildcards):
+    """Modules of the attention of system {system} and of its model."""
+    system = system_of(wildcards)
+    own = [] if system.attention is None else [system.attention.module]
     return sorted({*own, *model_modules(system.model)})
 
 
-def system_modules(name):
-    """Modules of the attention systems that evaluating system `name` runs through."""
-    return modules_of(experiment.systems[name])
-
-
-def gates_path(system):
-    """The folder of the gates that a system chooses blocks with; None: it has none."""
+def gates_folder(system):
+    """The folder with the gates that a system chooses blocks by; None if it uses none."""
     name = getattr(system.attention, "gates", None)
     return f"{RESULTS}/gates/{name}" if name in experiment.gates else name
 
 
-def gates_files(system):
-    """The gates of a system, as inputs: made by this workflow, or found in the user's folder."""
-    path = gates_path(system)
-    files = [] if path is None else ["gates.safetensors", "gates.json"]
-    return [f"{path}/{file}" for file in files]
+def system_gates(wildcards):
+    """The gates of system {system}: made by a rule, or found in the user's folder."""
+    folder = gates_folder(system_of(wildcards))
+    files = [] if folder is None else ["gates.safetensors", "gates.json"]
+    return [f"{folder}/{file}" for file in files]
 
 
-def attention_of(system):
-    """The parameters of a system's attention, its gates as the folder that they lie in."""
-    found, path = dump(system.attention), gates_path(system)
-    return found if path is None else {**found, "gates": path}
+def system_attention(wildcards):
+    """Parameters of the attention of system {system}, with the folder of its gates."""
+    system = system_of(wildcards)
+    attention, folder = dump(system.attention), gates_folder(system)
+    return attention if folder is None else {**attention, "gates": folder}
 
 
-def allows_extrapolation(system):
-    """Whether lengths past the positions of a system's model, or of one it came from, are meant."""
-    model = experiment.models[experiment.systems[system].model]
-    while isinstance(model, Derived) and not model.allow_extrapolation:
-        model = experiment.models[model.base]
-    return model.allow_extrapolation
+def allows_extrapolation(wildcards):
+    """Whether system {system} may read past the positions of its model."""
+    ancestors = experiment.ancestors(experiment.systems[wildcards.system].model)
+    return any(model.local.allow_extrapolation for _, model in ancestors)
+
+
+def thinking_tokens(wildcards):
+    """Most reasoning tokens before an answer of system {system}."""
+    root = experiment.root_model(experiment.systems[wildcards.system].model)
+    chat = experiment.models[root].chat
+    return 0 if chat is None else chat.thinking_tokens
+
+
+def system_devices(wildcards):
+    """GPUs, or else threads, of a job that evaluates system {system}."""
+    return experiment.model_of(wildcards.system).local.opening.devices
+
+
+def sample_shards(wildcards):
+    """Jobs that split the samples of a cell of system {system}."""
+    return experiment.model_of(wildcards.system).local.opening.dp
+
+
+def api_of(wildcards):
+    """The API of system {system}, with its settings."""
+    return dump(experiment.model_of(wildcards.system).remote)
+
+
+def api_lock(wildcards):
+    """The lock file that lets one job at a time call the API of system {system}."""
+    return f"{RESULTS}/.{experiment.systems[wildcards.system].model}.lock"
 
 
 def api_systems():
     """Systems that answer through an API."""
-    return [name for name in experiment.systems if experiment.is_api(name)]
+    return [name for name in experiment.systems if experiment.model_of(name).remote]
 
 
 def local_systems():
     """Systems that run on this machine or its cluster."""
-    return [name for name in experiment.systems if not experiment.is_api(name)]
+    return [name for name in experiment.systems if experiment.model_of(name).local]
 
 
 def sharded_systems():
     """Systems whose cells are answered by several jobs."""
-    systems = experiment.systems.items()
-    return [name for name, system in systems if opening_of(system.model).dp > 1]
+    return [
+        name
+        for name in local_systems()
+        if experiment.model_of(name).local.opening.dp > 1
+    ]
 
 
-def whole_systems():
-    """Systems whose cells are answered by one job that opens a model."""
-    others = [*sharded_systems(), *api_systems()]
-    return [name for name in experiment.systems if name not in others]
+def unsharded_systems():
+    """Systems whose cells are each answered by one job that opens a model."""
+    return [name for name in local_systems() if name not in sharded_systems()]
 
 
 def sparse_systems():
-    """Systems that leave pairs of query and key out: those whose density is measured below 1."""
+    """Systems that skip pairs of query and key, so that their measured density is below 1."""
     return [
         name
         for name, system in experiment.systems.items()
@@ -79,13 +115,12 @@ def sparse_systems():
 
 
 def dense_system():
-    """The system whose accuracy sparse ones are to reach: the baseline if dense, or the first."""
+    """The system whose accuracy is the target of sparse ones: the baseline, or the first dense."""
     dense = [
         name
-        for name, system in experiment.systems.items()
-        if system.attention is None
-        and not model_modules(system.model)
-        and not experiment.is_api(name)
+        for name in local_systems()
+        if experiment.systems[name].attention is None
+        and not model_modules(experiment.systems[name].model)
     ]
     return (
         experiment.baseline if experiment.baseline in dense else next(iter(dense), None)
@@ -93,53 +128,74 @@ def dense_system():
 
 
 def before_finetuning():
-    """Systems of fine-tuned models, each with that of the nearest model that it came from; both
-    under the models' own attention."""
+    """Systems of fine-tuned models, each with the system of the nearest model it starts from.
+
+    Both use their model's own attention.
+    """
     plain = {}
     for name, system in experiment.systems.items():
         if system.attention is None:
             plain.setdefault(system.model, name)
-    found = {}
+    pairs = {}
     for model, name in plain.items():
-        at = model
-        while isinstance(experiment.models[at], Derived) and name not in found:
-            at = experiment.models[at].base
-            if at in plain:
-                found[name] = plain[at]
-    return found
+        _, *ancestors = (ancestor for ancestor, _ in experiment.ancestors(model))
+        for ancestor in ancestors:
+            if ancestor in plain:
+                pairs[name] = plain[ancestor]
+                break
+    return pairs
 
 
-def shards_of(w, table):
-    """One table of every job that answers a share of a cell, in the samples' order."""
-    return expand(
-        f"{RESULTS}/shards/{w.system}/{w.task}/{w.length}/{{shard}}/{table}.parquet",
-        shard=range(opening_of(experiment.systems[w.system].model).dp),
-    )
+def shards_of(table):
+    """A function of wildcards: one table of every shard of a cell, in the samples' order."""
+
+    def tables(wildcards):
+        return expand(
+            f"{RESULTS}/shards/{wildcards.system}/{wildcards.task}/{wildcards.length}"
+            f"/{{shard}}/{table}.parquet",
+            shard=range(sample_shards(wildcards)),
+        )
+
+    return tables
 
 
-def samples_of(system, task, length):
-    """The samples that `system` answers: those of its model's tokenizer."""
-    tokenizer = experiment.root_model(experiment.systems[system].model)
-    return f"{RESULTS}/samples/{tokenizer}/{task}/{length}.parquet"
+def samples_of(wildcards):
+    """The samples that system {system} answers: those in its model's tokenizer."""
+    tokenizer = experiment.root_model(experiment.systems[wildcards.system].model)
+    return f"{RESULTS}/samples/{tokenizer}/{wildcards.task}/{wildcards.length}.parquet"
 
 
-def rungs_before(stage, w, count):
-    """Tables of the same system and task at the `count` next shorter lengths, shortest first; none
-    where the system climbs no early_stopping."""
-    lengths = [
-        length for length in sorted(experiment.lengths) if length < int(w.length)
-    ]
-    if experiment.early_stopping_of(w.system) is None:
-        return []
-    return [
-        f"{RESULTS}/{stage}/{w.system}/{w.task}/{length}.parquet"
-        for length in lengths[-count:]
-    ]
+def shorter(stage, count):
+    """A function of wildcards: tables of a cell at the `count` next shorter lengths.
+
+    In ascending order; none without early stopping.
+    """
+
+    def tables(wildcards):
+        if experiment.early_stopping_of(wildcards.system) is None:
+            return []
+        lengths = [n for n in sorted(experiment.lengths) if n < int(wildcards.length)]
+        return [
+            f"{RESULTS}/{stage}/{wildcards.system}/{wildcards.task}/{length}.parquet"
+            for length in lengths[-count:]
+        ]
+
+    return tables
 
 
-def early_stopping_of(w):
-    """What decides whether a system may be asked at the next length; None: it always may."""
-    early_stopping = experiment.early_stopping_of(w.system)
+def early_stopping_of(wildcards):
+    """What stops system {system} before a length of {task}; None evaluates every length."""
+    early_stopping = experiment.early_stopping_of(wildcards.system)
     if early_stopping is None:
         return None
-    return {"min_accuracy": early_stopping.min_accuracy, "metric": experiment.tasks[w.task].metric}
+    metric = experiment.tasks[wildcards.task].metric
+    return {"min_accuracy": early_stopping.min_accuracy, "metric": metric}
+
+
+def systems_of_model(wildcards):
+    """Systems that are model {model} with its own attention."""
+    return [
+        name
+        for name, system in experiment.systems.items()
+        if system.model == wildcards.model and system.attention is None
+    ]

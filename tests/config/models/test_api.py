@@ -7,7 +7,7 @@ import yaml
 from support.paths import ROOT
 
 from needlework.config.model_info import max_positions
-from needlework.config.models import Api, Price
+from needlework.config.models.api import Api, Price
 from needlework.config.parsing.load import load_experiment
 
 TINY = str(ROOT / "resources/needlework-tiny")
@@ -34,7 +34,8 @@ def test_an_api_shares_the_samples_of_the_model_whose_tokenizer_it_names():
     assert isinstance(api, Api)
     assert (api.temperature, api.endpoint, api.price, api.test_mode) == (0.0, "chat", None, False)
     assert experiment.root_model("gpt") == "base"
-    assert [experiment.is_api(name) for name in ("dense", "gpt")] == [False, True]
+    assert experiment.model_of("dense").remote is None
+    assert experiment.model_of("gpt").remote is api
 
 
 def test_a_fine_tuned_model_may_be_named_too():
@@ -66,7 +67,11 @@ GPT = "models.gpt"
 @pytest.mark.parametrize(
     ("right", "wrong", "says"),
     [
-        ("https://api.openai.com/v1", "api.openai.com", f"{GPT}.api = 'api.openai.com': is no URL"),
+        (
+            "https://api.openai.com/v1",
+            "api.openai.com",
+            f"{GPT}.api = 'api.openai.com': is not a URL",
+        ),
         ("https://api", "https://me:secret@api", f"{GPT}.api"),
         ("com/v1", "com/v1?key=secret", f"{GPT}.api"),
         ("model: gpt, ", "", f"{GPT}.model: is required; add it: the model's name there"),
@@ -74,16 +79,20 @@ GPT = "models.gpt"
         (
             "tokenizer: base",
             "tokenizer: bass",
-            f"{GPT}.tokenizer = 'bass': names no model; did you",
+            f"{GPT}.tokenizer = 'bass': unknown model; did you",
         ),
-        ("tokenizer: base", "tokenizer: gpt", f"{GPT}.tokenizer = 'gpt': is behind an API itself"),
+        (
+            "tokenizer: base",
+            "tokenizer: gpt",
+            f"{GPT}.tokenizer = 'gpt': runs behind an API itself",
+        ),
         ("tokenizer: base", "tokenizer: /tmp", f"{GPT}.tokenizer = '/tmp': has no tokenizer.json"),
-        (", tokenizer: base", "", f"{GPT}.tokenizer: is not there, so no tokens can be counted"),
+        (", tokenizer: base", "", f"{GPT}.tokenizer: is missing, so tokens cannot be counted"),
         ("tokenizer: base", "tokenizer: base, dtype: float16", f"{GPT}.dtype = 'float16': unknown"),
         (
             "tokenizer: base",
             "tokenizer: base, endpoint: completions, system_prompt: Be brief",
-            "system_prompt: is for endpoint chat",
+            "system_prompt: is only for endpoint chat",
         ),
         (
             "gpt: {model: gpt}",
@@ -94,13 +103,13 @@ GPT = "models.gpt"
             "systems:",
             "  tuned: {base: gpt, finetune: {data: rows, steps: 1, sequence_length: 512}}\n"
             "finetune_data: {rows: {type: passkey, examples: 2, length: 128}}\nsystems:",
-            "models.tuned.base = 'gpt': is behind an API, so its weights are not here",
+            "models.tuned.base = 'gpt': runs behind an API, so its weights are not here",
         ),
         (
             "tasks:",
             "gates: {g: {model: gpt, distill: {data: [r], steps: 1, sequence_length: 512}}}\n"
             "finetune_data: {r: {type: passkey, examples: 2, length: 128}}\ntasks:",
-            "gates.g.model = 'gpt': is behind an API",
+            "gates.g.model = 'gpt': runs behind an API",
         ),
         (
             "tasks:",
@@ -110,7 +119,7 @@ GPT = "models.gpt"
         (
             "tasks:",
             "streams: {long: {tokens: 100, systems: {gpt: {}}}}\ntasks:",
-            "streams.long.systems.gpt: is behind an API",
+            "streams.long.systems.gpt: runs behind an API",
         ),
     ],
 )

@@ -1,0 +1,179 @@
+"""Models that are checkpoints: a folder, or a name on the Hugging Face hub."""
+
+import datetime
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+from pydantic import BeforeValidator, Field, WithJsonSchema
+
+from needlework.config.errors import Problem
+from needlework.config.models.base import Chat, LocalModel, TokenizerSource
+from needlework.config.opening import ModelSpec, Opening
+from needlework.config.paths import is_hub_name, json_object
+
+
+def _as_day(value: Any) -> str:
+    # YAML reads an unquoted day as a date.
+    day = value.isoformat() if type(value) is datetime.date else value
+    try:
+        if datetime.datetime.strptime(day, "%Y-%m-%d").strftime("%Y-%m-%d") == day:
+            return day
+    except (TypeError, ValueError):
+        pass
+    raise ValueError("is not a day; write YYYY-MM-DD, such as 2025-01-01")
+
+
+Day = Annotated[
+    str,
+    BeforeValidator(_as_day),
+    WithJsonSchema({"type": "string", "pattern": r"^\d{4}-\d{2}-\d{2}$"}),
+]
+"""A day, YYYY-MM-DD."""
+
+
+class Checkpoint(Opening, LocalModel):
+    """A Hugging Face checkpoint: a folder, or owner/name on the hub if there is a network."""
+
+    source: ClassVar[str] = "path"
+
+    path: str = Field(min_length=1, description="checkpoint folder, or owner/name")
+    revision: str | None = Field(None, description="commit or tag of a hub name")
+    allow_pickle: bool = Field(
+        False, description="true: read weights from pickle files (.bin) if there are no safetensors"
+    )
+    chat_template: bool = Field(
+        False,
+        description="true: prompts in the tokenizer's chat template, which also starts the answer",
+    )
+    system_prompt: str | None = Field(None, description="system message of the chat template")
+    thinking_tokens: int = Field(
+        0, ge=0, description="most reasoning tokens before an answer; 0: reasoning is turned off"
+    )
+    chat_date: Day = Field(
+        "2025-01-01",
+        description="today's date for templates that print it, so that prompts stay the same",
+    )
+
+    @property
+    def trained(self) -> None:
+        return None
+
+    @property
+    def made_by(self) -> None:
+        return None
+
+    @property
+    def parent(self) -> None:
+        return None
+
+    @property
+    def tokenizer_of(self) -> None:
+        return None
+
+    @property
+    def conversion(self) -> None:
+        return None
+
+    @property
+    def weights_path(self) -> str:
+        return self.path
+
+    @property
+    def tokenizer_source(self) -> TokenizerSource:
+        return TokenizerSource("path", self.path, self.revision)
+
+    @property
+    def files(self) -> list[str]:
+        kinds = ["json", "jinja", "safetensors", *(["bin"] if self.allow_pickle else [])]
+        folder = Path(self.path)
+        return sorted(str(file) for kind in kinds for file in folder.glob(f"*.{kind}"))
+
+    @property
+    def config_json(self) -> dict[str, Any]:
+        file = Path(self.path) / "config.json"
+        return (json_object(file) if file.is_file() else None) or {}
+
+    @property
+    def own_attention(self) -> str | None:
+        return self.config_json.get("needlework_attention")
+
+    @property
+    def positions(self) -> int | None:
+        config = self.config_json
+        return config.get("text_config", config).get("max_position_embeddings")
+
+    @property
+    def config_module(self) -> str:
+        return "needlework.models.checkpoint"
+
+    @property
+    def opening(self) -> Opening:
+        return Opening(**{name: getattr(self, name) for name in Opening.model_fields})
+
+    def spec(self, made_in: str = "") -> ModelSpec:
+        return ModelSpec(
+            path=self.path,
+            revision=self.revision,
+            dtype=self.dtype,
+            allow_pickle=self.allow_pickle,
+            opening=self.opening,
+        )
+
+    @property
+    def chat(self) -> Chat | None:
+        if not self.chat_template:
+            return None
+        return Chat(
+            system_prompt=self.system_prompt,
+            thinking_tokens=self.thinking_tokens,
+            date=self.chat_date,
+        )
+
+    @property
+    def chat_undecided(self) -> bool:
+        # An explicit `chat_template: false` is a decision.
+        return "chat_template" not in self.model_fields_set
+
+    def problems(self) -> Iterator[Problem]:
+        yield from self._file_problems()
+        yield from self._chat_problems()
+
+    def _file_problems(self) -> Iterator[Problem]:
+        folder = Path(self.path)
+        if not folder.exists():
+            if not is_hub_name(self.path):
+                yield ("path",), "no such folder; name an existing one, or owner/name on the hub"
+            return
+        for file in ("config.json", "tokenizer.json"):
+            if not (folder / file).is_file():
+                yield ("path",), f"has no {file}; name a Hugging Face checkpoint folder"
+            elif file == "config.json" and json_object(folder / file) is None:
+                yield ("path",), f"{file} is not a JSON object; download it again"
+        kinds = {path.suffix for path in folder.glob("*")}
+        if ".bin" in kinds and ".safetensors" not in kinds and not self.allow_pickle:
+            yield (
+                ("path",),
+                "has only pickled weights; save them as safetensors, or write "
+                "allow_pickle: true if you trust them",
+            )
+
+    def _chat_problems(self) -> Iterator[Problem]:
+        if not self.chat_template:
+            for key in ("system_prompt", "thinking_tokens"):
+                if getattr(self, key):
+                    yield (key,), "needs a chat template; write chat_template: true, or remove it"
+            return
+        folder = Path(self.path)
+        if not folder.is_dir() or (folder / "chat_template.jinja").is_file():
+            return
+        file = folder / "tokenizer_config.json"
+        config = json_object(file) if file.is_file() else {}
+        if config is None:
+            yield ("path",), "tokenizer_config.json is not a JSON object; download it again"
+        elif "chat_template" not in config:
+            yield (
+                ("chat_template",),
+                f"has no template: {folder} has neither chat_template.jinja nor one in "
+                "tokenizer_config.json; write false, or name an instruct model",
+            )
