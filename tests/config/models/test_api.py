@@ -74,7 +74,7 @@ GPT = "models.gpt"
         ),
         ("https://api", "https://me:secret@api", f"{GPT}.api"),
         ("com/v1", "com/v1?key=secret", f"{GPT}.api"),
-        ("model: gpt, ", "", f"{GPT}.model: is required; add it: the model's name there"),
+        ("model: gpt, ", "", f"{GPT}.model: is required; add it: the model's name at the API"),
         ("A_KEY", "sk-1234", f"{GPT}.key_env"),
         (
             "tokenizer: base",
