@@ -1,4 +1,4 @@
-# needlework: one experiment, from data to report. The experiment is config.yaml or --configfile.
+# needlework: one experiment, from data to report. Its file is config.yaml or --configfile.
 import sys
 
 from snakemake.utils import min_version
@@ -9,8 +9,8 @@ from needlework.pipeline.output_dir import require_writable
 
 min_version("9.27")
 
-# A file that --configfile names stands alone. Snakemake would merge it over this one, and do so in
-# the jobs of a cluster even where replace-workflow-config is set: it does not hand that on.
+# A --configfile replaces config.yaml. Snakemake would merge the two, in cluster jobs even with
+# replace-workflow-config, which it does not pass on to them.
 if not workflow.overwrite_configfiles:
 
     configfile: "config.yaml"
@@ -24,7 +24,7 @@ try:
     require_writable(RESULTS)
 except ValueError as error:
     sys.exit("\n".join(f"needlework: {line}" for line in str(error).splitlines()))
-# With every default filled in, for captions.
+# Captions read the config with every default filled in.
 config.update(experiment.model_dump(mode="json"))
 
 

@@ -19,8 +19,8 @@ def by_needle(scores: pl.DataFrame) -> pl.DataFrame:
 
     Returns:
         system, task, length (tokens), needle (1 is the first in the question), key (null unless it
-        is the same in every sample of the task), n (answers), found (share, 0-1), ci_low, ci_high
-        (95 %, `intervals.wilson`), by system and task in the order of `scores`, then length and
+        is the same in every sample of the task), n (answers), accuracy (share with this needle,
+        0-1), ci_low, ci_high (95 %, `intervals.wilson`), by system and task in the order of `scores`, then length and
         needle. No rows if no task asks for several.
     """
     require(scores, ["system", *SAMPLE_KEYS, "needle_keys", "needle_found"], "scores")
@@ -37,16 +37,16 @@ def by_needle(scores: pl.DataFrame) -> pl.DataFrame:
         .with_columns(pl.col(key).cast(dtype) for key, dtype in order.items())
         .sort(_CELL)
         .group_by(_CELL, maintain_order=True)
-        .agg(pl.col("key").first(), n=pl.len().cast(pl.Int64), found=pl.col("needle_found").mean())
+        .agg(pl.col("key").first(), n=pl.len().cast(pl.Int64), accuracy=pl.col("needle_found").mean())
     )
-    low, high = wilson(cells["found"].to_numpy(), cells["n"].to_numpy())
+    low, high = wilson(cells["accuracy"].to_numpy(), cells["n"].to_numpy())
     return cells.select(
         pl.col("system", "task").cast(pl.String),
         "length",
         "needle",
         "key",
         "n",
-        "found",
+        "accuracy",
         pl.Series("ci_low", low),
         pl.Series("ci_high", high),
     )

@@ -45,7 +45,7 @@ def test_each_needle_equals_a_loop_over_its_answers():
             expected.append((system, task, length, j + 1, key, len(hits), share, low, high))
     needles = by_needle(table(ROWS))
     assert needles.columns == [
-        *("system", "task", "length", "needle", "key", "n", "found", "ci_low", "ci_high")
+        *("system", "task", "length", "needle", "key", "n", "accuracy", "ci_low", "ci_high")
     ]
     assert needles.rows() == expected
     shuffled = [*reversed(ROWS[:7]), ROWS[7]]
@@ -58,7 +58,7 @@ def test_without_several_needles_the_table_has_columns_but_no_rows(tmp_path):
     assert single.schema == none.schema == by_needle(table(ROWS)).schema
     single.write_csv(tmp_path / "needles.csv", float_precision=6)
     assert (tmp_path / "needles.csv").read_text() == (
-        "system,task,length,needle,key,n,found,ci_low,ci_high\n"
+        "system,task,length,needle,key,n,accuracy,ci_low,ci_high\n"
     )
 
 

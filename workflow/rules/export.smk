@@ -65,7 +65,7 @@ rule export_dataset:
         "../scripts/export_dataset.py"
 
 
-# In other projects' formats: `snakemake export`. Nothing else needs them.
+# Optional: samples, answers and training rows in the formats of other projects.
 rule export:
     input:
         expand(

@@ -1,4 +1,4 @@
-# The tables of a report, to be read in a browser.
+# All tables of the report on one page.
 
 
 rule show_tables:
