@@ -37,7 +37,9 @@ def by_needle(scores: pl.DataFrame) -> pl.DataFrame:
         .with_columns(pl.col(key).cast(dtype) for key, dtype in order.items())
         .sort(_CELL)
         .group_by(_CELL, maintain_order=True)
-        .agg(pl.col("key").first(), n=pl.len().cast(pl.Int64), accuracy=pl.col("needle_found").mean())
+        .agg(
+            pl.col("key").first(), n=pl.len().cast(pl.Int64), accuracy=pl.col("needle_found").mean()
+        )
     )
     low, high = wilson(cells["accuracy"].to_numpy(), cells["n"].to_numpy())
     return cells.select(
