@@ -113,8 +113,8 @@ class Blocks:
     @cached_property
     def is_earlier(self) -> Tensor:
         """1 for tokens of the first row from earlier forwards [batch, 1, size, 1]."""
-        before = [max(0, self.mask.start - first) % self.size for first in self.mask.first]
-        before = torch.tensor(before, device=self.device)
+        counts = [max(0, self.mask.start - first) % self.size for first in self.mask.first]
+        before = torch.tensor(counts, device=self.device)
         return (self.token < before[:, None]).float()[:, None, :, None]
 
     @cached_property

@@ -1,4 +1,4 @@
-"""This machine as a device, measured in about a second."""
+"""Devices by name, and this machine measured as one in about a second."""
 
 import time
 from collections.abc import Callable
@@ -12,15 +12,18 @@ NAME = "here"
 
 
 def device(name: str) -> Device:
-    """The device of that name in the table, or `here`: this machine, a core or its first GPU.
+    """The device of that name in resources/devices.yaml; `here`: this machine, one core or its
+    first GPU.
 
     Raises:
-        ValueError: there is none.
+        ValueError: the name is unknown.
     """
     if name == NAME:
         return _measured()
     if name not in devices():
-        raise ValueError(f"device: no {name!r}; write one of {', '.join([NAME, *devices()])}")
+        raise ValueError(
+            f"device: {name!r} is unknown; write one of {', '.join([NAME, *devices()])}"
+        )
     return devices()[name]
 
 
@@ -43,14 +46,14 @@ def _measured() -> Device:
         memory_bytes=memory,
         **flops,
         bytes_per_second=2 * large.nbytes * _calls_per_second(torch.clone, large),
-        # Measured, not published: only what is no product is lost.
+        # Peaks are measured, not published; the rest is lost to other operations.
         efficiency=0.8,
         gpu=place == "cuda",
     )
 
 
 def _calls_per_second(do: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> float:
-    """The best of several."""
+    """Best of four runs."""
     best = float("inf")
     for _ in range(4):
         started = time.perf_counter()

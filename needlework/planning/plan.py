@@ -1,4 +1,4 @@
-"""The plan of an experiment: every system at every length, before any weight is loaded."""
+"""Plan an experiment: the cost of every system at every length, without loading weights."""
 
 import importlib
 import math
@@ -24,12 +24,12 @@ from needlework.planning.fit import devices_needed, fits, remedies
 from needlework.planning.shape import Shape
 from needlework.runtime.progress import track
 
-# A family's advice on its own settings helps no one who plans.
+# Warnings about a model's settings do not matter for planning.
 set_verbosity_error()
 
 BEHIND_AN_API = "behind an API"
 CHARACTERS_PER_TOKEN = 4
-"""Of English text, where lengths are characters."""
+"""Of English text; used if lengths are in characters."""
 SCHEMA = {
     "system": pl.String,
     "model": pl.String,
@@ -57,23 +57,23 @@ SCHEMA = {
 
 
 def plan(experiment: Experiment, device: Device, advise: bool = True) -> pl.DataFrame:
-    """A row a system and length, in the experiment's order.
+    """Plan every system at every length, one row each, in the experiment's order.
 
     Args:
+        experiment: to plan.
         device: that everything runs on, one prompt at a time.
-        advise: find out what would make fit what does not.
+        advise: look for changes that would make a prompt fit.
 
     Returns:
-        system, model, length (in the experiment's unit), tokens (of prompt and answer), parameters,
-        active_parameters (that a token is multiplied with), weight_bytes, cache_bytes,
-        activation_bytes, peak_bytes (their sum, on a CPU with the process itself), attention_flops
-        and flops (of one prefill), prefill_seconds, decode_seconds_per_token (of one token that decodes),
-        prompts (of all tasks),
-        prompt_tokens and completion_tokens (at most) of them all, seconds (of them all, at most),
-        price_dollars (of them all, at most, behind an API; null where no price is known), fits
-        (opened as the experiment says, and within the model's positions), devices (fewest that it
-        fits on by layers; null: more than 64) and note (what would make it fit, or why nothing
-        could be reckoned, then with nulls before it).
+        Columns system, model, length (in the experiment's unit), tokens (of prompt and answer),
+        parameters, active_parameters (used for a token), weight_bytes, cache_bytes,
+        activation_bytes, peak_bytes (their sum, on a CPU plus the process), attention_flops and
+        flops (of one prefill), prefill_seconds, decode_seconds_per_token; over the prompts of all
+        tasks: prompts, prompt_tokens, completion_tokens (at most), seconds (at most),
+        price_dollars (at most, of models behind an API; null: unknown price); fits (as the
+        experiment opens the model, and within its positions), devices (fewest that it fits on,
+        split by layers; null: more than 64) and note (what would make it fit, or why there is no
+        estimate).
     """
     models = Models(experiment)
     cells = list(product(experiment.systems.items(), experiment.lengths))
@@ -85,7 +85,7 @@ def plan(experiment: Experiment, device: Device, advise: bool = True) -> pl.Data
 
 
 class Models:
-    """The models of an experiment, each opened once in each dtype."""
+    """The models of an experiment, each built once per dtype."""
 
     def __init__(self, experiment: Experiment):
         self.experiment = experiment
@@ -97,13 +97,15 @@ class Models:
         return self.experiment.local(name).opening
 
     def open(self, name: str, dtype: str = "", **changed: Any) -> Model:
-        """Model `name` of the experiment, by default in its own dtype and opened as it says.
+        """Model `name` of the experiment.
 
         Args:
-            changed: keys of its Opening.
+            name: under `models:`.
+            dtype: "": the model's own.
+            changed: keys of its Opening to change.
 
         Raises:
-            ValueError: it cannot be opened, or is none that is opened at all.
+            ValueError: the model cannot be opened.
         """
         opening = self.opening(name).model_copy(update=changed)
         key = name, dtype or self.experiment.local(name).dtype, repr(opening)
@@ -130,13 +132,13 @@ class Models:
         if (root, dtype) not in self._shapes:
             try:
                 self._shapes[root, dtype] = self._open_root(root, dtype)
-            except ValueError as error:  # the hub is asked once, not for each length
+            except ValueError as error:  # kept, to query the hub once and not per length
                 self._shapes[root, dtype] = error
-        found = self._shapes[root, dtype]
-        if isinstance(found, ValueError):
-            raise found
-        shape, given = found
-        return shape, own or given
+        opened = self._shapes[root, dtype]
+        if isinstance(opened, ValueError):
+            raise opened
+        shape, of_checkpoint = opened
+        return shape, own or of_checkpoint
 
     def _open_root(self, root: str, dtype: str) -> tuple[Shape, Infini | None]:
         model = self.experiment.local(root)
@@ -147,16 +149,16 @@ class Models:
             config = importlib.import_module(module).config_of(model)
         except ValueError as error:
             raise ValueError(f"models.{root}.{model.source} = {error}") from None
-        given = getattr(config, "infini", None)
-        if given is None:
+        infini = getattr(config, "infini", None)
+        if infini is None:
             return Shape(config, dtype), None
-        # Its own classes are those of the family, with a gate a head more.
+        # The converted classes add only one gate per head to those of the family.
         family = CONFIG_MAPPING[config.model_type.removeprefix(PREFIX)]
-        return Shape(family.from_dict(config.to_dict()), dtype), Infini.model_validate(given)
+        return Shape(family.from_dict(config.to_dict()), dtype), Infini.model_validate(infini)
 
 
 def tokens_of(experiment: Experiment, length: int) -> int:
-    """Tokens of prompt and answer at one of the experiment's lengths."""
+    """Tokens of prompt and answer at a length of the experiment."""
     if experiment.length_unit == "tokens":
         return length
     return math.ceil(length / CHARACTERS_PER_TOKEN)
@@ -180,7 +182,7 @@ def _row(
     }
     api = experiment.models[system.model].remote
     if api is not None:
-        return _asked(api, row)
+        return _api_row(api, row)
     try:
         model = models.open(system.model)
         method = models.method(model, system.attention)
@@ -193,19 +195,19 @@ def _row(
         elif advise and not row["fits"]:
             opened = partial(models.open, system.model)
             notes = remedies(opened, method, tokens, device)
-        return row | _reckoned(model, cost, row, device) | {"note": "; ".join(notes) or None}
+        return row | _cost_columns(model, cost, row, device) | {"note": "; ".join(notes) or None}
     except ValueError as error:
         return row | {"note": str(error)}
 
 
-def _asked(entry: Api, row: dict[str, Any]) -> dict[str, Any]:
-    """The row of a model behind an API: tokens and their price."""
+def _api_row(entry: Api, row: dict[str, Any]) -> dict[str, Any]:
+    """Row of a model behind an API: tokens and their price."""
     new = row["completion_tokens"] + row["prompts"] * entry.thinking_tokens
     price = entry.price and entry.price.dollars(row["prompt_tokens"], new)
     return row | {"completion_tokens": new, "price_dollars": price, "note": BEHIND_AN_API}
 
 
-def _reckoned(model: Model, cost: Cost, row: dict[str, Any], device: Device) -> dict[str, Any]:
+def _cost_columns(model: Model, cost: Cost, row: dict[str, Any], device: Device) -> dict[str, Any]:
     seconds = row["prompts"] * cost.prefill_seconds
     return {
         "parameters": model.shape.parameters,

@@ -1,4 +1,4 @@
-"""A plan for people: a table, a line for each verdict, and what it all comes to."""
+"""Print a plan: a table, one line of verdict per model and system, and totals."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -16,7 +16,7 @@ _COLUMNS = (
 
 
 def table(plan: pl.DataFrame, name: str, device: Device) -> Table:
-    """A row a system and length; see `plan.plan` for the columns."""
+    """One row per system and length; see `plan.plan` for the columns."""
     reached = operations(device.flops_per_second("bfloat16"))
     bandwidth = size(device.efficiency * device.bytes_per_second)
     title = f"Planned for {name}: {size(device.memory_bytes)}"
@@ -46,8 +46,8 @@ def table(plan: pl.DataFrame, name: str, device: Device) -> Table:
 
 
 def verdicts(plan: pl.DataFrame, device: str) -> Iterator[str]:
-    """A line a model, then a line a system: how far it goes on the device, and what would help; at
-    the end those of which that is not known."""
+    """One line per model, then one per system: the longest length that fits on the device, and what
+    would make the next one fit. Systems that could not be planned come last."""
     for row in plan.drop_nulls("parameters").unique("model", maintain_order=True).to_dicts():
         active = f", {number(row['active_parameters'])} of them active for a token"
         routed = row["active_parameters"] < 0.9 * row["parameters"]
@@ -59,16 +59,16 @@ def verdicts(plan: pl.DataFrame, device: str) -> Iterator[str]:
         elif not rows["peak_bytes"].has_nulls():
             yield f"{name}: {_verdict(rows.sort('tokens').to_dicts(), device)}"
         else:
-            why = rows.filter(pl.col("peak_bytes").is_null())["note"][0]
-            unknown.setdefault(why, []).append(name)
-    for why, names in unknown.items():
-        yield f"{', '.join(names)}: not reckoned: {why}"
+            reason = rows.filter(pl.col("peak_bytes").is_null())["note"][0]
+            unknown.setdefault(reason, []).append(name)
+    for reason, names in unknown.items():
+        yield f"{', '.join(names)}: no estimate: {reason}"
 
 
 def _price(rows: pl.DataFrame) -> str:
     tokens = f"{rows['prompt_tokens'].sum():,} and at most {rows['completion_tokens'].sum():,}"
     if rows["price_dollars"].has_nulls():
-        return f"{BEHIND_AN_API}, {tokens} tokens; its price is not known: write price in its model"
+        return f"{BEHIND_AN_API}, {tokens} tokens; unknown price; write `price` in its model"
     return f"{BEHIND_AN_API}, {tokens} tokens: at most ${rows['price_dollars'].sum():,.2f}"
 
 
@@ -77,16 +77,16 @@ def _verdict(rows: list[dict[str, Any]], device: str) -> str:
     if short is None:
         return f"fits on {device} at every length"
     if short["note"]:
-        help = f"{short['length']:,} would with: {short['note'].replace('; ', ', or ')}"
+        remedy = f"{short['length']:,} would with: {short['note'].replace('; ', ', or ')}"
     else:
-        help = f"no single change that is known here makes {short['length']:,} fit"
+        remedy = f"no known single change makes {short['length']:,} fit"
     fitting = [row["length"] for row in rows if row["fits"]]
-    most = f"fits on {device} up to {max(fitting):,}" if fitting else f"does not fit on {device}"
-    return f"{most}; {help}"
+    longest = f"fits on {device} up to {max(fitting):,}" if fitting else f"does not fit on {device}"
+    return f"{longest}; {remedy}"
 
 
 def totals(plan: pl.DataFrame) -> str:
-    """Tokens, hours, price and largest bytes of the whole plan, in a line."""
+    """Tokens, time, price and peak memory of the whole plan, in one line."""
     parts = [
         f"In all: {plan['prompts'].sum():,} prompts, "
         f"{plan['prompt_tokens'].sum():,} prompt tokens, "
@@ -95,23 +95,23 @@ def totals(plan: pl.DataFrame) -> str:
     if plan["price_dollars"].count():
         parts.append(f"at most ${plan['price_dollars'].sum():,.2f} to APIs")
     if plan["peak_bytes"].count():
-        parts.append(f"{duration(plan['seconds'].sum())} on one device")
-        parts.append(f"largest peak {size(plan['peak_bytes'].max())}")
+        parts.append(f"{duration(plan.select(pl.sum('seconds')).item())} on one device")
+        parts.append(f"largest peak {size(plan.select(pl.max('peak_bytes')).item())}")
     return "; ".join(parts)
 
 
 def size(count: float) -> str:
-    """Bytes, such as 1.5 GiB."""
+    """Bytes as text, such as 1.5 GiB."""
     return _scaled(count, ("B", "KiB", "MiB", "GiB", "TiB"), 1024)
 
 
 def number(count: float) -> str:
-    """Such as 8.03 B, for billions."""
+    """A count as text, such as 8.03 B for billions."""
     return _scaled(count, ("", "K", "M", "B", "T"), 1000)
 
 
 def operations(count: float) -> str:
-    """Such as 1.2 P, for 1.2e15."""
+    """Operations as text, such as 1.2 P for 1.2e15."""
     return _scaled(count, ("", "K", "M", "G", "T", "P", "E"), 1000)
 
 
@@ -124,7 +124,7 @@ def _scaled(count: float, units: tuple[str, ...], step: int) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds, such as 3.2 min."""
+    """Seconds as text, such as 3.2 min."""
     for unit, length in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1), ("ms", 1e-3)):
         if seconds >= length:
             return f"{seconds / length:.3g} {unit}"

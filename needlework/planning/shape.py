@@ -1,4 +1,4 @@
-"""What config.json says of a model: parameters and layers, without a single weight."""
+"""Parameters and layers of a model, from its config.json without any weights."""
 
 import re
 from collections.abc import Iterator
@@ -12,10 +12,10 @@ from transformers.cache_utils import get_layer_types_and_kwargs
 from needlework.attention.apply import full_attention_layers
 from needlework.attention.layers import LayerShape
 
-# Bytes of a weight: half a byte or one, and a float32 scale for each 64 weights (4 bits).
+# Bytes per weight; 4-bit weights have a float32 scale per 64 weights.
 _QUANTIZED = {"nf4": 0.5 + 4 / 64, "fp4": 0.5 + 4 / 64, "int8": 1.0}
-# What families raise of configurations that they cannot serve.
-FAILURES = (
+# What families raise for configurations that they cannot build or run.
+MODEL_ERRORS = (
     *(ValueError, KeyError, TypeError, AttributeError, IndexError),
     *(RuntimeError, AssertionError, ImportError),
 )
@@ -29,10 +29,10 @@ class Shape:
 
     Args:
         config: of any family that AutoModelForCausalLM opens.
-        dtype: of weights and activations, by torch's name.
+        dtype: of weights and activations, as torch names it.
 
     Raises:
-        ValueError: transformers cannot build this family from its config alone.
+        ValueError: transformers cannot build the model from its config alone.
     """
 
     def __init__(self, config: PreTrainedConfig, dtype: str = "float32"):
@@ -42,10 +42,10 @@ class Shape:
                 self.model: PreTrainedModel = AutoModelForCausalLM.from_config(
                     config, dtype=getattr(torch, dtype)
                 ).eval()
-        except FAILURES as error:
+        except MODEL_ERRORS as error:
             raise ValueError(
-                f"{config.model_type}: cannot be built from its config.json ({error}); give a "
-                "decoder that AutoModelForCausalLM opens"
+                f"{config.model_type}: cannot be built from its config.json ({error}); choose "
+                "a decoder that AutoModelForCausalLM opens"
             ) from None
         self.text: PreTrainedConfig = self.model.config.get_text_config(decoder=True)
 
@@ -61,7 +61,7 @@ class Shape:
 
     @cached_property
     def parameters(self) -> int:
-        """All weights, those that are tied counted once."""
+        """Number of weights, tied ones counted once."""
         return sum(weight.numel() for _, weight in self._weights())
 
     @cached_property
@@ -85,9 +85,9 @@ class Shape:
 
     @cached_property
     def quantizable_parameters(self) -> int:
-        """Weights of linear layers, the output layer aside: what bitsandbytes quantizes.
+        """Weights that bitsandbytes quantizes: those of linear layers except the output layer.
 
-        Experts that a family keeps in one tensor are no linear layers, and stay as they are.
+        Experts stored in one tensor are not linear layers and are not quantized.
         """
         head = self.model.get_output_embeddings()
         return sum(
@@ -98,40 +98,42 @@ class Shape:
 
     @property
     def linear_kernels(self) -> tuple[str, ...]:
-        """Values of attn_implementation that make no mask of n x n, which the family supports."""
+        """Supported values of attn_implementation that do not build an n x n mask."""
         supported = {
             "flash_attention_2": self.model._supports_flash_attn,
             "flex_attention": self.model._supports_flex_attn,
         }
-        return tuple(name for name, is_there in supported.items() if is_there)
+        return tuple(name for name, is_supported in supported.items() if is_supported)
 
     def weight_bytes(self, quantization: str | None = None) -> int:
         """Bytes of all weights in memory.
 
         Args:
-            quantization: nf4, fp4 (4 bits, and a float32 scale for 64 weights), int8 (1 byte), or
+            quantization: nf4 or fp4 (4 bits, and a float32 scale per 64 weights), int8 (1 byte);
                 None: all in `dtype`.
         """
-        quantized = 0 if quantization is None else self.quantizable_parameters
+        if quantization is None:
+            return self.parameters * self.item_bytes
+        quantized = self.quantizable_parameters
         plain = (self.parameters - quantized) * self.item_bytes
-        return plain + round(quantized * _QUANTIZED.get(quantization, 0))
+        return plain + round(quantized * _QUANTIZED[quantization])
 
     @cached_property
     def layers(self) -> tuple[LayerShape, ...]:
-        """Every layer's attention, in order."""
+        """The attention of each layer, in order."""
         text = self.text
-        kinds, arguments = get_layer_types_and_kwargs(text)
+        kinds, layer_arguments = get_layer_types_and_kwargs(text)
         full = set(full_attention_layers(self.model))
         heads = text.num_attention_heads if hasattr(text, "num_attention_heads") else 0
         kv_heads = getattr(text, "num_key_value_heads", None) or heads
         dim = getattr(text, "head_dim", None) or (text.hidden_size // heads if heads else 0)
-        # Latent attention (MLA) multiplies with wider keys than values.
+        # Keys of latent attention (MLA) are wider than values.
         key_dim = getattr(text, "qk_head_dim", None) or dim
         value_dim = getattr(text, "v_head_dim", None) or dim
         return tuple(
             LayerShape(
                 kind,
-                given.get("sliding_window"),
+                arguments.get("sliding_window"),
                 heads,
                 0 if kind in _WITHOUT_KEYS else kv_heads,
                 key_dim,
@@ -139,14 +141,14 @@ class Shape:
                 index in full,
                 self.item_bytes,
             )
-            for index, (kind, given) in enumerate(zip(kinds, arguments, strict=True))
+            for index, (kind, arguments) in enumerate(zip(kinds, layer_arguments, strict=True))
         )
 
     def _weights(self) -> Iterator[tuple[str, nn.Parameter]]:
         return self.model.named_parameters()  # each tied weight once
 
     def _expert_share(self) -> float:
-        """Experts that a token is routed to / experts there are; 1 without experts."""
+        """Experts that a token is routed to / all experts; 1 without experts."""
         text = self.text
         top = next((getattr(text, key) for key in _TOP_K if getattr(text, key, None)), None)
         total = next(

@@ -1,8 +1,7 @@
-"""A forward pass on the `meta` device, whose tensors have sizes and no numbers: bytes by counting.
+"""Memory and operations of a forward pass, counted on the `meta` device (sizes without values).
 
-Whatever a family does in its prefill, every tensor that lives at the same time is counted, so
-layers of any kind and masks of n x n are in. Fused attention is taken to make its output and
-nothing else, as it does.
+Counts every tensor that is alive at the same time, so it covers layers of any kind and n x n masks.
+Fused attention counts as its output only, as in reality.
 """
 
 import weakref
@@ -27,29 +26,29 @@ from transformers import (
 )
 
 from needlework.evaluation.meter import cache_bytes
-from needlework.planning.shape import FAILURES
+from needlework.planning.shape import MODEL_ERRORS
 
 
 @dataclass(frozen=True)
 class Trace:
-    """Bytes of one prompt, the weights aside."""
+    """Bytes and operations of one prompt, without the weights."""
 
     cache_bytes: int
-    """What the cache holds at its end, a token decoded."""
+    """Of the cache after the prompt and one decoded token."""
     peak_bytes: int
-    """Most that was alive at once, cache included."""
+    """Peak of live tensors, cache included."""
     attention_bytes: int
-    """Most that was alive while attention was computed, cache included."""
+    """Peak while attention is computed, cache included."""
     prefill_flops: int
-    """Of all products of the prefill, but those of fused attention."""
+    """Of the matrix products of the prefill, except those of fused attention."""
     token_flops: int
-    """Likewise of the token decoded."""
+    """The same for one decoded token."""
     prefill_calls: int
-    """Operations that torch is called for in a prefill of one forward."""
+    """Torch operations started in a prefill in one forward."""
     token_calls: int
-    """Likewise for the token decoded."""
+    """The same for one decoded token."""
     is_fused: bool
-    """Whether attention is."""
+    """Whether attention is fused."""
 
 
 def trace(
@@ -60,20 +59,21 @@ def trace(
     gpu: bool = True,
     chunk: int | None = None,
 ) -> Trace:
-    """Prefill of all but two tokens and a decode step, batch 1: the last token of an answer never
-    enters the cache.
+    """Trace a prefill of all but two tokens and one decode step, batch 1.
+
+    The last token of an answer never enters the cache.
 
     Args:
         model: on the `meta` device.
-        tokens: prompt and answer.
+        tokens: of prompt and answer.
         cache: dynamic, or quantized (8-bit floats).
-        kernel: what computes attention, as `attn_implementation`; None: as transformers chooses.
-        gpu: whether it runs on one.
-        chunk: tokens of the prompt in one forward; None: all. Bytes are those of the last of these,
-            upon a cache of all before them; operations stay those of the whole.
+        kernel: attention implementation, as in `attn_implementation`; None: transformers' choice.
+        gpu: whether the model runs on a GPU.
+        chunk: tokens of the prompt per forward; None: all. Bytes are those of the last chunk, after
+            a cache of all earlier ones; operations are those of the whole prompt.
 
     Raises:
-        ValueError: the family computes with numbers that a model without weights has not.
+        ValueError: the model reads tensor values, which do not exist without weights.
     """
     prompt = max(1, tokens - 2)
     whole = _traced(model, (prompt,), cache, kernel, gpu)
@@ -81,14 +81,14 @@ def trace(
         return whole
     full, rest = divmod(prompt, chunk)
     forwards = (chunk,) * min(2, full) + (rest,) * (rest > 0)
-    # All before the last full chunk but one at once. That one then cuts what windows hold to what
-    # they hold after a chunk.
+    # Everything before the last two full chunks in one forward; the chunk that follows trims
+    # sliding windows to what they hold after a chunk.
     before = ((full - 2) * chunk,) if full > 2 else ()
     last = _traced(model, before + forwards, cache, kernel, gpu, uncounted=2 * len(before))
     return replace(whole, peak_bytes=last.peak_bytes, attention_bytes=last.attention_bytes)
 
 
-@lru_cache(maxsize=256)  # a model is asked the same for many ways of opening it
+@lru_cache(maxsize=256)  # many openings of a model need the same trace
 def _traced(
     model: PreTrainedModel,
     forwards: tuple[int, ...],
@@ -97,31 +97,31 @@ def _traced(
     gpu: bool,
     uncounted: int = 0,
 ) -> Trace:
-    """Of a prompt in forwards of so many tokens, and a token: bytes but for those of the first
-    `uncounted` ones."""
-    live = _Live(model)
+    """Trace a prompt in forwards of these numbers of tokens, and one decoded token. Peak bytes
+    exclude the first `uncounted` forwards."""
+    live = _LiveTensors(model)
     last = {"logits_to_keep": 1} if model._supports_logits_to_keep() else {}
-    given = {}
+    inputs: dict[str, Any] = {}
     try:
         if cache == "quantized":
-            given = {"past_key_values": QuantizedCache("fp8", model.config)}
-        with torch.no_grad(), _by(model, kernel), _Still(model), _Fused(live, gpu), live:
+            inputs = {"past_key_values": QuantizedCache("fp8", model.config)}
+        with torch.no_grad(), _kernel(model, kernel), _ValueFree(model), _Fused(live, gpu), live:
             for number, tokens in enumerate(forwards):
                 if number == uncounted:
                     live.peak, live.in_attention = live.now, 0
                 ids = torch.zeros(1, tokens, dtype=torch.long, device="meta")
-                out = model(input_ids=ids, use_cache=True, **given, **last)
+                out = model(input_ids=ids, use_cache=True, **inputs, **last)
                 name = "cache_params" if out.get("past_key_values") is None else "past_key_values"
-                held = out[name]
-                given = {name: held}
+                filled = out[name]
+                inputs = {name: filled}
                 del out
             prefill, calls = live.flops, live.calls
-            model(input_ids=ids[:, :1], use_cache=True, **given, **last)
-    except FAILURES as error:
+            model(input_ids=ids[:, :1], use_cache=True, **inputs, **last)
+    except MODEL_ERRORS as error:
         family, what = model.config.model_type, str(error).partition("\n")[0]
         raise ValueError(f"{family}: cannot be traced without weights ({what})") from None
     return Trace(
-        cache_bytes(held),
+        cache_bytes(filled),
         live.peak,
         live.in_attention,
         prefill,
@@ -133,28 +133,29 @@ def _traced(
 
 
 def trace_training(model: PreTrainedModel, rows: int, tokens: int) -> int:
-    """Bytes that a forward pass of `rows` x `tokens` keeps for its backward pass, and its loss's.
+    """Peak bytes of a training forward of `rows` x `tokens` with its loss, including what it keeps
+    for the backward pass.
 
     Raises:
         ValueError: as `trace`.
     """
-    live = _Live(model)
+    live = _LiveTensors(model)
     try:
-        with _Still(model), _Fused(live, True), live:
+        with _ValueFree(model), _Fused(live, True), live:
             ids = torch.zeros(rows, tokens, dtype=torch.long, device="meta")
-            # Without a cache, masks look for texts packed into one row, at numbers. Keys and values
-            # are kept for the backward pass anyway.
+            # Without a cache, mask code reads position values to find packed texts. The backward
+            # pass keeps keys and values anyway.
             logits = model(input_ids=ids, use_cache=True).logits.float()
             functional.cross_entropy(logits.flatten(0, 1), ids.flatten())
-    except FAILURES as error:
+    except MODEL_ERRORS as error:
         family, what = model.config.model_type, str(error).partition("\n")[0]
         raise ValueError(f"{family}: cannot be traced without weights ({what})") from None
     return live.peak
 
 
 @contextmanager
-def _by(model: PreTrainedModel, kernel: str | None) -> Iterator[None]:
-    """The model with another kernel, such as are not here: of these, what their masks take."""
+def _kernel(model: PreTrainedModel, kernel: str | None) -> Iterator[None]:
+    """Use another attention kernel; for kernels that may not be installed, only their masks."""
     if kernel is None or not model._can_set_attn_implementation():
         yield
         return
@@ -166,27 +167,28 @@ def _by(model: PreTrainedModel, kernel: str | None) -> Iterator[None]:
         model.set_attn_implementation(stock)
 
 
-class _Live(TorchDispatchMode):
-    """Counts bytes of the storages that operations make, until each is freed, not the model's;
-    calls; and operations of products."""
+class _LiveTensors(TorchDispatchMode):
+    """Counts bytes of live tensor storages except the model's, calls, and flops of products."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.now = self.peak = self.in_attention = self.flops = self.calls = 0
-        held = (*model.parameters(), *model.buffers())
-        self._known = weakref.WeakSet(tensor.untyped_storage() for tensor in held)
+        own = (*model.parameters(), *model.buffers())
+        self._known = weakref.WeakSet(tensor.untyped_storage() for tensor in own)
 
-    def __torch_dispatch__(self, func: Callable, types: Any, args=(), kwargs=None):
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         self.calls += 1
         if func is torch.ops.aten._grouped_mm.default:
-            # Without a device it knows fewer dtypes: [rows, k] and [experts, k, n] to [rows, n].
+            # On meta it supports fewer dtypes: [rows, k] and [experts, k, n] to [rows, n].
             out = args[0].new_empty(len(args[0]), args[1].shape[-1])
             self.flops += 2 * args[0].numel() * args[1].shape[-1]
         else:
             out = func(*args, **(kwargs or {}))
             if (formula := flop_registry.get(func._overloadpacket)) is not None:
                 self.flops += formula(*args, **(kwargs or {}), out_val=out)
-        if isinstance(out, Tensor):  # as most are, and walking a tree takes longer than adding
+        if isinstance(out, Tensor):  # the usual case; walking a tree is slow
             return self._add(out)
         return tree_map_only(Tensor, self._add, out)
 
@@ -205,24 +207,34 @@ class _Live(TorchDispatchMode):
 
 
 class _Fused(TorchFunctionMode):
-    """Stands for fused attention: its output, and the float mask that it makes of a bool one."""
+    """Replaces fused attention: its output, and the float mask that it makes from a bool one."""
 
-    def __init__(self, live: _Live, gpu: bool):
+    def __init__(self, live: _LiveTensors, gpu: bool) -> None:
         super().__init__()
         self.live, self.gpu = live, gpu
 
-    def __torch_function__(self, func: Callable, types: Any, args=(), kwargs=None):
+    def __torch_function__(
+        self, func: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         if func is not functional.scaled_dot_product_attention:
             return func(*args, **(kwargs or {}))
         return self._attend(*args, **(kwargs or {}))
 
-    def _attend(self, query, key, value, attn_mask=None, *args, **kwargs) -> Tensor:
+    def _attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Tensor:
         bias = None
         if attn_mask is not None and attn_mask.dtype == torch.bool:
             bias = torch.empty(attn_mask.shape, dtype=query.dtype, device="meta")
         scores = []
         if not self.gpu and key.shape[-1] != value.shape[-1]:
-            # On a CPU it is fused for equal dimensions alone: scores and their softmax else.
+            # On a CPU, unequal dimensions are not fused: add scores and their softmax.
             shape = (*query.shape[:-1], key.shape[-2])
             scores = [torch.empty(shape, dtype=query.dtype, device="meta") for _ in range(2)]
         out = _Attention.apply(query, key, value)
@@ -232,27 +244,29 @@ class _Fused(TorchFunctionMode):
 
 
 class _Attention(torch.autograd.Function):
-    """An output of the right shape, [batch, heads, queries, value dim], and what backward keeps."""
+    """An output of the right shape [batch, heads, queries, value dim] that keeps what backward needs."""
 
     @staticmethod
-    def forward(ctx, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         batch, heads, queries, _ = query.shape
         out = query.new_empty(batch, queries, heads, value.shape[-1]).transpose(1, 2)
         ctx.save_for_backward(query, key, value, out)
         return out
 
 
-def _attend(module, query, key, value, attention_mask, **_) -> tuple[Tensor, None]:
+def _attend(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **_: Any
+) -> tuple[Tensor, None]:
     return functional.scaled_dot_product_attention(query, key, value).transpose(1, 2), None
 
 
-def _block_mask(*_, q_length: int, kv_length: int, **__) -> Tensor:
-    """Numbers of a flex attention's blocks: whole and cut ones, by queries and by keys, int32."""
+def _block_mask(*_: Any, q_length: int, kv_length: int, **__: Any) -> Tensor:
+    """Block numbers of a flex attention mask: full and partial, by queries and by keys, int32."""
     blocks = -(-q_length // 128) * -(-kv_length // 128)
     return torch.empty(4 * blocks, dtype=torch.int32, device="meta")
 
 
-# transformers looks for what flash in a name asks for.
+# No `flash` in the names: transformers would look for the flash-attn package.
 _FLASH, _FLEX = "needlework_maskless", "needlework_block_masks"
 _STAND_INS = {"flash_attention_2": _FLASH, "flash_attention_3": _FLASH, "flex_attention": _FLEX}
 for _name, _mask in ((_FLASH, lambda *_, **__: None), (_FLEX, _block_mask)):
@@ -260,22 +274,23 @@ for _name, _mask in ((_FLASH, lambda *_, **__: None), (_FLEX, _block_mask)):
     AttentionMaskInterface.register(_name, _mask)
 
 
-class _Still:
-    """For a while a model does not look at numbers: not at those of positions, in rotary encodings
-    that depend on the length, and not for padding without a mask, to warn of it."""
+class _ValueFree:
+    """Keeps a model from reading tensor values: positions, in rotary encodings that depend on the
+    length, and ids, in the check for padding without a mask."""
 
-    def __init__(self, model: PreTrainedModel):
+    def __init__(self, model: PreTrainedModel) -> None:
         self.config = model.config
         self.modules = [m for m in model.modules() if hasattr(m, "rope_type")]
 
     def __enter__(self) -> None:
         self.types = [module.rope_type for module in self.modules]
         for module, kinds in zip(self.modules, self.types, strict=True):
-            still = dict.fromkeys(kinds, "default") if isinstance(kinds, dict) else "default"
-            module.rope_type = still
+            module.rope_type = (
+                dict.fromkeys(kinds, "default") if isinstance(kinds, dict) else "default"
+            )
         self.pad, self.config.pad_token_id = getattr(self.config, "pad_token_id", None), None
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         for module, kind in zip(self.modules, self.types, strict=True):
             module.rope_type = kind
         self.config.pad_token_id = self.pad

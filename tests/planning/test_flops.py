@@ -25,7 +25,7 @@ def _layer(kind, window):
 
 
 @pytest.mark.parametrize("tokens", [1, 7, 31, 32, 33, 100])
-def test_pairs_are_those_that_a_mask_would_count(tokens):
+def test_pairs_match_a_mask(tokens):
     i, j = torch.meshgrid(torch.arange(tokens), torch.arange(tokens), indexing="ij")
     causal = j <= i
     assert count_causal_pairs(tokens) == causal.sum()
@@ -36,7 +36,7 @@ def test_pairs_are_those_that_a_mask_would_count(tokens):
 
 
 @pytest.mark.parametrize("family", ["llama", "llama4_text", "gpt2"])
-def test_operations_are_those_that_torch_counts(family):
+def test_operations_match_torch_flop_counter(family):
     tokens, cpu = 64, devices()["cpu"]
     shape, n = Shape(config_of(family)), tokens + 2  # the last two are decoded
     model = AutoModelForCausalLM.from_config(config_of(family), attn_implementation="eager").eval()
@@ -49,14 +49,14 @@ def test_operations_are_those_that_torch_counts(family):
     assert fused.flops == eager.flops + kept
 
 
-def test_a_system_replaces_scores_that_are_not_fused():
+def test_a_system_replaces_unfused_scores():
     shape, cpu = Shape(config_of("llama")), devices()["cpu"]
     system = _method(type="random", density=0.2, dense_layers=0)
     eager = Model(shape, opening=Opening(attn_implementation="eager"))
     assert eager.cost(system, 700, cpu).flops == Model(shape).cost(system, 700, cpu).flops
 
 
-def test_experts_count_that_a_token_is_routed_to():
+def test_operations_count_only_routed_experts():
     shape, tokens = Shape(config_of("mixtral")), 64
     cost = Model(shape).cost(None, tokens + 2, devices()["cpu"])
     # One token alone meets the output layer; norms and embeddings are no products.
@@ -65,7 +65,7 @@ def test_experts_count_that_a_token_is_routed_to():
     assert cost.flops == expected + cost.attention_flops
 
 
-def test_attention_is_counted_by_pairs():
+def test_attention_flops_are_proportional_to_causal_pairs():
     shape, tokens = Shape(config_of("llama")), 64
     pair = 4 * 4 * 2 * (16 + 16)  # layers, heads, q k^T and weights v
     assert pair_flops(shape) == pair
@@ -75,7 +75,7 @@ def test_attention_is_counted_by_pairs():
     )
 
 
-def test_a_token_reads_all_experts_where_the_family_multiplies_it_with_all():
+def test_decode_reads_all_experts_if_the_family_computes_all():
     slow = devices()["h100-80gb"].model_copy(update={"bytes_per_second": 1e9})
     shape = Shape(config_of("llama4_text"), "bfloat16")
     cost = Model(shape).cost(None, 100, slow)
@@ -85,7 +85,7 @@ def test_a_token_reads_all_experts_where_the_family_multiplies_it_with_all():
     assert cost.decode_seconds_per_token * 0.4 * 1e9 == pytest.approx(read, rel=0.03)
 
 
-def test_a_window_and_an_infini_memory_cost_the_same_for_every_token():
+def test_window_and_infini_cost_the_same_for_every_token():
     shape = Shape(config_of("llama"))
     for system in (
         _method(type="window", recent_tokens=64, sink_tokens=4, dense_layers=0),
@@ -114,7 +114,7 @@ def test_densities_of_counts_shares_and_thresholds():
     assert dense_decode.decode_density(5000) == 1 > dense_decode.prefill_density(5000)
 
 
-def test_seconds_follow_operations_in_prefill_and_bytes_in_decode():
+def test_prefill_time_follows_operations_and_decode_time_bytes():
     gpu = devices()["h100-80gb"].model_copy(update={"bytes_per_second": 1e11})
     shape = Shape(config_of("llama", hidden_size=2048, intermediate_size=8192), "bfloat16")
     cost = Model(shape).cost(None, 8192, gpu)
@@ -134,7 +134,7 @@ class _Calls(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("family", ["llama", "mixtral", "gemma3_text", "falcon_h1"])
-def test_a_small_model_takes_as_long_as_its_operations_take_to_start(family):
+def test_small_models_are_limited_by_the_start_of_operations(family):
     shape, gpu = Shape(config_of(family)), devices()["h100-80gb"]
     model = AutoModelForCausalLM.from_config(shape.model.config).eval()
     ids = torch.zeros(1, 99, dtype=torch.long)

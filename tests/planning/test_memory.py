@@ -53,7 +53,7 @@ def _answer(model, tokens):
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
-def test_the_cache_of_a_system_is_the_one_that_it_fills(name, tmp_path):
+def test_planned_cache_and_density_match_a_run(name, tmp_path):
     torch.manual_seed(0)
     config, tokens = config_of("llama"), 203
     model = AutoModelForCausalLM.from_config(config).eval()
@@ -76,7 +76,7 @@ def test_the_cache_of_a_system_is_the_one_that_it_fills(name, tmp_path):
 
 
 @pytest.mark.parametrize("tokens", [100, 1000])
-def test_infini_holds_the_same_at_any_length(tokens):
+def test_infini_cache_does_not_grow_with_the_prompt(tokens):
     config = config_of("llama")
     system = _attention({"type": "infini", "segment_length": 32})
     model = convert(AutoModelForCausalLM.from_config(config).eval(), system)
@@ -85,7 +85,7 @@ def test_infini_holds_the_same_at_any_length(tokens):
     assert planned.cache_bytes == pytest.approx(measured, rel=0.005)
 
 
-def test_blocks_are_ranked_once_or_for_each_head():
+def test_workspace_grows_with_choices_and_shrinks_with_chunks():
     shape, n = Shape(config_of("llama")), 4096
     once = workspace_bytes(shape, _method(**{"type": "random", "block_size": 4}), n)
     by_head = _method(**{"type": "seer", "gates": "x", "block_size": 4, "density": 0.2})
@@ -102,7 +102,7 @@ def test_blocks_are_ranked_once_or_for_each_head():
     assert workspace_bytes(shape, infini, n, 256) == workspace_bytes(shape, infini, 256)
 
 
-def test_on_a_cpu_the_process_is_part_of_the_peak():
+def test_peak_on_a_cpu_includes_the_process():
     model = Model(Shape(config_of("llama")))
     cpu, gpu = (model.cost(None, 500, devices()[name]) for name in ("cpu", "l4"))
     assert cpu.peak_bytes == gpu.peak_bytes + 480 * 2**20
@@ -111,7 +111,7 @@ def test_on_a_cpu_the_process_is_part_of_the_peak():
     assert shared.peak_bytes == cpu.peak_bytes + 480 * 2**20
 
 
-def test_layers_before_the_first_sparse_one_keep_no_state():
+def test_dense_layers_keep_no_state():
     shape = Shape(config_of("llama"))
     one, all_four = (
         state_bytes(shape, _method(**{"type": "xattention", "dense_layers": n}), 500)

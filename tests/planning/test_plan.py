@@ -11,7 +11,7 @@ from needlework.config.devices import devices
 from needlework.config.parsing.load import load_experiment
 from needlework.pipeline.job_resources import CACHE, JobResources
 from needlework.planning.fit import devices_needed
-from needlework.planning.job_resources import reserve
+from needlework.planning.job_resources import plan_jobs
 from needlework.planning.plan import Models, plan
 from needlework.planning.render import duration, size, totals, verdicts
 
@@ -20,7 +20,7 @@ GPU = devices()["h100-80gb"]
 
 @pytest.fixture
 def experiment(tmp_path, monkeypatch):
-    """Of a model of 1.2 billion parameters that is a config.json and a tokenizer alone."""
+    """A model of 1.2 billion parameters, as config.json and tokenizer without weights."""
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "large"
     folder.mkdir()
@@ -42,7 +42,7 @@ def experiment(tmp_path, monkeypatch):
     }
 
 
-def test_a_row_has_what_the_shape_says(experiment):
+def test_rows_follow_from_the_model_shape(experiment):
     found = plan(load_experiment(experiment), GPU)
     assert found.select("system", "length").rows() == [
         (system, length) for system in ("dense", "walk") for length in (4096, 131072)
@@ -63,7 +63,7 @@ def test_a_row_has_what_the_shape_says(experiment):
     assert walk["cache_bytes"] > row["cache_bytes"]
 
 
-def test_what_would_make_it_fit_is_named_and_does(experiment):
+def test_remedies_make_the_prompt_fit(experiment):
     experiment["models"]["large"]["dtype"] = "float32"
     experiment["systems"] = {"dense": {"model": "large"}}
     small = GPU.model_copy(update={"memory_bytes": 4 * 2**30})
@@ -76,19 +76,19 @@ def test_what_would_make_it_fit_is_named_and_does(experiment):
     assert "device_map: auto and cpu_offload: true (5 GiB of main memory)" in remedies
     experiment["models"]["large"]["dtype"] = "bfloat16"
     assert plan(load_experiment(experiment), small).row(0, named=True)["fits"]
-    # One layer's activations of the longer one are more than the device has, unless in chunks.
+    # Activations of one layer exceed the device at the longer length unless prefilled in chunks.
     chunks = "17 devices (pp: 17 and prefill_chunk_tokens: 1024)"
     assert (rows[1]["fits"], rows[1]["devices"], rows[1]["note"]) == (False, None, chunks)
-    told = "dense: does not fit on small; 4,096 would with: dtype: bfloat16, or"
-    assert list(verdicts(found, "small"))[1].startswith(told)
+    stored = "dense: does not fit on small; 4,096 would with: dtype: bfloat16, or"
+    assert list(verdicts(found, "small"))[1].startswith(stored)
     *_, line = verdicts(found.filter(pl.col("length") == 131072), "small")
     assert line == f"dense: does not fit on small; 131,072 would with: {chunks}"
     found = plan(load_experiment(experiment), GPU.model_copy(update={"memory_bytes": 2**26}))
     *_, line = verdicts(found, "tiny")
-    assert line.endswith("no single change that is known here makes 4,096 fit")
+    assert line.endswith("no known single change makes 4,096 fit")
 
 
-def test_a_kernel_without_masks_of_n_x_n_is_named_where_it_helps(experiment):
+def test_a_kernel_without_n_x_n_masks_is_suggested_when_it_helps(experiment):
     folder = Path(experiment["models"]["large"]["path"])
     config_of("llama4_text", max_position_embeddings=2**17).save_pretrained(folder)
     experiment |= {"lengths": [2**15], "systems": {"dense": {"model": "large"}}}
@@ -101,7 +101,7 @@ def test_a_kernel_without_masks_of_n_x_n_is_named_where_it_helps(experiment):
     assert plan(load_experiment(experiment), small).row(0, named=True)["fits"]
 
 
-def test_prefill_in_chunks_is_named_where_it_helps(experiment):
+def test_chunked_prefill_is_suggested_when_it_helps(experiment):
     experiment |= {"lengths": [2**17], "systems": {"dense": {"model": "large"}}}
     whole = plan(load_experiment(experiment), GPU).row(0, named=True)
     held = whole["weight_bytes"] + whole["cache_bytes"] + 600 * 2**20
@@ -113,7 +113,7 @@ def test_prefill_in_chunks_is_named_where_it_helps(experiment):
     chunked = plan(load_experiment(experiment), small).row(0, named=True)
     assert chunked["fits"]
     assert chunked["flops"] == whole["flops"]
-    # Weights that stay in main memory come anew for each of 16 chunks.
+    # Offloaded weights are fetched for each of 16 chunks.
     experiment["models"]["large"] |= {"device_map": "auto", "cpu_offload": True}
     tight = GPU.model_copy(update={"memory_bytes": held + chunked["activation_bytes"] - 10**9})
     found = plan(load_experiment(experiment), tight).row(0, named=True)
@@ -121,7 +121,7 @@ def test_prefill_in_chunks_is_named_where_it_helps(experiment):
     assert more == pytest.approx(16 * 10**9 / 2.5e10)
 
 
-def test_lengths_beyond_the_positions_are_no_fit(experiment):
+def test_lengths_beyond_the_positions_do_not_fit(experiment):
     experiment |= {"lengths": [4096, 200_000], "early_stopping": True}
     found = plan(load_experiment(experiment), GPU)
     assert found["fits"].to_list() == [True, False] * 2
@@ -130,7 +130,7 @@ def test_lengths_beyond_the_positions_are_no_fit(experiment):
     assert plan(load_experiment(experiment), GPU)["fits"].to_list() == [True] * 4
 
 
-def test_offloaded_weights_are_fetched_for_every_token_and_processes_share_the_work(experiment):
+def test_offloaded_weights_are_fetched_per_token_and_processes_split_the_work(experiment):
     experiment |= {"lengths": [4096], "systems": {"dense": {"model": "large"}}}
     few = {"memory_bytes": 27 * 10**8, "bytes_per_second": 1e11}
     small = GPU.model_copy(update=few)
@@ -152,7 +152,7 @@ def test_offloaded_weights_are_fetched_for_every_token_and_processes_share_the_w
     )
 
 
-def test_a_model_shared_out_fits_where_its_part_does(experiment):
+def test_a_split_model_fits_if_its_part_does(experiment):
     # Weights of 2.5 GB.
     small = GPU.model_copy(update={"memory_bytes": 27 * 10**8})
     experiment["lengths"] = [4096]
@@ -166,7 +166,7 @@ def test_a_model_shared_out_fits_where_its_part_does(experiment):
     assert plan(load_experiment(experiment), small, advise=False)["fits"].to_list() == [True]
 
 
-def test_a_cache_in_few_bits_is_planned_as_such(experiment):
+def test_a_quantized_cache_takes_half_the_bytes(experiment):
     whole = plan(load_experiment(experiment), GPU)
     experiment["models"]["large"]["cache"] = "quantized"
     half = plan(load_experiment(experiment), GPU)
@@ -174,7 +174,7 @@ def test_a_cache_in_few_bits_is_planned_as_such(experiment):
     assert 2 * half["cache_bytes"][1] == whole["cache_bytes"][1] + 2 * 16 * 2 * 4
 
 
-def test_behind_an_api_there_are_tokens_and_a_price(experiment):
+def test_api_models_are_planned_as_tokens_and_price(experiment):
     api = {"api": "http://localhost:1/v1", "model": "m", "tokenizer": "large"}
     price = {"prompt": 2.0, "completion": 8.0}
     experiment["models"]["far"] = api | {"thinking_tokens": 100, "price": price}
@@ -190,12 +190,12 @@ def test_behind_an_api_there_are_tokens_and_a_price(experiment):
     assert free["price_dollars"] is None
     lines = list(verdicts(found, "here"))
     assert lines[0].startswith("far: behind an API, 40,270 and at most 1,690 tokens: at most $0.09")
-    assert lines[1].endswith("its price is not known: write price in its model")
+    assert lines[1].endswith("unknown price; write `price` in its model")
     assert "at most $0.09 to APIs" in totals(found)
-    assert reserve(load_experiment(experiment))["evaluate"] == {}
+    assert plan_jobs(load_experiment(experiment))["evaluate"] == {}
 
 
-def test_devices_share_weights_and_cache_but_not_activations(experiment):
+def test_devices_split_weights_and_cache_but_not_activations(experiment):
     model = Models(load_experiment(experiment)).open("large")
     cost = model.cost(None, 131072, GPU)
     room = (cost.weight_bytes + cost.cache_bytes) // 3
@@ -205,30 +205,30 @@ def test_devices_share_weights_and_cache_but_not_activations(experiment):
     assert devices_needed(cost, tiny) is None
 
 
-def test_lengths_in_characters_are_fewer_tokens(experiment):
+def test_lengths_in_characters_become_fewer_tokens(experiment):
     experiment["length_unit"] = "characters"
     assert plan(load_experiment(experiment), GPU)["tokens"].to_list()[:2] == [1024, 32768]
 
 
-def test_a_model_that_cannot_be_opened_leaves_its_reason(experiment):
+def test_a_model_that_cannot_be_opened_is_planned_as_a_note(experiment):
     path = Path(experiment["models"]["large"]["path"]) / "config.json"
     path.write_text(json.dumps({"model_type": "of_tomorrow"}))
     found = plan(load_experiment(experiment), GPU)
     assert found["peak_bytes"].null_count() == 4
     assert "of_tomorrow" in found["note"][0]
     assert found["prompt_tokens"].null_count() == 0
-    assert "not reckoned" in next(verdicts(found, "here"))
+    assert "no estimate" in next(verdicts(found, "here"))
     assert "device" not in totals(found)
     assert "largest peak" not in totals(found)
 
 
-def test_jobs_reserve_what_the_plan_says_and_no_less_than_their_rule(experiment):
+def test_jobs_reserve_the_plan_but_at_least_the_minimum_of_their_rule(experiment):
     experiment["lengths"], experiment["device"] = [4096], "h100-80gb"
     loaded = load_experiment(experiment)
     reserved = JobResources(loaded)
     weights = 2 * 1_235_814_400
     job = ("evaluate", "dense", 4096)
-    # On the host: the weights on their way, the process, and what a GPU makes it map.
+    # On the host: weights in transit, the process, and the GPU context.
     assert reserved.mem_mb(1000, *job) == -(-(weights + 1080 * 2**20) // 10**6)
     assert reserved.mem_mb(10**6, *job) == 10**6
     assert reserved.gpus(*job) == 1
@@ -236,35 +236,35 @@ def test_jobs_reserve_what_the_plan_says_and_no_less_than_their_rule(experiment)
     assert reserved.minutes(0, *job) <= 1
     kept = list(CACHE.glob("plan-*.json"))
     assert len(kept) == 1
-    told = json.loads(kept[0].read_text())
-    # Another process reads what this one left: nothing is planned anew.
-    told["evaluate"]["dense"]["4096"]["mem_bytes"] = 77 * 10**9
-    kept[0].write_text(json.dumps(told))
+    stored = json.loads(kept[0].read_text())
+    # Another process reads the stored plan instead of planning again.
+    stored["evaluate"]["dense"]["4096"]["mem_bytes"] = 77 * 10**9
+    kept[0].write_text(json.dumps(stored))
     assert JobResources(loaded).mem_mb(1000, *job) == 77_000
     experiment["models"]["large"]["dtype"] = "float32"
     changed = JobResources(load_experiment(experiment))
     assert changed.mem_mb(1000, *job) == pytest.approx(2 * weights / 1e6, rel=0.4)
 
 
-def test_trainings_and_streams_are_reserved_too(experiment):
+def test_training_and_stream_jobs_are_planned(experiment):
     recipe = {"data": "rows", "steps": 100, "batch_size": 4, "sequence_length": 1024}
     experiment["finetune_data"] = {"rows": {"type": "passkey", "examples": 8, "length": 1024}}
     experiment["models"]["tuned"] = {"base": "large", "dtype": "float32", "finetune": recipe}
     experiment["streams"] = {"long": {"tokens": 100_000, "chunk_size": 1024}}
-    found = reserve(load_experiment(experiment))
+    found = plan_jobs(load_experiment(experiment))
     tuned = found["finetune"]["tuned"]
     # AdamW in float32: 16 bytes a parameter, and the activations of four rows.
     assert 16 * 1_235_814_400 < tuned["mem_bytes"] < 40 * 1_235_814_400
     assert tuned["seconds"] > 0
     recipe |= {"processes": 2, "batch_size": 8}
-    twice = reserve(load_experiment(experiment))["finetune"]["tuned"]
+    twice = plan_jobs(load_experiment(experiment))["finetune"]["tuned"]
     assert twice["mem_bytes"] == 2 * tuned["mem_bytes"]
     assert twice["seconds"] == pytest.approx(tuned["seconds"])
     read = found["streams"]["long"]["dense"]["mem_bytes"]
     assert read > 2 * 1_235_814_400 + 2 * 16 * 8 * 64 * 2 * 100_000
 
 
-def test_small_models_keep_the_numbers_of_their_rules(tmp_path, monkeypatch):
+def test_jobs_of_small_models_reserve_the_minimum_of_their_rule(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     small = load_experiment(
         {
@@ -282,7 +282,7 @@ def test_small_models_keep_the_numbers_of_their_rules(tmp_path, monkeypatch):
     assert not CACHE.exists()
 
 
-def test_sizes_and_durations_are_short():
+def test_sizes_and_durations_are_rounded_to_three_digits():
     assert [size(n) for n in (0, 999, 2**20, 1.5 * 2**40)] == ["0 B", "999 B", "1 MiB", "1.5 TiB"]
     shown = [duration(n) for n in (5e-5, 0.25, 1.16, 90, 7200, 2 * 86400)]
     assert shown == ["50 us", "250 ms", "1.16 s", "1.5 min", "2 h", "2 d"]

@@ -5,13 +5,13 @@ from transformers import AutoModelForCausalLM
 
 from needlework.evaluation.meter import cache_bytes
 from needlework.planning.shape import Shape
-from needlework.planning.trace import _Live, trace, trace_training
+from needlework.planning.trace import _LiveTensors, trace, trace_training
 
 TOKENS = 150
 
 
 def _answer(model, tokens):
-    """The cache when an answer of three tokens ends at `tokens` tokens."""
+    """The cache after a prompt and an answer of three tokens, `tokens` in all."""
     found = model.generate(
         torch.ones(1, tokens - 3, dtype=torch.long),
         max_new_tokens=3,
@@ -22,7 +22,7 @@ def _answer(model, tokens):
     return found["past_key_values" if "past_key_values" in found else "cache_params"]
 
 
-def test_a_quantized_cache_is_that_of_the_model():
+def test_quantized_cache_has_the_traced_size():
     config = config_of("llama")
     model = AutoModelForCausalLM.from_config(config).eval()
     model.generation_config.update(
@@ -33,7 +33,7 @@ def test_a_quantized_cache_is_that_of_the_model():
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_parameters_and_cache_are_those_of_the_model(family):
+def test_parameters_and_cache_match_the_model(family):
     config = config_of(family)
     shape = Shape(config)
     model = AutoModelForCausalLM.from_config(config).eval()
@@ -48,7 +48,7 @@ def test_half_precision_halves_weights_and_cache():
     assert trace(half.model, 99).cache_bytes * 2 == trace(whole.model, 99).cache_bytes
 
 
-def test_a_token_meets_its_experts_and_no_others():
+def test_active_parameters_count_only_routed_experts():
     shape = Shape(config_of("mixtral"))
     attention = 64 * 64 * 2 + 64 * 32 * 2
     expert, router, norms = 3 * 64 * 128, 64 * 4, 2 * 64
@@ -58,14 +58,14 @@ def test_a_token_meets_its_experts_and_no_others():
     assert shape.parameters == whole
 
 
-def test_an_output_tied_to_the_embeddings_is_multiplied_with_once():
+def test_tied_output_layer_counts_once():
     tied = Shape(config_of("llama", tie_word_embeddings=True))
     apart = Shape(config_of("llama", tie_word_embeddings=False))
     assert apart.parameters - tied.parameters == 64 * 256
     assert apart.active_parameters == tied.active_parameters == tied.parameters
 
 
-def test_quantized_weights_are_those_of_linear_layers():
+def test_quantization_covers_linear_layers_only():
     shape = Shape(config_of("llama"), "bfloat16")
     linear = 4 * (64 * 64 * 2 + 64 * 32 * 2 + 3 * 64 * 128)
     plain = 2 * (shape.parameters - linear)
@@ -76,7 +76,7 @@ def test_quantized_weights_are_those_of_linear_layers():
     assert experts.quantizable_parameters == 4 * (64 * 64 * 2 + 64 * 32 * 2)
 
 
-def test_layers_tell_their_windows():
+def test_layers_have_their_windows_and_dimensions():
     layers = Shape(config_of("gemma3_text")).layers
     assert [(x.window, x.is_full) for x in layers] == [(32, False), (None, True)] * 2
     layers = Shape(config_of("falcon_h1")).layers
@@ -86,7 +86,7 @@ def test_layers_tell_their_windows():
     assert (latent.key_dim, latent.value_dim) == (16, 16)
 
 
-def test_peak_counts_what_lives_together_and_not_the_weights():
+def test_peak_counts_live_tensors_without_weights():
     shape = Shape(config_of("llama", num_hidden_layers=1))
     n, h, wide, item = 400, 64, 128, 4
     found = trace(shape.model, n + 2)
@@ -96,7 +96,7 @@ def test_peak_counts_what_lives_together_and_not_the_weights():
     assert found.peak_bytes < shape.weight_bytes() + held
 
 
-def test_attention_that_is_not_fused_takes_memory_with_the_square_of_the_tokens():
+def test_unfused_attention_takes_quadratic_memory():
     shape = Shape(config_of("gpt_oss"))
     short, long = (trace(shape.model, n).peak_bytes for n in (1000, 2000))
     assert long > 3.5 * short
@@ -106,7 +106,7 @@ def test_attention_that_is_not_fused_takes_memory_with_the_square_of_the_tokens(
     assert long < 2.1 * short
 
 
-def test_masks_are_those_of_the_kernel():
+def test_masks_depend_on_the_kernel():
     # Its chunked layers have a mask of n x n; gpt_oss computes scores of n x n where it has to.
     chunked, n = Shape(config_of("llama4_text")).model, 4000
     fused, flex = (trace(chunked, n, kernel=name) for name in ("sdpa", "flex_attention"))
@@ -118,7 +118,7 @@ def test_masks_are_those_of_the_kernel():
     assert trace(eager, n) == own
 
 
-def test_a_cpu_computes_scores_one_by_one_where_keys_and_values_differ_in_width():
+def test_unequal_key_and_value_widths_are_not_fused_on_a_cpu():
     n, heads = 1000, 4
     latent = Shape(config_of("deepseek_v3", v_head_dim=24)).model
     cpu, gpu = (trace(latent, n, gpu=there) for there in (False, True))
@@ -130,11 +130,11 @@ def test_a_cpu_computes_scores_one_by_one_where_keys_and_values_differ_in_width(
 
 @pytest.mark.parametrize("family", ["llama", "llama4_text", "gpt_oss"])
 @pytest.mark.parametrize(("tokens", "chunk"), [(1202, 100), (703, 300), (350, 340)])
-def test_in_chunks_the_peak_is_that_of_the_model(family, tokens, chunk):
+def test_chunked_prefill_has_the_traced_peak(family, tokens, chunk):
     config = config_of(family)
     model, shape = AutoModelForCausalLM.from_config(config).eval(), Shape(config)
     model.generation_config.prefill_chunk_size = chunk
-    measured = _Live(model)
+    measured = _LiveTensors(model)
     with measured:
         held = _answer(model, tokens)
     planned, whole = (trace(shape.model, tokens, chunk=n) for n in (chunk, None))
@@ -144,13 +144,13 @@ def test_in_chunks_the_peak_is_that_of_the_model(family, tokens, chunk):
     assert trace(shape.model, tokens, chunk=tokens) == whole
 
 
-def test_training_keeps_activations_of_every_layer():
+def test_training_memory_grows_with_layers_and_rows():
     few, many = (Shape(config_of("llama", num_hidden_layers=n)).model for n in (2, 8))
     assert trace_training(many, 2, 100) > 2.5 * trace_training(few, 2, 100)
     assert trace_training(few, 4, 100) == pytest.approx(2 * trace_training(few, 2, 100), rel=0.05)
 
 
-def test_a_family_that_reads_its_numbers_is_refused_in_a_line():
+def test_models_that_read_values_cannot_be_traced():
     class Reader(torch.nn.Module):
         def forward(self, x):
             return x if x.sum().item() > 0 else -x

@@ -55,7 +55,7 @@ def planned(hub: Hub, folder: Path, *names: str) -> tuple[list[str], str]:
     (folder / "small.yaml").write_text(yaml.safe_dump(experiment))
     done = python(hub, folder / "cache", "-c", MAIN, "plan", str(folder / "small.yaml"))
     assert done.returncode == 0, done.stderr
-    lines = [line for line in done.stdout.splitlines() if "not reckoned" in line]
+    lines = [line for line in done.stdout.splitlines() if "no estimate" in line]
     return [line.removeprefix(f"a-m{i}, b-m{i}: ") for i, line in enumerate(lines)], done.stderr
 
 
@@ -83,7 +83,7 @@ def test_a_plan_says_once_why_the_hub_gives_no_config(hub: Hub, tmp_path: Path):
     assert len(lines) == len(told)
     for i, (line, (name, why)) in enumerate(zip(lines, told.items(), strict=True)):
         path = name.partition("@")[0]
-        assert line.startswith(f"not reckoned: models.m{i}.path = {path}: {why}"), line
+        assert line.startswith(f"no estimate: models.m{i}.path = {path}: {why}"), line
     assert said == ""
 
 
@@ -131,7 +131,7 @@ def test_without_a_network_what_is_cached_is_opened_and_the_rest_is_one_line(
     lines, said = planned(hub, tmp_path, "nobody/other")
     (line,) = lines
     assert NO_HUB.format(url=hub.url.replace("me:secret@", "")) in line
-    assert line.startswith("not reckoned: models.m0.path = nobody/other: no such folder, and the")
+    assert line.startswith("no estimate: models.m0.path = nobody/other: no such folder, and the")
     # Nor do the hub's own tries show.
     assert said == ""
 

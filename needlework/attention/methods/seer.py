@@ -20,11 +20,11 @@ from transformers import PreTrainedModel
 from needlework.attention.base import FLOAT32_BYTES, Forward, RankedSelector
 from needlework.attention.block_rows import write_rows
 from needlework.attention.blocks import Blocks
+from needlework.attention.density import STAGES
 from needlework.attention.layers import LayerShape
 from needlework.attention.rope import Rotation
 from needlework.attention.seer.gates import (
     DESCRIPTION,
-    STAGES,
     DecodeGate,
     Gates,
     PrefillGate,
@@ -102,9 +102,9 @@ class Method(RankedSelector[Seer]):
         pools = self._pooled(layer, key[:, :, blocks.mask.start :], _pool_keys, forward, "keys")
         at = blocks.number * blocks.size
         angles = self._rotation.at(at, self._gates.description.gate_dim)
-        for stage in self._stages:
-            keys = self._gate(stage, layer).keys(pools, angles)
-            state[stage] = write_rows(state.get(stage), keys, blocks)
+        for sparse_stage in self._stages:
+            keys = self._gate(sparse_stage, layer).keys(pools, angles)
+            state[sparse_stage] = write_rows(state.get(sparse_stage), keys, blocks)
         if "prefill" in self._stages:
             queries = self._pooled(layer, query, _mean, forward, "queries")
         stage: Stage = "decode" if forward.is_decode else "prefill"

@@ -62,7 +62,8 @@ class Method(RankedSelector[XAttention]):
             strict=True,
         )
         scores = torch.cat([self._pooled(*part, keys, scale) for part in parts], 1)
-        return scores if self.system.threshold is None else self._mark(scores, blocks)
+        threshold = self.system.threshold
+        return scores if threshold is None else _mark(scores, blocks, threshold)
 
     def prefill_density(self, tokens: int) -> float:
         return 1.0 if self.system.threshold is not None else super().prefill_density(tokens)
@@ -103,13 +104,14 @@ class Method(RankedSelector[XAttention]):
         weights = weights * has_query[:, None, None, ..., None]
         return weights.unflatten(-1, (-1, self._groups)).sum((4, 6)).mean((1, 2))
 
-    def _mark(self, scores: Tensor, blocks: Blocks) -> Tensor:
-        """+inf for the row's own block, the first, and the best others up to the threshold."""
-        forced = blocks.own.clone()
-        forced[..., 0] = True
-        target = scores.sum(-1, keepdim=True) * self.system.threshold
-        forced_sum = (scores * forced).sum(-1, keepdim=True)
-        best, order = scores.masked_fill(forced, 0).sort(dim=-1, descending=True, stable=True)
-        before = forced_sum + best.cumsum(-1) - best
-        kept = torch.zeros_like(forced).scatter(2, order, (before < target) & (best > 0))
-        return torch.where(kept | forced, torch.inf, -torch.inf)
+
+def _mark(scores: Tensor, blocks: Blocks, threshold: float) -> Tensor:
+    """+inf for the row's own block, the first, and the best others up to the threshold."""
+    forced = blocks.own.clone()
+    forced[..., 0] = True
+    target = scores.sum(-1, keepdim=True) * threshold
+    forced_sum = (scores * forced).sum(-1, keepdim=True)
+    best, order = scores.masked_fill(forced, 0).sort(dim=-1, descending=True, stable=True)
+    before = forced_sum + best.cumsum(-1) - best
+    kept = torch.zeros_like(forced).scatter(2, order, (before < target) & (best > 0))
+    return torch.where(kept | forced, torch.inf, -torch.inf)
