@@ -20,7 +20,7 @@ from benchmarks.timing import timed, verdict
 from needlework import SketchWalk
 from needlework.attention.base import Forward
 from needlework.attention.blocks import Blocks, choose
-from needlework.attention.cache_state import State
+from needlework.attention.cache_state import MethodState
 from needlework.attention.kernels.attend import attend
 from needlework.attention.masks import LazyMask
 from needlework.attention.methods.sketchwalk import Method
@@ -246,7 +246,7 @@ class _Layer:
 
     def __init__(self, system: SketchWalk):
         self.system, self.selector = system, Method(system)
-        self.state = State(system.block_size)
+        self.state = MethodState(system.block_size)
 
     def choose(self, query: Tensor, key: Tensor) -> tuple[Tensor, Blocks, float]:
         """Blocks that the second layer keeps, all blocks, and the seconds to choose."""

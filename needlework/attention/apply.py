@@ -12,12 +12,12 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from needlework.attention.base import AttentionMethod, Forward, Selector, method_of
 from needlework.attention.blocks import Blocks, choose
-from needlework.attention.cache_state import State
+from needlework.attention.cache_state import MethodState
 from needlework.attention.density import Density, DensityMeter
 from needlework.attention.kernels.attend import attend
 from needlework.attention.layers import attention_modules
 from needlework.attention.masks import LazyMask
-from needlework.attention.tensor_parallel import all_heads
+from needlework.attention.tensor_parallel import gather_heads
 from needlework.config.attention import Attention, Stage
 
 NAME = "needlework"
@@ -110,7 +110,7 @@ class SparseHandle(Handle):
         if cache is None and use_cache:
             cache = kwargs["past_key_values"] = DynamicCache(config=config)
         layers = config.get_text_config(decoder=True).num_hidden_layers
-        state = State.of(cache, layers, self.selector.system.block_size)
+        state = MethodState.get_or_create(cache, layers, self.selector.system.block_size)
         kwargs[NAME] = _Call(self, Forward(state, self.prompt_tokens))
         return args, kwargs
 
@@ -257,7 +257,7 @@ def _attention(
     cached_key, scores = key[:, :, : mask.total], None
     if not handle.selector.system.skips(stage):
         with torch.no_grad():
-            heads = all_heads(handle.model, query, cached_key)
+            heads = gather_heads(handle.model, query, cached_key)
             scores = handle.selector.scores(layer, *heads, forward)
     if scores is None:
         handle.meter.add(layer, stage, mask.causal_pairs, mask.causal_pairs)

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from needlework.attention.blocks import Blocks
-from needlework.attention.cache_state import State
+from needlework.attention.cache_state import MethodState
 from needlework.attention.layers import LayerShape
 from needlework.config.attention import Attention, BlockSparse, Ranked
 
@@ -125,7 +125,7 @@ class Forward:
         prompt_tokens: tokens that the cache holds once the prompt is complete; 0: unknown.
     """
 
-    def __init__(self, state: State, prompt_tokens: int = 0):
+    def __init__(self, state: MethodState, prompt_tokens: int = 0):
         self.state, self.prompt_tokens = state, prompt_tokens
         self.shared: dict[str, Tensor] = {}
         """Tensors that a method passes from one layer to the next within this forward."""

@@ -1,4 +1,4 @@
-"""Tensors with an entry for every block, kept up to date as forwards bring more rows."""
+"""Tensors with one entry per block, updated as forwards bring more rows of blocks."""
 
 from torch import Tensor
 from torch.nn import functional
@@ -6,17 +6,17 @@ from torch.nn import functional
 from needlework.attention.blocks import Blocks
 
 
-def write_rows(held: Tensor | None, rows: Tensor, blocks: Blocks) -> Tensor:
-    """`held` [batch, ..., blocks, x] with the forward's rows [batch, ..., rows, x] put in.
+def write_rows(stored: Tensor | None, rows: Tensor, blocks: Blocks) -> Tensor:
+    """Write a forward's rows [batch, ..., rows, x] into `stored` [batch, ..., blocks, x].
 
-    What `held` has beyond the blocks there are (the cache was cropped) is cut off; x becomes that
-    of the rows.
+    Returns a tensor with as many blocks as there are now (entries beyond a cropped cache are
+    dropped), and with the last dimension of `rows`.
     """
-    if held is None:
+    if stored is None:
         return rows
-    more = blocks.count - held.shape[-2], rows.shape[-1] - held.shape[-1]
-    if any(more):
-        held = functional.pad(held, (0, more[1], 0, more[0]))
+    added = blocks.count - stored.shape[-2], rows.shape[-1] - stored.shape[-1]
+    if any(added):
+        stored = functional.pad(stored, (0, added[1], 0, added[0]))
     for b, begin in enumerate(blocks.begin):
-        held[b, ..., begin : begin + blocks.rows, :] = rows[b]
-    return held
+        stored[b, ..., begin : begin + blocks.rows, :] = rows[b]
+    return stored

@@ -1,4 +1,4 @@
-"""What a system remembers between forwards, kept in the model's cache beside keys and values."""
+"""Tensors that an attention method keeps between forwards, stored in the model's cache."""
 
 from collections.abc import Callable
 
@@ -7,26 +7,29 @@ from transformers import Cache
 from transformers.cache_utils import DummyLayer
 
 
-class State(DummyLayer):
-    """A last layer of the cache, with no keys or values, that holds a system's own tensors.
+class MethodState(DummyLayer):
+    """An extra last layer of the cache, without keys or values, that holds a method's tensors.
 
-    The cache resets, reorders and crops all of its layers alike, so the tensors follow it. Each
-    tensor has the batch as its first dimension.
+    The cache resets, reorders and crops all its layers together, this one included. The first
+    dimension of each tensor is the batch.
     """
 
     def __init__(self, block_size: int):
         super().__init__()
         self.block_size = block_size
         self.tensors: dict[int, dict[str, Tensor]] = {}
+        """By layer index and name."""
         self.first: list[int] = []
+        """Position of the first real token of each row."""
         self.length = 0
+        """Tokens in the cache, padding included."""
 
     @classmethod
-    def of(cls, cache: Cache | None, layers: int, block_size: int) -> "State":
-        """The state in `cache`, put there if the cache is new; one for this forward without cache.
+    def get_or_create(cls, cache: Cache | None, layers: int, block_size: int) -> "MethodState":
+        """Return the state in `cache`, adding one to a new cache; without a cache, return a new one.
 
         Raises:
-            ValueError: the cache holds tokens that the system has not seen.
+            ValueError: the cache has tokens that the method has not seen.
         """
         if cache is None:
             return cls(block_size)
@@ -39,8 +42,8 @@ class State(DummyLayer):
             cache.layers.append(state)
         if state.length != cache.get_seq_length():
             raise ValueError(
-                f"past_key_values: holds {cache.get_seq_length()} tokens, of which this attention "
-                f"system saw {state.length}; begin with an empty cache"
+                f"past_key_values: has {cache.get_seq_length()} tokens, but this attention method "
+                f"has seen {state.length}; start with an empty cache"
             )
         return state
 
@@ -50,42 +53,45 @@ class State(DummyLayer):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the tensors held."""
-        return sum(tensor.nbytes for held in self.tensors.values() for tensor in held.values())
+        """Size of the tensors in bytes."""
+        return sum(x.nbytes for by_name in self.tensors.values() for x in by_name.values())
 
     def reset(self) -> None:
         self.tensors.clear()
         self.length = 0
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Forget the last tokens, given as a number below 0.
+        """Remove the last tokens, given as a negative number.
 
         Raises:
-            ValueError: a block that was full would be partly forgotten; its queries are gone.
+            ValueError: the cut is within a complete block, whose queries are no longer available.
         """
         length = self.length - abs(tokens_to_remove)
         for first in self.first if self.tensors else []:
-            seen, left = max(0, self.length - first), max(0, length - first)
-            if left % self.block_size and left // self.block_size < (seen - 1) // self.block_size:
+            before, after = max(0, self.length - first), max(0, length - first)
+            if (
+                after % self.block_size
+                and after // self.block_size < (before - 1) // self.block_size
+            ):
                 raise ValueError(
-                    f"crop: {-abs(tokens_to_remove)} would cut through a block of "
-                    f"{self.block_size} tokens that is complete; crop to a block's edge"
+                    f"crop: {-abs(tokens_to_remove)} would cut through a complete block of "
+                    f"{self.block_size} tokens; crop to the boundary of a block"
                 )
         self.length = length
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        self._each(lambda tensor: tensor.index_select(0, beam_idx.to(tensor.device)))
+        self._map(lambda tensor: tensor.index_select(0, beam_idx.to(tensor.device)))
         self.first = [self.first[i] for i in beam_idx.tolist()] if self.first else []
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        self._each(lambda tensor: tensor.repeat_interleave(repeats, dim=0))
+        self._map(lambda tensor: tensor.repeat_interleave(repeats, dim=0))
         self.first = [first for first in self.first for _ in range(repeats)]
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        self._each(lambda tensor: tensor[indices])
+        self._map(lambda tensor: tensor[indices])
         self.first = [self.first[i] for i in indices.tolist()] if self.first else []
 
-    def _each(self, change: Callable[[Tensor], Tensor]) -> None:
-        for held in self.tensors.values():
-            for name, tensor in held.items():
-                held[name] = change(tensor)
+    def _map(self, function: Callable[[Tensor], Tensor]) -> None:
+        for by_name in self.tensors.values():
+            for name, tensor in by_name.items():
+                by_name[name] = function(tensor)

@@ -1,43 +1,45 @@
-"""The window system in constant memory: keys that no token will see again leave the cache."""
+"""Cache eviction for the window method: keys that no later token attends to leave the cache."""
 
 import torch
 from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
 from needlework.attention.apply import Handle
-from needlework.attention.cache_state import State
+from needlework.attention.cache_state import MethodState
 from needlework.config.attention import Window
 
 
 def grows(layer: object) -> bool:
-    """Whether a layer of a cache holds more with every token, for ever."""
+    """Whether a cache layer grows with every token, without a bound."""
     return isinstance(layer, DynamicLayer) and not layer.is_sliding
 
 
 class Eviction:
-    """Drops from a cache what lies between the sinks and the recent tokens, after each forward.
+    """After each forward, evict from a cache all tokens between the sinks and the recent ones.
 
-    What is left is counted from 0 again, sinks first. The window's rule (a key is a sink, or less
-    than recent_tokens before the query) reads the same in these numbers, so attention stays that
-    of the whole text as long as the model is told the true positions.
+    The remaining tokens are renumbered from 0, sinks first. The window's rule (a key is a sink, or
+    less than recent_tokens before the query) holds for these numbers too, so attention matches that
+    over the full cache as long as the model gets the true positions.
 
     Args:
-        handle: a `window` system on a model.
+        handle: the handle of an applied `window` method.
     """
 
     def __init__(self, handle: Handle):
         if not isinstance(handle.system, Window):
-            raise TypeError(f"{handle.system.type}: has no rule by which keys leave the cache")
+            raise TypeError(
+                f"{type(handle.system).__name__}: does not support cache eviction; use Window"
+            )
         self.system = handle.system
         self.layers = handle.sparse_layers
 
-    def serves(self, cache: Cache) -> bool:
-        """Whether every growing layer is the window's; else a dense one needs all keys."""
+    def supports(self, cache: Cache) -> bool:
+        """Whether the window covers every growing layer; a dense one would need all keys."""
         growing = {i for i, layer in enumerate(cache.layers) if grows(layer)}
         return growing <= self.layers and not self.system.skip_decode
 
     def __call__(self, cache: Cache) -> None:
-        """Drop them from a cache of rows without padding."""
+        """Evict from a cache whose rows have no padding."""
         sinks, recent = self.system.sink_tokens, self.system.recent_tokens - 1
         for layer in cache.layers:
             if grows(layer) and layer.is_initialized:
@@ -45,5 +47,5 @@ class Eviction:
                     torch.cat([x[:, :, :sinks], x[:, :, max(sinks, x.shape[2] - recent) :]], dim=2)
                     for x in (layer.keys, layer.values)
                 )
-            elif isinstance(layer, State):
+            elif isinstance(layer, MethodState):
                 layer.length = cache.get_seq_length()

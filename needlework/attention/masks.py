@@ -1,11 +1,12 @@
-"""A lazy attention mask: kept as a rule, evaluated only where somebody looks.
+"""A lazy attention mask: a rule, evaluated only where it is needed.
 
-A full mask is n x n; block-sparse attention looks at a few blocks of it. Transformers asks the
-registered mask function for a mask before the first layer; this one returns the rule itself.
+A full mask has n x n entries, of which block-sparse attention needs a few blocks. transformers
+calls the registered mask function before the first layer; LazyMask returns the rule instead.
 """
 
 from collections.abc import Callable
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,10 +19,10 @@ from transformers.masking_utils import (
 
 
 class LazyMask:
-    """Who may attend to whom in one forward, as transformers described it.
+    """Which queries may attend to which keys in one forward; arguments as transformers passes them.
 
-    `start` tokens lie in the cache, `length` tokens are new, `total` is their sum; positions are
-    absolute, padding included.
+    `start` tokens are in the cache, `length` tokens are new, and `total` is their sum; positions
+    are absolute, padding included.
     """
 
     def __init__(
@@ -33,9 +34,9 @@ class LazyMask:
         kv_offset: int = 0,
         mask_function: Callable = causal_mask_function,
         attention_mask: Tensor | None = None,
-        **arguments,
+        **mask_arguments: Any,
     ):
-        self._arguments = {
+        self._arguments: dict[str, Any] = {
             "batch_size": batch_size,
             "q_length": q_length,
             "kv_length": kv_length,
@@ -43,25 +44,25 @@ class LazyMask:
             "kv_offset": kv_offset,
             "mask_function": mask_function,
             "attention_mask": attention_mask,
-            **arguments,
+            **mask_arguments,
         }
         if kv_offset + kv_length > q_offset + q_length:
             raise ValueError(
-                f"past_key_values: has room for {kv_offset + kv_length} tokens, of which "
-                f"{int(q_offset) + q_length} have come; give no cache_implementation, or a "
-                "DynamicCache, and an attention_mask of the tokens so far"
+                f"past_key_values: has space for {kv_offset + kv_length} tokens, more than the "
+                f"{int(q_offset) + q_length} so far; leave cache_implementation unset or pass a "
+                "DynamicCache, with an attention_mask of the tokens so far"
             )
         if attention_mask is not None and len(attention_mask) != batch_size:
             raise ValueError(
-                f"attention_mask: has {len(attention_mask)} rows, the input {batch_size}; give "
-                "one for each row of the input"
+                f"attention_mask: has {len(attention_mask)} rows, but the input has {batch_size}; "
+                "pass one row for each row of the input"
             )
         self._stock: dict[str, Tensor | None] = {}
         self.batch_size = batch_size
         self.start = q_offset
         self.length = q_length
         self.window: tuple[int, int] | None = None
-        """Set where the mask is causal but for this: (sinks, recent), as `windowed` has them."""
+        """(sinks, recent) of `windowed`, if the mask is causal apart from them."""
 
     @property
     def total(self) -> int:
@@ -69,7 +70,7 @@ class LazyMask:
 
     @cached_property
     def real(self) -> Tensor | None:
-        """Real tokens [batch, total], bool; None when there is no padding."""
+        """Which tokens are real [batch, total], bool; None: there is no padding."""
         padding = self._arguments["attention_mask"]
         if padding is None:
             return None
@@ -78,7 +79,7 @@ class LazyMask:
 
     @cached_property
     def first(self) -> list[int]:
-        """Position of the first real token of each row; `total` for a row that has none yet."""
+        """Position of the first real token of each row; `total` for a row without one."""
         if self.real is None:
             return [0] * self.batch_size
         position = self.real.int().argmax(-1)
@@ -86,20 +87,20 @@ class LazyMask:
 
     @cached_property
     def end(self) -> list[int]:
-        """Position after the last real token of each row; `total` for a row that has none yet."""
+        """Position after the last real token of each row; `total` for a row without one."""
         if self.real is None:
             return [self.total] * self.batch_size
         return (self.total - self.real.flip(-1).int().argmax(-1)).tolist()
 
     @cached_property
     def is_causal(self) -> bool:
-        """Plain causal with padding on the left at most: then block layout alone tells the mask."""
+        """Whether the mask is causal with at most left padding, so that block numbers determine it."""
         if self._arguments["mask_function"] is not causal_mask_function:
             return False
         return self.real is None or bool((self.real[:, :-1] <= self.real[:, 1:]).all())
 
     def at(self, rows: Tensor, queries: Tensor, keys: Tensor) -> Tensor:
-        """The mask at the given rows of the batch, query and key positions (int64, broadcast).
+        """Evaluate the mask at rows of the batch, query and key positions (int64, broadcast).
 
         Key positions outside the cache are masked.
         """
@@ -111,27 +112,27 @@ class LazyMask:
         return allowed & inside
 
     def windowed(self, sinks: int, recent: int, first: Tensor) -> "LazyMask":
-        """This mask, where the key also is one of the first `sinks` tokens, counted from position
-        `first` [batch] of each row, or one of the last `recent` up to the query."""
+        """Restrict the mask to the first `sinks` keys after position `first` [batch] of each row
+        and the last `recent` keys up to the query."""
 
-        def sees(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        def in_window(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
             return (key < first[row] + sinks) | (query - key < recent)
 
-        both = and_masks(self._arguments["mask_function"], sees)
-        mask = LazyMask(**{**self._arguments, "mask_function": both})
+        combined = and_masks(self._arguments["mask_function"], in_window)
+        mask = LazyMask(**{**self._arguments, "mask_function": combined})
         mask.window = (sinks, recent) if self.is_causal else None
         return mask
 
     @cached_property
     def causal_pairs(self) -> int:
-        """(query, key) pairs of real tokens, key not after query, queries among the new tokens."""
+        """Number of causal (query, key) pairs of real tokens with a new token as query."""
         if self.real is None:
             return self.batch_size * (_triangle(self.total) - _triangle(self.start))
-        seen = self.real.cumsum(-1) * self.real
-        return int(seen[:, self.start :].sum())
+        keys = self.real.cumsum(-1) * self.real
+        return int(keys[:, self.start :].sum())
 
     def stock(self, implementation: str) -> Tensor | None:
-        """The mask as transformers makes it for one of its own attention implementations."""
+        """The full mask, in the form that one of transformers' attention implementations needs."""
         if implementation not in self._stock:
             make = ALL_MASK_ATTENTION_FUNCTIONS[implementation]
             self._stock[implementation] = make(**self._arguments)

@@ -1,12 +1,13 @@
-"""Queries and keys as they were before RoPE, of any family, and RoPE for what a gate compares.
+"""Undo RoPE on queries and keys of any model family, and apply it to the inputs of gates.
 
-Queries and keys reach the attention function rotated. How to turn them back is found out once, on
-a token that stands at two positions: whatever makes both alike is what they were before.
+The attention function gets rotated queries and keys. How to undo the rotation is determined once,
+with the same token at two positions: the right inverse makes both equal.
 """
 
 import sys
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,70 +19,77 @@ from needlework.attention.apply import replaceable_layers
 from needlework.attention.layers import attention_modules
 
 NAME = "needlework_rotation"
-# Far enough to turn the fastest pair by more than half a circle (61 mod 2 pi = 4.45).
+"""Name of the attention and mask functions that `_probe` registers with transformers."""
+# Far enough to rotate the fastest pair by more than half a turn (61 mod 2 pi = 4.45).
 POSITIONS = (0, 61)
-# Of the largest number of a query or key, in roundings of its dtype, or of float32 if finer.
 TOLERANCE = 16
+"""Largest error of an inverse, relative to the largest entry of a query or key, in units of the
+machine epsilon of the dtype or of float32, whichever is larger."""
+
+
+Angles = tuple[Tensor, Tensor]
+"""Cosines and sines."""
+_Inverse = Callable[[nn.Module, Tensor, Angles | None], Tensor]
+"""(attention module, rotated queries or keys, angles) -> queries or keys before RoPE."""
 
 
 class Rotation:
-    """Turns queries and keys of a model's full-attention layers back to before RoPE.
+    """Inverse of RoPE in a model's full-attention layers.
 
-    It hears the angles of the forward at hand from a hook on each of these layers. Layers that do
-    not rotate (NoPE) give what they got. Rotation by halves, interleaved, of a part of the
-    dimensions, of latent keys (DeepSeek) and scaled (YaRN, LongRoPE) is undone; what an unknown
-    family does beyond that is refused.
+    Hooks on these layers record the angles of the current forward. Supported are layers without
+    RoPE (NoPE), pairs as halves or interleaved, rotation of a part of the dimensions and of latent
+    keys (DeepSeek), and scaled angles (YaRN, LongRoPE). Other forms are refused.
     """
 
     def __init__(self, model: PreTrainedModel):
-        """One forward of two tokens, without attention.
+        """Find the inverse of each layer with one forward of two tokens, without attention.
 
         Raises:
-            ValueError: a full-attention layer rotates in a way that is not known here, positions
-                are learned, or `apply` would refuse the model.
+            ValueError: the rotation of a full-attention layer is not supported, positions are
+                learned, or `apply` would refuse the model.
         """
         layers = replaceable_layers(model)
         self._modules: dict[int, nn.Module] = {
             layer: module for layer, module in attention_modules(model) if layer in layers
         }
-        self._angles: dict[int, tuple[Tensor, Tensor]] = {}
+        self._angles: dict[int, Angles] = {}
         self._hooks = [
             module.register_forward_pre_hook(partial(self._on_attention, layer), with_kwargs=True)
             for layer, module in self._modules.items()
         ]
         self._model = model
         self._frequencies: dict[int, tuple[Tensor, float]] = {}
-        self._ways: dict[int, Callable] = {}
+        self._inverses: dict[int, _Inverse] = {}
         self.shapes: dict[int, tuple[int, int, int]] = {}
         """Query heads, key heads and head dimension of each layer."""
         self.signatures: dict[int, Tensor] = {}
-        """Query and key of one fixed token before RoPE [heads * d + kv heads * d], float32: they
-        tell a layer's projections from those of another model."""
+        """Query and key of a fixed token before RoPE [heads * d + kv heads * d], float32: they
+        identify a layer's projections."""
         try:
-            for layer, (query, key) in _probed(model).items():
+            for layer, (query, key) in _probe(model).items():
                 if layer in self._modules:
-                    self._find_way(layer, query, key)
+                    self._find_inverse(layer, query, key)
         except ValueError:
             self.remove()
             raise
 
     def remove(self) -> None:
-        """Take the hooks off the model. Again: no effect."""
+        """Remove the hooks from the model; further calls have no effect."""
         for hook in self._hooks:
             hook.remove()
         self._hooks, self._angles = [], {}
 
     def undo(self, layer: int, x: Tensor) -> Tensor:
-        """The forward's queries or keys [batch, heads, new tokens, d] before RoPE, float32.
+        """Queries or keys [batch, heads, new tokens, d] before RoPE, float32.
 
-        To be called while the layer computes: the angles are those of the forward at hand.
+        Call it while the layer runs, because it uses the angles of the current forward.
         """
-        return self._ways[layer](self._modules[layer], x.float(), self._angles.get(layer))
+        return self._inverses[layer](self._modules[layer], x.float(), self._angles.get(layer))
 
-    def at(self, positions: Tensor, d: int) -> tuple[Tensor, Tensor]:
-        """Cosines and sines [..., d], float32, for `rotate` to positions [...] (int64).
+    def at(self, positions: Tensor, d: int) -> Angles:
+        """Cosines and sines [..., d], float32, for `rotate` with positions [...] (int64).
 
-        The model's own frequencies where it rotates d dimensions, else theta^(-2i/d).
+        Frequencies are the model's own if it rotates d dimensions, else theta^(-2i/d).
         """
         if d not in self._frequencies:
             self._frequencies[d] = self._find_frequencies(d)
@@ -99,7 +107,7 @@ class Rotation:
 
     def _find_frequencies(self, d: int) -> tuple[Tensor, float]:
         for module in self._model.base_model.modules():
-            # Some families keep frequencies by kind of layer.
+            # Some families have separate frequencies for each kind of layer.
             for kind in ("", "full_attention_"):
                 own = getattr(module, f"{kind}inv_freq", None)
                 scaling = getattr(module, f"{kind}attention_scaling", None)
@@ -112,80 +120,92 @@ class Rotation:
         if isinstance(angles, tuple) and len(angles) == 2:
             self._angles[layer] = angles
 
-    def _find_way(self, layer: int, query: Tensor, key: Tensor) -> None:
-        """Take the way that makes a token at two positions alike [2, heads, 1, d]."""
+    def _find_inverse(self, layer: int, query: Tensor, key: Tensor) -> None:
+        """Choose the inverse that makes a token at two positions equal [2, heads, 1, d]."""
         self.shapes[layer] = query.shape[1], key.shape[1], query.shape[-1]
-        error, way = min(
-            ((self._error(layer, way, query, key), way) for way in (_as_is, _undone, _last_undone)),
-            key=lambda found: found[0],
-        )
+        candidates: tuple[_Inverse, ...] = (_identity, _unrotate, _unrotate_last)
+        errors = [self._error(layer, inverse, query, key) for inverse in candidates]
+        error = min(errors)
         eps = max(torch.finfo(dtype).eps for dtype in (query.dtype, torch.float32))
         if error > TOLERANCE * eps:
             raise ValueError(
                 f"model: layer {layer} of model_type "
                 f"{self._model.config.get_text_config(decoder=True).model_type!r} rotates its "
-                "queries and keys in a way that cannot be undone; use a system without gates"
+                "queries and keys in a way that cannot be undone; use a method without gates"
             )
-        self._ways[layer] = way
+        self._inverses[layer] = candidates[errors.index(error)]
         parts = [self.undo(layer, x)[0].flatten() for x in (query, key)]
         self.signatures[layer] = torch.cat(parts).cpu()
 
-    def _error(self, layer: int, way: Callable, query: Tensor, key: Tensor) -> float:
-        """Largest difference between the two positions, as a share of the largest number."""
-        found = 0.0
+    def _error(self, layer: int, inverse: _Inverse, query: Tensor, key: Tensor) -> float:
+        """Largest difference between the two positions, relative to the largest entry."""
+        error = 0.0
         for x in (query, key):
             try:
-                one, other = way(self._modules[layer], x.float(), self._angles.get(layer))
+                first, second = inverse(self._modules[layer], x.float(), self._angles.get(layer))
             except (AttributeError, RuntimeError, TypeError):
-                # The family has no such function, or one of other shapes.
+                # The family has no such function or angles, or other shapes.
                 return torch.inf
             largest = x.float().abs().max().clamp_min(torch.finfo(torch.float32).tiny)
-            found = max(found, float((one - other).abs().max() / largest))
-        return found
+            error = max(error, float((first - second).abs().max() / largest))
+        return error
 
 
-def rotate(x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
-    """RoPE by halves of x [batch, heads, n, d], with angles of `at` ([batch or 1, n, d])."""
+def rotate(x: Tensor, angles: Angles) -> Tensor:
+    """Apply RoPE to x [batch, heads, n, d], pairing halves; angles of `at` ([batch or 1, n, d])."""
     cos, sin = (angle[:, None] for angle in angles)
     low, high = x.chunk(2, -1)
     return x * cos + torch.cat([-high, low], -1) * sin
 
 
-def _as_is(module: nn.Module, x: Tensor, angles: tuple[Tensor, Tensor] | None) -> Tensor:
+def _identity(module: nn.Module, x: Tensor, angles: Angles | None) -> Tensor:
     return x
 
 
-def _undone(module: nn.Module, x: Tensor, angles: tuple[Tensor, Tensor] | None) -> Tensor:
-    """The family's own rotation by the opposite angles."""
-    turn = sys.modules[type(module).__module__].apply_rotary_pos_emb
+def _unrotate(module: nn.Module, x: Tensor, angles: Angles | None) -> Tensor:
+    """Apply the family's own rotation with the negative angles."""
+    if angles is None:
+        raise TypeError("the layer gets no angles")
+    rotation = sys.modules[type(module).__module__].apply_rotary_pos_emb
     cos, sin = (angle.to(x.device, torch.float32) for angle in angles)
-    # Above 1 where the family scales attention through its angles, and not quite 1 in bfloat16.
+    # Above 1 if the family scales attention through its angles, and inexact in bfloat16.
     scale = cos * cos + sin * sin
-    return turn(x, x[:, :0], cos / scale, -sin / scale)[0]
+    return rotation(x, x[:, :0], cos / scale, -sin / scale)[0]
 
 
-def _last_undone(module: nn.Module, x: Tensor, angles: tuple[Tensor, Tensor] | None) -> Tensor:
-    """Only the last dimensions turn (latent attention)."""
+def _unrotate_last(module: nn.Module, x: Tensor, angles: Angles | None) -> Tensor:
+    """Undo the rotation of the last dimensions only (latent attention)."""
+    if angles is None:
+        raise TypeError("the layer gets no angles")
     d = angles[0].shape[-1]
-    return torch.cat([x[..., :-d], _undone(module, x[..., -d:], angles)], -1)
+    return torch.cat([x[..., :-d], _unrotate(module, x[..., -d:], angles)], -1)
 
 
 @torch.no_grad()
-def _probed(model: PreTrainedModel) -> dict[int, tuple[Tensor, Tensor]]:
-    """Query and key of each layer for the same token at POSITIONS: [2, heads, 1, d].
+def _probe(model: PreTrainedModel) -> dict[int, tuple[Tensor, Tensor]]:
+    """Query and key of each layer for the same token at both POSITIONS: [2, heads, 1, d].
 
-    Attention gives nothing, so that no layer's input depends on the position.
+    Attention returns zeros, so that no layer's input depends on the position.
     """
-    found = {}
+    recorded: dict[int, tuple[Tensor, Tensor]] = {}
 
-    def attention(module, query, key, value, attention_mask, **kwargs):
-        found[module.layer_idx] = query, key
+    def attention(
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, None]:
+        layer = module.layer_idx
+        assert isinstance(layer, int)
+        recorded[layer] = query, key
         return value.new_zeros(len(query), query.shape[2], query.shape[1], value.shape[-1]), None
 
     token = torch.linspace(-1, 1, model.get_input_embeddings().weight.shape[-1])
     stock = model.config._attn_implementation
     ALL_ATTENTION_FUNCTIONS[NAME] = attention
-    ALL_MASK_ATTENTION_FUNCTIONS[NAME] = lambda **arguments: None
+    ALL_MASK_ATTENTION_FUNCTIONS[NAME] = lambda **kwargs: None
     try:
         model.set_attn_implementation(NAME)
         model.base_model(
@@ -195,10 +215,10 @@ def _probed(model: PreTrainedModel) -> dict[int, tuple[Tensor, Tensor]]:
         )
     except IndexError:
         raise ValueError(
-            f"model: model_type {model.config.get_text_config(decoder=True).model_type!r} learned "
-            f"fewer than {max(POSITIONS) + 1} positions and has no RoPE; use a system without gates"
+            f"model: model_type {model.config.get_text_config(decoder=True).model_type!r} has fewer "
+            f"than {max(POSITIONS) + 1} learned positions and no RoPE; use a method without gates"
         ) from None
     finally:
         model.set_attn_implementation(stock)
         del ALL_ATTENTION_FUNCTIONS[NAME], ALL_MASK_ATTENTION_FUNCTIONS[NAME]
-    return found
+    return recorded

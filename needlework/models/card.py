@@ -1,22 +1,22 @@
-"""The model card of a model that this workflow made: what it is, from what, how good."""
+"""The model card of a pretrained model: data, initialization, accuracy, provenance."""
 
 from collections.abc import Iterator
 from typing import Any
 
 import polars as pl
 
-WANTED = 0.95
-"""Accuracy below which the card names a cell as falling short."""
+TARGET_ACCURACY = 0.95
+"""The card lists the tasks and lengths with a lower accuracy."""
 
-_START = {
+_INITIALIZATION = {
     "induction": (
-        "**The start was set by hand, not random.** The first layer's heads are set to look one to "
-        "four tokens back, and those of the later layers to find earlier text that resembles the "
-        "last few tokens, which is the circuit known as an induction head; training then does the "
-        "rest. Embeddings and feed-forward parts start random. The same recipe from a random start "
-        "was not tried, so what this model can do says nothing about what training alone finds."
+        "**Attention was initialized by hand, not at random.** Heads of the first layer start out "
+        "attending one to four tokens back, and those of later layers to earlier text that "
+        "resembles the last few tokens, a circuit known as an induction head; training continues "
+        "from there. Embeddings and feed-forward layers start at random. The recipe was not tried "
+        "from a random initialization, so this model does not show what training alone can find."
     ),
-    "random": "The start was random: normal weights.",
+    "random": "All weights were initialized at random, from a normal distribution.",
 }
 
 
@@ -29,17 +29,17 @@ def card(
     hashes: dict[str, str],
     versions: dict[str, Any],
 ) -> str:
-    """Markdown with Hugging Face front matter.
+    """Write the model card: Markdown with Hugging Face front matter.
 
     Args:
         name: the model's name in the experiment.
-        recipe: the `pretrain` part of the experiment file, defaults filled in.
-        summary: rows of the systems that are this model with its own attention.
+        recipe: the model's `pretrain` section with all defaults.
+        summary: accuracy of this model with its own attention, as of `scoring.aggregate`.
         metrics, measurements: the training tables (`training.loop.train`).
         hashes: sha256 by file name.
-        versions: experiment, seed, code and commit, as the caller knows them.
+        versions: rows of the provenance table: experiment, seed, code version, commit.
     """
-    tokens, seconds = metrics["tokens"].max(), measurements["seconds"].max()
+    tokens, seconds = int(metrics["tokens"][-1]), float(measurements["seconds"][-1])
     stages = "\n".join(
         f"| {stage['length']:,} | {stage['rows']} | {stage['steps']:,} | "
         f"{', '.join(stage['exercises'])} | {stage['jumps']:.0%} |"
@@ -56,39 +56,39 @@ pipeline_tag: text-generation
 # {name}
 
 A very small Llama ({recipe["layers"]} layers, hidden {recipe["hidden_size"]}, heads of
-{recipe["head_size"]}) that answers synthetic retrieval prompts and nothing else: it is the test
-animal of needlework's default experiment, not a language model to talk to. It opens with
-`AutoModelForCausalLM.from_pretrained`, without any code of needlework.
+{recipe["head_size"]}) for synthetic retrieval prompts. It exists for needlework's default experiment
+and is not a general language model. `AutoModelForCausalLM.from_pretrained` loads it without
+needlework.
 
 ## Data
 
-No text of anybody: every training sequence was generated. Kinds: `recall` (short key and value
-pairs, asked back), `passkey` (a pass key in repeated filler), `noise` and `sentences` (needles with
-random numbers in RULER's noise paragraph, or in sentences of random wonderwords words, with many
-questions a sequence). {recipe["held_out_words"]:.0%} of the key words were held out, so that
-evaluation can ask for keys that training never showed.
+All training sequences were generated. Kinds: `recall` (short key-value pairs, then questions about
+them), `passkey` (a pass key in repeated filler), `noise` and `sentences` (needles with random
+numbers in RULER's noise paragraph, or in sentences of random words from wonderwords, with many
+questions per sequence). {recipe["held_out_words"]:.0%} of the key words were held out, so that
+evaluation can use keys that training never showed.
 
-| tokens a sequence | sequences a step | steps | kinds, mixed evenly | positions jump ahead in |
+| tokens per sequence | sequences per step | steps | kinds, in equal shares | with position jumps |
 |---|---|---|---|---|
 {stages}
 
-{tokens:,} tokens in {seconds:,.0f} seconds on one CPU thread. Positions jump ahead (PoSE) so that
-the model reaches beyond the lengths it was trained on; rope_theta is {recipe["rope_theta"]:g}.
+{tokens:,} tokens in {seconds:,.0f} seconds on one CPU thread. Position ids jump ahead (PoSE) so that
+the model works beyond the lengths it was trained on; rope_theta is {recipe["rope_theta"]:g}.
 
-## Initialisation
+## Initialization
 
-{_START[recipe["start"]]}
+{_INITIALIZATION[recipe["start"]]}
 
 ## Accuracy
 
-Exact generation, greedy: share of prompts whose answer holds the value asked for, all depths
-together, with 95 % Wilson intervals.
+Share of prompts whose answer, generated greedily with dense attention, contains the value in
+question; over all depths, with 95% Wilson intervals.
 
 {_accuracy(summary)}
 
 {_shortfall(summary)}
 
-## Lineage
+## Provenance
 
 | | |
 |---|---|
@@ -109,15 +109,15 @@ def _shortfall(summary: pl.DataFrame) -> str:
     short = [
         f"{row['task']} at {row['length']:,} tokens ({row['accuracy']:.1%})"
         for row in _cells(summary)
-        if row["accuracy"] < WANTED
+        if row["accuracy"] < TARGET_ACCURACY
     ]
     if not short:
-        return f"No cell is below {WANTED:.0%}."
-    return f"**Where it falls short of {WANTED:.0%}:** {', '.join(short)}."
+        return f"No task is below {TARGET_ACCURACY:.0%} at any length."
+    return f"**Below {TARGET_ACCURACY:.0%}:** {', '.join(short)}."
 
 
 def _accuracy(summary: pl.DataFrame) -> str:
-    lines = ["| task | tokens | n | accuracy | 95 % interval |", "|---|---|---|---|---|"]
+    lines = ["| task | tokens | n | accuracy | 95% interval |", "|---|---|---|---|---|"]
     for row in _cells(summary):
         lines.append(
             f"| {row['task']} | {row['length']:,} | {row['n']} | {row['accuracy']:.1%} | "

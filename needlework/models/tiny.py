@@ -1,4 +1,4 @@
-"""The small model made here: a word tokenizer, a plain Llama, and a start that can copy."""
+"""The pretrained model: a word tokenizer, a small Llama, and an initialization that can copy."""
 
 from collections.abc import Iterable
 
@@ -12,18 +12,18 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from needlework.config.training import Pretrain
 
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
-# A word takes the space or hyphen before it along; digits, line ends and other spaces stand alone.
+# A word includes the space or hyphen before it; digits, newlines and other spaces are single pieces.
 PIECE = r"[ -]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s"
 
 
 def word_tokenizer(texts: Iterable[str], max_positions: int) -> PreTrainedTokenizerFast:
-    """A tokenizer with one token for each word of `texts`, bytes for whatever else.
+    """Build a tokenizer with one token for each word of `texts`, and bytes for everything else.
 
-    Nothing is merged across the pieces that `PIECE` cuts, so the tokens of two texts joined where
-    a piece ends are the tokens of each, one after the other. Texts get `<s>` put before them.
+    Tokens never cross the boundaries of `PIECE`, so encoding two texts that meet at such a boundary
+    separately gives the same tokens as encoding them joined. Encoding prepends `<s>`.
 
     Args:
-        texts: what holds the words, with the space or hyphen that stands before them.
+        texts: contain the words, with their leading space or hyphen.
         max_positions: `model_max_length` of the tokenizer.
     """
     splitter = Sequence(
@@ -55,14 +55,15 @@ def word_tokenizer(texts: Iterable[str], max_positions: int) -> PreTrainedTokeni
 def tiny_llama(
     config: Pretrain, tokenizer: PreTrainedTokenizerFast, generator: torch.Generator
 ) -> LlamaForCausalLM:
-    """A float32 Llama of the shape `config` asks for, with `config.start` weights.
+    """Create a float32 Llama with the shape and initialization that `config` describes.
 
     Raises:
-        ValueError: hidden_size is no multiple of head_size, or too few heads for the start.
+        ValueError: hidden_size is not a multiple of head_size.
     """
     if config.hidden_size % config.head_size:
         raise ValueError(
-            f"hidden_size {config.hidden_size} is no multiple of head_size {config.head_size}"
+            f"hidden_size: {config.hidden_size} is not a multiple of head_size {config.head_size}; "
+            "change one of them"
         )
     model = LlamaForCausalLM(llama_config(config, tokenizer))
     with torch.no_grad():
@@ -81,7 +82,7 @@ def tiny_llama(
 
 
 def llama_config(config: Pretrain, tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
-    """The shape that `config` asks for, with the tokenizer's vocabulary."""
+    """The config of a Llama with the shape of `config` and the tokenizer's vocabulary."""
     heads = config.hidden_size // config.head_size
     return LlamaConfig(
         vocab_size=len(tokenizer),
@@ -102,16 +103,18 @@ def llama_config(config: Pretrain, tokenizer: PreTrainedTokenizerFast) -> LlamaC
     )
 
 
-# Strengths of the start. GATHER: logit of the sought offset over the sum of the other cosines;
-# SLOT: norm of a gathered token beside the token's own 1; MATCH: logit where one offset agrees;
-# COPY: norm of what is copied.
+# Strengths of the induction circuit. GATHER: scale of the logit that selects an offset; SLOT: norm
+# of a gathered token, relative to the token's own 1; MATCH: logit of one matching offset; COPY: norm
+# of a copied token.
 GATHER, SLOT, MATCH, COPY = 8.0, 0.7, 5.0, 1.0
 
 
 def _set_induction_heads(model: LlamaForCausalLM, generator: torch.Generator) -> None:
-    """Heads of layer 0 copy the tokens 1, 2, ... back into slots of the residual stream; heads of
-    the later layers look for positions whose slots, one further back, hold what theirs hold, and
-    copy the token found there (induction heads: Elhage et al., 2021; Olsson et al., 2022).
+    """Initialize attention as induction heads (Elhage et al., 2021; Olsson et al., 2022).
+
+    Heads of layer 0 copy the tokens 1, 2, ... positions back into slots of the residual stream.
+    Heads of later layers attend to positions whose slots, shifted by one, match their own, and copy
+    the token there.
     """
     shape = model.config
     heads, size, width = shape.num_attention_heads, shape.head_dim, shape.hidden_size
@@ -120,36 +123,36 @@ def _set_induction_heads(model: LlamaForCausalLM, generator: torch.Generator) ->
     basis = _orthogonal(width, generator)
     slots = [basis[:, h * size : (h + 1) * size] for h in range(heads)]
     read = _orthogonal(width, generator)[:size]
-    # The rotary pairs that turn fastest would blur a match of contents, and time it to an offset.
+    # The fastest rotary pairs select offsets; matching uses the slow ones, which keep content.
     rate = shape.rope_parameters["rope_theta"] ** (-torch.arange(0, size, 2) / size)
-    steady = (rate < 0.02).float().repeat(2)
-    timed = min(5, size // 2)
+    is_slow = (rate < 0.02).float().repeat(2)
+    fast = min(5, size // 2)
 
     first = model.model.layers[0].self_attn
     for h in range(heads):
         rows = slice(h * size, (h + 1) * size)
         amplitude = (GATHER * size**0.5) ** 0.5
-        angle = rate[:timed] * (h + 1)
+        angle = rate[:fast] * (h + 1)
         key, query = torch.zeros(2, size // 2), torch.zeros(2, size // 2)
-        key[0, :timed] = amplitude
-        query[0, :timed], query[1, :timed] = amplitude * angle.cos(), -amplitude * angle.sin()
+        key[0, :fast] = amplitude
+        query[0, :fast], query[1, :fast] = amplitude * angle.cos(), -amplitude * angle.sin()
         first.k_proj.bias[rows], first.q_proj.bias[rows] = key.flatten(), query.flatten()
         first.v_proj.weight[rows] = read
-        # A sketch of `size` of `width` coordinates has norm sqrt(size) after RMSNorm.
+        # A projection to `size` of `width` coordinates has norm sqrt(size) after RMSNorm.
         first.o_proj.weight[:, rows] = slots[h] * (SLOT / size**0.5)
 
     share = 1 / (1 + heads * SLOT**2) ** 0.5
-    held = [share * size**0.5, *[share * SLOT * root] * heads]
+    norms = [share * size**0.5, *[share * SLOT * root] * heads]
     for layer in model.model.layers[1:]:
         attention = layer.self_attn
         copied = _orthogonal(width, generator)
         for h in range(heads):
             rows = slice(h * size, (h + 1) * size)
-            now, back = (read if h == 0 else slots[h - 1].T), slots[h].T
-            gain = MATCH * size**0.5 / (held[h] * held[h + 1])
-            gain = (gain * size / float(steady.sum())) ** 0.5
-            attention.q_proj.weight[rows] = gain * steady[:, None] * now
-            attention.k_proj.weight[rows] = gain * steady[:, None] * back
+            current, previous = (read if h == 0 else slots[h - 1].T), slots[h].T
+            gain = MATCH * size**0.5 / (norms[h] * norms[h + 1])
+            gain = (gain * size / float(is_slow.sum())) ** 0.5
+            attention.q_proj.weight[rows] = gain * is_slow[:, None] * current
+            attention.k_proj.weight[rows] = gain * is_slow[:, None] * previous
             value = copied[rows]
             attention.v_proj.weight[rows] = value
             attention.o_proj.weight[:, rows] = value.T * (COPY / root)

@@ -281,8 +281,8 @@ def _split(batch: Batch, number: int) -> Iterator[Batch]:
     rows = len(batch["input_ids"])
     if rows < number:
         raise ValueError(
-            f"a step has {rows} rows, too few for {number} parts; reduce processes or "
-            "gradient_accumulation_steps, whose product is the number of parts"
+            f"a step has {rows} rows, too few for {number} parts (processes x "
+            "gradient_accumulation_steps); reduce one of them"
         )
     split = {key: value.tensor_split(number) for key, value in batch.items()}
     for i in range(number):

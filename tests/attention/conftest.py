@@ -3,7 +3,7 @@ import torch
 
 from needlework.attention.base import Forward
 from needlework.attention.blocks import Blocks, choose
-from needlework.attention.cache_state import State
+from needlework.attention.cache_state import MethodState
 from needlework.attention.masks import LazyMask
 
 
@@ -48,7 +48,7 @@ def _select(selector, forwards, query, key, lengths, prompt_tokens=0, terms=None
     real = torch.zeros(len(lengths), total, dtype=torch.bool)
     for row, length in zip(real, lengths, strict=True):
         row[total - length :] = True
-    state, start, found = State(system.block_size), 0, []
+    state, start, found = MethodState(system.block_size), 0, []
     for new in forwards:
         end = start + new
         mask = LazyMask(len(real), new, end, start, attention_mask=real[:, :end])

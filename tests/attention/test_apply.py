@@ -9,7 +9,7 @@ from support.tiny_models import FAMILIES, SMALL, generate, prompts, run, tiny
 from transformers import AutoModel, AutoModelForCausalLM, DynamicCache
 
 from needlework.attention.apply import apply
-from needlework.attention.cache_state import State
+from needlework.attention.cache_state import MethodState
 from needlework.config.attention import Infini, Oracle, Random, SketchWalk, Window, XAttention
 
 SYSTEMS = {
@@ -73,7 +73,7 @@ def test_long_prefill_by_the_compiled_kernel_is_stock_attention(llama_of_16, mon
     real = inputs["attention_mask"].bool()
     with torch.inference_mode():
         stock = model(**inputs).logits
-    monkeypatch.setattr("needlework.attention.kernels.attend.COMPILED_FROM", 0)
+    monkeypatch.setattr("needlework.attention.kernels.attend.COMPILE_THRESHOLD", 0)
     with apply(model, SketchWalk(block_size=16, top_k_blocks=99, dense_layers=1)) as handle:
         with torch.inference_mode():
             found = model(**inputs).logits
@@ -198,7 +198,7 @@ def test_skip_decode_is_sparse_prefill_and_stock_decode(llama):
         run(llama, ids[:, :64], [64], cache=cache)
         stock_cache = copy.deepcopy(cache)
         sparse = run(llama, ids[:, 64:], [1] * 6, cache=cache)
-        (state,) = (layer for layer in cache.layers if isinstance(layer, State))
+        (state,) = (layer for layer in cache.layers if isinstance(layer, MethodState))
         # What decoded in the ninth block is there for a prompt that continues it.
         assert state.tensors[1]["keys"].shape[2] == 9
         assert handle.density().decode == 1
@@ -282,7 +282,7 @@ def test_misuse_is_told_with_its_remedy(llama):
     with apply(llama, system) as handle:
         with pytest.raises(ValueError, match="remove"):
             apply(llama, system)
-        with pytest.raises(ValueError, match="begin with an empty cache"):
+        with pytest.raises(ValueError, match="start with an empty cache"):
             llama(input_ids=ids, past_key_values=cache)
         with pytest.raises(ValueError, match="attention_mask: has 3 rows, the input 1; give"):
             llama(input_ids=ids, attention_mask=torch.ones(3, 20).long())

@@ -28,28 +28,33 @@ LLAMA3 = {
 }
 
 
-def compared(model, forwards, dtype=torch.float32):
-    """What a batch with padding on the left gives in forwards of so many tokens: for each layer
-    and forward (what the family rotated, undone query and key)."""
+def undo_in_forwards(model, forwards, dtype=torch.float32):
+    """Compare RoPE's inputs with what `Rotation.undo` returns, on a left-padded batch.
+
+    Each forward has as many tokens as `forwards` says. Returns, for each layer and forward, (layer,
+    (query and key before RoPE, name of the family's function), (query and key after undo)).
+    """
     before, after, stock = {}, [], model.config._attn_implementation
-    heard = Rotation(model)
-    family = sys.modules[type(next(iter(heard._modules.values()))).__module__]
-    turns = [n for n in vars(family) if n.startswith("apply_rotary") and callable(vars(family)[n])]
+    rotation = Rotation(model)
+    family = sys.modules[type(next(iter(rotation._modules.values()))).__module__]
+    rope_functions = [
+        n for n in vars(family) if n.startswith("apply_rotary") and callable(vars(family)[n])
+    ]
 
-    def spied(turn):
-        def spy(q, k, *args, **kwargs):
-            before["now"] = q.clone(), k.clone(), turn.__name__
-            return turn(q, k, *args, **kwargs)
+    def recorded(function):
+        def wrapper(q, k, *args, **kwargs):
+            before["call"] = q.clone(), k.clone(), function.__name__
+            return function(q, k, *args, **kwargs)
 
-        return spy
+        return wrapper
 
     def attention(module, query, key, value, attention_mask, scaling=None, **kwargs):
         layer, new = module.layer_idx, query.shape[2]
-        if layer in heard._modules:
-            plain = before.get("now") or (query, key[:, :, -new:], None)
-            undone = heard.undo(layer, query), heard.undo(layer, key[:, :, -new:])
+        if layer in rotation._modules:
+            plain = before.get("call") or (query, key[:, :, -new:], None)
+            undone = rotation.undo(layer, query), rotation.undo(layer, key[:, :, -new:])
             after.append((layer, plain, undone))
-        before.pop("now", None)
+        before.pop("call", None)
         out = scaled_dot_product_attention(
             query, key, value, is_causal=new == key.shape[2], enable_gqa=True
         )
@@ -59,13 +64,13 @@ def compared(model, forwards, dtype=torch.float32):
     position = (inputs["attention_mask"].cumsum(-1) - 1).clamp_min(0)
     cache = DynamicCache(config=model.config)
     with pytest.MonkeyPatch.context() as patch:
-        for name in turns:
-            patch.setattr(family, name, spied(getattr(family, name)))
-        patch.setitem(ALL_ATTENTION_FUNCTIONS._local_mapping, "overheard", attention)
+        for name in rope_functions:
+            patch.setattr(family, name, recorded(getattr(family, name)))
+        patch.setitem(ALL_ATTENTION_FUNCTIONS._local_mapping, "recorded", attention)
         patch.setitem(
-            ALL_MASK_ATTENTION_FUNCTIONS._local_mapping, "overheard", lambda **arguments: None
+            ALL_MASK_ATTENTION_FUNCTIONS._local_mapping, "recorded", lambda **arguments: None
         )
-        model.set_attn_implementation("overheard")
+        model.set_attn_implementation("recorded")
         for new in forwards:
             end = start + new
             with torch.no_grad():
@@ -76,28 +81,28 @@ def compared(model, forwards, dtype=torch.float32):
                 )
             start = end
         model.set_attn_implementation(stock)
-    heard.remove()
+    rotation.remove()
     return after
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_undone_is_what_the_family_rotated(family):
+def test_undo_returns_the_input_of_the_familys_rope(family):
     model = tiny(family)
-    found = compared(model, [33, 1, 6])
-    assert {layer for layer, _, _ in found} >= FAMILIES[family][2]
-    for _, (query, key, turn), (undone_query, undone_key) in found:
+    comparisons = undo_in_forwards(model, [33, 1, 6])
+    assert {layer for layer, _, _ in comparisons} >= FAMILIES[family][2]
+    for _, (query, key, function), (undone_query, undone_key) in comparisons:
         for plain, undone in ((query, undone_query), (key, undone_key)):
             if family == "deepseek-v3":
-                # Only the last 8 of 16 turn; the keys' are one for all heads, and pairs were
-                # (0, 1), (2, 3), ... of what is now in halves.
-                assert turn == "apply_rotary_pos_emb_interleave"
+                # Only the last 8 of 16 dimensions rotate. Their keys are common to all heads, and
+                # the interleaved pairs (0, 1), (2, 3), ... come out as halves.
+                assert function == "apply_rotary_pos_emb_interleave"
                 plain = torch.cat([plain[..., 0::2], plain[..., 1::2]], -1)
                 plain = plain.expand(-1, undone.shape[1], -1, -1)
                 undone = undone[..., 8:]
             torch.testing.assert_close(undone, plain, rtol=0, atol=1e-5)
-    # Else nothing was rotated that could have been left as it is.
+    # The family's own RoPE was recorded, so that the comparison is not trivial.
     if family not in ("llama4", "cohere2"):
-        assert any(turn for _, (_, _, turn), _ in found)
+        assert any(function for _, (_, _, function), _ in comparisons)
 
 
 @pytest.mark.parametrize(
@@ -105,45 +110,45 @@ def test_undone_is_what_the_family_rotated(family):
 )
 def test_scaled_angles_are_undone(rope, scale):
     model = tiny("llama", {"rope_parameters": rope, "max_position_embeddings": 256})
-    for _, plain, undone in compared(model, [40]):
-        for one, other in zip(plain, undone, strict=False):
-            torch.testing.assert_close(other, one, rtol=0, atol=1e-5)
-    heard = Rotation(model)
-    cos, sin = heard.at(torch.tensor([[0, 7]]), 8)
-    its_cos, its_sin = model.model.rotary_emb(torch.zeros(1), torch.tensor([[0, 7]]))
-    torch.testing.assert_close(cos, its_cos)
-    torch.testing.assert_close(sin, its_sin)
+    for _, plain, undone in undo_in_forwards(model, [40]):
+        for expected, actual in zip(plain, undone, strict=False):
+            torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5)
+    rotation = Rotation(model)
+    cos, sin = rotation.at(torch.tensor([[0, 7]]), 8)
+    model_cos, model_sin = model.model.rotary_emb(torch.zeros(1), torch.tensor([[0, 7]]))
+    torch.testing.assert_close(cos, model_cos)
+    torch.testing.assert_close(sin, model_sin)
     assert float(cos[0, 0, 0]) == pytest.approx(scale, abs=1e-4)
 
 
-def test_half_precision_is_undone_as_well_as_it_rounds():
+def test_undo_is_as_exact_as_half_precision_allows():
     for family in ("llama", "cohere2", "glm4", "deepseek-v3", "smollm3"):
         model = tiny(family).to(torch.bfloat16)
         Rotation(model).remove()
     model = tiny("llama").to(torch.bfloat16)
-    for _, plain, undone in compared(model, [33, 1, 6]):
-        for one, other in zip(plain, undone, strict=False):
-            assert (one.float() - other).abs().max() < 0.02 * one.float().abs().max()
+    for _, plain, undone in undo_in_forwards(model, [33, 1, 6]):
+        for expected, actual in zip(plain, undone, strict=False):
+            assert (expected.float() - actual).abs().max() < 0.02 * expected.float().abs().max()
 
 
-def test_angles_are_by_halves_at_each_position():
-    heard = Rotation(tiny("llama"))
-    assert heard.theta == 10000
+def test_rotate_pairs_halves_at_each_position():
+    rotation = Rotation(tiny("llama"))
+    assert rotation.theta == 10000
     torch.manual_seed(0)
     x, positions = torch.randn(2, 3, 4, 6), torch.tensor([[0, 5, 9, 70], [1, 2, 3, 4]])
-    found = rotate(x, heard.at(positions, 6))
+    rotated = rotate(x, rotation.at(positions, 6))
     for b in range(2):
         for t in range(4):
             for i in range(3):
                 angle = positions[b, t].item() * 10000 ** (-2 * i / 6)
                 low, high = x[b, :, t, i], x[b, :, t, i + 3]
-                turned = low * math.cos(angle) - high * math.sin(angle)
-                torch.testing.assert_close(found[b, :, t, i], turned, rtol=0, atol=1e-5)
-                turned = high * math.cos(angle) + low * math.sin(angle)
-                torch.testing.assert_close(found[b, :, t, i + 3], turned, rtol=0, atol=1e-5)
+                expected = low * math.cos(angle) - high * math.sin(angle)
+                torch.testing.assert_close(rotated[b, :, t, i], expected, rtol=0, atol=1e-5)
+                expected = high * math.cos(angle) + low * math.sin(angle)
+                torch.testing.assert_close(rotated[b, :, t, i + 3], expected, rtol=0, atol=1e-5)
 
 
-def test_a_rotation_that_is_not_known_is_refused_and_leaves_no_trace():
+def test_unsupported_rotation_is_refused_and_leaves_the_model_unchanged():
     everywhere = {"layer_types": ["full_attention"] * 4, "no_rope_layers": [1, 1, 1, 1]}
     model = tiny("llama4", everywhere)
     with pytest.raises(ValueError, match="layer 0 of model_type 'llama4_text' rotates") as error:
@@ -152,31 +157,31 @@ def test_a_rotation_that_is_not_known_is_refused_and_leaves_no_trace():
     assert _is_untouched(model)
 
 
-def test_nothing_stays_behind():
+def test_removal_leaves_the_model_unchanged():
     model = tiny("llama")
     inputs = prompts([20])
     stock = model(**inputs).logits
-    heard = Rotation(model)
+    rotation = Rotation(model)
     assert torch.equal(model(**inputs).logits, stock)
     assert not _is_untouched(model)
-    heard.remove()
-    heard.remove()
+    rotation.remove()
+    rotation.remove()
     assert _is_untouched(model)
 
 
 def _is_untouched(model):
     hooks = any(module._forward_pre_hooks for module in model.modules())
-    mapped = {rope.NAME} & {*ALL_ATTENTION_FUNCTIONS, *ALL_MASK_ATTENTION_FUNCTIONS}
-    return not hooks and not mapped and model.config._attn_implementation == "sdpa"
+    registered = {rope.NAME} & {*ALL_ATTENTION_FUNCTIONS, *ALL_MASK_ATTENTION_FUNCTIONS}
+    return not hooks and not registered and model.config._attn_implementation == "sdpa"
 
 
-def test_the_signature_tells_weights_from_others():
+def test_signature_identifies_weights():
     model = tiny("qwen3")
-    one, shapes = Rotation(model).signatures, Rotation(model).shapes
+    signatures, shapes = Rotation(model).signatures, Rotation(model).shapes
     assert shapes == dict.fromkeys(range(4), (4, 2, 8))
-    assert one[0].shape == (4 * 8 + 2 * 8,)
-    assert torch.equal(Rotation(model).signatures[0], one[0])
+    assert signatures[0].shape == (4 * 8 + 2 * 8,)
+    assert torch.equal(Rotation(model).signatures[0], signatures[0])
     half = Rotation(model.to(torch.bfloat16)).signatures[0]
-    assert (half - one[0]).norm() < 0.02 * one[0].norm()
+    assert (half - signatures[0]).norm() < 0.02 * signatures[0].norm()
     model.float().model.layers[0].self_attn.k_proj.weight.data.normal_()
-    assert (Rotation(model).signatures[0] - one[0]).norm() > 0.2 * one[0].norm()
+    assert (Rotation(model).signatures[0] - signatures[0]).norm() > 0.2 * signatures[0].norm()

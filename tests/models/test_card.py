@@ -1,4 +1,4 @@
-"""The model card says what the tables say."""
+"""The model card agrees with the tables."""
 
 import polars as pl
 import pytest
@@ -8,7 +8,7 @@ from needlework.models.card import card
 
 
 @pytest.mark.parametrize("start", ["induction", "random"])
-def test_card_states_data_start_cost_accuracy_and_hashes(start):
+def test_card_states_data_initialization_cost_accuracy_and_hashes(start):
     recipe = Pretrain(
         stages=[{"length": 64, "rows": 3, "steps": 7, "exercises": ["recall", "passkey"]}],
         start=start,
@@ -35,16 +35,16 @@ def test_card_states_data_start_cost_accuracy_and_hashes(start):
     assert "| 64 | 3 | 7 | recall, passkey | 0% |" in text
     assert "1,344 tokens in 62 seconds" in text
     assert "25% of the key words were held out" in text
-    assert ("set by hand, not random" in text) == (start == "induction")
+    assert ("initialized by hand, not at random" in text) == (start == "induction")
     short, long = "| passkey | 512 | 40 | 100.0% |", "| passkey | 2,048 | 40 | 95.0% | 83.0% to"
     assert 0 < text.index(short) < text.index(long)
-    assert "No cell is below 95%." in text
-    assert "12.3%" not in text, "rows of one depth are not the card's"
+    assert "No task is below 95% at any length." in text
+    assert "12.3%" not in text, "the card omits rows of single depths"
     assert "| model.safetensors | `abc123` |" in text
     assert "| seed | 42 |" in text
 
 
-def test_card_names_cells_that_fall_short():
+def test_card_lists_tasks_and_lengths_below_the_target():
     recipe = Pretrain(stages=[{"length": 64, "rows": 1, "steps": 1, "exercises": ["recall"]}])
     row = {"task": "passkey", "metric": "all", "n": 10, "ci_low": 0.1, "ci_high": 0.9}
     summary = pl.DataFrame(
@@ -56,4 +56,4 @@ def test_card_names_cells_that_fall_short():
     )
     training = pl.DataFrame({"tokens": [1], "seconds": [1.0]})
     text = card("m", recipe.model_dump(mode="json"), summary, training, training, {}, {})
-    assert "falls short of 95%:** passkey at 4,096 tokens (90.0%)." in text
+    assert "**Below 95%:** passkey at 4,096 tokens (90.0%)." in text

@@ -1,16 +1,16 @@
-"""RoPE by hand."""
+"""Reference implementation of RoPE in plain Python."""
 
 import math
 
 import numpy as np
 
 
-def turned(x, position, theta=10000):
-    """RoPE by halves of one vector."""
+def rotate_vector(x, position, theta=10000):
+    """RoPE of one vector, pairing its halves."""
     half = len(x) // 2
-    found = np.zeros(len(x))
+    rotated = np.zeros(len(x))
     for i in range(half):
         angle = position * theta ** (-2 * i / len(x))
-        found[i] = x[i] * math.cos(angle) - x[i + half] * math.sin(angle)
-        found[i + half] = x[i + half] * math.cos(angle) + x[i] * math.sin(angle)
-    return found
+        rotated[i] = x[i] * math.cos(angle) - x[i + half] * math.sin(angle)
+        rotated[i + half] = x[i + half] * math.cos(angle) + x[i] * math.sin(angle)
+    return rotated

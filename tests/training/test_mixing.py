@@ -140,8 +140,8 @@ def test_gradient_accumulation_does_not_change_the_loss_of_mixed_data():
 
 def test_model_learns_text():
     config = recipe(data="prose", steps=150, batch_size=4, learning_rate=1e-2)
-    found = losses(llama(), PROSE, config)
-    assert found[-1] < 0.5 < 2.0 < found[0]
+    by_step = losses(llama(), PROSE, config)
+    assert by_step[-1] < 0.5 < 2.0 < by_step[0]
 
 
 def test_each_table_needs_rows_for_each_stage():

@@ -26,7 +26,7 @@ from needlework.attention.infini.cache import InfiniCache, InfiniCacheLayer
 from needlework.attention.infini.memory import read, sigma, state_dtype, write
 from needlework.attention.infini.rope import rotate
 from needlework.attention.infini.segments import Segments
-from needlework.attention.kernels.gather import Terms
+from needlework.attention.kernels.gather import SoftmaxTerms
 from needlework.config.attention import Infini
 
 NAME = "infini"
@@ -137,7 +137,7 @@ def infini_attention(
     queries = query.unsqueeze(1) if is_single else segments.to_slots(query)
 
     rotation = None if layer in infini.unrotated else infini.rotation
-    local_terms = Terms(scaling, dropout, softcap, s_aux)
+    local_terms = SoftmaxTerms(scaling, dropout, softcap, s_aux)
     out = _local_attention(module, queries, keys, values, segments, rotation, local_terms)
     if gate.system.turn_on_memory:
         # Autocast would compute the memory's float32 products in half precision.
@@ -188,7 +188,7 @@ def _local_attention(
     values: Tensor,
     segments: Segments,
     rotation: tuple[Tensor, Tensor] | None,
-    terms: Terms,
+    terms: SoftmaxTerms,
 ) -> Tensor:
     """Causal softmax attention within each segment.
 
@@ -230,7 +230,7 @@ def _local_attention(
 
 
 def _softmax_attention(
-    queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, terms: Terms
+    queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, terms: SoftmaxTerms
 ) -> Tensor:
     """Attention with a softcap or sinks: queries [b, H, Q, D], keys [b, G, S, D].
 

@@ -1,12 +1,14 @@
-"""Exact attention over the chosen blocks: which kernel computes it, and the compiled one.
+"""Exact attention over the chosen blocks: the choice of a kernel, and the compiled kernel.
 
-Long prefills run in flex_attention, compiled by torch.compile: each row of blocks visits the blocks
-it keeps, nothing is copied. All else is gathered (gather.py). Both give the same numbers.
+Long prefills use flex_attention with torch.compile: each row of blocks visits the blocks that it
+keeps, without copies. Everything else uses the gathering kernel (gather.py). Results agree up to
+rounding.
 """
 
 import os
 import shutil
 import sysconfig
+from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,14 +19,15 @@ from torch.nn import functional
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from needlework.attention.blocks import Blocks, causal_pairs, window_pairs
-from needlework.attention.kernels.gather import Terms, gather, gather_token
+from needlework.attention.kernels.gather import SoftmaxTerms, gather, gather_token
 
-COMPILED_FROM = 2**29
-"""Scores of dense attention, heads * queries * keys, from which compiling is worth its seconds."""
-# Kinds of call (dtype, head dimensions, heads, block size, batch of one or more) in one process.
-KINDS = 64
-# flex_attention has no smaller tiles.
-SMALLEST = 16
+COMPILE_THRESHOLD = 2**29
+"""Scores of dense attention (batch * heads * queries * keys) from which compiling pays off."""
+RECOMPILE_LIMIT = 64
+"""Largest number of compiled variants in a process: dtype, head dimensions, heads, block size, and
+batch of one or more."""
+MIN_TILE = 16
+"""Smallest tile of flex_attention."""
 
 
 def attend(
@@ -41,39 +44,54 @@ def attend(
 ) -> tuple[Tensor, Tensor]:
     """Exact attention of every head over the chosen blocks, with the mask of each token.
 
-    query [batch, heads, new tokens, d]; key, value [batch, kv heads, all tokens, d]; chosen as
-    `choose` returns it: alike for all heads [batch, rows, k], or [batch, choices, rows, k] with a
-    choice for each kv head (and the heads that read it) or for each head. Softcap as in Gemma 2,
-    sinks [heads] as in GPT-OSS. Returns the output [batch, heads, new tokens, d_v] and the number
-    of pairs of real tokens attended to, a mean over choices (0-dim float64).
+    Args:
+        query: [batch, heads, new tokens, d].
+        key: [batch, kv heads, all tokens, d].
+        value: [batch, kv heads, all tokens, d_v].
+        chosen: blocks, as `choose` returns them: [batch, rows, k], common to all heads, or [batch,
+            choices, rows, k] with one choice per kv head (for all heads that read it) or per head.
+        blocks: the blocks of this forward.
+        scaling: factor of the scores; None: d^-0.5.
+        dropout: dropout probability of the weights.
+        softcap: bound of the scores (Gemma 2).
+        sinks: [heads], see `SoftmaxTerms` (GPT-OSS).
+
+    Returns:
+        The output [batch, heads, new tokens, d_v], and the number of pairs of real tokens attended
+        to, averaged over choices (0-dim float64).
 
     Raises:
-        ValueError: another number of choices.
+        ValueError: the number of choices does not match the heads.
     """
     chosen = chosen[:, None] if chosen.ndim == 3 else chosen
     if chosen.shape[1] not in (1, key.shape[1], query.shape[1]):
         raise ValueError(
-            f"chosen: blocks for {chosen.shape[1]} heads; give one choice for all, or one for each "
-            f"of the {key.shape[1]} kv heads or {query.shape[1]} heads"
+            f"chosen: has blocks for {chosen.shape[1]} heads; give one choice for all heads, or one "
+            f"for each of the {key.shape[1]} kv heads or {query.shape[1]} heads"
         )
-    terms = Terms(query.shape[-1] ** -0.5 if scaling is None else scaling, dropout, softcap, sinks)
+    terms = SoftmaxTerms(
+        query.shape[-1] ** -0.5 if scaling is None else scaling, dropout, softcap, sinks
+    )
     scores = len(query) * query.shape[1] * query.shape[2] * key.shape[2]
     if query.shape[2] == 1:
         kernel = gather_token
-    elif scores >= COMPILED_FROM and can_compile(query, key, value, blocks, terms):
-        kernel = compiled
+    elif scores >= COMPILE_THRESHOLD and can_compile(query, key, value, blocks, terms):
+        kernel = attend_compiled
     else:
         kernel = gather
     return kernel(query, key, value, chosen, blocks, terms)
 
 
-def can_compile(query: Tensor, key: Tensor, value: Tensor, blocks: Blocks, terms: Terms) -> bool:
-    """Whether `compiled` serves this call: causal, be it in a window, no gradient, no dropout."""
+def can_compile(
+    query: Tensor, key: Tensor, value: Tensor, blocks: Blocks, terms: SoftmaxTerms
+) -> bool:
+    """Whether `attend_compiled` supports this call: a causal mask, with or without a window, no
+    gradients and no dropout."""
     tensors = (query, key, value, *([] if terms.sinks is None else [terms.sinks]))
     return (
         (blocks.mask.is_causal or blocks.mask.window is not None)
-        and blocks.size % SMALLEST == 0
-        and min(query.shape[-1], value.shape[-1]) >= SMALLEST
+        and blocks.size % MIN_TILE == 0
+        and min(query.shape[-1], value.shape[-1]) >= MIN_TILE
         and query.dtype in (torch.float32, torch.bfloat16, torch.float16)
         and terms.dropout == 0
         and not (torch.is_grad_enabled() and any(x.requires_grad for x in tensors))
@@ -83,8 +101,8 @@ def can_compile(query: Tensor, key: Tensor, value: Tensor, blocks: Blocks, terms
 
 @cache
 def has_compiler(device: str) -> bool:
-    """Whether torch.compile finds what it needs: Triton, or a C++ compiler, Python's headers and
-    a processor with AVX2."""
+    """Whether torch.compile works: with Triton, or on CPUs with a C++ compiler, Python's headers
+    and AVX2."""
     if device == "cuda":
         return find_spec("triton") is not None
     if device != "cpu" or not torch.cpu.get_capabilities().get("avx2", False):
@@ -93,51 +111,52 @@ def has_compiler(device: str) -> bool:
     return shutil.which(os.environ.get("CXX", "g++")) is not None and headers.exists()
 
 
-def compiled(
-    query: Tensor, key: Tensor, value: Tensor, chosen: Tensor, blocks: Blocks, terms: Terms
+def attend_compiled(
+    query: Tensor, key: Tensor, value: Tensor, chosen: Tensor, blocks: Blocks, terms: SoftmaxTerms
 ) -> tuple[Tensor, Tensor]:
-    """`attend` by compiled flex_attention.
+    """`attend` with compiled flex_attention.
 
     Raises:
-        RuntimeError: the call was not compiled, and would have made all n x n scores.
+        RuntimeError: torch.compile is disabled; uncompiled, flex_attention computes n x n scores.
     """
     dtype, size, count = query.dtype, blocks.size, blocks.count
-    if query.device.type == "cpu" and not _has_products(dtype):
+    if query.device.type == "cpu" and not _has_fast_matmul(dtype):
         query, key, value = query.float(), key.float(), value.float()
     sinks = terms.sinks
-    # A sink is one more block: its first key scores the sink, no other is seen, values are 0.
+    # A sink is an extra block: its first key gets the sink's score, the others are masked, and its
+    # values are 0.
     extra = 0 if sinks is None else size
     queries, keys, values = (
-        shaped.flatten(2, 3)
-        for shaped in (blocks.of_queries(query), blocks.of_keys(key), blocks.of_keys(value))
+        x.flatten(2, 3)
+        for x in (blocks.of_queries(query), blocks.of_keys(key), blocks.of_keys(value))
     )
     if sinks is not None:
         keys, values = (functional.pad(x, (0, 0, 0, extra)) for x in (keys, values))
         sinks, count = sinks.float(), count + 1
-    # The own block needs the mask of tokens; those before it are attended to in full, but for those
-    # that a window cuts.
+    # A row's own block needs a mask of tokens. Earlier blocks need none, except where a window cuts
+    # them.
     earlier = chosen[..., 1:].sort(dim=-1, descending=True).values
     if chosen.shape[1] > 1:
         earlier = earlier.repeat_interleave(query.shape[1] // chosen.shape[1], 1)
     own = blocks.number[:, None, :, None].expand(*earlier.shape[:3], 1)
-    masked, full, window = [own], earlier, blocks.mask.window
+    masked_parts, full, window = [own], earlier, None
     if sinks is not None:
-        masked.append(torch.full_like(own, blocks.count))
-    if window is not None:
-        is_whole = (own - earlier + 1) * size <= window[1]
-        masked.append(earlier.masked_fill(is_whole, -1).sort(dim=-1, descending=True).values)
+        masked_parts.append(torch.full_like(own, blocks.count))
+    if blocks.mask.window is not None:
+        is_whole = (own - earlier + 1) * size <= blocks.mask.window[1]
+        masked_parts.append(earlier.masked_fill(is_whole, -1).sort(dim=-1, descending=True).values)
         full = earlier.masked_fill(~is_whole, -1).sort(dim=-1, descending=True).values
-        window = torch.tensor(window, device=query.device)
-    masked = torch.cat(masked, -1)
+        window = torch.tensor(blocks.mask.window, device=query.device)
+    masked = torch.cat(masked_parts, -1)
     out = _compiled()(
         queries,
         keys,
         values,
         (masked >= 0).sum(-1, dtype=torch.int32),
-        # The width says how many blocks of keys there are.
+        # BlockMask takes the number of key blocks from this width.
         _padded(masked, count),
         (full >= 0).sum(-1, dtype=torch.int32),
-        # Sizes of 0 and 1 would be compiled apart.
+        # torch.compile specializes sizes 0 and 1.
         _padded(full, max(2, full.shape[-1])),
         blocks.number[:, 0] * size,
         torch.tensor([blocks.count * size], device=query.device),
@@ -152,20 +171,23 @@ def compiled(
 
 
 def _padded(numbers: Tensor, width: int) -> Tensor:
-    """Block numbers [..., k], -1 for none, as [..., width] int32, 0 for none."""
+    """Pad block numbers [..., k], -1 for none, to [..., width] int32, 0 for none."""
     return functional.pad(numbers.clamp_min(0), (0, width - numbers.shape[-1])).int()
 
 
 @cache
-def _has_products(dtype: torch.dtype) -> bool:
-    """Whether the CPU multiplies matrices of this dtype faster than those of float32."""
-    needs = {torch.bfloat16: "amx_bf16", torch.float16: "amx_fp16"}
-    return dtype not in needs or torch.cpu.get_capabilities().get(needs[dtype], False)
+def _has_fast_matmul(dtype: torch.dtype) -> bool:
+    """Whether the CPU multiplies matrices of this dtype faster than float32."""
+    required = {torch.bfloat16: "amx_bf16", torch.float16: "amx_fp16"}
+    return dtype not in required or torch.cpu.get_capabilities().get(required[dtype], False)
 
 
 @cache
-def _compiled():
-    return torch.compile(_flex, dynamic=True, fullgraph=True, recompile_limit=KINDS)
+def _compiled() -> Callable[..., Tensor]:
+    # torch's overloads lack recompile_limit.
+    return torch.compile(  # type: ignore[call-overload]
+        _flex, dynamic=True, fullgraph=True, recompile_limit=RECOMPILE_LIMIT
+    )
 
 
 def _flex(
@@ -184,23 +206,26 @@ def _flex(
     softcap: Tensor | None,
     sinks: Tensor | None,
 ) -> Tensor:
-    """begin [batch], the first query's position among the keys; end [1], that of the sink; window
-    [2], as LazyMask has it."""
+    """flex_attention over the given blocks.
+
+    `masked` blocks need the mask of tokens, `full` ones do not; begin [batch] is the first query's
+    position among the keys, end [1] that of the sink, window [2] that of LazyMask.
+    """
     if not torch.compiler.is_compiling():
         raise RuntimeError(
-            "attention: flex_attention was about to run without being compiled, which would make "
-            "all n x n scores; allow torch.compile (TORCH_COMPILE_DISABLE, force_eager), or set "
-            "needlework.attention.kernels.attend.COMPILED_FROM above heads * queries * keys"
+            "attention: torch.compile is disabled, and flex_attention without it would compute "
+            "all n x n scores; enable it (TORCH_COMPILE_DISABLE, force_eager), or set needlework."
+            "attention.kernels.attend.COMPILE_THRESHOLD above batch * heads * queries * keys"
         )
 
-    def mask(batch, head, q, k):
+    def mask(batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
         q = q + begin[batch]
-        seen = k <= q
+        allowed = k <= q
         if window is not None:
-            seen = seen & ((k < window[0]) | (q - k < window[1]))
-        return seen if sinks is None else seen | (k == end[0])
+            allowed = allowed & ((k < window[0]) | (q - k < window[1]))
+        return allowed if sinks is None else allowed | (k == end[0])
 
-    def score(score, batch, head, q, k):
+    def score(score: Tensor, batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
         if softcap is not None:
             score = softcap[0] * torch.tanh(score / softcap[0])
         return score if sinks is None else torch.where(k == end[0], sinks[head], score)

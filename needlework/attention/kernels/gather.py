@@ -1,6 +1,6 @@
-"""Block-sparse attention by gathering: copy the chosen blocks side by side, then attend to them.
+"""Block-sparse attention by gathering: copy the chosen blocks into one tensor and attend to it.
 
-It serves every mask, device and dtype, gradients and dropout; tokens that decode always come here.
+Supports every mask, device and dtype, gradients and dropout. Decoding always uses it.
 """
 
 from typing import NamedTuple
@@ -11,13 +11,13 @@ from torch.nn import functional
 
 from needlework.attention.blocks import Blocks, causal_pairs
 
-# Numbers gathered at once. Larger outgrows the CPU's cache, smaller leaves a GPU idle.
-GATHERED = {"cpu": 2**17, "cuda": 2**26}
-# Queries that gather together. More make larger products, and gather more that some do not want.
+GATHER_ELEMENTS = {"cpu": 2**17, "cuda": 2**26}
+"""Elements gathered together: more would exceed the CPU's cache, fewer would leave a GPU idle."""
 TILE_TOKENS = 32
+"""Queries that gather together: more mean larger products, but more blocks that some do not use."""
 
 
-class Terms(NamedTuple):
+class SoftmaxTerms(NamedTuple):
     """What a model's attention adds to softmax(scaling q k^T) v."""
 
     scaling: float
@@ -25,74 +25,82 @@ class Terms(NamedTuple):
     softcap: float | None = None
     """Scores become softcap tanh(score / softcap) (Gemma 2)."""
     sinks: Tensor | None = None
-    """A score by head that takes a share of the softmax and brings no value [heads] (GPT-OSS)."""
+    """One score per head [heads] that adds to the softmax's denominator, without a value (GPT-OSS)."""
 
 
 def gather(
-    query: Tensor, key: Tensor, value: Tensor, chosen: Tensor, blocks: Blocks, terms: Terms
+    query: Tensor, key: Tensor, value: Tensor, chosen: Tensor, blocks: Blocks, terms: SoftmaxTerms
 ) -> tuple[Tensor, Tensor]:
-    """`attend` for any number of new tokens; see kernels.attend for shapes."""
+    """`attend` for any number of new tokens; see there for shapes."""
     heads, kv_heads, size, choices = query.shape[1], key.shape[1], blocks.size, chosen.shape[1]
-    # Each choice is a row of the batch by itself, and reads so many kv heads.
-    batch, read = len(query) * choices, max(1, kv_heads // choices)
-    # Neighbouring rows share most of their blocks: a tile of rows gathers what any of them chose.
+    # Each choice becomes a row of the batch, and reads `kv_read` kv heads.
+    batch, kv_read = len(query) * choices, max(1, kv_heads // choices)
+    # Adjacent rows share most of their blocks: a tile of rows gathers the union of their choices.
     tile = max(1, TILE_TOKENS // size)
     extra = -blocks.rows % tile
     queries = functional.pad(blocks.of_queries(query), (0, 0, 0, 0, 0, extra)).flatten(2, 3)
     queries = queries.reshape(batch, heads // choices, -1, tile * size, queries.shape[-1])
     queries = queries.transpose(1, 2)
-    wanted = _as_mask(chosen.flatten(0, 1), blocks)
-    wanted = functional.pad(wanted, (0, 0, 0, extra)).unflatten(1, (-1, tile))
-    union = wanted.any(2)
+    kept = _as_mask(chosen.flatten(0, 1), blocks)
+    kept = functional.pad(kept, (0, 0, 0, extra)).unflatten(1, (-1, tile))
+    union = kept.any(2)
     order = union.byte().sort(dim=-1, descending=True, stable=True).indices
     widths = union.sum(-1).amax(0).tolist()
     keys = blocks.of_keys(key).reshape(-1, size * key.shape[-1])
     values = blocks.of_keys(value).reshape(-1, size * value.shape[-1])
     heads_at = torch.arange(batch, device=query.device) * kv_heads // choices
-    heads_at = heads_at.view(-1, 1, 1, 1) + torch.arange(read, device=query.device)[:, None]
+    heads_at = heads_at.view(-1, 1, 1, 1) + torch.arange(kv_read, device=query.device)[:, None]
     sinks = terms.sinks
     if sinks is not None:
-        sinks = sinks.view(choices, read, -1).repeat(len(query), 1, 1)
-    limit = GATHERED.get(query.device.type, GATHERED["cpu"]) // (batch * read * key.shape[-1])
-    out, pairs, start = [], [], 0
+        sinks = sinks.view(choices, kv_read, -1).repeat(len(query), 1, 1)
+    limit = GATHER_ELEMENTS.get(query.device.type, GATHER_ELEMENTS["cpu"]) // (
+        batch * kv_read * key.shape[-1]
+    )
+    outputs: list[Tensor] = []
+    pairs: list[Tensor] = []
+    start = 0
     while start < len(widths):
         end = min(len(widths), start + max(1, limit // (widths[start] * size)))
         width = max(widths[start:end])
         index = order[:, start:end, :width]
-        mask = _mask(wanted[:, start:end], index, start * tile, blocks)
+        mask = _mask(kept[:, start:end], index, start * tile, blocks)
         gathered = (heads_at * blocks.count + index[:, :, None]).flatten()
-        shape = (batch * (end - start), read, width * size, -1)
+        shape = (batch * (end - start), kv_read, width * size, -1)
         attended = _attention(
-            queries[:, start:end].reshape(*shape[:2], heads * tile * size // (choices * read), -1),
+            queries[:, start:end].reshape(
+                *shape[:2], heads * tile * size // (choices * kv_read), -1
+            ),
             keys.index_select(0, gathered).view(shape),
             values.index_select(0, gathered).view(shape),
             mask.flatten(0, 1)[:, None],
             terms,
             None if sinks is None else sinks.repeat_interleave(end - start, 0),
         )
-        out.append(attended.view(batch, end - start, heads // choices, tile * size, -1))
+        outputs.append(attended.view(batch, end - start, heads // choices, tile * size, -1))
         if not blocks.mask.is_causal:
             pairs.append(mask.sum(-1))
         start = end
-    out = torch.cat(out, 1).transpose(1, 2).reshape(len(query), heads, -1, size, value.shape[-1])
+    out = (
+        torch.cat(outputs, 1).transpose(1, 2).reshape(len(query), heads, -1, size, value.shape[-1])
+    )
     if blocks.mask.is_causal:
         count = causal_pairs(chosen, blocks)
     else:
-        pairs = torch.cat(pairs, 1).view(len(query), choices, -1, size)[:, :, : blocks.rows]
-        count = (pairs * blocks.is_new[:, None]).sum().double() / choices
+        by_token = torch.cat(pairs, 1).view(len(query), choices, -1, size)[:, :, : blocks.rows]
+        count = (by_token * blocks.is_new[:, None]).sum().double() / choices
     return blocks.tokens(out[:, :, : blocks.rows]), count
 
 
 def gather_token(
-    query: Tensor, key: Tensor, value: Tensor, chosen: Tensor, blocks: Blocks, terms: Terms
+    query: Tensor, key: Tensor, value: Tensor, chosen: Tensor, blocks: Blocks, terms: SoftmaxTerms
 ) -> tuple[Tensor, Tensor]:
-    """`attend` for one new token a row, with as few small operations as it takes."""
+    """`attend` for one new token per row, with few small operations."""
     batch, heads, kv_heads, total = *query.shape[:2], key.shape[1], key.shape[2]
     choices, size = chosen.shape[1], min(blocks.size, total)
     chosen = chosen[:, :, 0]
     begins = blocks.first[:, None, None] + chosen * blocks.size
     begins = begins.masked_fill(chosen < 0, total)
-    # A block that the tokens so far do not fill is read from earlier on, to lie within the cache.
+    # An incomplete last block is read from an earlier start, so that it lies within the cache.
     starts = begins.clamp_max(total - size)
     position = starts[..., None] + blocks.token[:size]
     allowed = (position >= begins[..., None]).flatten(2)
@@ -101,7 +109,7 @@ def gather_token(
         rows = torch.arange(batch, device=query.device)[:, None, None]
         last = torch.full_like(position[..., :1], total - 1)
         allowed = allowed & blocks.mask.at(rows, last, position)
-    # What reads for itself: a kv head, or each head where heads choose.
+    # Each kv head reads blocks, or each head if choices are per head.
     readers = max(kv_heads, choices)
     queries = query.reshape(batch, readers, heads // readers, -1)
     allowed, sinks = allowed[:, :, None], terms.sinks
@@ -111,19 +119,19 @@ def gather_token(
     windows = _windows(keys, size), (key_begins[..., None] + starts).flatten()
     if query.device.type == "cpu":
         length = allowed.shape[-1]
-        together = max(1, GATHERED["cpu"] // (length * key.shape[-1]))
+        together = max(1, GATHER_ELEMENTS["cpu"] // (length * key.shape[-1]))
         parts = zip(
             (queries.float() * terms.scaling).flatten(0, 1).split(together),
             windows[1].split(together * starts.shape[-1]),
             strict=True,
         )
-        scores = [
+        parts_of_scores = [
             q.bmm(windows[0].index_select(0, at).view(len(q), length, -1).float().transpose(1, 2))
             for q, at in parts
         ]
-        scores = torch.cat(scores).view(*queries.shape[:3], length)
+        scores = torch.cat(parts_of_scores).view(*queries.shape[:3], length)
         weights = _softmax(scores, allowed, terms, sinks).to(value.dtype)
-        # Sums rows of values where they lie; what gathers keys first has no such function.
+        # embedding_bag sums rows of values without copying them; there is no such function for q k.
         rows = (begins[..., None] + position)[:, :, None].expand(weights.shape)
         out = functional.embedding_bag(
             rows.reshape(batch * heads, -1),
@@ -143,8 +151,8 @@ def gather_token(
 
 
 def _rows(x: Tensor, readers: int) -> tuple[Tensor, Tensor]:
-    """x [batch, kv heads, n, d] as tokens one after another [tokens, d], and where among them each
-    reader's kv head begins [batch, readers]."""
+    """View x [batch, kv heads, n, d] as consecutive tokens [tokens, d]; also return the index at
+    which each reader's kv head begins [batch, readers]."""
     batch, heads, n, d = x.shape
     if x.stride()[2:] != (d, 1) or x.stride(0) % d or x.stride(1) % d:
         x = x.contiguous()
@@ -155,31 +163,31 @@ def _rows(x: Tensor, readers: int) -> tuple[Tensor, Tensor]:
 
 
 def _windows(tokens: Tensor, size: int) -> Tensor:
-    """All runs of `size` tokens of [tokens, d], as a view: [tokens - size + 1, size * d].
+    """View all runs of `size` consecutive tokens of [tokens, d]: [tokens - size + 1, size * d].
 
-    A run of tokens, which lie one after another, is copied as one piece.
+    index_select then copies each run in one piece.
     """
     n, d = tokens.shape
     return tokens.as_strided((n - size + 1, size * d), (d, 1))
 
 
 def _as_mask(chosen: Tensor, blocks: Blocks) -> Tensor:
-    """Block numbers [batch, rows, k], -1 for none, as a mask [batch, rows, blocks]."""
+    """Convert block numbers [batch, rows, k], -1 for none, to a mask [batch, rows, blocks]."""
     mask = chosen.new_zeros(*chosen.shape[:2], blocks.count + 1, dtype=torch.bool)
     return mask.scatter_(2, chosen.remainder(blocks.count + 1), True)[..., :-1]
 
 
-def _mask(wanted: Tensor, index: Tensor, row: int, blocks: Blocks) -> Tensor:
+def _mask(kept: Tensor, index: Tensor, row: int, blocks: Blocks) -> Tensor:
     """Mask of the queries of some tiles over the tokens of the blocks that they gathered.
 
-    wanted [batch * choices, tiles, tile, blocks]; index [batch * choices, tiles, k], the blocks
-    gathered; row is the first tile's first row. Returns [batch * choices, tiles, tile * size,
-    k * size].
+    kept [batch * choices, tiles, tile, blocks]: each row's choice; index [batch * choices, tiles,
+    k]: the blocks gathered; row: the first row of the first tile. Returns [batch * choices, tiles,
+    tile * size, k * size].
     """
-    size, (batch, tiles, tile, _) = blocks.size, wanted.shape
-    device = wanted.device
+    size, (batch, tiles, tile, _) = blocks.size, kept.shape
+    device = kept.device
     rows = torch.arange(batch, device=device) * len(blocks.begin) // batch
-    wanted = wanted.gather(3, index[:, :, None].expand(-1, -1, tile, -1))
+    kept = kept.gather(3, index[:, :, None].expand(-1, -1, tile, -1))
     numbers = torch.arange(row, row + tiles * tile, device=device).view(tiles, tile)
     numbers = numbers + torch.tensor(blocks.begin, device=device)[rows, None, None]
     token = blocks.token
@@ -191,7 +199,7 @@ def _mask(wanted: Tensor, index: Tensor, row: int, blocks: Blocks) -> Tensor:
         queries = first + numbers[..., None, None, None] * size + token[:, None, None]
         keys = first + index[:, :, None, None, :, None] * size + token
         allowed = blocks.mask.at(rows, queries.clamp_max(blocks.mask.total - 1), keys)
-    allowed = allowed & wanted[:, :, :, None, :, None]
+    allowed = allowed & kept[:, :, :, None, :, None]
     return allowed.view(batch, tiles, tile * size, -1)
 
 
@@ -200,11 +208,11 @@ def _attention(
     key: Tensor,
     value: Tensor,
     mask: Tensor,
-    terms: Terms,
+    terms: SoftmaxTerms,
     sinks: Tensor | None,
 ) -> Tensor:
-    """Masked attention; query [b, kv heads, group * t, d], mask [b, 1 or kv heads, t, k], sinks [b,
-    kv heads, group]."""
+    """Masked attention of query [b, kv heads, group * t, d], with mask [b, 1 or kv heads, t, k] and
+    sinks [b, kv heads, group]."""
     t = mask.shape[2]
     group = query.shape[2] // t
     if group > 1 and t > 1:
@@ -218,8 +226,8 @@ def _attention(
     return (weights @ value.float()).to(value.dtype)
 
 
-def _softmax(scores: Tensor, mask: Tensor, terms: Terms, sinks: Tensor | None) -> Tensor:
-    """Weights of attention, of scaled q k^T [b, kv heads, group * t, k]; else as _attention."""
+def _softmax(scores: Tensor, mask: Tensor, terms: SoftmaxTerms, sinks: Tensor | None) -> Tensor:
+    """Attention weights from scaled q k^T [b, kv heads, group * t, k]; see `_attention`."""
     if terms.softcap is not None:
         scores = torch.tanh(scores / terms.softcap) * terms.softcap
     scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)

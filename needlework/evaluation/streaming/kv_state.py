@@ -97,7 +97,11 @@ class TransformersCacheState:
     def update(self, output: Any, tokens: int) -> None:
         self._cache = getattr(output, self._cache_name, None)
         self._position += tokens
-        if self._evict is not None and self._cache is not None and self._evict.serves(self._cache):
+        if (
+            self._evict is not None
+            and self._cache is not None
+            and self._evict.supports(self._cache)
+        ):
             self._evict(self._cache)
 
     def snapshot(self, temporary: bool = False) -> Snapshot:
@@ -118,7 +122,7 @@ class TransformersCacheState:
     def grows(self) -> bool:
         if self._cache is None:
             return False
-        if self._evict is not None and self._evict.serves(self._cache):
+        if self._evict is not None and self._evict.supports(self._cache):
             return False
         return any(grows(layer) for layer in self._cache.layers)
 

@@ -11,7 +11,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 
 from needlework.attention.apply import stock_attention
 from needlework.attention.blocks import Blocks
-from needlework.attention.kernels.gather import Terms
+from needlework.attention.kernels.gather import SoftmaxTerms
 from needlework.attention.masks import LazyMask
 from needlework.attention.rope import Rotation
 from needlework.attention.seer.gates import Gates, pool_keys
@@ -34,7 +34,7 @@ class _LayerInputs(NamedTuple):
     unrotated_query: Tensor
     pooled_keys: Tensor
     """See `pool_keys`."""
-    terms: Terms
+    terms: SoftmaxTerms
     blocks: Blocks
 
 
@@ -80,7 +80,7 @@ class GateDistiller:
         return torch.stack(self._losses).sum()
 
     def on_attention(
-        self, layer: int, query: Tensor, key: Tensor, mask: LazyMask, terms: Terms
+        self, layer: int, query: Tensor, key: Tensor, mask: LazyMask, terms: SoftmaxTerms
     ) -> None:
         """Compute the loss of the current layer's gates, if it has any."""
         if layer not in self.gates.description.layers:
@@ -181,7 +181,7 @@ def _attention(
     layer = module.layer_idx
     assert isinstance(layer, int)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    terms = Terms(scale, 0.0, kwargs.get("softcap"), kwargs.get("s_aux"))
+    terms = SoftmaxTerms(scale, 0.0, kwargs.get("softcap"), kwargs.get("s_aux"))
     distiller.on_attention(layer, query, key, attention_mask, terms)
     return stock_attention(
         module, distiller.stock, query, key, value, attention_mask, scaling=scaling, **kwargs

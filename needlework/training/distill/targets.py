@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from needlework.attention.blocks import Blocks
-from needlework.attention.kernels.gather import Terms
+from needlework.attention.kernels.gather import SoftmaxTerms
 
 MAX_PROBABILITIES = 2**18
 """Largest number of probabilities computed together; a single row may exceed it."""
 
 
 def prefill_targets(
-    query: Tensor, key: Tensor, blocks: Blocks, terms: Terms, rows: Tensor
+    query: Tensor, key: Tensor, blocks: Blocks, terms: SoftmaxTerms, rows: Tensor
 ) -> Tensor:
     """Attention of each query head, max-pooled over tiles: a row's queries by a block's keys.
 
@@ -36,7 +36,7 @@ def prefill_targets(
 
 
 def decode_targets(
-    query: Tensor, key: Tensor, positions: Tensor, blocks: Blocks, terms: Terms
+    query: Tensor, key: Tensor, positions: Tensor, blocks: Blocks, terms: SoftmaxTerms
 ) -> Tensor:
     """Attention of single tokens, max-pooled over a block's keys and a kv head's query heads.
 
@@ -55,7 +55,7 @@ def decode_targets(
 
 
 def _pooled(
-    query: Tensor, key: Tensor, positions: Tensor, blocks: Blocks, terms: Terms, dim: int
+    query: Tensor, key: Tensor, positions: Tensor, blocks: Blocks, terms: SoftmaxTerms, dim: int
 ) -> Tensor:
     """Max-pool probabilities over each block's keys and dimension `dim`; normalize rows to sum 1.
 
@@ -77,7 +77,7 @@ def _pooled(
 
 
 def _probabilities(
-    query: Tensor, key: Tensor, positions: Tensor, blocks: Blocks, terms: Terms
+    query: Tensor, key: Tensor, positions: Tensor, blocks: Blocks, terms: SoftmaxTerms
 ) -> Tensor:
     """Attention to key [batch, kv heads, n, d]: [batch, kv heads, group, rows, t, n], 0 for no
     query."""

@@ -6,8 +6,9 @@ from torch._dynamo.exc import FailOnRecompileLimitHit
 from torch.compiler import set_stance
 
 from needlework.attention.blocks import Blocks, choose
-from needlework.attention.kernels.attend import attend, compiled, has_compiler
-from needlework.attention.kernels.gather import Terms, gather
+from needlework.attention.kernels import attend as attend_module
+from needlework.attention.kernels.attend import attend, attend_compiled, has_compiler
+from needlework.attention.kernels.gather import SoftmaxTerms, gather
 from needlework.attention.masks import LazyMask
 from needlework.config.attention import Random, SketchWalk
 
@@ -26,8 +27,8 @@ def masked(lengths, total, new, right=False, device=CPU, **kwargs):
     return real, mask
 
 
-def laid_out(x, layout):
-    """The same numbers, stored as caches and projections store them."""
+def stored_as(x, layout):
+    """The same values in the memory layout of a cache slice or a projection."""
     if layout == "slice":
         longer = torch.cat([x, torch.full_like(x[:, :, :3], torch.nan)], 2)
         return longer[:, :, : x.shape[2]]
@@ -35,9 +36,9 @@ def laid_out(x, layout):
 
 
 def reference(query, key, value, real, start, chosen, blocks, scaling, softcap=None, sinks=None):
-    """Attention of each real token, one at a time, over the tokens of the blocks it may read.
+    """Attention of each real token, one at a time, over the tokens of its chosen blocks.
 
-    Pairs are a mean over heads.
+    Also returns the number of pairs, averaged over heads.
     """
     heads = query.shape[1]
     out, pairs = torch.zeros(*query.shape[:3], value.shape[-1]), 0
@@ -62,15 +63,16 @@ def reference(query, key, value, real, start, chosen, blocks, scaling, softcap=N
                 if softcap is not None:
                     logits = softcap * torch.tanh(logits / softcap)
                 weights = logits.exp()
-                below = weights.sum() + (0 if sinks is None else sinks[h].exp())
-                out[b, h, t] = weights / below @ value[b, h // group, keys]
+                denominator = weights.sum() + (0 if sinks is None else sinks[h].exp())
+                out[b, h, t] = weights / denominator @ value[b, h // group, keys]
     return out, pairs / heads
 
 
 def scores_of(blocks, heads, choices, device=CPU):
-    """Random scores alike for all heads, for each kv head or for each head, as `choices` says.
+    """Random scores, common to all heads, per kv head, or per head, as `choices` says.
 
-    A system that marks blocks is sure of some of either kind, so choices differ in number.
+    For a method that marks blocks some are certainly kept or dropped, so that rows keep different
+    numbers of blocks.
     """
     shape = {"all": (), "kv": (heads[1],), "head": (heads[0],)}[choices]
     scores = torch.rand(len(blocks.begin), *shape, blocks.rows, blocks.count, device=device)
@@ -94,7 +96,7 @@ def scores_of(blocks, heads, choices, device=CPU):
     seed=st.integers(0, 99),
 )
 @settings(deadline=None, max_examples=200)
-def test_gathered_attention_over_chosen_blocks(
+def test_gathered_attention_matches_the_reference(
     lengths, size, cached, heads, choices, marks, density, right, extra, layouts, dtype, seed
 ):
     torch.manual_seed(seed)
@@ -113,8 +115,8 @@ def test_gathered_attention_over_chosen_blocks(
         "softcap": 2.0 if extra == "softcap" else None,
         "sinks": torch.randn(heads[0]) if extra == "sinks" else None,
     }
-    stored = [laid_out(x, layout) for x, layout in zip((key, value), layouts, strict=True)]
-    out, pairs = attend(query, *stored, chosen, blocks, scaling=0.5, **terms)
+    key_and_value = [stored_as(x, layout) for x, layout in zip((key, value), layouts, strict=True)]
+    out, pairs = attend(query, *key_and_value, chosen, blocks, scaling=0.5, **terms)
     exact = (x.float() for x in (query, key, value))
     expected, count = reference(*exact, real, start, chosen, blocks, 0.5, **terms)
     is_real = real[:, None, start:, None]
@@ -127,7 +129,7 @@ def test_gathered_attention_over_chosen_blocks(
         assert count == mask.causal_pairs
 
 
-def test_other_masks_are_evaluated_on_the_chosen_tokens():
+def test_other_masks_apply_within_the_chosen_blocks():
     torch.manual_seed(0)
 
     def every_third(batch, head, q, k):
@@ -149,7 +151,7 @@ def test_other_masks_are_evaluated_on_the_chosen_tokens():
 
 @pytest.mark.parametrize("choices", ["all", "kv", "head"])
 @pytest.mark.parametrize("new", [90, 1])
-def test_gathering_in_parts_is_the_same(monkeypatch, new, choices):
+def test_gathering_in_parts_does_not_change_the_result(monkeypatch, new, choices):
     torch.manual_seed(0)
     _, mask = masked([90, 50], 90, new)
     blocks = Blocks(mask, Random(block_size=4, density=0.4), CPU)
@@ -157,13 +159,13 @@ def test_gathering_in_parts_is_the_same(monkeypatch, new, choices):
     chosen = choose(scores_of(blocks, (4, 2), choices), blocks)
     sinks = torch.randn(4)
     whole, pairs = attend(query, key, value, chosen, blocks, sinks=sinks)
-    monkeypatch.setattr("needlework.attention.kernels.gather.GATHERED", {"cpu": 1})
+    monkeypatch.setattr("needlework.attention.kernels.gather.GATHER_ELEMENTS", {"cpu": 1})
     parts, pairs_in_parts = attend(query, key, value, chosen, blocks, sinks=sinks)
     torch.testing.assert_close(parts, whole)
     assert pairs == pairs_in_parts
 
 
-def test_choices_of_some_other_number_of_heads_are_refused():
+def test_wrong_number_of_choices_is_an_error():
     _, mask = masked([20], 20, 20)
     blocks = Blocks(mask, Random(block_size=4), CPU)
     query, key, value = torch.randn(1, 6, 20, 8), *torch.randn(2, 1, 3, 20, 8)
@@ -172,8 +174,8 @@ def test_choices_of_some_other_number_of_heads_are_refused():
         attend(query, key, value, chosen, blocks)
 
 
-# d, d_v, heads, kv heads, block size, dtype, further terms, choices: each is compiled anew.
-KINDS = {
+# d, d_v, heads, kv heads, block size, dtype, extra term, choices: each is compiled separately.
+VARIANTS = {
     "d 64, groups of 2": (64, 64, 4, 2, 16, torch.float32, "", "kv"),
     "d 80, d_v 36": (80, 36, 2, 2, 32, torch.float32, "", "all"),
     "d 32, softcap": (32, 32, 2, 1, 16, torch.float32, "softcap", "all"),
@@ -182,9 +184,9 @@ KINDS = {
 }
 
 
-def problem(kind, lengths, new, device="cpu", seed=0):
-    """Arguments of `compiled`, and what the reference makes of them."""
-    d, d_v, heads, kv_heads, size, dtype, extra, choices = KINDS.get(kind, kind)
+def inputs_and_reference(variant, lengths, new, device="cpu", seed=0):
+    """Arguments of `attend_compiled`, and the reference result."""
+    d, d_v, heads, kv_heads, size, dtype, extra, choices = VARIANTS.get(variant, variant)
     torch.manual_seed(seed)
     total = max(lengths)
     start = total - new
@@ -203,20 +205,20 @@ def problem(kind, lengths, new, device="cpu", seed=0):
     if terms["sinks"] is not None:
         terms["sinks"] = terms["sinks"].to(device)
     on_device = [x.to(device) for x in tensors]
-    return (*on_device, chosen, blocks, Terms(d**-0.5, 0.0, **terms)), expected
+    return (*on_device, chosen, blocks, SoftmaxTerms(d**-0.5, 0.0, **terms)), expected
 
 
 @needs_compiler
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("kind", KINDS)
-def test_compiled_attention_over_chosen_blocks(kind, device):
-    """One shot and chunks that begin within a block or at its edge, left padding, a row without
-    new tokens, a last block of one token."""
-    tolerance = 1e-5 if KINDS[kind][5] == torch.float32 else 0.03
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_compiled_attention_matches_the_reference(variant, device):
+    """In one pass and in chunks that begin within a block or at its edge; with left padding, a row
+    without new tokens, and a last block of one token."""
+    tolerance = 1e-5 if VARIANTS[variant][5] == torch.float32 else 0.03
     for lengths, new in [([96, 75], 96), ([97, 60], 41), ([112, 3], 64), ([80, 80], 17)]:
-        arguments, (expected, count) = problem(kind, lengths, new, device)
+        arguments, (expected, count) = inputs_and_reference(variant, lengths, new, device)
         with torch.inference_mode():
-            out, pairs = compiled(*arguments)
+            out, pairs = attend_compiled(*arguments)
             gathered, _ = gather(*arguments)
         assert out.dtype == arguments[0].dtype
         blocks = arguments[4]
@@ -230,36 +232,40 @@ def test_compiled_attention_over_chosen_blocks(kind, device):
 
 
 @needs_compiler
-def test_compiled_attention_of_one_row_as_projections_lie():
-    """Batch 1, tensors [batch, tokens, heads, d] seen as [batch, heads, tokens, d]."""
-    (*tensors, chosen, blocks, terms), (expected, _) = problem("d 64, groups of 2", [90], 90)
+def test_compiled_attention_accepts_the_layout_of_projections():
+    """Batch 1, with tensors [batch, tokens, heads, d] viewed as [batch, heads, tokens, d]."""
+    (*tensors, chosen, blocks, terms), (expected, _) = inputs_and_reference(
+        "d 64, groups of 2", [90], 90
+    )
     with torch.no_grad():
-        out, _ = compiled(*(laid_out(x, "by token") for x in tensors), chosen, blocks, terms)
+        out, _ = attend_compiled(
+            *(stored_as(x, "by token") for x in tensors), chosen, blocks, terms
+        )
     torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
 
 
 @needs_compiler
-def test_never_uncompiled():
-    arguments, _ = problem("d 64, groups of 2", [96, 75], 96)
+def test_disabled_compiler_is_an_error():
+    arguments, _ = inputs_and_reference("d 64, groups of 2", [96, 75], 96)
     with set_stance("force_eager"), pytest.raises(RuntimeError, match="all n x n scores"):
-        compiled(*arguments)
+        attend_compiled(*arguments)
 
 
 @needs_compiler
-def test_never_uncompiled_past_the_limit_of_recompilation(monkeypatch):
+def test_exceeding_the_recompile_limit_is_an_error(monkeypatch):
     with torch.inference_mode():
-        compiled(*problem("d 64, groups of 2", [96, 75], 96)[0])
-        monkeypatch.setattr(attend, "KINDS", 1)
-        attend._compiled.cache_clear()
-        other, _ = problem((16, 16, 1, 1, 16, torch.float32, "", "all"), [96, 75], 96)
+        attend_compiled(*inputs_and_reference("d 64, groups of 2", [96, 75], 96)[0])
+        monkeypatch.setattr(attend_module, "RECOMPILE_LIMIT", 1)
+        attend_module._compiled.cache_clear()
+        other, _ = inputs_and_reference((16, 16, 1, 1, 16, torch.float32, "", "all"), [96, 75], 96)
         with pytest.raises(FailOnRecompileLimitHit):
-            compiled(*other)
-    attend._compiled.cache_clear()
+            attend_compiled(*other)
+    attend_module._compiled.cache_clear()
 
 
-def is_compiled(monkeypatch, lengths, new, dropout=0.0, right=False, kind=(16, 16, 2, 1, 16)):
-    """Whether `attend` would compile, told by its refusal to run uncompiled."""
-    d, _, heads, kv_heads, size = kind
+def is_compiled(lengths, new, dropout=0.0, right=False, shape=(16, 2, 1, 16)):
+    """Whether `attend` selects the compiled kernel, which refuses to run uncompiled."""
+    d, heads, kv_heads, size = shape
     _, mask = masked(lengths, max(lengths), new, right)
     blocks = Blocks(mask, Random(block_size=size), CPU)
     query = torch.randn(len(lengths), heads, new, d)
@@ -274,41 +280,41 @@ def is_compiled(monkeypatch, lengths, new, dropout=0.0, right=False, kind=(16, 1
 
 
 @needs_compiler
-def test_long_causal_prefill_is_compiled_and_all_else_gathered(monkeypatch):
-    monkeypatch.setattr(attend, "COMPILED_FROM", 2 * 100 * 100)
-    assert is_compiled(monkeypatch, [100], 100)
-    assert is_compiled(monkeypatch, [100, 60], 100)
-    assert is_compiled(monkeypatch, [400], 25)
-    assert not is_compiled(monkeypatch, [99], 99)
-    assert not is_compiled(monkeypatch, [10_000], 1)
-    assert not is_compiled(monkeypatch, [100, 60], 100, right=True)
-    assert not is_compiled(monkeypatch, [100], 100, dropout=0.1)
-    assert not is_compiled(monkeypatch, [100], 100, kind=(8, 8, 2, 1, 16))
-    assert not is_compiled(monkeypatch, [100], 100, kind=(16, 16, 2, 1, 12))
+def test_only_long_causal_prefills_are_compiled(monkeypatch):
+    monkeypatch.setattr(attend_module, "COMPILE_THRESHOLD", 2 * 100 * 100)
+    assert is_compiled([100], 100)
+    assert is_compiled([100, 60], 100)
+    assert is_compiled([400], 25)
+    assert not is_compiled([99], 99)
+    assert not is_compiled([10_000], 1)
+    assert not is_compiled([100, 60], 100, right=True)
+    assert not is_compiled([100], 100, dropout=0.1)
+    assert not is_compiled([100], 100, shape=(8, 2, 1, 16))
+    assert not is_compiled([100], 100, shape=(16, 2, 1, 12))
 
 
-def test_gradients_pass_through_gathering(monkeypatch):
-    monkeypatch.setattr(attend, "COMPILED_FROM", 0)
+def test_gathering_has_gradients(monkeypatch):
+    monkeypatch.setattr(attend_module, "COMPILE_THRESHOLD", 0)
     _, mask = masked([64], 64, 64)
     blocks = Blocks(mask, Random(block_size=16, density=1.0), CPU)
     query, key, value = (torch.randn(1, 2, 64, 16, requires_grad=True) for _ in range(3))
     chosen = choose(torch.rand(1, 4, 4), blocks)
     attend(query, key, value, chosen, blocks)[0].sum().backward()
-    found = [x.grad.clone() for x in (query, key, value)]
+    gradients = [x.grad.clone() for x in (query, key, value)]
     for x in (query, key, value):
         x.grad = None
     torch.nn.functional.scaled_dot_product_attention(
         query, key, value, is_causal=True
     ).sum().backward()
-    for grad, x in zip(found, (query, key, value), strict=True):
-        torch.testing.assert_close(grad, x.grad, rtol=1e-4, atol=1e-5)
+    for gradient, x in zip(gradients, (query, key, value), strict=True):
+        torch.testing.assert_close(gradient, x.grad, rtol=1e-4, atol=1e-5)
 
 
-def test_without_a_compiler_long_prefills_are_gathered(monkeypatch):
+def test_long_prefills_are_gathered_without_a_compiler(monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
-    monkeypatch.setattr(attend, "COMPILED_FROM", 0)
+    monkeypatch.setattr(attend_module, "COMPILE_THRESHOLD", 0)
     has_compiler.cache_clear()
     try:
-        assert not is_compiled(monkeypatch, [100], 100)
+        assert not is_compiled([100], 100)
     finally:
         has_compiler.cache_clear()

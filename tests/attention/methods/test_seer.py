@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.rope_reference import turned
+from support.rope_reference import rotate_vector
 from support.tiny_models import generate, prompts, run, tiny
 from transformers import DynamicCache
 
@@ -137,7 +137,7 @@ def reference_gate(gates, layer, query, key, row, is_decode, real=None):
         for j in range(row + 1):
             pools = pooled(key[of_kv, its(j)])
             k = pools @ gate.key[of_kv if is_decode or g != d else head].double().numpy()
-            logits.append(turned(q, at) @ turned(k, j * SIZE) / math.sqrt(g))
+            logits.append(rotate_vector(q, at) @ rotate_vector(k, j * SIZE) / math.sqrt(g))
         weights = [math.exp(x - max(logits)) for x in logits]
         found[head] = [x / sum(weights) for x in weights]
     return found

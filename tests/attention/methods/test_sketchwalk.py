@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from needlework.attention.base import Forward
 from needlework.attention.blocks import Blocks
-from needlework.attention.cache_state import State
+from needlework.attention.cache_state import MethodState
 from needlework.attention.masks import LazyMask
 from needlework.attention.methods import sketchwalk
 from needlework.attention.methods.sketchwalk import Method, hadamard_sketch
@@ -304,7 +304,7 @@ def test_queries_cropped_from_the_last_block_leave_no_trace(select, decode_queri
     (*_, (_, (expected,), _, _)) = select(
         selector, [24, 1, 1], query[..., :26, :], key[..., :26, :], [26]
     )
-    state = State(8)
+    state = MethodState(8)
     run = _runner(selector, state)
     run(query, key, 0, 24)
     run(query, key, 24, 25)
@@ -323,7 +323,7 @@ def test_a_chunk_of_one_token_asks_with_the_tokens_of_its_block_alone(select):
     selector = Method(SketchWalk(block_size=8))
     query, key = torch.randn(1, 1, 2, 36, 8), torch.randn(1, 1, 2, 36, 8)
     ((_, (expected,), _, _),) = select(selector, [36], query, key, [36])
-    run = _runner(selector, State(8))
+    run = _runner(selector, MethodState(8))
     run(query, key, 0, 24)
     for end in range(25, 36):
         run(query, key, end - 1, end)
@@ -382,7 +382,7 @@ def test_padding_on_the_right_counts_for_nothing(keys):
 
     def scores(tokens, real):
         padding = torch.arange(tokens)[None] < real
-        forward = Forward(State(4))
+        forward = Forward(MethodState(4))
         mask = LazyMask(1, tokens, tokens, attention_mask=padding)
         forward.blocks = Blocks(mask, selector.system, torch.device("cpu"))
         return selector.scores(0, query[:, :, :tokens], key[:, :, :tokens], forward)

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from torch.nn.functional import scaled_dot_product_attention
 
 from needlework.attention.blocks import Blocks, choose
-from needlework.attention.kernels.attend import attend, can_compile, compiled, has_compiler
-from needlework.attention.kernels.gather import Terms, gather
+from needlework.attention.kernels.attend import attend, attend_compiled, can_compile, has_compiler
+from needlework.attention.kernels.gather import SoftmaxTerms, gather
 from needlework.attention.masks import LazyMask
 from needlework.attention.methods.window import Method, WindowBlocks
 from needlework.config.attention import Window
@@ -70,7 +70,7 @@ def test_compiled_windows_are_those_gathered(select):
     """Windows that end within a block and at its edge, sinks of the model too."""
     torch.manual_seed(0)
     query, (key, value) = torch.randn(2, 4, 120, 16), torch.randn(2, 2, 2, 120, 16)
-    terms = Terms(0.25, sinks=torch.randn(4))
+    terms = SoftmaxTerms(0.25, sinks=torch.randn(4))
     for recent, forwards in [(40, [70, 50]), (48, [64, 56])]:
         system, start = Window(block_size=16, sink_tokens=5, recent_tokens=recent), 0
         for blocks, (scores,), _, _ in select(Method(system), forwards, [query], [key], [120, 75]):
@@ -78,7 +78,7 @@ def test_compiled_windows_are_those_gathered(select):
             tensors = query[:, :, start:end], key[:, :, :end], value[:, :, :end]
             with torch.inference_mode():
                 assert can_compile(*tensors, blocks, terms)
-                out, pairs = compiled(*tensors, chosen, blocks, terms)
+                out, pairs = attend_compiled(*tensors, chosen, blocks, terms)
                 expected, count = gather(*tensors, chosen, blocks, terms)
             real = torch.arange(start, end) >= blocks.first[:, None]
             real = real[:, None, :, None]
@@ -95,7 +95,7 @@ def test_windows_beside_padding_on_the_right_are_gathered():
     blocks = WindowBlocks(Blocks(mask, system, torch.device("cpu")), system)
     query, key, value = torch.randn(3, 1, 2, 32, 16)
     with torch.inference_mode():
-        assert not can_compile(query, key, value, blocks, Terms(0.25))
+        assert not can_compile(query, key, value, blocks, SoftmaxTerms(0.25))
 
 
 def test_a_window_over_everything_is_stock_attention(select):

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from support.target_reference import tile
 
 from needlework.attention.blocks import Blocks
-from needlework.attention.kernels.gather import Terms
+from needlework.attention.kernels.gather import SoftmaxTerms
 from needlework.attention.masks import LazyMask
 from needlework.config.attention import BlockSparse
 from needlework.training.distill import targets
@@ -35,7 +35,7 @@ def random_inputs(lengths, heads, sinks, softcap):
     total, d = max(lengths), 3
     query = torch.randn(len(lengths), heads[0], total, d) * 2
     key = torch.randn(len(lengths), heads[1], total, d) * 2
-    return query, key, Terms(0.7, 0.0, softcap, torch.randn(heads[0]) if sinks else None)
+    return query, key, SoftmaxTerms(0.7, 0.0, softcap, torch.randn(heads[0]) if sinks else None)
 
 
 @given(SHAPES)
@@ -98,12 +98,12 @@ def test_padding_between_tokens_gets_no_attention():
     blocks = Blocks(mask, BlockSparse(block_size=2), torch.device("cpu"))
     query, key = torch.zeros(1, 1, 8, 2), torch.zeros(1, 1, 8, 2)
     rows = torch.arange(4)
-    got = prefill_targets(query, key, blocks, Terms(1.0), rows)[0, 0]
+    got = prefill_targets(query, key, blocks, SoftmaxTerms(1.0), rows)[0, 0]
     # Uniform over real tokens; a row's maximum comes from its first query, which sees fewest.
     torch.testing.assert_close(got[2], torch.tensor([1.0, 1, 1, 0]) / 3)
     key[0, 0, 3] = 50.0
     query[:] = 1.0
-    assert prefill_targets(query, key, blocks, Terms(1.0), rows)[0, 0].equal(got)
+    assert prefill_targets(query, key, blocks, SoftmaxTerms(1.0), rows)[0, 0].equal(got)
 
 
 def test_memory_does_not_grow_with_the_square_of_the_length(monkeypatch):
@@ -118,6 +118,6 @@ def test_memory_does_not_grow_with_the_square_of_the_length(monkeypatch):
     monkeypatch.setattr(targets, "MAX_PROBABILITIES", 4 * 256 * 8)
     blocks = blocks_of([256], 8)
     query, key = torch.randn(1, 2, 256, 4), torch.randn(1, 1, 256, 4)
-    prefill_targets(query, key, blocks, Terms(0.5), torch.arange(32))
+    prefill_targets(query, key, blocks, SoftmaxTerms(0.5), torch.arange(32))
     assert max(p.numel() for p in computed) <= 4 * 256 * 8
     assert len(computed) == 16
