@@ -13,7 +13,7 @@ from support.tiny_models import prompts, tiny
 
 from needlework.attention.apply import apply
 from needlework.attention.base import AttentionMethod, computation_of
-from needlework.attention.cache_state import State
+from needlework.attention.cache_state import MethodState
 from needlework.attention.layers import LayerShape
 from needlework.attention.seer.gates import Gates
 from needlework.config.attention import AnyAttention, BlockSparse
@@ -175,7 +175,7 @@ def test_state_has_the_planned_size_and_removal_restores_the_model(name, system_
     with apply(model, system):
         cache = fill_cache(model)
         assert (logits_of(model) - stock).abs().max() > 1e-3
-    measured = sum(layer.nbytes for layer in cache.layers if isinstance(layer, State))
+    measured = sum(layer.nbytes for layer in cache.layers if isinstance(layer, MethodState))
     assert planned_state_bytes(model, computation_of(system)) == measured
     assert torch.equal(logits_of(model), stock)
     assert not model.model._forward_pre_hooks

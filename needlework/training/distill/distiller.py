@@ -43,7 +43,10 @@ class GateDistiller:
 
     def __init__(self, model: PreTrainedModel, gates: Gates):
         self.model, self.gates = model, gates
-        self.system = BlockSparse(block_size=gates.description.block_size)
+        # Only the block size matters, so it is not a system with a `type`.
+        self.system = BlockSparse(  # type: ignore[call-arg]
+            block_size=gates.description.block_size
+        )
         self._losses: list[Tensor] = []
 
     def __enter__(self) -> "GateDistiller":
