@@ -1,5 +1,6 @@
 """Reference losses and evaluators for tests of streaming."""
 
+import numpy as np
 import torch
 from support.streamed_models import VOCABULARY
 
@@ -51,3 +52,17 @@ def evaluate_with_losses(evaluator: StreamingEvaluator, data, max_tokens=None) -
     results = evaluator.evaluate_streaming_with_metrics(data, max_tokens, True)
     assert len(results["per_token_losses"]) == results["total_tokens"]
     return results
+
+
+IDS = np.random.default_rng(0).integers(3, 61, 500)
+"""Token ids of the tests of token sources and documents."""
+
+
+def text_of(ids) -> str:
+    """Text of token ids, for a tokenizer of the words w1, w2, ..."""
+    return " ".join(f"w{i}" for i in ids)
+
+
+def read_documents(documents) -> list[list[int]]:
+    """Token ids of each document, joined from its pieces."""
+    return [np.concatenate([*document]).tolist() for document in documents]

@@ -56,12 +56,12 @@ def run(server: ApiServer, count: int, journal: Path, key: str | None = None, **
 
 def test_a_thousand_requests_to_a_faulty_server(tmp_path: Path):
     draw = random.Random(3)
-    passing = [fault for fault in FAULTS if fault != "stall"]
+    transient = [fault for fault in FAULTS if fault != "stall"]
 
     def fault(number: int, body: dict) -> str | None:
         if number % 150 == 7:
             return "stall"
-        return draw.choice(passing) if draw.random() < 0.35 else None
+        return draw.choice(transient) if draw.random() < 0.35 else None
 
     faulty = ApiServer(sample_of, fault)
     journal = tmp_path / "journal.jsonl"

@@ -3,7 +3,7 @@ import pytest
 import torch
 from datasets import Dataset
 from support.streamed_models import make
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from support.streaming import IDS, read_documents, text_of
 
 from needlework.evaluation import StreamingEvaluator
 from needlework.evaluation.streaming.document_reader import (
@@ -11,28 +11,6 @@ from needlework.evaluation.streaming.document_reader import (
     documents_of,
     known_token_count,
 )
-
-IDS = np.random.default_rng(0).integers(3, 61, 500)
-
-
-@pytest.fixture
-def tokenizer() -> Tokenizer:
-    words = {"<s>": 0, **{f"w{i}": i for i in range(1, 61)}}
-    tokenizer = Tokenizer(models.WordLevel(words))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A", special_tokens=[("<s>", 0)]
-    )
-    tokenizer.enable_truncation(5)
-    return tokenizer
-
-
-def _text(ids) -> str:
-    return " ".join(f"w{i}" for i in ids)
-
-
-def _read(documents) -> list[list[int]]:
-    return [np.concatenate([*document]).tolist() for document in documents]
 
 
 def test_ids_rows_and_texts_are_accepted(tokenizer, tmp_path):
@@ -47,15 +25,15 @@ def test_ids_rows_and_texts_are_accepted(tokenizer, tmp_path):
         ([int(i)] for i in IDS),
     ):
         assert evaluator.evaluate_streaming(data)["loss"] == pytest.approx(expected, abs=1e-6)
-    (tmp_path / "x.txt").write_text(_text(IDS[1:]))
+    (tmp_path / "x.txt").write_text(text_of(IDS[1:]))
     with pytest.raises(ValueError, match=r"x.txt: holds text; pass a tokenizer"):
         evaluator.evaluate_streaming(tmp_path / "x.txt")
-    texts = Dataset.from_dict({"text": [_text(IDS[1:])]})
+    texts = Dataset.from_dict({"text": [text_of(IDS[1:])]})
     first = IDS.copy()
     first[0] = 0
     expected = evaluator.evaluate_streaming(first)["loss"]
     evaluator.tokenizer = tokenizer
-    for data in (tmp_path / "x.txt", [_text(IDS[1:])], texts, texts.to_iterable_dataset()):
+    for data in (tmp_path / "x.txt", [text_of(IDS[1:])], texts, texts.to_iterable_dataset()):
         assert evaluator.evaluate_streaming(data)["loss"] == pytest.approx(expected, abs=1e-6)
     with pytest.raises(ValueError, match=r"^data: has neither input_ids nor text, but story;"):
         evaluator.evaluate_streaming(Dataset.from_dict({"story": ["w3 w4"]}))
@@ -98,14 +76,14 @@ def test_the_reader_peeks_and_advances():
 def test_documents_of_every_kind_of_data():
     tensor = torch.from_numpy(IDS)
     for data in (IDS, tensor, tensor.int(), IDS.tolist(), tuple(IDS.tolist())):
-        assert _read(documents_of(data, True, None)) == [IDS.tolist()]
+        assert read_documents(documents_of(data, True, None)) == [IDS.tolist()]
     parts = [IDS[:200], tensor[200:]]
-    assert _read(documents_of(parts, True, None)) == [IDS.tolist()]
+    assert read_documents(documents_of(parts, True, None)) == [IDS.tolist()]
     separate = [IDS[:200].tolist(), IDS[200:].tolist()]
-    assert _read(documents_of(parts, False, None)) == separate
-    assert _read(documents_of((part for part in parts), False, 300)) == [
+    assert read_documents(documents_of(parts, False, None)) == separate
+    assert read_documents(documents_of((part for part in parts), False, 300)) == [
         separate[0],
         separate[1][:100],
     ]
-    assert _read(documents_of(parts, False, 200)) == separate[:1]
-    assert _read(documents_of(parts, True, 300)) == [IDS[:300].tolist()]
+    assert read_documents(documents_of(parts, False, 200)) == separate[:1]
+    assert read_documents(documents_of(parts, True, 300)) == [IDS[:300].tolist()]

@@ -6,33 +6,11 @@ import polars as pl
 import pytest
 from datasets import Dataset
 from support.streamed_models import make
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from support.streaming import IDS, read_documents, text_of
 
 from needlework.evaluation import StreamingEvaluator
 from needlework.evaluation.streaming import token_source
 from needlework.evaluation.streaming.token_source import TokenFile, token_documents, write_tokens
-
-IDS = np.random.default_rng(0).integers(3, 61, 500)
-
-
-@pytest.fixture
-def tokenizer() -> Tokenizer:
-    words = {"<s>": 0, **{f"w{i}": i for i in range(1, 61)}}
-    tokenizer = Tokenizer(models.WordLevel(words))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A", special_tokens=[("<s>", 0)]
-    )
-    tokenizer.enable_truncation(5)
-    return tokenizer
-
-
-def _text(ids) -> str:
-    return " ".join(f"w{i}" for i in ids)
-
-
-def _read(documents) -> list[list[int]]:
-    return [np.concatenate([*document]).tolist() for document in documents]
 
 
 @pytest.mark.parametrize("kind", ["uint16", "uint32", "npy"])
@@ -52,31 +30,33 @@ def test_token_files_are_mapped_piece_by_piece(kind, tmp_path, monkeypatch):
     assert [len(piece) for piece in pieces] == [64] * 7 + [52]
     # Pieces are copies: mapped pages of the file would count as memory.
     assert all(piece.flags.owndata and type(piece) is np.ndarray for piece in pieces)
-    assert _read(file) == [IDS.tolist()]
+    assert read_documents(file) == [IDS.tolist()]
     assert str(path) not in Path("/proc/self/maps").read_text()
-    assert _read(token_documents(path, dtype=dtype)) == [IDS.tolist()]
+    assert read_documents(token_documents(path, dtype=dtype)) == [IDS.tolist()]
 
 
-def x(tmp_path, monkeypatch):
+def test_documents_of_a_token_file_follow_separators_or_starts(tmp_path, monkeypatch):
     monkeypatch.setattr(token_source, "PIECE_TOKENS", 7)
     ids = IDS.copy()
     ids[[9, 10, 200]] = 2
     ids.astype(np.uint16).tofile(tmp_path / "x.bin")
     expected = [ids[:10].tolist(), [2], ids[11:201].tolist(), ids[201:].tolist()]
-    assert _read(TokenFile(tmp_path / "x.bin", separator=2)) == expected
-    assert _read(TokenFile(tmp_path / "x.bin", starts=np.array([0, 10, 11, 201]))) == expected
+    assert read_documents(TokenFile(tmp_path / "x.bin", separator=2)) == expected
+    assert (
+        read_documents(TokenFile(tmp_path / "x.bin", starts=np.array([0, 10, 11, 201]))) == expected
+    )
     ids[-1] = 2
     ids.astype(np.uint16).tofile(tmp_path / "x.bin")
-    assert _read(TokenFile(tmp_path / "x.bin", separator=2))[-1] == ids[201:].tolist()
+    assert read_documents(TokenFile(tmp_path / "x.bin", separator=2))[-1] == ids[201:].tolist()
     (tmp_path / "x.bin").rename(tmp_path / "a.bin")
     np.save(tmp_path / "b.npy", IDS)
-    assert len(_read(token_documents(tmp_path, separator=2))) == 4 + 1
+    assert len(read_documents(token_documents(tmp_path, separator=2))) == 4 + 1
 
 
-def test_faulty_token_files_are_fails(tmp_path):
+def test_invalid_token_files_are_errors(tmp_path):
     def fails(path, match, **kwargs):
         with pytest.raises(ValueError, match=f"^{path}: {match}"):
-            _read(TokenFile(path, **kwargs))
+            read_documents(TokenFile(path, **kwargs))
 
     path = tmp_path / "x.bin"
     fails(path, "no such file")
@@ -100,7 +80,7 @@ def test_faulty_token_files_are_fails(tmp_path):
     fails(path, "is empty")
 
 
-def test_a_file_that_becomes_shorter_while_it_is_read_is_fails(tmp_path, monkeypatch):
+def test_a_file_truncated_during_a_run_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(token_source, "PIECE_TOKENS", 100)
     path = tmp_path / "x.bin"
     IDS.astype(np.uint16).tofile(path)
@@ -116,17 +96,17 @@ def test_a_file_that_becomes_shorter_while_it_is_read_is_fails(tmp_path, monkeyp
 def test_each_row_of_a_table_is_a_document(tmp_path, tokenizer):
     parts = [IDS[:20].tolist(), IDS[20:300].tolist(), IDS[300:].tolist()]
     pl.DataFrame({"input_ids": parts, "text": ["x"] * 3}).write_parquet(tmp_path / "ids.parquet")
-    assert _read(token_documents(tmp_path / "ids.parquet")) == parts
+    assert read_documents(token_documents(tmp_path / "ids.parquet")) == parts
     Dataset.from_dict({"input_ids": parts}).save_to_disk(tmp_path / "saved")
-    assert _read(token_documents(tmp_path / "saved")) == parts
-    texts = [_text(part) for part in parts]
+    assert read_documents(token_documents(tmp_path / "saved")) == parts
+    texts = [text_of(part) for part in parts]
     lines = "\n".join(json.dumps({"text": text}) for text in texts)
     (tmp_path / "text.jsonl").write_text(lines)
     pl.DataFrame({"words": texts}).write_parquet(tmp_path / "text.parquet")
     expected = [[0, *part] for part in parts]
-    assert _read(token_documents(tmp_path / "text.jsonl", tokenizer)) == expected
+    assert read_documents(token_documents(tmp_path / "text.jsonl", tokenizer)) == expected
     table = token_documents(tmp_path / "text.parquet", tokenizer, column="words")
-    assert _read(table) == expected
+    assert read_documents(table) == expected
     assert tokenizer.truncation is not None
     for path, kwargs, match in (
         ("text.jsonl", {}, r"holds text; pass a tokenizer"),
@@ -135,19 +115,19 @@ def test_each_row_of_a_table_is_a_document(tmp_path, tokenizer):
         ("none.parquet", {}, r"no such file or folder"),
     ):
         with pytest.raises(ValueError, match=match):
-            _read(token_documents(tmp_path / path, **kwargs))
+            read_documents(token_documents(tmp_path / path, **kwargs))
     pl.DataFrame({"input_ids": [[0.5]]}).write_parquet(tmp_path / "half.parquet")
     with pytest.raises(ValueError, match=r"row 0 holds \[0.5\], which is neither text nor token"):
-        _read(token_documents(tmp_path / "half.parquet"))
+        read_documents(token_documents(tmp_path / "half.parquet"))
     cut = (tmp_path / "ids.parquet").read_bytes()
     (tmp_path / "ids.parquet").write_bytes(cut[: len(cut) // 2])
     with pytest.raises(ValueError, match=r"ids.parquet: cannot be read as parquet"):
-        _read(token_documents(tmp_path / "ids.parquet"))
+        read_documents(token_documents(tmp_path / "ids.parquet"))
     pl.DataFrame({"input_ids": [[], []]}, schema={"input_ids": pl.List(pl.Int64)}).write_parquet(
         tmp_path / "empty.parquet"
     )
     with pytest.raises(ValueError, match=r"empty.parquet: is empty"):
-        _read(token_documents(tmp_path / "empty.parquet"))
+        read_documents(token_documents(tmp_path / "empty.parquet"))
 
 
 def test_a_text_file_is_one_document(tmp_path, tokenizer, monkeypatch):
@@ -155,15 +135,15 @@ def test_a_text_file_is_one_document(tmp_path, tokenizer, monkeypatch):
     (tmp_path / "b").mkdir()
     (tmp_path / ".hidden").touch()
     for name, ids in (("a.txt", IDS[:200]), ("b/c.txt", IDS[200:])):
-        lines = [_text(part) for part in np.array_split(ids, 20)]
+        lines = [text_of(part) for part in np.array_split(ids, 20)]
         (tmp_path / name).write_text("\n\n".join(lines))
     expected = [[0, *IDS[:200].tolist()], [0, *IDS[200:].tolist()]]
     documents = list(token_documents(tmp_path, tokenizer))
     first = list(documents[0])
     assert len(first) > 5
     assert np.concatenate(first).tolist() == expected[0]
-    assert _read(documents[1:]) == expected[1:]
-    assert _read(token_documents(tmp_path / "a.txt", tokenizer)) == expected[:1]
+    assert read_documents(documents[1:]) == expected[1:]
+    assert read_documents(token_documents(tmp_path / "a.txt", tokenizer)) == expected[:1]
 
 
 def test_written_tokens_round_trip(tmp_path):
@@ -173,7 +153,7 @@ def test_written_tokens_round_trip(tmp_path):
     assert np.load(tmp_path / "x.npy").tolist() == IDS.tolist()
     assert np.load(tmp_path / "x.npy").dtype == np.uint32
     file = TokenFile(tmp_path / "x.npy", starts=np.array(starts))
-    assert _read(file) == [IDS[:10].tolist(), IDS[10:50].tolist(), IDS[50:].tolist()]
+    assert read_documents(file) == [IDS[:10].tolist(), IDS[10:50].tolist(), IDS[50:].tolist()]
     assert write_tokens(documents, tmp_path / "x.npy", 50) == [0, 10]
     assert np.load(tmp_path / "x.npy").tolist() == IDS[:50].tolist()
     assert [path.name for path in tmp_path.iterdir()] == ["x.npy"]
