@@ -20,8 +20,10 @@ def describe_error(error: ValidationError, root: str) -> str:
         return f"{place} {first['ctx']['error']}"
     value = f"{first['input']!r:.40}"
     if first["type"] == "too_short":
-        return f"{place} is {value}; it needs at least {first['ctx']['min_length']} item"
-    return f"{place} is {value}; it {message.removeprefix('Input ')}"
+        return f"{place} is {value}; it needs {first['ctx']['min_length']} or more items"
+    if message.startswith("Input "):
+        return f"{place} is {value}; it {message.removeprefix('Input ')}"
+    return f"{place} is {value}: {message}"
 
 
 def _key_path(loc: tuple[int | str, ...]) -> str:

@@ -70,7 +70,7 @@ def test_prefix_follows_the_input_after_one_space(keys: dict, prefix: str):
             ":1: gen_prefix is None; it should be a valid str",
         ),
         (jsonl({**NVIDIA, "outputs": "7"}), ":1: outputs is '7'; it should be a valid array"),
-        (jsonl({**NVIDIA, "outputs": []}), ":1: outputs is []; it needs at least 1 item"),
+        (jsonl({**NVIDIA, "outputs": []}), ":1: outputs is []; it needs 1 or more items"),
         (jsonl({**NVIDIA, "outputs": [7]}), ":1: outputs[0] is 7; it should be a valid string"),
         (jsonl({**NVIDIA, "outputs": [" "]}), ":1: outputs[0] is blank; write some text"),
     ],
