@@ -27,6 +27,12 @@ class Attention(Strict):
     attention."""
     evicts_cache: ClassVar[bool] = False
     """Whether streaming can drop keys and values that no later token will see."""
+    needs_all_heads: ClassVar[bool] = False
+    """Whether a process must hold every head of a layer, which `tp` would split."""
+    caches: ClassVar[tuple[str, ...]] = ("dynamic", "quantized")
+    """Values of a model's `cache` that it works with."""
+    limits_positions: ClassVar[bool] = True
+    """Whether the model's maximum number of positions applies."""
 
     @property
     def module(self) -> str:
@@ -293,6 +299,8 @@ class Seer(Ranked):
     is 0.1 and token_budget 2048, as in the released code.
     """
 
+    needs_all_heads: ClassVar[bool] = True
+
     type: Literal["seer"] = "seer"
     gates: str = Field(
         min_length=1, description="a name under gates, or a folder with gates.safetensors"
@@ -412,6 +420,10 @@ class Infini(Attention):
 
     converts_model: ClassVar[bool] = True
 
+    needs_all_heads: ClassVar[bool] = True
+    caches: ClassVar[tuple[str, ...]] = ("dynamic",)
+    limits_positions: ClassVar[bool] = False  # positions are counted within a segment
+
     type: Literal["infini"] = "infini"
     segment_length: int = Field(1024, ge=1, description="tokens per segment")
     update: Literal["linear", "delta"] = Field("linear", description="rule that writes the memory")
@@ -448,3 +460,15 @@ class InfiniAlignment(Attention):
 
 
 AnyAttention = tagged_union(Attention)
+
+
+def attention_class(name: str) -> type[Attention]:
+    """The class of attention systems of type `name`; Attention itself for an unknown type."""
+    pending: list[type[Attention]] = [Attention]
+    while pending:
+        cls = pending.pop()
+        field = cls.model_fields.get("type")
+        if field is not None and field.default == name:
+            return cls
+        pending += cls.__subclasses__()
+    return Attention

@@ -1,11 +1,10 @@
 """What is known of an experiment's models before any weights are opened."""
 
+from needlework.config.attention import attention_class
 from needlework.config.experiment import Experiment
 
 BEHIND_API = "runs behind an API, so its weights are not here; name another model"
 """The error of a key that needs the weights of such a model."""
-UNBOUNDED = ("infini",)
-"""Attention that counts positions within a segment, so that no position is out of range."""
 
 
 def is_behind_api(experiment: Experiment, name: str) -> bool:
@@ -30,7 +29,8 @@ def max_positions(experiment: Experiment, name: str) -> int | None:
     for _, model in experiment.ancestors(name):
         if model.local is None or model.local.allow_extrapolation:
             return None
-        if model.own_attention in UNBOUNDED:
+        own = model.own_attention
+        if own is not None and not attention_class(own).limits_positions:
             return None
         if model.parent is None:
             return model.positions

@@ -12,6 +12,7 @@ from transformers import CONFIG_MAPPING
 from needlework.config.opening import ModelSpec, Opening
 from needlework.models.checkpoint import open_model
 from needlework.models.loading import out_of_memory
+from needlework.sources import hub
 
 CODE = """
 from transformers import Qwen3Config, Qwen3ForCausalLM
@@ -49,6 +50,7 @@ def test_a_folder_without_config(checkpoint):
 
 
 def test_a_hub_name_without_a_network(monkeypatch):
+    hub.unreachable.cache_clear()
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     told = line("nobody/nothing")
     assert told.startswith(

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+from needlework.config.attention import attention_class
 from needlework.config.errors import Problem
 from needlework.config.experiment import Experiment
 from needlework.config.opening import SPREAD, Opening
@@ -55,9 +56,10 @@ def config_conflict(config: dict[str, Any], opening: Opening) -> KeyProblem | No
 
 def attention_conflict(opening: Opening, attention: str) -> KeyProblem | None:
     """The key that needlework attention of type `attention` rules out, if any."""
-    if opening.tp > 1 and attention in ("seer", "infini"):
+    cls = attention_class(attention)
+    if opening.tp > 1 and cls.needs_all_heads:
         return "tp", f"splits heads, which {attention} needs together; write ep, pp or dp"
-    if opening.cache == "offloaded" or (opening.cache != "dynamic" and attention == "infini"):
+    if opening.cache not in cls.caches:
         return "cache", f"does not work with {attention}, which keeps state in it; write dynamic"
     return None
 

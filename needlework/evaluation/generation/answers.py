@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 from torch import distributed
 from transformers import PreTrainedConfig
 
-from needlework.config.attention import AnyAttention
+from needlework.config.attention import AnyAttention, attention_class
 from needlework.config.base import Strict
 from needlework.config.opening import ModelSpec, Opening
 from needlework.evaluation.early_stopping import EarlyStop
@@ -180,8 +180,8 @@ def _require_positions(spec: ModelSpec, tokens: int, stop_at: int | None) -> Non
 
 def _max_positions(config: PreTrainedConfig) -> int | None:
     """Positions that a model is made for, or None if unlimited."""
-    # Infini-attention counts positions within a segment.
-    if getattr(config, "needlework_attention", None) == "infini":
+    own = getattr(config, "needlework_attention", None)
+    if own is not None and not attention_class(own).limits_positions:
         return None
     return getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
 

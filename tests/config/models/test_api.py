@@ -1,4 +1,4 @@
-"""Models behind an API in the experiment file: what they are read as, and what is refused."""
+"""Models behind an API in an experiment file."""
 
 import re
 
@@ -28,7 +28,7 @@ def read(text: str):
     return load_experiment(yaml.safe_load(text.replace("TINY", TINY)))
 
 
-def test_an_api_shares_the_samples_of_the_model_whose_tokenizer_it_names():
+def test_an_api_shares_samples_with_the_model_of_its_tokenizer():
     experiment = read(FILE)
     api = experiment.models["gpt"]
     assert isinstance(api, Api)
@@ -38,7 +38,7 @@ def test_an_api_shares_the_samples_of_the_model_whose_tokenizer_it_names():
     assert experiment.model_of("gpt").remote is api
 
 
-def test_a_fine_tuned_model_may_be_named_too():
+def test_the_tokenizer_may_be_that_of_a_fine_tuned_model():
     tuned = "  tuned: {base: base, finetune: {data: rows, steps: 1, sequence_length: 512}}\n"
     rows = "finetune_data: {rows: {type: passkey, examples: 2, length: 128}}\n"
     text = FILE.replace("systems:", f"{tuned}systems:").replace(
@@ -47,7 +47,7 @@ def test_a_fine_tuned_model_may_be_named_too():
     assert read(text + rows).root_model("gpt") == "base"
 
 
-def test_an_api_with_a_tokenizer_of_its_own_has_samples_of_its_own():
+def test_an_api_with_its_own_tokenizer_has_its_own_samples():
     experiment = read(FILE.replace("tokenizer: base", "tokenizer: TINY"))
     assert experiment.root_model("gpt") == "gpt"
     assert max_positions(experiment, "gpt") is None
@@ -57,15 +57,15 @@ def test_an_api_with_a_tokenizer_of_its_own_has_samples_of_its_own():
 
 def test_a_price_is_in_dollars_per_million_tokens():
     price = ", price: {prompt: 2, completion: 8.5}}"
-    found = read(FILE.replace("tokenizer: base}", f"tokenizer: base{price}")).models["gpt"].price
-    assert found == Price(prompt=2, completion=8.5, cached=None)
+    api = read(FILE.replace("tokenizer: base}", f"tokenizer: base{price}")).models["gpt"]
+    assert api.price == Price(prompt=2, completion=8.5, cached=None)
 
 
 GPT = "models.gpt"
 
 
 @pytest.mark.parametrize(
-    ("right", "wrong", "says"),
+    ("valid", "invalid", "message"),
     [
         (
             "https://api.openai.com/v1",
@@ -123,8 +123,8 @@ GPT = "models.gpt"
         ),
     ],
 )
-def test_what_cannot_work_is_one_line(right: str, wrong: str, says: str):
-    assert FILE.count(right) >= 1
-    with pytest.raises(ValueError, match=re.escape(says)) as caught:
-        read(FILE.replace(right, wrong))
-    assert "\n" not in str(caught.value)
+def test_invalid_entries_are_named_in_one_line(valid: str, invalid: str, message: str):
+    assert FILE.count(valid) >= 1
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
+        read(FILE.replace(valid, invalid))
+    assert "\n" not in str(error.value)

@@ -29,7 +29,7 @@ def system_modules(wildcards):
 
 def gates_folder(system):
     """The folder with the gates that a system chooses blocks by; None if it uses none."""
-    name = getattr(system.attention, "gates", None)
+    name = None if system.attention is None else system.attention.gates_name
     return f"{RESULTS}/gates/{name}" if name in experiment.gates else name
 
 
