@@ -48,7 +48,7 @@ rule stream_perplexity:
         **code_of("stream_perplexity.py", system_modules),
         model=system_model,
         attention=system_attention,
-        reading=stream_reading,
+        settings=stream_settings,
     script:
         "../scripts/stream_perplexity.py"
 

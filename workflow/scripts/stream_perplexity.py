@@ -23,7 +23,7 @@ with stage(snakemake) as s:
     model, _ = open_model(ModelSpec.model_validate(s.params.model))
     evaluator = StreamingEvaluator(
         model,
-        **s.params.reading,
+        **s.params.settings,
         attention=TypeAdapter(AnyAttention | None).validate_python(s.params.attention),
     )
     checkpoint = StreamCheckpoint(s.checkpoint_path("state"), s.key)

@@ -35,8 +35,8 @@ def stream_tokens(suffix):
     return path
 
 
-def stream_reading(wildcards):
-    """How system {system} reads {stream}: arguments of a StreamingEvaluator."""
+def stream_settings(wildcards):
+    """Settings of the StreamingEvaluator by which system {system} reads {stream}."""
     stream = experiment.streams[wildcards.stream]
     reader = stream.read_by(wildcards.system)
     return {

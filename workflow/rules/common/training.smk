@@ -139,8 +139,8 @@ def validation_of(wildcards):
     arguments = {
         "tokens": tokens,
         "starts": starts,
-        "most_tokens": recipe.validation_tokens,
-        "reading": {key: getattr(stream, key) for key in keys},
+        "max_tokens": recipe.validation_tokens,
+        "settings": {key: getattr(stream, key) for key in keys},
     }
     return [f"{HELD_OUT}:HeldOut", arguments]
 
