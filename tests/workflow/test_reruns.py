@@ -1,4 +1,4 @@
-"""What runs again after a change: the exact set of jobs, told by hand for each."""
+"""The exact set of jobs that each kind of change reruns."""
 
 import os
 import re
@@ -17,20 +17,20 @@ TASKS = ["passkey", "niah"]
 LENGTHS = [128, 256]
 
 # Jobs are named by rule and wildcards: "evaluate_system dense passkey 128".
-COMPARED = {"summarize_scores", "find_effective_length", "compare_systems", "show_tables"}
-COMPARED |= {f"plot_{name}" for name in ("accuracy", "effective_length", "pareto", "finetuning")}
-COMPARED |= {f"plot_heatmap {task}" for task in TASKS}
-TIMED = {"compare_speed", "plot_cost", "plot_memory"}
+SUMMARIES = {"summarize_scores", "find_effective_length", "compare_systems", "show_tables"}
+SUMMARIES |= {f"plot_{name}" for name in ("accuracy", "effective_length", "pareto", "finetuning")}
+SUMMARIES |= {f"plot_heatmap {task}" for task in TASKS}
+MEASURED = {"compare_speed", "plot_cost", "plot_memory"}
 
 
-RECORDED = {"record_experiment", "plan_experiment"}
-CHECKED = {"check_training_rows base rows", "check_training_rows base of_task"}
+CONFIG_RECORDS = {"record_experiment", "plan_experiment"}
+ROW_CHECKS = {"check_training_rows base rows", "check_training_rows base of_task"}
 
 
 def sampled(tasks: list[str], lengths: list[int]) -> set[str]:
-    # Prompts are measured to plan.
+    # The plan reads the lengths of prompts.
     return (
-        CHECKED
+        ROW_CHECKS
         | {"plan_experiment"}
         | {f"generate_samples base {task} {n}" for task in tasks for n in lengths}
     )
@@ -39,15 +39,15 @@ def sampled(tasks: list[str], lengths: list[int]) -> set[str]:
 def answered(
     systems: list[str], tasks: list[str] = TASKS, lengths: list[int] = LENGTHS
 ) -> set[str]:
-    """All that follows from new answers in these cells."""
+    """Jobs that follow from new answers in these cells."""
     cells = [f"{s} {task} {length}" for s in systems for task in tasks for length in lengths]
     jobs = {f"{rule} {cell}" for rule in ("evaluate_system", "score_predictions") for cell in cells}
     jobs |= {"plot_density"} if {*systems} - {"dense", "infini"} else set()
-    return jobs | COMPARED | TIMED
+    return jobs | SUMMARIES | MEASURED
 
 
-def write_more(name: str) -> Callable[[Project], None]:
-    """Change a file in a way that means nothing, were it only read well enough."""
+def append_comment(name: str) -> Callable[[Project], None]:
+    """Append a comment to a file, which changes its hash but not its meaning."""
 
     def change(project: Project) -> None:
         with (project.root / name).open("a") as file:
@@ -69,7 +69,7 @@ def reconfigure(*where: str | int, to: object) -> Callable[[Project], None]:
 
 
 def touch_everything(project: Project) -> None:
-    # Inputs get later times than what was made from them.
+    # Inputs get later times than their outputs.
     files = [p for p in sorted(project.root.rglob("*")) if ".snakemake" not in p.parts]
     assert len(files) > 300
     for i, path in enumerate(reversed(files)):
@@ -80,108 +80,111 @@ def nothing(project: Project) -> None:
     assert (project.root / "results/small/figures/accuracy.svg").is_file()
 
 
-WALK = {"type": "sketchwalk", "block_size": 32, "density": 0.25, "dense_layers": 1}
-TRAINED = {"plot_training", "plot_training_cost"}
-TUNED = {"generate_finetune_data base rows", "finetune_model infini"} | TRAINED
-DISTILLED = {"generate_finetune_data base of_task", "distill_gates own"} | TRAINED
+SKETCHWALK = {"type": "sketchwalk", "block_size": 32, "density": 0.25, "dense_layers": 1}
+TRAINING_FIGURES = {"plot_training", "plot_training_cost"}
+FINETUNING = {"generate_finetune_data base rows", "finetune_model infini"} | TRAINING_FIGURES
+DISTILLATION = {"generate_finetune_data base of_task", "distill_gates own"} | TRAINING_FIGURES
 FIGURES = {f"plot_{name}" for name in ("accuracy", "density", "pareto", "finetuning")}
-FIGURES |= TRAINED | {"plot_cost", "plot_memory", "plot_effective_length"}
+FIGURES |= TRAINING_FIGURES | {"plot_cost", "plot_memory", "plot_effective_length"}
 FIGURES |= {f"plot_heatmap {task}" for task in TASKS}
 
 CASES = {
     "nothing changed": (nothing, set()),
     "every file touched": (touch_everything, set()),
-    "a caption": (write_more("workflow/report/accuracy.rst"), set()),
-    "a comment in the experiment": (write_more("small.yaml"), set()),
-    "a description of a parameter": (write_more("needlework/config/attention.py"), set()),
-    "the runner": (write_more("needlework/pipeline/runner.py"), set()),
-    "one chart": (
-        write_more("needlework/figures/heatmap.py"),
+    "a caption": (append_comment("workflow/report/accuracy.rst"), set()),
+    "a comment in the experiment": (append_comment("small.yaml"), set()),
+    "a description of a parameter": (append_comment("needlework/config/attention.py"), set()),
+    "the runner": (append_comment("needlework/pipeline/runner.py"), set()),
+    "one figure": (
+        append_comment("needlework/figures/heatmap.py"),
         {f"plot_heatmap {task}" for task in TASKS},
     ),
-    "what charts share": (write_more("needlework/figures/style/theme.py"), FIGURES),
+    "the style of figures": (append_comment("needlework/figures/style/theme.py"), FIGURES),
     "attention/sketchwalk.py": (
-        write_more("needlework/attention/methods/sketchwalk.py"),
+        append_comment("needlework/attention/methods/sketchwalk.py"),
         answered(["sketchwalk"]),
     ),
-    "attention/seer.py": (write_more("needlework/attention/methods/seer.py"), answered(["seer"])),
+    "attention/seer.py": (
+        append_comment("needlework/attention/methods/seer.py"),
+        answered(["seer"]),
+    ),
     "attention/seer_gates.py": (
-        write_more("needlework/attention/seer/gates.py"),
-        answered(["seer"]) | {"distill_gates own"} | TRAINED,
+        append_comment("needlework/attention/seer/gates.py"),
+        answered(["seer"]) | {"distill_gates own"} | TRAINING_FIGURES,
     ),
     "distillation": (
-        write_more("needlework/training/distill/gates.py"),
-        answered(["seer"]) | {"distill_gates own"} | TRAINED,
+        append_comment("needlework/training/distill/gates.py"),
+        answered(["seer"]) | {"distill_gates own"} | TRAINING_FIGURES,
     ),
     "attention/infini.py": (
-        write_more("needlework/attention/methods/infini.py"),
-        answered(["infini"]) | {"finetune_model infini"} | TRAINED,
+        append_comment("needlework/attention/methods/infini.py"),
+        answered(["infini"]) | {"finetune_model infini"} | TRAINING_FIGURES,
     ),
     "a task": (
-        write_more("needlework/tasks/niah.py"),
+        append_comment("needlework/tasks/niah.py"),
         sampled(["niah"], LENGTHS) | answered(SYSTEMS, ["niah"]),
     ),
-    # passkey.py makes the rows to train on, too.
+    # passkey.py also makes training rows.
     "a task that is trained on": (
-        write_more("needlework/tasks/passkey.py"),
+        append_comment("needlework/tasks/passkey.py"),
         sampled(["passkey"], LENGTHS)
-        | TUNED
-        | DISTILLED
+        | FINETUNING
+        | DISTILLATION
         | answered(SYSTEMS, ["passkey"])
         | answered(["seer", "infini"]),
     ),
     "scoring": (
-        write_more("needlework/scoring/score.py"),
+        append_comment("needlework/scoring/score.py"),
         {job for job in answered(SYSTEMS) if not job.startswith("evaluate")}
-        - {*TIMED, "plot_density"},
+        - {*MEASURED, "plot_density"},
     ),
     "comparing": (
-        write_more("needlework/scoring/compare.py"),
+        append_comment("needlework/scoring/compare.py"),
         {"compare_systems", "compare_speed", "show_tables"},
     ),
-    "a script": (write_more("workflow/scripts/show_tables.py"), {"show_tables"}),
-    "the script of all figures": (write_more("workflow/scripts/plot_figure.py"), FIGURES),
+    "a script": (append_comment("workflow/scripts/show_tables.py"), {"show_tables"}),
+    "the script of all figures": (append_comment("workflow/scripts/plot_figure.py"), FIGURES),
     "an option of a system": (
         reconfigure("systems", "sketchwalk", "attention", "block_size", to=8),
-        answered(["sketchwalk"]) | RECORDED,
+        answered(["sketchwalk"]) | CONFIG_RECORDS,
     ),
     "an option of training": (
         reconfigure("models", "infini", "finetune", "steps", to=3),
-        answered(["infini"]) | {"finetune_model infini"} | RECORDED | TRAINED,
+        answered(["infini"]) | {"finetune_model infini"} | CONFIG_RECORDS | TRAINING_FIGURES,
     ),
     "an option of gates": (
         reconfigure("gates", "own", "distill", "learning_rate", to=0.5),
-        answered(["seer"]) | {"distill_gates own", *RECORDED} | TRAINED,
+        answered(["seer"]) | {"distill_gates own", *CONFIG_RECORDS} | TRAINING_FIGURES,
     ),
     "an option of a task": (
         reconfigure("tasks", "passkey", "digits", to=4),
         sampled(["passkey"], LENGTHS)
-        | DISTILLED
+        | DISTILLATION
         | answered(SYSTEMS, ["passkey"])
         | answered(["seer"])
-        | RECORDED,
+        | CONFIG_RECORDS,
     ),
     "a new length": (
         reconfigure("lengths", to=[*LENGTHS, 192]),
-        sampled(TASKS, [192]) | answered(SYSTEMS, lengths=[192]) | RECORDED,
+        sampled(TASKS, [192]) | answered(SYSTEMS, lengths=[192]) | CONFIG_RECORDS,
     ),
     "a new system": (
-        reconfigure("systems", "walk32", to={"model": "base", "attention": WALK}),
-        answered(["walk32"]) | RECORDED,
+        reconfigure("systems", "walk32", to={"model": "base", "attention": SKETCHWALK}),
+        answered(["walk32"]) | CONFIG_RECORDS,
     ),
-    "what an effective length is": (
+    "an option of effective lengths": (
         reconfigure("effective_length", to={"score": 0.5}),
-        {"find_effective_length", "plot_effective_length", "show_tables", *RECORDED},
+        {"find_effective_length", "plot_effective_length", "show_tables", *CONFIG_RECORDS},
     ),
     "another baseline": (
         reconfigure("baseline", to="random"),
-        {"compare_systems", "compare_speed", "show_tables", *RECORDED},
+        {"compare_systems", "compare_speed", "show_tables", *CONFIG_RECORDS},
     ),
 }
 
 
 def planned(project: Project) -> set[str]:
-    """Jobs that `snakemake -n` would run, `all` aside."""
+    """Jobs that `snakemake -n` would run, except `all`."""
     done = project.snakemake("-n", "--configfile", "small.yaml")
     assert done.returncode == 0, done.stdout + done.stderr
     jobs = set()
@@ -206,6 +209,6 @@ def test_a_change_reruns_exactly(finished: Project, tmp_path: Path, case: str):
 
 @pytest.mark.timeout(900)
 def test_a_clone_with_results_and_state_reruns_nothing(finished: Project, tmp_path: Path):
-    # Unlike copy(), with new times: those of the clone are no older than its results.
+    # Unlike copy(), with new modification times.
     shutil.copytree(finished.root, tmp_path / "clone", copy_function=shutil.copy)
     assert planned(Project(tmp_path / "clone")) == set()
