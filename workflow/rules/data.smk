@@ -25,7 +25,7 @@ rule split_haystack:
         "../scripts/split_haystack.py"
 
 
-# Before any long work, because what is wrong with lengths shows here.
+# High priority, because errors in lengths appear here, before any long job.
 rule generate_samples:
     input:
         tokenizer=files_for_prompts,
@@ -89,7 +89,7 @@ rule generate_finetune_data:
         "../scripts/generate_finetune_data.py"
 
 
-# Before training, which would be in vain.
+# High priority, to stop before training on rows that overlap with the evaluation.
 rule check_training_rows:
     input:
         rows=f"{RESULTS}/finetune_data/{{tokenizer}}/{{data}}.parquet",

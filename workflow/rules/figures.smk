@@ -2,7 +2,7 @@
 # workflow/report/<name>.rst. The function's arguments are the rule's inputs, params and wildcards.
 
 
-# What every figure's rule shares; makes nothing itself.
+# The base of every figure's rule; it makes nothing itself.
 rule plot_figure:
     log:
         f"{RESULTS}/logs/plot_figure.log",
@@ -26,9 +26,9 @@ use rule plot_figure as plot_heatmap with:
     benchmark:
         f"{RESULTS}/benchmarks/plot_heatmap/{{task}}.tsv"
     params:
-        **drawn_by("heatmap"),
+        **figure_code("heatmap"),
         length_unit=experiment.length_unit,
-        metric=lambda w: METRICS[w.task],
+        metric=task_metric,
 
 
 use rule plot_figure as plot_accuracy with:
@@ -41,7 +41,7 @@ use rule plot_figure as plot_accuracy with:
     benchmark:
         f"{RESULTS}/benchmarks/plot_accuracy.tsv"
     params:
-        **drawn_by("accuracy"),
+        **figure_code("accuracy"),
         length_unit=experiment.length_unit,
         metrics=METRICS,
 
@@ -59,7 +59,7 @@ use rule plot_figure as plot_effective_length with:
     benchmark:
         f"{RESULTS}/benchmarks/plot_effective_length.tsv"
     params:
-        **drawn_by("effective_length"),
+        **figure_code("effective_length"),
         length_unit=experiment.length_unit,
         share=experiment.effective_length.share,
 
@@ -75,7 +75,7 @@ use rule plot_figure as plot_cost with:
     benchmark:
         f"{RESULTS}/benchmarks/plot_cost.tsv"
     params:
-        **drawn_by("cost"),
+        **figure_code("cost"),
         length_unit=experiment.length_unit,
 
 
@@ -89,7 +89,7 @@ use rule plot_figure as plot_memory with:
     benchmark:
         f"{RESULTS}/benchmarks/plot_memory.tsv"
     params:
-        **drawn_by("memory"),
+        **figure_code("memory"),
         length_unit=experiment.length_unit,
 
 
@@ -103,7 +103,7 @@ use rule plot_figure as plot_training with:
     benchmark:
         f"{RESULTS}/benchmarks/plot_training.tsv"
     params:
-        **drawn_by("training"),
+        **figure_code("training"),
         models=list(training_tables()),
 
 
@@ -117,7 +117,7 @@ use rule plot_figure as plot_training_cost with:
     benchmark:
         f"{RESULTS}/benchmarks/plot_training_cost.tsv"
     params:
-        **drawn_by("training_cost"),
+        **figure_code("training_cost"),
         models=list(training_tables()),
 
 
@@ -135,7 +135,7 @@ use rule plot_figure as plot_finetuning with:
     benchmark:
         f"{RESULTS}/benchmarks/plot_finetuning.tsv"
     params:
-        **drawn_by("finetuning"),
+        **figure_code("finetuning"),
         before=before_finetuning(),
         metrics=METRICS,
 
@@ -150,7 +150,7 @@ use rule plot_figure as plot_density with:
     benchmark:
         f"{RESULTS}/benchmarks/plot_density.tsv"
     params:
-        **drawn_by("density"),
+        **figure_code("density"),
         length_unit=experiment.length_unit,
 
 
@@ -166,7 +166,7 @@ use rule plot_figure as plot_pareto with:
     benchmark:
         f"{RESULTS}/benchmarks/plot_pareto.tsv"
     params:
-        **drawn_by("pareto"),
+        **figure_code("pareto"),
         length_unit=experiment.length_unit,
         metrics=METRICS,
         dense=dense_system(),
@@ -184,7 +184,7 @@ use rule plot_figure as plot_stream_perplexity with:
     benchmark:
         f"{RESULTS}/benchmarks/plot_stream_perplexity.tsv"
     params:
-        **drawn_by("stream_perplexity"),
+        **figure_code("stream_perplexity"),
 
 
 use rule plot_figure as plot_stream_cost with:
@@ -198,4 +198,4 @@ use rule plot_figure as plot_stream_cost with:
     benchmark:
         f"{RESULTS}/benchmarks/plot_stream_cost.tsv"
     params:
-        **drawn_by("stream_cost"),
+        **figure_code("stream_cost"),

@@ -16,8 +16,8 @@ rule score_predictions:
         runtime=10,
     params:
         code=code_version("score_predictions.py"),
-        metric=lambda w: METRICS[w.task],
-        has_depths=lambda w: experiment.tasks[w.task].has_depths,
+        metric=task_metric,
+        has_depths=has_depths,
     script:
         "../scripts/score_predictions.py"
 

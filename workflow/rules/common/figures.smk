@@ -3,8 +3,6 @@
 FIGURES = []
 """Files of every figure that a run makes; filled by `figure`."""
 
-METRICS = {name: task.metric for name, task in experiment.tasks.items()}
-
 
 def tasks_with_depths():
     """Tasks whose answers have a depth in the context."""
@@ -12,7 +10,7 @@ def tasks_with_depths():
 
 
 def sparse_families():
-    """Sparse systems, each with the sweep that it is part of, or its own name."""
+    """Each sparse system with the name of its sweep, or its own name."""
     systems = experiment.systems
     return {name: systems[name].family or name for name in sparse_systems()}
 
@@ -37,7 +35,7 @@ def figure(name, title, when=True, **wildcards):
     }
 
 
-def drawn_by(name):
+def figure_code(name):
     """Params of a figure's rule: its module, needlework/figures/<name>.py, and code version."""
     modules = [f"needlework.figures.{name}"]
     return {"code": code_version("plot_figure.py", *modules), "modules": modules}

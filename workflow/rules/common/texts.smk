@@ -47,6 +47,19 @@ def task_of(wildcards):
     return dump(experiment.tasks[wildcards.task])
 
 
+METRICS = {name: task.metric for name, task in experiment.tasks.items()}
+
+
+def task_metric(wildcards):
+    """The metric of {task}."""
+    return METRICS[wildcards.task]
+
+
+def has_depths(wildcards):
+    """Whether answers of {task} have a depth in the context."""
+    return experiment.tasks[wildcards.task].has_depths
+
+
 def answer_type(wildcards):
     """What a right answer of {task} is."""
     return experiment.tasks[wildcards.task].answer_type
