@@ -1,5 +1,6 @@
 """Print a plan: a table, one line of verdict per model and system, and totals."""
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -69,7 +70,7 @@ def _price(rows: pl.DataFrame) -> str:
     tokens = f"{rows['prompt_tokens'].sum():,} and at most {rows['completion_tokens'].sum():,}"
     if rows["price_dollars"].has_nulls():
         return f"{BEHIND_AN_API}, {tokens} tokens; unknown price; write `price` in its model"
-    return f"{BEHIND_AN_API}, {tokens} tokens: at most ${rows['price_dollars'].sum():,.2f}"
+    return f"{BEHIND_AN_API}, {tokens} tokens: at most {dollars(rows['price_dollars'].sum())}"
 
 
 def _verdict(rows: list[dict[str, Any]], device: str) -> str:
@@ -93,7 +94,7 @@ def totals(plan: pl.DataFrame) -> str:
         f"at most {plan['completion_tokens'].sum():,} new ones"
     ]
     if plan["price_dollars"].count():
-        parts.append(f"at most ${plan['price_dollars'].sum():,.2f} to APIs")
+        parts.append(f"at most {dollars(plan['price_dollars'].sum())} to APIs")
     if plan["peak_bytes"].count():
         parts.append(f"{duration(plan.select(pl.sum('seconds')).item())} on one device")
         parts.append(f"largest peak {size(plan.select(pl.max('peak_bytes')).item())}")
@@ -103,6 +104,14 @@ def totals(plan: pl.DataFrame) -> str:
 def size(count: float) -> str:
     """Bytes as text, such as 1.5 GiB."""
     return _scaled(count, ("B", "KiB", "MiB", "GiB", "TiB"), 1024)
+
+
+def dollars(amount: float) -> str:
+    """A price as text, rounded up at the third significant digit, or at cents if that is finer."""
+    digits = 2 if amount <= 0 else max(2, 2 - math.floor(math.log10(amount)))
+    # Do not round up what only binary fractions add.
+    rounded_up = math.ceil(amount * 10**digits - 1e-6) / 10**digits
+    return f"${rounded_up:,.{digits}f}"
 
 
 def number(count: float) -> str:

@@ -189,9 +189,10 @@ def test_api_models_are_planned_as_tokens_and_price(experiment):
     assert far["parameters"] is None
     assert free["price_dollars"] is None
     lines = list(verdicts(found, "here"))
-    assert lines[0].startswith("far: behind an API, 40,270 and at most 1,690 tokens: at most $0.09")
+    tokens = "40,270 and at most 1,690 tokens"
+    assert lines[0].startswith(f"far: behind an API, {tokens}: at most $0.0941")
     assert lines[1].endswith("unknown price; write `price` in its model")
-    assert "at most $0.09 to APIs" in totals(found)
+    assert "at most $0.0941 to APIs" in totals(found)
     assert plan_jobs(load_experiment(experiment))["evaluate"] == {}
 
 
