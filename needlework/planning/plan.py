@@ -89,7 +89,7 @@ class Models:
 
     def __init__(self, experiment: Experiment):
         self.experiment = experiment
-        self._shapes: dict[tuple[str, str], tuple[Shape, Infini | None] | ValueError] = {}
+        self._shapes: dict[tuple[str, str], tuple[Shape, Attention | None] | ValueError] = {}
         self._models: dict[tuple[str, str, str], Model] = {}
 
     def opening(self, name: str) -> Opening:
@@ -125,7 +125,7 @@ class Models:
             gate_dim = gates.gate_dim or model.shape.layers[0].key_dim
         return computation_of(system, gate_dim)
 
-    def _shape(self, name: str, dtype: str) -> tuple[Shape, Infini | None]:
+    def _shape(self, name: str, dtype: str) -> tuple[Shape, Attention | None]:
         own = None
         for ancestor, model in self.experiment.ancestors(name):
             own, root = own or (model.local and model.local.conversion), ancestor
@@ -140,7 +140,7 @@ class Models:
         shape, of_checkpoint = opened
         return shape, own or of_checkpoint
 
-    def _open_root(self, root: str, dtype: str) -> tuple[Shape, Infini | None]:
+    def _open_root(self, root: str, dtype: str) -> tuple[Shape, Attention | None]:
         model = self.experiment.local(root)
         module = model.config_module
         if module is None:
