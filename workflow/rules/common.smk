@@ -30,7 +30,7 @@ JOB_RESOURCES = JobResources(experiment)
 
 
 def planned(*job, runtime, mem_mb=0, mem_mb_per_thread=0):
-    """Resources of a rule whose jobs open a model: those planned, or the given ones if larger.
+    """Resources of jobs that open a model: those planned, or the given ones if larger.
 
     `job` is the job's place in the plan with wildcards in braces, such as "finetune", "{model}".
     """

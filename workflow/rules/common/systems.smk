@@ -150,9 +150,9 @@ def shards_of(table):
     """A function of wildcards: one table of every shard of a cell, in the samples' order."""
 
     def tables(wildcards):
+        cell = f"{wildcards.system}/{wildcards.task}/{wildcards.length}"
         return expand(
-            f"{RESULTS}/shards/{wildcards.system}/{wildcards.task}/{wildcards.length}"
-            f"/{{shard}}/{table}.parquet",
+            f"{RESULTS}/shards/{cell}/{{shard}}/{table}.parquet",
             shard=range(sample_shards(wildcards)),
         )
 
