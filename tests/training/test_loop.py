@@ -7,7 +7,6 @@ import torch
 
 from needlework.config.training import ModelTraining
 from needlework.training.loop import train, warmup_cosine
-from needlework.training.stall_warnings import warn_if_stalled
 
 
 def _regression(seed: int):
@@ -138,24 +137,6 @@ def test_non_finite_loss_names_its_rows():
     with pytest.raises(ValueError, match=r"^step 4: loss nan, .* on rows 106, 107 of the da"):
         _train(model, batches=batches(), options={"gradient_accumulation_steps": 4})
     assert model.weight.isfinite().all()
-
-
-@pytest.mark.parametrize(
-    ("losses", "gates", "warnings"),
-    [
-        ([3 - i / 10 for i in range(12)], [0.5 + i / 100 for i in range(12)], []),
-        ([2 - (i % 2) - (i > 4) for i in range(12)], [0.5 + i / 100 for i in range(12)], []),
-        ([2.0] * 12, [0.5 + i / 100 for i in range(12)], ["the loss has not fallen in the fi"]),
-        ([3 - i / 10 for i in range(12)], [0.5 + i * 1e-5 for i in range(12)], ["no gate has ch"]),
-    ],
-)
-def test_stall_warnings_appear_once(caplog, losses, gates, warnings):
-    metrics = []
-    for i, (loss, gate) in enumerate(zip(losses, gates, strict=True)):
-        metrics.append({"step": i + 1, "loss": loss, "gate_layer0_head0": gate})
-        warn_if_stalled(metrics)
-    starts = [m[: len(w)] for m, w in zip(caplog.messages, warnings, strict=True)]
-    assert starts == warnings
 
 
 def test_warmup_cosine_rises_stays_constant_and_decays():

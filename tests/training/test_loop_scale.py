@@ -12,7 +12,6 @@ from accelerate.state import AcceleratorState
 from support.killable import Process
 from support.toy_training import ROWS, characters, finetuned, llama, product, recipe
 
-from needlework.attention.infini.memory import read, write
 from needlework.attention.methods import infini
 from needlework.config.attention import Infini
 from needlework.config.training import Pretrain, PretrainStage
@@ -69,22 +68,6 @@ def test_bf16_computes_in_bfloat16_and_keeps_weights_in_float32(monkeypatch):
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     assert in_bf16 != exact
     assert in_bf16 == pytest.approx(exact, rel=1e-2)
-
-
-@pytest.mark.parametrize("update", ["linear", "delta"])
-def test_bf16_keeps_the_memory_in_float32(update):
-    generator = torch.Generator().manual_seed(0)
-    keys, values = torch.rand(2, 1, 3, 1, 5, 4, generator=generator)
-    start = torch.rand(1, 1, 4, 4, generator=generator)
-    norm = torch.rand(1, 1, 4, generator=generator)
-
-    def results():
-        memories, norms = write(keys, values, start, norm, update)
-        return memories, norms, read(keys, memories[:, 1:], norms[:, 1:])
-
-    exact = results()
-    with torch.autocast("cpu", torch.bfloat16):
-        assert all(map(torch.equal, results(), exact))
 
 
 def test_gradient_checkpointing_recomputes_layers_without_changing_losses():

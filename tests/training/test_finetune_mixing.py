@@ -1,7 +1,4 @@
-"""Mixtures of rows and text: which rows are drawn, and which tokens the loss covers."""
-
-from collections import Counter
-from itertools import islice
+"""Fine-tuning on mixtures of rows and text."""
 
 import polars as pl
 import pytest
@@ -13,9 +10,7 @@ from needlework.config.attention import Infini
 from needlework.config.training import FinetuneStage
 from needlework.models.convert import convert
 from needlework.training import finetune as finetuning
-from needlework.training import sliced_loss
-from needlework.training.data_order import cycle_shuffled, mix_batches
-from needlework.training.finetune import answer_loss, collate, encode, finetune
+from needlework.training.finetune import encode, finetune
 
 MIXED = {"toy": 3.0, "prose": 1.0}
 
@@ -26,19 +21,6 @@ def generator(seed=0):
 
 def losses(model, rows, config, seed=0):
     return finetune(model, characters(), rows, config, seed)[0]["loss"].to_list()
-
-
-def test_weights_decide_the_table_and_each_table_has_its_own_order():
-    orders = [cycle_shuffled(range(5), generator(1)), cycle_shuffled(range(5, 8), generator(2))]
-    batches = mix_batches(orders, [3, 1], 4, generator())
-    drawn = [n for batch in islice(batches, 2000) for n in batch]
-    by_table = [[n for n in drawn if n < 5], [n for n in drawn if n >= 5]]
-    # 8000 draws: five standard deviations are 0.024.
-    assert len(by_table[0]) / len(drawn) == pytest.approx(0.75, abs=0.024)
-    for numbers, table in zip(by_table, [range(5), range(5, 8)], strict=True):
-        epochs = [numbers[i : i + len(table)] for i in range(0, len(numbers), len(table))]
-        assert all(sorted(epoch) == [*table] for epoch in epochs[:-1])
-        assert len(Counter(map(tuple, epochs[:-1]))) > 1
 
 
 @pytest.fixture
@@ -84,49 +66,6 @@ def test_single_name_with_a_weight_equals_the_plain_name():
     assert losses(llama(), dict(reversed(tables.items())), reversed_names) == losses(
         llama(), tables, together
     )
-
-
-@pytest.mark.parametrize("max_logits", [2**26, 24, 24 * 7], ids=["whole", "one", "some"])
-@pytest.mark.parametrize("kind", ["llama", "infini"])
-def test_loss_covers_all_text_tokens_and_only_answers_of_rows(
-    tokenizer, monkeypatch, kind, max_logits
-):
-    """In slices of one token, of several, or in one pass; gradients match too."""
-    monkeypatch.setattr(sliced_loss, "MAX_LOGITS", max_logits)
-    model = llama()
-    offsets = None
-    if kind == "infini":
-        model = convert(model, Infini(segment_length=4, segment_alignment="end"))
-        offsets = torch.tensor([0, 1, 2, 3])
-    rows = [*encode(tokenizer, PROSE, 32)[:2], *encode(tokenizer, ROWS, 32)[:2]]
-    expected = []
-    for i, (prompt, answer) in enumerate(rows):
-        more = {} if offsets is None else {"segment_offset": offsets[i : i + 1]}
-        ids = torch.tensor([[*prompt, *answer]])
-        logits = model(ids, use_cache=False, **more).logits[0].log_softmax(-1)
-        expected += [
-            -logits[len(prompt) + j - 1, t]
-            for j, t in enumerate(answer.tolist() if hasattr(answer, "tolist") else answer)
-        ]
-    assert len(expected) == 9 + 15 + 3 + 3
-    expected_loss = torch.stack(expected).mean()
-    gradients = torch.autograd.grad(expected_loss, [*model.parameters()])
-    batch = collate(rows, 0, None if offsets is None else lambda lengths: offsets)
-    got = answer_loss(model, batch, batch)
-    torch.testing.assert_close(got, expected_loss, rtol=1e-5, atol=1e-6)
-    actual = torch.autograd.grad(got, [*model.parameters()])
-    for gradient, expected_gradient in zip(actual, gradients, strict=True):
-        torch.testing.assert_close(gradient, expected_gradient, rtol=1e-4, atol=1e-6)
-
-
-def test_logits_are_computed_one_slice_at_a_time(monkeypatch):
-    monkeypatch.setattr(sliced_loss, "MAX_LOGITS", 3 * 24)
-    model, slice_lengths = llama(), []
-    model.lm_head.register_forward_hook(lambda *call: slice_lengths.append(call[2].shape[1]))
-    batch = collate(encode(characters(), PROSE, 32)[1:2], 0)
-    answer_loss(model, batch, batch).backward()
-    # One token probes the head; then 15 targets in threes, once forward and once in backward.
-    assert slice_lengths == [1, *[3] * 10]
 
 
 def test_gradient_accumulation_does_not_change_the_loss_of_mixed_data():
