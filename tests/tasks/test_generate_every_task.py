@@ -24,7 +24,7 @@ REQUIRED = {
         "needles": [{"text": "The red door opens with a song.", "answer": "a song"}],
     },
 }
-"""Parameters without a default, by type."""
+"""Values of the parameters without a default, by type: add those of a new task here."""
 SAMPLES = "".join(
     json.dumps({"index": i, "input": f"The key is {i}. What is the key?", "outputs": [str(i)]})
     + "\n"
@@ -73,8 +73,9 @@ def test_training_rows_use_other_random_streams(task):
 @pytest.mark.parametrize("kind", TYPES)
 def test_is_documented(kind):
     cls = TYPES[kind]
-    assert cls.__doc__
-    assert import_module(cls.module).prepare.__doc__
-    assert f"`type: {kind}`" in (ROOT / "config/README.md").read_text()
-    assert f'"{kind}"' in (ROOT / "config/experiment.schema.json").read_text()
-    assert f"`{kind}`" in (ROOT / "docs/tasks.md").read_text()
+    assert cls.__doc__, f"{cls.__name__}: add a docstring; it becomes the task's reference"
+    assert import_module(cls.module).prepare.__doc__, f"{cls.module}.prepare: add a docstring"
+    reference = (ROOT / "config/README.md").read_text()
+    assert f"`type: {kind}`" in reference, "run: needlework schema --markdown > config/README.md"
+    schema = (ROOT / "config/experiment.schema.json").read_text()
+    assert f'"{kind}"' in schema, "run: needlework schema > config/experiment.schema.json"
