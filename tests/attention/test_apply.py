@@ -247,7 +247,7 @@ def test_crop_through_a_full_block_is_refused(llama):
     cache = DynamicCache(config=llama.config)
     with apply(llama, SYSTEMS["sketchwalk-mean"]):
         run(llama, prompts([66])["input_ids"], [66], cache=cache)
-        with pytest.raises(ValueError, match="crop to a block's edge"):
+        with pytest.raises(ValueError, match="crop to the boundary of a block"):
             cache.crop(-4)
 
 
@@ -284,10 +284,10 @@ def test_misuse_is_told_with_its_remedy(llama):
             apply(llama, system)
         with pytest.raises(ValueError, match="start with an empty cache"):
             llama(input_ids=ids, past_key_values=cache)
-        with pytest.raises(ValueError, match="attention_mask: has 3 rows, the input 1; give"):
+        with pytest.raises(ValueError, match="attention_mask: has 3 rows, but the input has 1; pass"):
             llama(input_ids=ids, attention_mask=torch.ones(3, 20).long())
         with pytest.raises(
-            ValueError, match="21 tokens, of which 20 have come; give no cache_impl"
+            ValueError, match="21 tokens, more than the 20 so far; leave cache_impl"
         ):
             llama.generate(ids, max_new_tokens=2, cache_implementation="static")
         with pytest.raises(ValueError, match="ready-made mask"):
