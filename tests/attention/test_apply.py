@@ -284,7 +284,9 @@ def test_misuse_is_told_with_its_remedy(llama):
             apply(llama, system)
         with pytest.raises(ValueError, match="start with an empty cache"):
             llama(input_ids=ids, past_key_values=cache)
-        with pytest.raises(ValueError, match="attention_mask: has 3 rows, but the input has 1; pass"):
+        with pytest.raises(
+            ValueError, match="attention_mask: has 3 rows, but the input has 1; pass"
+        ):
             llama(input_ids=ids, attention_mask=torch.ones(3, 20).long())
         with pytest.raises(
             ValueError, match="21 tokens, more than the 20 so far; leave cache_impl"
