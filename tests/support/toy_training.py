@@ -12,6 +12,7 @@ from tokenizers.pre_tokenizers import Split
 from tokenizers.processors import TemplateProcessing
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from needlework.config.gates import SeerGates
 from needlework.config.opening import ModelSpec
 from needlework.config.training import Finetune, FinetuneStage
 from needlework.training.checkpoints import Checkpoints
@@ -74,6 +75,21 @@ def recipe(**changes) -> Finetune:
             **changes,
         }
     )
+
+
+def gates_config(**changes) -> SeerGates:
+    """Gates and their recipe; keys of `SeerGates` and of `Distill`."""
+    own = {k: changes.pop(k) for k in ("block_size", "gate_dim", "stages") if k in changes}
+    recipe = {
+        "data": ["toy"],
+        "steps": 3,
+        "sequence_length": 32,
+        "batch_size": 2,
+        "log_every": 1,
+        "warmup_steps": 0,
+        **changes,
+    }
+    return SeerGates.model_validate({"model": "toy", "block_size": 3, "distill": recipe, **own})
 
 
 def write(folder: Path, **changes) -> dict[str, Any]:
