@@ -1,9 +1,10 @@
-"""needlework measures how well language models use long contexts.
+"""Measure how well language models use long contexts.
 
-Public names are imported when first asked for, so `import needlework` stays light.
+Public names are imported on first use, so `import needlework` stays fast.
 """
 
 import importlib
+from typing import Any
 
 _PUBLIC = {
     "apply": "needlework.attention.apply",
@@ -21,7 +22,7 @@ _PUBLIC = {
 __all__ = list(_PUBLIC)
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name not in _PUBLIC:
         raise AttributeError(f"module 'needlework' has no attribute {name!r}")
     return getattr(importlib.import_module(_PUBLIC[name]), name)

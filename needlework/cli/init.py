@@ -125,8 +125,9 @@ def _grid(file: Path, name: str, model: _Model, machine: Device) -> Grid:
         ):
             fitting = lengths[: len(fitting) + 1]
         fitting = fitting[-_MOST_LENGTHS:]
-        grid = Grid(fitting, samples, samples * sum(seconds[n] for n in fitting))
-        if len(fitting) >= min(3, len(lengths)) and grid.seconds <= MAX_SECONDS:
+        total = samples * sum(seconds[n] for n in fitting)
+        grid = Grid(fitting, samples, total)
+        if len(fitting) >= min(3, len(lengths)) and total <= MAX_SECONDS:
             return grid
     return grid
 

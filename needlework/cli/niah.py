@@ -85,7 +85,7 @@ def _job(model: LocalModel, attention: Attention | None, thinking_tokens: int) -
         system=NAME,
         model=model.spec(),
         allow_extrapolation=model.allow_extrapolation,
-        attention=attention and attention.model_dump(mode="json"),
+        attention=None if attention is None else attention.model_dump(mode="json"),
         thinking_tokens=thinking_tokens,
     )
 
@@ -105,7 +105,7 @@ def _describe(
         yield f"  prompt: {shorten(row['prompt'], row['outputs'][0])}"
         yield f"  generation: {predictions[number]!r}"
         yield f"  correct: {correct}"
-    mean, count = scores[metric].mean(), len(scores)
+    mean, count = float(scores[metric].sum()) / len(scores), len(scores)
     low, high = wilson(mean, count)
     interval = f"{100 * low:.1f} to {100 * high:.1f} %"
     yield f"accuracy: {100 * mean:.1f} % of {count} samples, 95 % interval {interval}"

@@ -52,6 +52,7 @@ def evaluate_stream(
         lengths=[1],
     )
     text = experiment.streams[NAME]
+    assert text.path is not None, "the command line requires a text"
     spec = checkpoint.spec()
     opened, _ = open_model(spec)
     if method is not None and method.converts_model:
@@ -60,7 +61,7 @@ def evaluate_stream(
     evaluator = StreamingEvaluator(
         opened,
         how.chunk_size,
-        how.overlap,
+        how.overlap or 0,
         separate_documents=text.separate_documents,
         adaptive=text.adaptive,
         attention=method,
@@ -79,12 +80,14 @@ def evaluate_stream(
     key = [fingerprint(opened), repr(method), repr(evaluator.plan), text.model_dump()]
     progress = StreamCheckpoint(folder / "state", json.dumps(key))
     source = TokenFile(tokens, starts=np.array(starts, dtype=np.int64))
-    names = {"system": NAME, "stream": NAME, "shard": 0}
-    tables = stream_tables(evaluator, source, **names, checkpoint=progress)
+    tables = stream_tables(
+        evaluator, source, system=NAME, stream=NAME, shard=0, checkpoint=progress
+    )
     whole = whole_streams(*tables[:2])
     _write(folder, [tables[0], by_position(tables[1]), tables[2]], whole)
     progress.path.unlink(missing_ok=True)
-    yield from _describe(whole.row(0, named=True), tables[2]["seconds"].sum(), folder)
+    seconds = float(tables[2]["seconds"].sum())
+    yield from _describe(whole.row(0, named=True), seconds, folder)
 
 
 def _write(folder: Path, tables: list[pl.DataFrame], whole: pl.DataFrame) -> None:

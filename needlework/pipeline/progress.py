@@ -62,10 +62,10 @@ class RunState:
                 self.running[event["jobid"]] = job
                 self.failed.pop(event["jobid"], None)  # a retry
             case "job_error":
-                job = self.running.pop(event["jobid"], None) or Job(event["rule_name"], {})
+                job = self.running.pop(event["jobid"], Job(event["rule_name"], {}))
                 self.failed[event["jobid"]] = job, event["log"] or []
-            case "job_finished":
-                return self.running.pop(event["job_id"], None)
+            case "job_finished" if event["job_id"] in self.running:
+                return self.running.pop(event["job_id"])
             case "error":
                 self.errors.append(str(event["msg"]))
         return None

@@ -70,7 +70,9 @@ def _price(rows: pl.DataFrame) -> str:
     tokens = f"{rows['prompt_tokens'].sum():,} and at most {rows['completion_tokens'].sum():,}"
     if rows["price_dollars"].has_nulls():
         return f"{BEHIND_AN_API}, {tokens} tokens; unknown price; write `price` in its model"
-    return f"{BEHIND_AN_API}, {tokens} tokens: at most {dollars(rows['price_dollars'].sum())}"
+    return (
+        f"{BEHIND_AN_API}, {tokens} tokens: at most {dollars(float(rows['price_dollars'].sum()))}"
+    )
 
 
 def _verdict(rows: list[dict[str, Any]], device: str) -> str:
@@ -94,7 +96,7 @@ def totals(plan: pl.DataFrame) -> str:
         f"at most {plan['completion_tokens'].sum():,} new ones"
     ]
     if plan["price_dollars"].count():
-        parts.append(f"at most {dollars(plan['price_dollars'].sum())} to APIs")
+        parts.append(f"at most {dollars(float(plan['price_dollars'].sum()))} to APIs")
     if plan["peak_bytes"].count():
         parts.append(f"{duration(plan.select(pl.sum('seconds')).item())} on one device")
         parts.append(f"largest peak {size(plan.select(pl.max('peak_bytes')).item())}")

@@ -313,7 +313,7 @@ def test_a_killed_run_goes_on_when_run_again(project: Project, small_experiment:
     second = project.needlework(*args)
     assert second.returncode == 1
     assert second.stderr.splitlines() == [
-        f"needlework: {project.root}: another `needlework run` is at work here; wait for it to end"
+        f"needlework: {project.root}: another `needlework run` is active here; wait until it ends"
     ]
 
     job = next(iter(jobs_of(project, "evaluate_system")), job)
@@ -331,7 +331,7 @@ def test_a_killed_run_goes_on_when_run_again(project: Project, small_experiment:
     assert again.returncode == 0, again.stdout + again.stderr
     assert not job.is_running()
     assert "every hash in results/small is valid" in again.stdout
-    assert f"The report: {project.root}/results/small/report.html" in again.stdout
+    assert f"Report: {project.root}/results/small/report.html" in again.stdout
     assert (project.root / "results/small/report.html").stat().st_size > 0
     assert not any((project.root / ".snakemake/locks").iterdir())
     assert not list(project.root.rglob(".partial-*"))
