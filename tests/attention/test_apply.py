@@ -18,7 +18,7 @@ SYSTEMS = {
     "random": Random(block_size=8, density=0.5, dense_layers=1),
 }
 BY_COUNT = list(SYSTEMS)
-"""Systems of which a row keeps as many blocks as `density` says."""
+"""Systems whose rows keep exactly the number of blocks that `density` sets."""
 SYSTEMS |= {
     "sketchwalk-official": SketchWalk(block_size=8, preset="official", dense_layers=1),
     "sketchwalk-box": SketchWalk(preset="box", block_size=8, density=0.5, dense_layers=1),
@@ -38,12 +38,12 @@ def llama():
 
 @pytest.fixture(scope="module")
 def llama_of_16():
-    """Heads of 16 numbers, the least that is compiled."""
+    """Head dimension 16, the smallest that compiles."""
     return tiny(differing={"hidden_size": 64, "head_dim": 16})
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_all_blocks_kept_is_stock_attention(family):
+def test_keeping_all_blocks_equals_stock_attention(family):
     model, inputs = tiny(family), prompts([67, 50])
     real = inputs["attention_mask"].bool()
     with torch.inference_mode():
@@ -61,14 +61,14 @@ def test_all_blocks_kept_is_stock_attention(family):
     torch.testing.assert_close(chunked[real], stock[real], rtol=0, atol=1e-5)
     torch.testing.assert_close(logits, stock_logits, rtol=0, atol=1e-5)
     assert torch.equal(tokens, stock_tokens)
-    # Were the layers of no weight, all this would hold of any attention.
+    # Check that attention matters in this model at all.
     few = Random(block_size=8, top_k_blocks=1, dense_layers=1)
     with apply(model, few), torch.inference_mode():
         less = model(**inputs).logits
     assert (less - stock)[real].abs().max() > 1e-3
 
 
-def test_long_prefill_by_the_compiled_kernel_is_stock_attention(llama_of_16, monkeypatch):
+def test_compiled_prefill_equals_stock_attention(llama_of_16, monkeypatch):
     model, inputs = llama_of_16, prompts([160, 120])
     real = inputs["attention_mask"].bool()
     with torch.inference_mode():
@@ -82,7 +82,7 @@ def test_long_prefill_by_the_compiled_kernel_is_stock_attention(llama_of_16, mon
 
 
 @every_system
-def test_blocks_left_out_change_the_answer_and_removal_restores_it(llama, system):
+def test_skipped_blocks_change_logits_and_removal_restores_them(llama, system):
     inputs = prompts([67, 50])
     stock, before = llama(**inputs).logits, copy.deepcopy(llama.config)
     with apply(llama, system):
@@ -95,7 +95,7 @@ def test_blocks_left_out_change_the_answer_and_removal_restores_it(llama, system
 
 
 @every_system
-def test_chunks_of_whole_blocks_equal_one_shot(llama, system):
+def test_chunks_of_whole_blocks_equal_one_pass(llama, system):
     ids = prompts([75])["input_ids"]
     with apply(llama, system) as handle:
         whole = run(llama, ids, [64, *[1] * 11])
@@ -108,7 +108,7 @@ def test_chunks_of_whole_blocks_equal_one_shot(llama, system):
 
 
 @every_system
-def test_a_last_chunk_of_one_token_is_prefill_where_the_length_is_told(llama, system):
+def test_last_one_token_chunk_is_prefill_if_the_length_is_set(llama, system):
     ids, found = prompts([65])["input_ids"], []
     with apply(llama, system) as handle:
         for chunks in ([65], [64, 1]):
@@ -125,7 +125,7 @@ def test_a_last_chunk_of_one_token_is_prefill_where_the_length_is_told(llama, sy
 
 
 @every_system
-def test_padding_on_the_right_moves_no_real_token(llama, system):
+def test_right_padding_has_no_effect(llama, system):
     inputs = prompts([67, 50])
     ids, mask = (torch.stack([x[0], x[1].roll(50)]) for x in inputs.values())
     with apply(llama, system), torch.inference_mode():
@@ -136,8 +136,8 @@ def test_padding_on_the_right_moves_no_real_token(llama, system):
 
 
 @every_system
-def test_a_padded_batch_answers_as_its_rows_alone(llama, system):
-    """Generation runs over the end of a block in every row."""
+def test_padded_batch_equals_its_rows_alone(llama, system):
+    """Generation crosses a block boundary in every row."""
     lengths = [67, 50, 41]
     inputs = prompts(lengths)
     with apply(llama, system):
@@ -150,7 +150,7 @@ def test_a_padded_batch_answers_as_its_rows_alone(llama, system):
 
 
 @every_system
-def test_later_blocks_never_reach_earlier_ones(llama, system):
+def test_later_blocks_do_not_affect_earlier_rows(llama, system):
     ids = prompts([80])["input_ids"]
     other = ids.clone()
     other[:, 48:] = prompts([80], seed=1)["input_ids"][:, 48:]
@@ -161,8 +161,8 @@ def test_later_blocks_never_reach_earlier_ones(llama, system):
 
 
 @pytest.mark.parametrize("name", ["dense", "random", "window"])
-def test_later_tokens_of_a_block_never_reach_earlier_ones(llama, name):
-    """With the choice of blocks independent of tokens, nothing at all comes from the future."""
+def test_later_tokens_do_not_affect_earlier_ones_without_pooling(llama, name):
+    """If the choice of blocks does not depend on tokens, no later token has an effect."""
     ids = prompts([80])["input_ids"]
     other = ids.clone()
     other[:, 53:] = prompts([80], seed=1)["input_ids"][:, 53:]
@@ -174,8 +174,8 @@ def test_later_tokens_of_a_block_never_reach_earlier_ones(llama, name):
 
 
 @pytest.mark.parametrize("name", BY_COUNT)
-def test_density_is_what_was_attended_to(llama, name):
-    """Block 8 and 64 tokens: row i keeps ceil((i + 1) / 2) blocks, its own by half."""
+def test_density_counts_attended_pairs(llama, name):
+    """Blocks of 8, 64 tokens: row i keeps ceil((i + 1) / 2) blocks, half of its own."""
     with apply(llama, SYSTEMS[name]) as handle:
         assert handle.density().prefill is None
         run(llama, prompts([64])["input_ids"], [64])
@@ -185,7 +185,7 @@ def test_density_is_what_was_attended_to(llama, name):
         handle.reset()
         cache = DynamicCache(config=llama.config)
         run(llama, prompts([70])["input_ids"], [64, *[1] * 6], cache=cache)
-        # Block 8 of 9: five kept, of which its own holds 1 to 6 tokens.
+        # The last of 9 blocks keeps five; its own holds 1 to 6 tokens.
         assert handle.density().decode == sum(4 * 8 + t for t in range(1, 7)) / sum(range(65, 71))
         assert handle.density().prefill == kept / (64 * 65 / 2)
 
@@ -217,7 +217,7 @@ def test_skip_decode_is_sparse_prefill_and_stock_decode(llama):
     ],
     ids=["reorder", "select", "repeat"],
 )
-def test_state_follows_the_cache_through_changes_of_batch(llama, system, change, rows):
+def test_state_follows_batch_changes_of_the_cache(llama, system, change, rows):
     inputs = prompts([70, 60])
     more = prompts([10, 10], seed=1)["input_ids"]
     mask = torch.cat([inputs["attention_mask"], torch.ones_like(more)], 1)
@@ -231,7 +231,7 @@ def test_state_follows_the_cache_through_changes_of_batch(llama, system, change,
 
 
 @every_system
-def test_cropped_tokens_leave_no_trace(llama, system):
+def test_cropped_tokens_have_no_effect(llama, system):
     ids, wrong = prompts([75])["input_ids"], prompts([75], seed=1)["input_ids"]
     cache = DynamicCache(config=llama.config)
     with apply(llama, system):
@@ -252,7 +252,7 @@ def test_crop_through_a_full_block_is_refused(llama):
 
 
 @every_system
-def test_a_reset_cache_serves_again(llama, system):
+def test_cache_can_be_reused_after_reset(llama, system):
     ids = prompts([70])["input_ids"]
     cache = DynamicCache(config=llama.config)
     with apply(llama, system):
@@ -261,7 +261,7 @@ def test_a_reset_cache_serves_again(llama, system):
         assert torch.equal(run(llama, ids, [64, *[1] * 6], cache=cache), first)
 
 
-def test_the_cache_that_a_forward_makes_can_be_continued(llama):
+def test_generation_continues_with_a_returned_cache(llama):
     ids = prompts([70])["input_ids"]
     with apply(llama, SYSTEMS["sketchwalk-sum"]), torch.inference_mode():
         whole = run(llama, ids, [69, 1])
@@ -272,7 +272,7 @@ def test_the_cache_that_a_forward_makes_can_be_continued(llama):
     torch.testing.assert_close(without, whole[:, :69], rtol=0, atol=1e-5)
 
 
-def test_misuse_is_told_with_its_remedy(llama):
+def test_misuse_raises_with_a_remedy(llama):
     system, ids = SYSTEMS["random"], prompts([20])["input_ids"]
     with pytest.raises(ValueError, match="write it as `attention` of a model"):
         apply(llama, Infini())
@@ -316,7 +316,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_models_without_attention_to_replace_are_refused(name):
+def test_models_without_full_attention_are_refused(name):
     config, message = REFUSED[name]
     model = AutoModel.from_config(config)
     with pytest.raises(ValueError, match=message) as error:
@@ -325,17 +325,17 @@ def test_models_without_attention_to_replace_are_refused(name):
     assert model.config._attn_implementation != "needlework"
 
 
-def test_what_is_no_model_of_transformers_is_refused():
+def test_other_modules_are_refused():
     with pytest.raises(ValueError, match="model: is a Linear; pass a model loaded by AutoModel"):
         apply(torch.nn.Linear(2, 2), SYSTEMS["random"])
 
 
-def test_a_block_of_no_tokens_is_refused():
+def test_empty_blocks_are_refused():
     with pytest.raises(ValueError, match=r"block_size\n.* greater than or equal to 1"):
         SketchWalk(block_size=0)
 
 
-def test_families_that_keep_arguments_from_their_layers_are_refused():
+def test_families_that_drop_layer_arguments_are_refused():
     config = configs.OPTConfig(
         vocab_size=64, hidden_size=32, word_embed_proj_dim=32, ffn_dim=32, num_hidden_layers=2
     )
@@ -349,8 +349,8 @@ def test_families_that_keep_arguments_from_their_layers_are_refused():
         model(**prompts([20]))
 
 
-def test_attention_that_is_never_asked_for_is_told(llama, monkeypatch):
-    """As in a family that computes its attention elsewhere, although it knows the interface."""
+def test_models_that_bypass_the_attention_interface_are_refused(llama, monkeypatch):
+    """As in a family that declares the interface but computes attention elsewhere."""
 
     def elsewhere(self, hidden_states, **_):
         return hidden_states, None
@@ -365,7 +365,7 @@ def test_attention_that_is_never_asked_for_is_told(llama, monkeypatch):
     assert not llama.model._forward_hooks
 
 
-def test_attention_of_more_than_queries_keys_and_values_is_refused(llama, monkeypatch):
+def test_attention_with_unsupported_arguments_is_refused(llama, monkeypatch):
     attention = llama.model.layers[1].self_attn
     monkeypatch.setattr(
         attention, "forward", partial(attention.forward, position_bias=torch.zeros(1))
@@ -375,8 +375,8 @@ def test_attention_of_more_than_queries_keys_and_values_is_refused(llama, monkey
 
 
 @every_system
-def test_generation_in_bfloat16(system):
-    """A model of Qwen3's shape."""
+def test_bfloat16_models_generate(system):
+    """With Qwen3."""
     model, inputs = tiny("qwen3").to(torch.bfloat16), prompts([67, 50])
     _, stock = generate(model, inputs)
     with apply(model, system) as handle:

@@ -13,7 +13,7 @@ CPU = torch.device("cpu")
 
 
 def masked(lengths, total, new, right=False, **kwargs):
-    """A LazyMask of rows with the given numbers of real tokens, padded on one side."""
+    """A LazyMask with `lengths` real tokens per batch row, padded on one side."""
     real = torch.zeros(len(lengths), total, dtype=torch.bool)
     for row, length in zip(real, lengths, strict=True):
         row[:length] = right
@@ -25,11 +25,11 @@ def masked(lengths, total, new, right=False, **kwargs):
     ("density", "row", "kept"),
     [(0.25, 0, 1), (0.25, 3, 1), (0.25, 4, 2), (0.1, 29, 3), (0.3, 9, 3), (1.0, 6, 7)],
 )
-def test_density_counts_blocks_of_each_row(density, row, kept):
+def test_density_sets_the_block_count_of_each_row(density, row, kept):
     assert Random(density=density).kept_blocks(row) == kept
 
 
-def test_top_k_is_bounded_by_the_blocks_there_are():
+def test_top_k_is_bounded_by_the_existing_blocks():
     assert [Random(top_k_blocks=3).kept_blocks(row) for row in range(5)] == [1, 2, 3, 3, 3]
 
 
@@ -41,7 +41,7 @@ def test_top_k_is_bounded_by_the_blocks_there_are():
         (XAttention, {"threshold": 0.9}),
     ],
 )
-def test_counts_that_would_not_count_are_refused(system, other):
+def test_a_second_block_count_is_refused(system, other):
     with pytest.raises(ValueError, match=r"top_k_blocks: .* sets the number of blocks; remove"):
         system(top_k_blocks=4, **other)
     written = system(**other)
@@ -54,7 +54,7 @@ def test_counts_that_would_not_count_are_refused(system, other):
     length=st.integers(1, 9),
 )
 @settings(deadline=None, max_examples=60)
-def test_shift_is_a_slice_with_zeros_beyond(starts, n, length):
+def test_shift_is_a_slice_padded_with_zeros(starts, n, length):
     x = torch.randn(len(starts), 2, n, 1)
     found = shift(x, starts, length)
     for b, start in enumerate(starts):
@@ -72,9 +72,7 @@ def test_shift_is_a_slice_with_zeros_beyond(starts, n, length):
     seed=st.integers(0, 99),
 )
 @settings(deadline=None, max_examples=60)
-def test_choice_keeps_own_block_and_best_before_it_earlier_on_ties(
-    lengths, size, cached, density, seed
-):
+def test_choice_keeps_the_own_block_and_the_best_earlier_ones(lengths, size, cached, density, seed):
     total = max(lengths)
     count = {"top_k_blocks": 3} if density is None else {"density": density}
     system = Random(block_size=size, **count)
@@ -97,7 +95,7 @@ def test_choice_keeps_own_block_and_best_before_it_earlier_on_ties(
 @pytest.mark.parametrize(
     "system", [Random(block_size=4, top_k_blocks=3), SketchWalk(block_size=4, select="quantile")]
 )
-def test_heads_choose_as_if_alone(system):
+def test_heads_choose_independently(system):
     torch.manual_seed(0)
     _, mask = masked([40, 22], 40, 30)
     blocks = Blocks(mask, system, CPU)
@@ -123,7 +121,7 @@ def test_heads_choose_as_if_alone(system):
     density=st.sampled_from([0.2, 0.5, 1.0]),
 )
 @settings(deadline=None, max_examples=60)
-def test_pairs_are_counted_token_by_token(lengths, size, cached, density):
+def test_pairs_match_a_count_by_token(lengths, size, cached, density):
     total = max(lengths)
     start = min(cached, total - 1)
     _, mask = masked(lengths, total, total - start)

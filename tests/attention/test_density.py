@@ -25,7 +25,7 @@ def _counted(forwards) -> DensityMeter:
 
 
 @given(FORWARDS)
-def test_densities_are_sums_of_pairs_over_sums_of_pairs(forwards):
+def test_density_is_kept_pairs_over_causal_pairs(forwards):
     density = _counted(forwards).read()
     layers = {(one.layer, one.stage): one for one in density.layers}
     assert len(layers) == len(density.layers)
@@ -43,12 +43,12 @@ def test_densities_are_sums_of_pairs_over_sums_of_pairs(forwards):
 
 
 @given(FORWARDS, st.integers(0, 20))
-def test_parts_put_together_are_the_whole(forwards, cut):
+def test_combined_measurements_equal_one_measurement(forwards, cut):
     parts = [_counted(part).read() for part in (forwards[:cut], forwards[cut:])]
     assert Density.of([*parts[0].layers, *parts[1].layers]) == _counted(forwards).read()
 
 
-def test_layers_stand_by_number_prefill_first():
+def test_layers_are_sorted_with_prefill_first():
     meter = DensityMeter()
     for layer, stage in [(10, "decode"), (2, "decode"), (10, "prefill"), (2, "prefill")]:
         meter.add(layer, stage, 1, 2)
@@ -57,7 +57,7 @@ def test_layers_stand_by_number_prefill_first():
     ]
 
 
-def test_what_is_added_is_not_written_to():
+def test_added_tensors_are_not_modified():
     kept = torch.tensor(3)
     meter = DensityMeter()
     meter.add(0, "prefill", kept, 4)
@@ -66,14 +66,14 @@ def test_what_is_added_is_not_written_to():
     assert kept == 3
 
 
-def test_a_mean_over_heads_may_be_a_fraction():
+def test_kept_pairs_may_be_fractional():
     meter = DensityMeter()
     meter.add(0, "decode", torch.tensor(2.5, dtype=torch.float64), 10)
     meter.add(0, "decode", 3.5, 10)
     assert meter.read().decode == pytest.approx(0.3)
 
 
-def test_reset_forgets_everything():
+def test_reset_discards_all_counts():
     meter = _counted([(1, "prefill", 3, 6, True), (2, "decode", 1, 2, False)])
     meter.reset()
     assert meter.read() == DensityMeter().read() == Density(None, None, ())

@@ -1,4 +1,4 @@
-"""The layers that attend, in families whose other parts are numbered too."""
+"""Attention modules of families in which other modules have a layer number too."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ from needlework.attention.layers import attention_modules
         ("mamba2", None, []),
     ],
 )
-def test_only_attention_counts(family, kind, layers):
+def test_attention_modules_exclude_other_mixers(family, kind, layers):
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config_of(family))
     modules = attention_modules(model)

@@ -46,7 +46,7 @@ def reference(query, key, start, size, pool, softcap=None, sinks=None):
 )
 @settings(deadline=None, max_examples=60)
 def test_scores_are_the_pooled_probabilities(select, lengths, size, heads, pool, cut, extra, seed):
-    """Forwards cut anywhere: a row pools the queries that each brings."""
+    """With arbitrary chunks; a row pools the queries of its forward."""
     rng = np.random.default_rng(seed)
     total = max(lengths)
     query = rng.normal(size=(len(lengths), heads[0], total, 4)) * 2
@@ -89,7 +89,7 @@ def test_scores_are_the_pooled_probabilities(select, lengths, size, heads, pool,
                     np.testing.assert_allclose(scores[b, row, j], value, 1e-4, 1e-6)
 
 
-def test_parts_are_the_whole(select, monkeypatch):
+def test_computing_in_parts_gives_the_same_scores(select, monkeypatch):
     torch.manual_seed(0)
     query, key = torch.randn(1, 2, 4, 40, 8), torch.randn(1, 2, 2, 40, 8)
     ((_, whole, _, _),) = select(Method(Oracle(block_size=4)), [40], query, key, [40, 31])
@@ -98,8 +98,8 @@ def test_parts_are_the_whole(select, monkeypatch):
     torch.testing.assert_close(parts[0], whole[0])
 
 
-def test_the_block_that_is_attended_to_is_found_among_many(select):
-    """One query of a late block looks at one token of block 3: by the maximum it is kept."""
+def test_the_attended_block_is_kept(select):
+    """One query of a late block attends to one token of block 3; max pooling keeps it."""
     torch.manual_seed(0)
     query, key = torch.randn(1, 1, 2, 64, 8) * 0.1, torch.randn(1, 1, 1, 64, 8) * 0.1
     key[0, 0, 0, 14] = query[0, 0, 1, 61] = 5
@@ -110,5 +110,5 @@ def test_the_block_that_is_attended_to_is_found_among_many(select):
 
 
 @pytest.mark.parametrize("pool", ["max", "sum"])
-def test_nothing_comes_from_later_blocks(check_future, pool):
+def test_later_blocks_do_not_affect_earlier_rows(check_future, pool):
     check_future(Method(Oracle(block_size=4, pool=pool, top_k_blocks=2)))

@@ -21,7 +21,7 @@ def drawn(system, lengths, total, new, layer=0):
     return choose(scores, forward.blocks)
 
 
-def test_every_earlier_block_is_as_likely_and_own_block_is_kept():
+def test_earlier_blocks_are_equally_likely_and_the_own_block_is_kept():
     system = Random(block_size=1, density=0.25)
     chosen = torch.cat([drawn(system, [400], 400, 400, layer) for layer in range(30)])
     assert torch.equal(chosen[..., 0], torch.arange(400).expand(30, -1))
@@ -32,7 +32,7 @@ def test_every_earlier_block_is_as_likely_and_own_block_is_kept():
     assert share.std() < 0.01
 
 
-def test_draw_depends_on_seed_and_layer_alone():
+def test_draw_depends_only_on_seed_and_layer():
     system = Random(block_size=4, density=0.5)
     whole = drawn(system, [60], 60, 60)
     assert torch.equal(whole, drawn(system, [60], 60, 60))
@@ -49,7 +49,7 @@ def test_draw_is_the_same_in_a_batch_and_in_chunks():
     assert torch.equal(drawn(system, [60], 60, 20)[0], whole[0, 10:])
 
 
-def test_tokens_that_decode_draw_for_themselves():
+def test_each_decoded_token_has_its_own_draw():
     system = Random(block_size=16, density=0.5)
     draws = {tuple(drawn(system, [n], n, 1)[0, 0].tolist()) for n in range(322, 330)}
     assert len(draws) > 1

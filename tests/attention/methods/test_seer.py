@@ -1,26 +1,23 @@
-import math
-
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.rope_reference import rotate_vector
+from support.seer_reference import SIZE, GateSpy, follows_rule, reference_gate
 from support.tiny_models import generate, prompts, run, tiny
 from transformers import DynamicCache
 
 from needlework import Seer, apply
-from needlework.attention.blocks import choose
 from needlework.attention.methods import seer
 from needlework.attention.seer.gates import Gates
 
-SIZE, LAYERS = 4, 2
+LAYERS = 2
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """Small models with gates of two widths, that of a head (8) and another, in blocks of 4."""
-    found = {}
+    """Small models with gates of two widths, the head dimension (8) and 6, for blocks of 4."""
+    by_width = {}
     for family, kv_heads in (("llama", 2), ("qwen3", 4)):
         model = tiny(family, {"num_hidden_layers": LAYERS, "num_key_value_heads": kv_heads})
         for gate_dim in (8, 6):
@@ -28,11 +25,11 @@ def models(tmp_path_factory):
             torch.manual_seed(gate_dim)
             gates = Gates.new(model, block_size=SIZE, gate_dim=gate_dim)
             for parameter in gates.parameters():
-                # Sharp enough for thresholds to keep some and leave some.
+                # Sharper, so that thresholds keep some blocks and drop some.
                 parameter.data.mul_(2)
             gates.save(folder)
-            found[family, gate_dim] = model, str(folder)
-    return found
+            by_width[family, gate_dim] = model, str(folder)
+    return by_width
 
 
 @pytest.fixture(scope="module")
@@ -59,118 +56,6 @@ def system(models):
     return of
 
 
-class Overheard:
-    """Queries and keys of a model before RoPE, from its projections; what its gates chose."""
-
-    def __init__(self, handle):
-        self.handle, self.plain, self.found = handle, {}, []
-        scores = handle.selector.scores
-        self.hooks = []
-        for layer, decoder in enumerate(handle.model.model.layers):
-            attention = decoder.self_attn
-            for name in ("q", "k"):
-                module = getattr(attention, f"{name}_norm", getattr(attention, f"{name}_proj"))
-                self.hooks.append(
-                    module.register_forward_hook(
-                        lambda module, args, out, at=(layer, name): self.plain.setdefault(
-                            at, []
-                        ).append(out.unflatten(1, (-1, 8)) if out.ndim == 2 else out)
-                    )
-                )
-
-        def spy(layer, query, key, forward):
-            found = scores(layer, query, key, forward)
-            kept = None
-            if found is not None:
-                chosen = choose(found, forward.blocks).tolist()
-                kept = [[[{*row} - {-1} for row in rows] for rows in heads] for heads in chosen]
-            self.found.append((layer, forward.blocks, kept))
-            return found
-
-        handle.selector.scores = spy
-
-    def of(self, layer, name, b, first):
-        """[heads, tokens, 8] of row b of the batch from its first real token on, float64."""
-        parts = [
-            part.reshape(*part.shape[:2], -1, 8)[b].transpose(0, 1)
-            for part in self.plain[layer, name]
-        ]
-        return torch.cat(parts, 1)[:, first:].double().numpy()
-
-    def remove(self):
-        for hook in self.hooks:
-            hook.remove()
-
-
-def pooled(keys):
-    """[tokens, d] -> 3 d numbers."""
-    return np.array(
-        [pool(column) for pool in (max, min, np.mean) for column in keys.T], dtype=np.float64
-    )
-
-
-def reference_gate(gates, layer, query, key, row, is_decode, real=None):
-    """The gate's softmax for one row of blocks, {head: one number a block up to the row}.
-
-    query [heads, n, d] and key [kv heads, n, d] of all tokens so far, of which `real` [n] count.
-    Decoding asks with the last.
-    """
-    heads, n, d = query.shape
-    real = np.ones(n, dtype=bool) if real is None else real
-    kv, g, found = len(key), gates.description.gate_dim, {}
-    gate = (gates.decode if is_decode else gates.prefill)[str(layer)]
-
-    def its(block):
-        return [t for t in range(block * SIZE, min((block + 1) * SIZE, n)) if real[t]]
-
-    for head in range(kv if is_decode else heads):
-        of_kv = head if is_decode else head // (heads // kv)
-        if is_decode:
-            q, at = np.zeros(g), n - 1
-            for i in range(heads // kv):
-                q += query[head * (heads // kv) + i, -1] @ gate.query[head, i].double().numpy()
-        else:
-            q, at = query[head, its(row)].mean(0), row * SIZE
-            if g != d:
-                q = q @ gate.query[head].double().numpy()
-        logits = []
-        for j in range(row + 1):
-            pools = pooled(key[of_kv, its(j)])
-            k = pools @ gate.key[of_kv if is_decode or g != d else head].double().numpy()
-            logits.append(rotate_vector(q, at) @ rotate_vector(k, j * SIZE) / math.sqrt(g))
-        weights = [math.exp(x - max(logits)) for x in logits]
-        found[head] = [x / sum(weights) for x in weights]
-    return found
-
-
-def is_right(kept, gate, row, blocks_of_prompt, system, is_decode):
-    """Whether the blocks kept are those of the form; equal to rounding, either block may be."""
-    threshold = system.decode_threshold if is_decode else system.threshold
-    if not is_decode and row >= blocks_of_prompt - system.dense_last_rows:
-        return kept == {*range(row + 1)}
-    if threshold is not None:
-        wanted = {j for j in range(row + 1) if gate[j] > threshold}
-        doubtful = {j for j in range(row + 1) if abs(gate[j] - threshold) < 1e-5}
-        return kept | doubtful == wanted | {row} | doubtful
-    if is_decode and system.token_budget is not None:
-        count, candidates = system.token_budget // SIZE, row + 1
-    elif not is_decode and system.nz_ratio is not None:
-        share = 1 - math.sqrt(1 - system.nz_ratio)
-        count, candidates = max(1, math.floor(share * blocks_of_prompt)), row + 1
-    elif system.density is not None:
-        # The own block is one of them.
-        count, candidates = math.ceil(system.density * (row + 1) - 1e-9) - 1, row
-    else:
-        count, candidates = system.top_k_blocks - 1, row
-    best = sorted(range(candidates), key=lambda j: -gate[j])[:count]
-    wanted = {*best, row}
-    if kept == wanted:
-        return True
-    return len(kept) == len(wanted) and all(
-        abs(gate[i] - min(gate[j] for j in best)) < 1e-6 for i in kept ^ wanted
-    )
-
-
 @pytest.mark.parametrize(("family", "gate_dim"), [("llama", 8), ("llama", 6), ("qwen3", 8)])
 @every_form
 @given(
@@ -180,10 +65,10 @@ def is_right(kept, gate, row, blocks_of_prompt, system, is_decode):
     seed=st.integers(0, 99),
 )
 @settings(deadline=None, max_examples=12)
-def test_choices_are_those_of_the_formulae(
+def test_choices_match_the_reference(
     models, system, form, family, gate_dim, lengths, cut, decoded, seed
 ):
-    """A prefill cut anywhere, then decode; each forward's rows of blocks against plain loops."""
+    """Prefill in arbitrary chunks, then decode."""
     model, folder = models[family, gate_dim]
     system, inputs = system(form, family, gate_dim), prompts(lengths, seed)
     total = max(lengths)
@@ -192,12 +77,12 @@ def test_choices_are_those_of_the_formulae(
     forwards = [end - start for start, end in zip([0, *ends], ends, strict=False)]
     with apply(model, system) as handle:
         handle.prompt_tokens = prompt
-        heard = Overheard(handle)
+        spy = GateSpy(handle)
         run(model, inputs["input_ids"], forwards, inputs["attention_mask"])
-        heard.remove()
+        spy.remove()
     gates = Gates.open(folder, model)
-    assert len(heard.found) == LAYERS * len(forwards)
-    for i, (layer, blocks, kept) in enumerate(heard.found):
+    assert len(spy.choices) == LAYERS * len(forwards)
+    for i, (layer, blocks, kept) in enumerate(spy.choices):
         start, end = ([0, *ends])[i // LAYERS : i // LAYERS + 2]
         is_decode = start >= max(1, prompt) and end == start + 1
         if system.skip_decode if is_decode else system.skip_prefill:
@@ -207,19 +92,19 @@ def test_choices_are_those_of_the_formulae(
             first = total - length
             if first >= end:
                 continue
-            query = heard.of(layer, "q", b, first)[:, : end - first]
-            key = heard.of(layer, "k", b, first)[:, : end - first]
+            query = spy.of(layer, "q", b, first)[:, : end - first]
+            key = spy.of(layer, "k", b, first)[:, : end - first]
             in_prompt = -(-(max(prompt, end) - first) // SIZE)
             assert len(kept[b]) == (len(key) if is_decode else len(query))
             for row in range(max(0, start - first) // SIZE, -(-(end - first) // SIZE)):
                 gate = reference_gate(gates, layer, query, key, row, is_decode)
                 for head, shares in gate.items():
-                    its = kept[b][head][row - blocks.begin[b]]
-                    assert is_right(its, shares, row, in_prompt, system, is_decode)
+                    kept_blocks = kept[b][head][row - blocks.begin[b]]
+                    assert follows_rule(kept_blocks, shares, row, in_prompt, system, is_decode)
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
-def test_all_blocks_kept_is_stock_attention(models, system, family):
+def test_keeping_all_blocks_equals_stock_attention(models, system, family):
     model, inputs = models[family, 6][0], prompts([67, 50])
     real = inputs["attention_mask"].bool()
     stock = run(model, inputs["input_ids"], [67], inputs["attention_mask"])
@@ -235,7 +120,7 @@ def test_all_blocks_kept_is_stock_attention(models, system, family):
 
 
 @every_form
-def test_blocks_left_out_change_the_answer_and_removal_restores_it(llama, system, form):
+def test_skipped_blocks_change_logits_and_removal_restores_them(llama, system, form):
     ids = prompts([67])["input_ids"]
     stock, implementation = run(llama, ids, [60, *[1] * 7]), llama.config._attn_implementation
     with apply(llama, system(form)):
@@ -247,7 +132,7 @@ def test_blocks_left_out_change_the_answer_and_removal_restores_it(llama, system
 
 
 @every_form
-def test_dense_stages_are_stock_attention(llama, system, form):
+def test_dense_stages_equal_stock_attention(llama, system, form):
     ids = prompts([67])["input_ids"]
     stock = run(llama, ids, [60, *[1] * 7])
     with apply(llama, system(form)) as handle:
@@ -260,7 +145,7 @@ def test_dense_stages_are_stock_attention(llama, system, form):
 
 
 @every_form
-def test_chunks_of_whole_blocks_equal_one_shot(llama, system, form):
+def test_chunks_of_whole_blocks_equal_one_pass(llama, system, form):
     ids = prompts([75])["input_ids"]
     with apply(llama, system(form)) as handle:
         whole = run(llama, ids, [64, *[1] * 11])
@@ -273,8 +158,8 @@ def test_chunks_of_whole_blocks_equal_one_shot(llama, system, form):
 
 
 @every_form
-def test_a_padded_batch_answers_as_its_rows_alone(llama, system, form):
-    """Generation runs over the end of a block in every row."""
+def test_padded_batch_equals_its_rows_alone(llama, system, form):
+    """Generation crosses a block boundary in every row."""
     lengths = [67, 50, 41]
     inputs = prompts(lengths)
     with apply(llama, system(form)):
@@ -287,7 +172,7 @@ def test_a_padded_batch_answers_as_its_rows_alone(llama, system, form):
 
 
 @every_form
-def test_later_blocks_never_reach_earlier_ones(llama, system, form):
+def test_later_blocks_do_not_affect_earlier_rows(llama, system, form):
     ids = prompts([80])["input_ids"]
     other = ids.clone()
     other[:, 48:] = prompts([80], seed=1)["input_ids"][:, 48:]
@@ -298,15 +183,15 @@ def test_later_blocks_never_reach_earlier_ones(llama, system, form):
 
 
 @pytest.mark.parametrize("form", [FORMS["count"], FORMS["prefill"], FORMS["decode"]])
-def test_a_second_turn_is_a_prefill_of_all(llama, system, form):
-    """Tokens that decoded, sparse or dense, are pooled for the prefill that follows them."""
+def test_second_prefill_pools_decoded_tokens(llama, system, form):
+    """After sparse or dense decode."""
     ids = prompts([64])["input_ids"]
     of_all = system({**form, "dense_last_rows": 0})
     with apply(llama, of_all) as handle:
-        first = Overheard(handle)
+        first = GateSpy(handle)
         run(llama, ids, [32, *[1] * 12, 20])
         first.remove()
-    last = [kept for _, blocks, kept in first.found if blocks.mask.length == 20]
+    last = [kept for _, blocks, kept in first.choices if blocks.mask.length == 20]
     if of_all.skip_prefill:
         assert last == [None] * LAYERS
         return
@@ -316,7 +201,7 @@ def test_a_second_turn_is_a_prefill_of_all(llama, system, form):
         for row in range(11, 16):
             gate = reference_gate(gates, layer, query, key, row, is_decode=False)
             for head, shares in gate.items():
-                assert is_right(kept[0][head][row - 11], shares, row, 16, of_all, False)
+                assert follows_rule(kept[0][head][row - 11], shares, row, 16, of_all, False)
 
 
 @pytest.mark.parametrize(
@@ -328,7 +213,7 @@ def test_a_second_turn_is_a_prefill_of_all(llama, system, form):
     ],
     ids=["reorder", "select", "repeat"],
 )
-def test_state_follows_the_cache_through_changes_of_batch(llama, system, change, rows):
+def test_state_follows_batch_changes_of_the_cache(llama, system, change, rows):
     inputs = prompts([70, 60])
     more = prompts([10, 10], seed=1)["input_ids"]
     mask = torch.cat([inputs["attention_mask"], torch.ones_like(more)], 1)
@@ -342,7 +227,7 @@ def test_state_follows_the_cache_through_changes_of_batch(llama, system, change,
 
 
 @every_form
-def test_cropped_tokens_leave_no_trace(llama, system, form):
+def test_cropped_tokens_have_no_effect(llama, system, form):
     ids, wrong = prompts([75])["input_ids"], prompts([75], seed=1)["input_ids"]
     cache = DynamicCache(config=llama.config)
     with apply(llama, system(form)):
@@ -355,29 +240,29 @@ def test_cropped_tokens_leave_no_trace(llama, system, form):
 
 
 @pytest.mark.parametrize("form", [FORMS["threshold"], FORMS["count"]])
-def test_tokens_that_are_masked_count_nowhere(llama, system, form):
-    """Within a text as well as before it: neither as they are, nor as zeros in a pool."""
+def test_masked_tokens_have_no_effect(llama, system, form):
+    """Masked tokens inside and before the text do not enter pools, not even as zeros."""
     ids, first = prompts([67])["input_ids"], 3
     mask = torch.ones_like(ids)
     mask[:, [0, 1, 2, 21, 22, 23, 40, 58]] = 0
     system = system({**form, "dense_last_rows": 0})
     with apply(llama, system) as handle:
-        heard = Overheard(handle)
+        spy = GateSpy(handle)
         run(llama, ids, [66, 1], mask)
-        heard.remove()
+        spy.remove()
     gates, real = Gates.open(system.gates, llama), mask[0, first:].bool().numpy()
-    for layer, blocks, kept in heard.found:
+    for layer, blocks, kept in spy.choices:
         n, is_decode = blocks.mask.total - first, blocks.mask.start > 0
-        query, key = (heard.of(layer, name, 0, first)[:, :n] for name in ("q", "k"))
+        query, key = (spy.of(layer, name, 0, first)[:, :n] for name in ("q", "k"))
         for row in range(blocks.begin[0], 16):
             gate = reference_gate(gates, layer, query, key, row, is_decode, real[:n])
             for head, shares in gate.items():
-                its = kept[0][head][row - blocks.begin[0]]
-                assert is_right(its, shares, row, 16, system, is_decode)
+                kept_blocks = kept[0][head][row - blocks.begin[0]]
+                assert follows_rule(kept_blocks, shares, row, 16, system, is_decode)
 
 
 @every_form
-def test_parts_are_the_whole(llama, system, monkeypatch, form):
+def test_computing_in_parts_gives_the_same_logits(llama, system, monkeypatch, form):
     inputs = prompts([67, 50])
     with apply(llama, system(form)):
         whole = run(llama, inputs["input_ids"], [62, 1, 4], inputs["attention_mask"])
@@ -388,7 +273,7 @@ def test_parts_are_the_whole(llama, system, monkeypatch, form):
 
 
 @every_form
-def test_padding_on_the_right_changes_nothing(llama, system, form):
+def test_right_padding_has_no_effect(llama, system, form):
     ids, more = prompts([67])["input_ids"], 9
     padded = torch.cat([ids, torch.zeros(1, more, dtype=ids.dtype)], 1)
     mask = (torch.arange(67 + more) < 67).int()[None]
@@ -398,7 +283,7 @@ def test_padding_on_the_right_changes_nothing(llama, system, form):
     torch.testing.assert_close(found, alone, rtol=0, atol=1e-5)
 
 
-def test_float64_is_rotated_back_in_float32(tmp_path):
+def test_float64_models_run(tmp_path):
     model = tiny("llama").double()
     Gates.new(model, block_size=8).save(tmp_path)
     with apply(model, Seer(gates=str(tmp_path), block_size=8, density=0.5)) as handle:
@@ -406,20 +291,20 @@ def test_float64_is_rotated_back_in_float32(tmp_path):
         assert handle.density().prefill < 1
 
 
-def test_the_first_layers_may_stay_dense(llama, system):
+def test_first_layers_can_stay_dense(llama, system):
     with apply(llama, system(FORMS["count"], dense_layers=1)) as handle:
         run(llama, prompts([67])["input_ids"], [60, *[1] * 7])
         assert {layer.layer for layer in handle.density().layers} == {1}
 
 
-def test_density_is_that_of_the_mean_head(llama, system):
+def test_density_is_averaged_over_heads(llama, system):
     with apply(llama, system(FORMS["threshold"])) as handle:
-        heard = Overheard(handle)
+        spy = GateSpy(handle)
         run(llama, prompts([62])["input_ids"], [60, 1, 1])
-        heard.remove()
+        spy.remove()
         density = handle.density()
     pairs = {"prefill": [], "decode": []}
-    for _, blocks, kept in heard.found:
+    for _, blocks, kept in spy.choices:
         start, end = blocks.mask.start, blocks.mask.total
         pairs["decode" if start else "prefill"].append(
             np.mean(
@@ -438,7 +323,7 @@ def test_density_is_that_of_the_mean_head(llama, system):
     assert 0.1 < density.prefill < 0.9
 
 
-def test_half_precision_generates(models, tmp_path):
+def test_bfloat16_models_generate(models, tmp_path):
     model = tiny("qwen3").to(torch.bfloat16)
     Gates.new(model, block_size=8).save(tmp_path)
     with apply(model, Seer(gates=str(tmp_path), block_size=8, density=0.5)) as handle:
@@ -448,7 +333,7 @@ def test_half_precision_generates(models, tmp_path):
     assert tokens.shape == (2, 12)
 
 
-def test_gates_that_do_not_fit_are_refused_and_leave_no_trace(llama, models, tmp_path):
+def test_gates_that_do_not_match_are_refused(llama, models, tmp_path):
     folder = models["llama", 8][1]
     Gates.new(llama, block_size=SIZE, stages=["prefill"]).save(tmp_path)
     for misfit, complaint in (
@@ -463,35 +348,3 @@ def test_gates_that_do_not_fit_are_refused_and_leave_no_trace(llama, models, tmp
         assert not any(module._forward_pre_hooks for module in llama.modules())
     with apply(llama, Seer(gates=str(tmp_path), block_size=SIZE, skip_decode=True)):
         run(llama, prompts([20])["input_ids"], [19, 1])
-
-
-@pytest.mark.parametrize(
-    ("given", "complaint"),
-    [
-        ({"threshold": 0.1, "nz_ratio": 0.5}, "threshold: nz_ratio chooses blocks already"),
-        ({"token_budget": 64, "decode_threshold": 0.1}, "token_budget chooses blocks already"),
-        ({"threshold": 0.1, "skip_prefill": True}, "threshold: skip_prefill makes prefill dense"),
-        ({"token_budget": 64, "skip_decode": True}, "token_budget: skip_decode makes decode dense"),
-        ({"skip_prefill": True, "skip_decode": True}, "nothing is sparse"),
-        ({"nz_ratio": 0.5, "token_budget": 64, "density": 0.2}, "density: both stages"),
-        ({"threshold": 0.1, "skip_decode": True, "density": 0.2}, "density: both stages"),
-        ({"token_budget": 63}, "63 is less than a block of 64"),
-        ({"gates": ""}, "gates"),
-    ],
-)
-def test_contradictions_are_refused(given, complaint):
-    with pytest.raises(ValueError, match=complaint):
-        Seer(**{"gates": "mine", **given})
-
-
-def test_defaults_are_as_released():
-    default = Seer(gates="mine")
-    assert (default.threshold, default.token_budget, default.dense_last_rows) == (0.1, 2048, 2)
-    assert Seer(gates="mine", threshold=0.002).token_budget == 2048
-    assert Seer(gates="mine", skip_decode=True).token_budget is None
-    by_count = Seer(gates="mine", density=0.2)
-    assert by_count.threshold is by_count.token_budget is None
-    mixed = Seer(gates="mine", top_k_blocks=4, token_budget=128)
-    assert (mixed.threshold, mixed.token_budget) == (None, 128)
-    for system in (default, by_count, mixed):
-        assert Seer.model_validate(system.model_dump(mode="json")) == system

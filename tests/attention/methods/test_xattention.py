@@ -38,7 +38,7 @@ def reference(query, key, start, size, stride, is_decode):
 
 
 def keeps(scores, threshold):
-    """Own and first block, then the best, until their sum is the threshold's share."""
+    """Own and first block, then the best, until their sum reaches the threshold."""
     own = len(scores) - 1
     kept = {0, own}
     for j in sorted(range(own), key=lambda j: -scores[j]):
@@ -54,15 +54,15 @@ def keeps(scores, threshold):
     heads=st.sampled_from([(1, 1), (4, 2), (3, 1)]),
     cut=st.lists(st.integers(1, 29), max_size=2),
     decoded=st.integers(0, 6),
-    is_told=st.booleans(),
+    length_is_known=st.booleans(),
     threshold=st.sampled_from([None, 0.3, 0.8]),
     seed=st.integers(0, 99),
 )
 @settings(deadline=None, max_examples=80)
 def test_scores_are_antidiagonal_sums(
-    select, lengths, size, heads, cut, decoded, is_told, threshold, seed
+    select, lengths, size, heads, cut, decoded, length_is_known, threshold, seed
 ):
-    """Forwards cut anywhere, then decode: a row asks with the queries that each brings."""
+    """With arbitrary chunks, then decode; a row uses the queries of its forward."""
     size, stride = size
     rng = np.random.default_rng(seed)
     total = max(lengths)
@@ -79,7 +79,7 @@ def test_scores_are_antidiagonal_sums(
         [torch.tensor(query).float()],
         [torch.tensor(key).float()],
         lengths,
-        prompt_tokens=prompt if is_told else 0,
+        prompt_tokens=prompt if length_is_known else 0,
         terms={"scaling": 0.4},
     )
     for new, end, (blocks, (scores,), _, (kept,)) in zip(forwards, ends, found, strict=True):
@@ -93,7 +93,7 @@ def test_scores_are_antidiagonal_sums(
                 max(0, end - new - first),
                 size,
                 stride,
-                new == 1 and end > (prompt if is_told else 1),
+                new == 1 and end > (prompt if length_is_known else 1),
             )
             for i, values in expected.items():
                 row = i - blocks.begin[b]
@@ -105,7 +105,7 @@ def test_scores_are_antidiagonal_sums(
                     assert kept[b][row] == keeps(values, threshold)
 
 
-def test_parts_are_the_whole(select, monkeypatch):
+def test_computing_in_parts_gives_the_same_scores(select, monkeypatch):
     torch.manual_seed(0)
     query, key = torch.randn(1, 2, 4, 40, 8), torch.randn(1, 2, 2, 40, 8)
     system = XAttention(block_size=8, stride=4)
@@ -115,8 +115,8 @@ def test_parts_are_the_whole(select, monkeypatch):
     torch.testing.assert_close(parts[0], whole[0])
 
 
-def test_vertical_and_slash_patterns_are_seen(select):
-    """A key that all want, and keys wanted from a fixed distance, whatever place they are at."""
+def test_vertical_and_slash_patterns_score_high(select):
+    """A key that all queries match, and keys at a fixed distance, at any position."""
     for place in range(4):
         query, key = torch.zeros(1, 1, 1, 64, 40), torch.zeros(1, 1, 1, 64, 40)
         query[..., 0] = 10
@@ -126,7 +126,7 @@ def test_vertical_and_slash_patterns_are_seen(select):
         assert all(row == {5, i} for i, row in enumerate(kept[0][0]) if i > 5)
 
 
-def test_misfits_are_refused():
+def test_contradicting_keys_are_refused():
     with pytest.raises(ValueError, match="stride: 6 does not divide block_size 64"):
         XAttention(stride=6)
     with pytest.raises(ValueError, match="remove one of them"):
@@ -134,6 +134,6 @@ def test_misfits_are_refused():
 
 
 @pytest.mark.parametrize("count", [{"top_k_blocks": 2}, {"threshold": 0.5}])
-def test_nothing_comes_from_later_blocks(check_future, count):
+def test_later_blocks_do_not_affect_earlier_rows(check_future, count):
     system = XAttention(block_size=4, stride=2, **count)
     check_future(Method(system))
