@@ -1,4 +1,4 @@
-"""Opening checkpoints: what is refused, and that what is opened is what was saved."""
+"""Checkpoints are opened as they were saved, or refused with one line."""
 
 from pathlib import Path
 
@@ -31,7 +31,7 @@ def checkpoint(tmp_path):
     return tmp_path / "model", model
 
 
-def test_opens_what_was_saved_in_eval_mode(checkpoint):
+def test_a_saved_model_opens_in_eval_mode(checkpoint):
     path, saved = checkpoint
     model, tokenizer = open_model(ModelSpec(path=path))
     assert not model.training
@@ -40,12 +40,12 @@ def test_opens_what_was_saved_in_eval_mode(checkpoint):
         assert torch.equal(model.get_parameter(name), parameter), name
 
 
-def test_dtype_is_the_one_asked_for(checkpoint):
+def test_weights_have_the_requested_dtype(checkpoint):
     model, _ = open_model(ModelSpec(path=checkpoint[0], dtype="bfloat16"))
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
 
 
-def test_converted_checkpoints_bring_their_classes(checkpoint, tmp_path):
+def test_a_converted_checkpoint_opens_with_its_own_classes(checkpoint, tmp_path):
     path, _ = checkpoint
     model, tokenizer = open_model(ModelSpec(path=path))
     infini = convert(model, Infini(segment_length=8, balance_init_type="randn"))
@@ -56,12 +56,12 @@ def test_converted_checkpoints_bring_their_classes(checkpoint, tmp_path):
     assert torch.equal(again.gates[0].balance_factors, infini.gates[0].balance_factors)
 
 
-def test_no_folder_is_one_line(tmp_path):
+def test_a_missing_folder_is_one_line(tmp_path):
     with pytest.raises(ValueError, match="no such folder; name an existing one"):
         open_model(ModelSpec(path=tmp_path / "nothing"))
 
 
-def test_pickled_weights_are_refused(checkpoint):
+def test_pickled_weights_are_refused_by_default(checkpoint):
     path, model = checkpoint
     (path / "model.safetensors").unlink()
     torch.save(model.state_dict(), path / "pytorch_model.bin")
@@ -78,7 +78,7 @@ def test_missing_weights_are_named(checkpoint):
         open_model(ModelSpec(path=path))
 
 
-def test_pickled_weights_are_read_where_that_is_allowed_and_never_run_code(checkpoint):
+def test_allowed_pickled_weights_never_run_code(checkpoint):
     path, saved = checkpoint
     (path / "model.safetensors").unlink()
     torch.save(saved.state_dict(), path / "pytorch_model.bin")

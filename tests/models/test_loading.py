@@ -1,4 +1,4 @@
-"""Checkpoints that cannot be opened: the one line that says why, and what to do."""
+"""Error messages for checkpoints that cannot be opened."""
 
 import json
 import shutil
@@ -32,11 +32,11 @@ def whole(tmp_path_factory):
 
 @pytest.fixture
 def checkpoint(whole, tmp_path):
-    """A folder to be spoilt."""
+    """A copy of a checkpoint for a test to break."""
     return shutil.copytree(whole, tmp_path / "checkpoint")
 
 
-def line(path, **keys) -> str:
+def error_of(path, **keys) -> str:
     with pytest.raises(ValueError, match=r".") as raised:
         open_model(ModelSpec(path=path, opening=Opening(**keys)))
     assert "\n" not in str(raised.value)
@@ -46,33 +46,35 @@ def line(path, **keys) -> str:
 
 def test_a_folder_without_config(checkpoint):
     (checkpoint / "config.json").unlink()
-    assert line(checkpoint).startswith("has no config.json; name a folder")
+    assert error_of(checkpoint).startswith("has no config.json; name a folder")
 
 
 def test_a_hub_name_without_a_network(monkeypatch):
     hub.unreachable.cache_clear()
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    told = line("nobody/nothing")
-    assert told.startswith(
+    message = error_of("nobody/nothing")
+    assert message.startswith(
         "no such folder, and the hub cannot be reached (HF_HUB_OFFLINE is set, as"
     )
 
 
-def test_code_of_its_own_is_run_only_where_that_is_allowed(checkpoint):
+def test_remote_code_runs_only_if_trusted(checkpoint):
     config = json.loads((checkpoint / "config.json").read_text())
     config |= {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Config"}}
     config["auto_map"]["AutoModelForCausalLM"] = "mine.Model"
     (checkpoint / "config.json").write_text(json.dumps(config))
     (checkpoint / "mine.py").write_text(CODE)
-    assert "write trust_remote_code: true if you have read it" in line(checkpoint)
+    assert "write trust_remote_code: true if you have read it" in error_of(checkpoint)
     model, _ = open_model(ModelSpec(path=checkpoint, opening=Opening(trust_remote_code=True)))
     assert type(model).__name__ == "Model"
 
 
-def test_bitsandbytes_that_is_not_installed(whole, monkeypatch):
+def test_a_missing_bitsandbytes_is_named(whole, monkeypatch):
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    told = line(whole, quantization="nf4")
-    assert "needs bitsandbytes, which is not installed; run pip install 'needlework[quant" in told
+    message = error_of(whole, quantization="nf4")
+    assert (
+        "needs bitsandbytes, which is not installed; run pip install 'needlework[quant" in message
+    )
 
 
 @pytest.mark.parametrize(
@@ -84,51 +86,51 @@ def test_bitsandbytes_that_is_not_installed(whole, monkeypatch):
         'raise RuntimeError("failed to load backend")',
     ],
 )
-def test_bitsandbytes_that_does_not_load(whole, tmp_path, monkeypatch, code):
+def test_a_broken_bitsandbytes_is_named(whole, tmp_path, monkeypatch, code):
     (tmp_path / "bitsandbytes.py").write_text(code)
     for name in [name for name in sys.modules if name.split(".")[0] == "bitsandbytes"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.syspath_prepend(tmp_path)
-    told = line(whole, quantization="nf4")
-    assert told.startswith("quantization = 'nf4': bitsandbytes does not load here (")
-    assert told.endswith("; reinstall it for this machine's CUDA, or remove quantization")
+    message = error_of(whole, quantization="nf4")
+    assert message.startswith("quantization = 'nf4': bitsandbytes does not load here (")
+    assert message.endswith("; reinstall it for this machine's CUDA, or remove quantization")
 
 
-def test_weights_in_few_bits_that_do_not_fit(whole):
-    told = line(whole, quantization="nf4", device_map="auto", max_memory={"cpu": "1MB"})
-    assert told.startswith("its weights do not fit; write more max_memory, or offload_folder")
+def test_quantized_weights_that_do_not_fit(whole):
+    message = error_of(whole, quantization="nf4", device_map="auto", max_memory={"cpu": "1MB"})
+    assert message.startswith("its weights do not fit; write more max_memory, or offload_folder")
 
 
 @pytest.mark.usefixtures("no_gpu")
-def test_memory_of_a_gpu_that_is_not_there(whole):
-    told = line(whole, device_map="auto", max_memory={"0": "2GB", "cpu": "20GB"})
-    assert told.startswith("max_memory: names GPU 0, counted from 0, and torch sees 0 here")
+def test_max_memory_of_a_missing_gpu(whole):
+    message = error_of(whole, device_map="auto", max_memory={"0": "2GB", "cpu": "20GB"})
+    assert message.startswith("max_memory: names GPU 0, counted from 0, and torch sees 0 here")
 
 
 @pytest.mark.parametrize(
     "config",
     [
-        config_of("mamba2"),  # whose cache transformers does not fill in chunks
-        CONFIG_MAPPING["jamba"](),  # forgets its state at a chunk's edge
+        config_of("mamba2"),  # transformers does not fill its cache in chunks
+        CONFIG_MAPPING["jamba"](),  # resets its state between chunks
         config_of("llama", rope_parameters={"rope_type": "dynamic", "factor": 4.0}),
-        config_of("phi3"),  # of longrope
+        config_of("phi3"),  # longrope
     ],
     ids=lambda config: config.model_type,
 )
-def test_prompts_that_cannot_come_in_chunks(config, tmp_path):
+def test_models_that_cannot_prefill_in_chunks(config, tmp_path):
     config.save_pretrained(tmp_path)
-    told = line(tmp_path, prefill_chunk_tokens=64)
-    assert told.startswith("prefill_chunk_tokens = 64: is for models that cache only keys and")
+    message = error_of(tmp_path, prefill_chunk_tokens=64)
+    assert message.startswith("prefill_chunk_tokens = 64: is for models that cache only keys and")
 
 
-def test_attention_that_is_not_installed(whole):
-    told = line(whole, attn_implementation="flash_attention_3")
-    assert told.startswith("attn_implementation = 'flash_attention_3': is not available here (")
-    assert told.endswith("; remove it")
+def test_an_attention_kernel_that_is_not_installed(whole):
+    message = error_of(whole, attn_implementation="flash_attention_3")
+    assert message.startswith("attn_implementation = 'flash_attention_3': is not available here (")
+    assert message.endswith("; remove it")
 
 
 @pytest.mark.parametrize(
-    ("keys", "prompt", "ways"),
+    ("keys", "prompt", "remedies"),
     [
         ({}, 1000, ["lengths below 1000", "cache: quantized", "quantization: nf4", "tp: 2"]),
         ({"tp": 2}, None, ["tp: 4"]),
@@ -138,8 +140,8 @@ def test_attention_that_is_not_installed(whole):
     ],
     ids=str,
 )
-def test_memory_that_runs_out_names_what_is_not_done_yet(keys, prompt, ways):
-    told = out_of_memory(Opening(**keys), prompt)
-    assert all(way in told for way in ways)
+def test_out_of_memory_names_only_unused_remedies(keys, prompt, remedies):
+    message = out_of_memory(Opening(**keys), prompt)
+    assert all(remedy in message for remedy in remedies)
     for key in keys:
-        assert f"{key}: {keys[key]}" not in told
+        assert f"{key}: {keys[key]}" not in message

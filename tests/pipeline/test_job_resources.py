@@ -1,4 +1,4 @@
-"""What jobs reserve: when there is a plan, what it is remembered by, what stands without one."""
+"""What jobs reserve, with and without a plan, and when a cached plan is used."""
 
 import json
 import shutil
@@ -12,17 +12,17 @@ from needlework.pipeline.job_resources import CACHE, JobResources
 
 JOB = ("evaluate", "dense", 512)
 PLANNED = {"mem_bytes": 77 * 10**9 + 1, "seconds": 6000.0, "gpus": 4}
-FLOOR_MB, FLOOR_MINUTES = 4000, 120
+LEAST_MB, LEAST_MINUTES = 4000, 120
 
 
 @pytest.fixture
 def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A checkpoint's folder, to be changed; its weights are never read."""
+    """A copy of a checkpoint to change; its weights are never read."""
     monkeypatch.chdir(tmp_path)
     return shutil.copytree(TINY, tmp_path / "model")
 
 
-def reservations(path: Path | str, **changed) -> JobResources:
+def resources_of(path: Path | str, **changed) -> JobResources:
     given = {
         "experiment": "small",
         "models": {"base": {"path": str(path), "allow_extrapolation": True}},
@@ -33,9 +33,9 @@ def reservations(path: Path | str, **changed) -> JobResources:
     return JobResources(load_experiment({**given, **changed}))
 
 
-def remember(reserved: JobResources, plan: dict) -> None:
+def cache_plan(resources: JobResources, plan: dict) -> None:
     CACHE.mkdir(parents=True, exist_ok=True)
-    (CACHE / f"plan-{reserved._key()}.json").write_text(json.dumps(plan))
+    (CACHE / f"plan-{resources._key()}.json").write_text(json.dumps(plan))
 
 
 def enlarge(model: Path, size: int = 2**26 + 1) -> None:
@@ -43,24 +43,24 @@ def enlarge(model: Path, size: int = 2**26 + 1) -> None:
         file.truncate(size)
 
 
-def test_a_job_reserves_its_floor_or_what_is_planned(model: Path):
+def test_a_job_reserves_the_larger_of_its_rule_and_the_plan(model: Path):
     enlarge(model)
     plan = {"evaluate": {"dense": {"512": PLANNED}}}
-    reserved = reservations(model)
-    remember(reserved, plan)
-    assert reserved.mem_mb(FLOOR_MB, *JOB) == 77_001
-    assert reserved.mem_mb(80_000, *JOB) == 80_000
-    # Three times 100 minutes: weights are still to be read, and others use the machine.
-    assert reserved.minutes(FLOOR_MINUTES, *JOB) == 300
-    assert reserved.minutes(301, *JOB) == 301
-    assert reserved.gpus(*JOB) == 0
+    resources = resources_of(model)
+    cache_plan(resources, plan)
+    assert resources.mem_mb(LEAST_MB, *JOB) == 77_001
+    assert resources.mem_mb(80_000, *JOB) == 80_000
+    # Three times the planned 100 minutes.
+    assert resources.minutes(LEAST_MINUTES, *JOB) == 300
+    assert resources.minutes(301, *JOB) == 301
+    assert resources.gpus(*JOB) == 0
     elsewhere = "evaluate", "dense", 1024
-    assert reserved.mem_mb(FLOOR_MB, *elsewhere) == FLOOR_MB
-    assert reserved.minutes(FLOOR_MINUTES, *elsewhere) == FLOOR_MINUTES
-    with_gpu = reservations(model, device="h100-80gb")
-    remember(with_gpu, plan)
+    assert resources.mem_mb(LEAST_MB, *elsewhere) == LEAST_MB
+    assert resources.minutes(LEAST_MINUTES, *elsewhere) == LEAST_MINUTES
+    with_gpu = resources_of(model, device="h100-80gb")
+    cache_plan(with_gpu, plan)
     assert with_gpu.gpus(*JOB) == 4
-    # Of what could not be reckoned all that is known is that it runs on one.
+    # A job without a plan runs on one GPU.
     assert with_gpu.gpus(*elsewhere) == 1
 
 
@@ -79,15 +79,15 @@ def test_small_weights_at_short_lengths_are_not_planned(
 ):
     enlarge(model, size)
     streams = {"long": {"tokens": tokens, "chunk_size": 64}}
-    reserved = reservations(model, lengths=[512, length], streams=streams)
-    remember(reserved, {"evaluate": {"dense": {"512": PLANNED}}})
-    assert reserved.mem_mb(FLOOR_MB, *JOB) == (77_001 if is_planned else FLOOR_MB)
+    resources = resources_of(model, lengths=[512, length], streams=streams)
+    cache_plan(resources, {"evaluate": {"dense": {"512": PLANNED}}})
+    assert resources.mem_mb(LEAST_MB, *JOB) == (77_001 if is_planned else LEAST_MB)
 
 
-def test_a_plan_is_remembered_by_all_that_it_is_made_of(model: Path):
+def test_the_cache_key_covers_everything_the_plan_depends_on(model: Path):
     config = (model / "config.json").read_text()
     keys = [
-        reservations(model, **changed)._key()
+        resources_of(model, **changed)._key()
         for changed in (
             {},
             {"device": "h100-80gb"},
@@ -98,29 +98,31 @@ def test_a_plan_is_remembered_by_all_that_it_is_made_of(model: Path):
         )
     ]
     (model / "config.json").write_text(config.replace("}", " }"))
-    keys.append(reservations(model)._key())
+    keys.append(resources_of(model)._key())
     assert len(set(keys)) == len(keys)
     (model / "config.json").write_text(config)
-    assert reservations(model, depths=[0, 50])._key() == keys[0]
+    assert resources_of(model, depths=[0, 50])._key() == keys[0]
 
 
-def test_what_the_hub_did_not_give_is_planned_again(model: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_plan_without_a_hub_model_is_not_cached(model: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     enlarge(model)
     models = {"base": {"path": str(model)}, "far": {"path": "nobody/nothing"}}
     systems = {"dense": {"model": "base"}, "far": {"model": "far"}}
-    reserved = reservations(model, models=models, systems=systems)
-    assert reserved.mem_mb(1, *JOB) > 1
-    assert reserved.mem_mb(1, "evaluate", "far", 512) == 1
+    resources = resources_of(model, models=models, systems=systems)
+    assert resources.mem_mb(1, *JOB) > 1
+    assert resources.mem_mb(1, "evaluate", "far", 512) == 1
     assert not CACHE.exists()
 
 
-def test_a_tokenizer_of_an_api_is_not_waited_for(model: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_plan_without_the_tokenizer_of_an_api_is_cached(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     enlarge(model)
     models = {"base": {"path": str(model)}, "far": {"path": "nobody/nothing"}}
     models["remote"] = {"api": "http://127.0.0.1:9/v1", "model": "m", "tokenizer": "far"}
     systems = {"dense": {"model": "base"}, "remote": {"model": "remote"}}
-    reserved = reservations(model, models=models, systems=systems)
-    assert reserved.mem_mb(1, *JOB) > 1
+    resources = resources_of(model, models=models, systems=systems)
+    assert resources.mem_mb(1, *JOB) > 1
     assert len(list(CACHE.iterdir())) == 1

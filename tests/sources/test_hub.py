@@ -1,4 +1,4 @@
-"""Names of the hub, asked of a real server: a refusal is one line, what it gives is opened."""
+"""Hub names, against a real server: errors are one line, and downloads open."""
 
 import socket
 import subprocess
@@ -28,7 +28,7 @@ TOKEN = (
     "the hub refuses the token; set HF_TOKEN to a valid one, or for a public model remove it (also"
 )
 BARE = "cannot be opened as a checkpoint ("
-DOWN = "the hub answers 503; run again later, or name a folder that holds it"
+DOWN = "the hub answers 503; try later, or name a folder that holds it"
 NO_HUB = "no such folder, and the hub cannot be reached (no connection to {url}: "
 
 
@@ -77,18 +77,18 @@ def hub(tmp_path: Path):
         yield hub
 
 
-def test_a_plan_says_once_why_the_hub_gives_no_config(hub: Hub, tmp_path: Path):
-    told = REFUSED | {"nobody/bare": BARE}
-    lines, said = planned(hub, tmp_path, *told)
-    assert len(lines) == len(told)
-    for i, (line, (name, why)) in enumerate(zip(lines, told.items(), strict=True)):
+def test_a_plan_explains_each_hub_error_once(hub: Hub, tmp_path: Path):
+    expected = REFUSED | {"nobody/bare": BARE}
+    lines, stderr = planned(hub, tmp_path, *expected)
+    assert len(lines) == len(expected)
+    for i, (line, (name, reason)) in enumerate(zip(lines, expected.items(), strict=True)):
         path = name.partition("@")[0]
-        assert line.startswith(f"no estimate: models.m{i}.path = {path}: {why}"), line
-    assert said == ""
+        assert line.startswith(f"no estimate: models.m{i}.path = {path}: {reason}"), line
+    assert stderr == ""
 
 
 @pytest.mark.parametrize("key", ["path", "tokenizer"])
-def test_a_run_says_why_before_any_work(hub: Hub, tmp_path: Path, key: str):
+def test_a_run_fails_with_the_hub_error_before_any_work(hub: Hub, tmp_path: Path, key: str):
     model = {"path": "nobody/gated"}
     if key == "tokenizer":
         model = {"api": "http://127.0.0.1:9/v1", "model": "m", "tokenizer": "far"}
@@ -99,24 +99,22 @@ def test_a_run_says_why_before_any_work(hub: Hub, tmp_path: Path, key: str):
     file.write_text(yaml.safe_dump(experiment))
     done = python(hub, tmp_path / "cache", "-c", MAIN, "run", "--configfile", str(file))
     assert done.returncode == 1
-    told = {"path": f"base.path = nobody/gated: {GATED}"}
-    told["tokenizer"] = f"far.path = nobody/private: {UNKNOWN}"
+    expected = {"path": f"base.path = nobody/gated: {GATED}"}
+    expected["tokenizer"] = f"far.path = nobody/private: {UNKNOWN}"
     (line,) = done.stderr.splitlines()
-    assert line.startswith(f"needlework: models.{told[key]}")
+    assert line.startswith(f"needlework: models.{expected[key]}")
     assert done.stdout == ""
 
 
-def test_a_tokenizer_says_why_the_hub_does_not_give_it(hub: Hub, tmp_path: Path):
-    told = REFUSED | {"nobody/down": DOWN}
-    lines = python(hub, tmp_path / "cache", "-c", TOKENIZER, *told).stdout.splitlines()
-    assert len(lines) == len(told)
-    for line, (name, why) in zip(lines, told.items(), strict=True):
-        assert line.startswith(f"{name.partition('@')[0]}: {why}"), line
+def test_a_tokenizer_fails_with_the_hub_error(hub: Hub, tmp_path: Path):
+    expected = REFUSED | {"nobody/down": DOWN}
+    lines = python(hub, tmp_path / "cache", "-c", TOKENIZER, *expected).stdout.splitlines()
+    assert len(lines) == len(expected)
+    for line, (name, reason) in zip(lines, expected.items(), strict=True):
+        assert line.startswith(f"{name.partition('@')[0]}: {reason}"), line
 
 
-def test_without_a_network_what_is_cached_is_opened_and_the_rest_is_one_line(
-    hub: Hub, tmp_path: Path
-):
+def test_without_a_network_only_cached_models_open(hub: Hub, tmp_path: Path):
     got = python(hub, tmp_path / "cache", "-c", TOKENIZER, "nobody/tiny@v1").stdout.strip()
     assert Path(got).name == commit_of("v1")
     assert (Path(got) / "tokenizer.json").read_bytes() == (TINY / "tokenizer.json").read_bytes()
@@ -128,14 +126,16 @@ def test_without_a_network_what_is_cached_is_opened_and_the_rest_is_one_line(
     assert line.startswith(f"nobody/other: {NO_HUB.format(url=hub.url)}")
     assert done.stderr == ""
     hub.url = hub.url.replace("//", "//me:secret@")
-    lines, said = planned(hub, tmp_path, "nobody/other")
+    lines, stderr = planned(hub, tmp_path, "nobody/other")
     (line,) = lines
     assert NO_HUB.format(url=hub.url.replace("me:secret@", "")) in line
     assert line.startswith("no estimate: models.m0.path = nobody/other: no such folder, and the")
-    # Nor do the hub's own tries show.
-    assert said == ""
+    # Retries of the hub's library are not shown either.
+    assert stderr == ""
 
 
-def test_a_name_that_is_none_is_no_folder(hub: Hub, tmp_path: Path):
+def test_an_invalid_name_is_reported_as_a_missing_folder(hub: Hub, tmp_path: Path):
     line = python(hub, tmp_path / "cache", "-c", TOKENIZER, "no/such/folder").stdout
-    assert line == "no/such/folder: no such folder; name an existing one, or a hub's owner/name\n"
+    assert (
+        line == "no/such/folder: no such folder; name an existing one, or owner/name on the hub\n"
+    )

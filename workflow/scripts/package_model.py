@@ -1,4 +1,4 @@
-"""A model with its card, ready to be shipped."""
+"""Package a model with its card, ready to publish."""
 
 import shutil
 from pathlib import Path
@@ -19,6 +19,8 @@ with stage(snakemake) as s:
             source = next(file for file in s.input.model if Path(file).name == Path(path).name)
             shutil.copyfile(source, getattr(s.output, name))
     made = read_record(s.input.model[0])
+    if made is None:
+        raise ValueError(f"{s.input.model[0]}: has no provenance record; delete it and run again")
     facts = {
         "experiment": s.params.experiment,
         "seed": s.params.seed,
