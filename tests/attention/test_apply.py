@@ -53,11 +53,11 @@ def test_keeping_all_blocks_equals_stock_attention(family):
     with apply(model, whole) as handle:
         assert handle.sparse_layers == FAMILIES[family][2]
         with torch.inference_mode():
-            found = model(**inputs).logits
+            result = model(**inputs).logits
         tokens, logits = generate(model, inputs)
         assert handle.density().prefill == handle.density().decode == 1
         chunked = run(model, inputs["input_ids"], [32, 16, 19], inputs["attention_mask"])
-    torch.testing.assert_close(found[real], stock[real], rtol=0, atol=1e-5)
+    torch.testing.assert_close(result[real], stock[real], rtol=0, atol=1e-5)
     torch.testing.assert_close(chunked[real], stock[real], rtol=0, atol=1e-5)
     torch.testing.assert_close(logits, stock_logits, rtol=0, atol=1e-5)
     assert torch.equal(tokens, stock_tokens)
@@ -76,9 +76,9 @@ def test_compiled_prefill_equals_stock_attention(llama_of_16, monkeypatch):
     monkeypatch.setattr("needlework.attention.kernels.attend.COMPILE_THRESHOLD", 0)
     with apply(model, SketchWalk(block_size=16, top_k_blocks=99, dense_layers=1)) as handle:
         with torch.inference_mode():
-            found = model(**inputs).logits
+            result = model(**inputs).logits
         assert handle.density().prefill == 1
-    torch.testing.assert_close(found[real], stock[real], rtol=0, atol=1e-5)
+    torch.testing.assert_close(result[real], stock[real], rtol=0, atol=1e-5)
 
 
 @every_system
@@ -109,16 +109,16 @@ def test_chunks_of_whole_blocks_equal_one_pass(llama, system):
 
 @every_system
 def test_last_one_token_chunk_is_prefill_if_the_length_is_set(llama, system):
-    ids, found = prompts([65])["input_ids"], []
+    ids, result = prompts([65])["input_ids"], []
     with apply(llama, system) as handle:
         for chunks in ([65], [64, 1]):
             handle.reset()
             handle.prompt_tokens = 65
-            found.append((run(llama, ids, chunks), handle.density()))
+            result.append((run(llama, ids, chunks), handle.density()))
             assert handle.prompt_tokens == 0
         run(llama, ids, [64, 1])
         assert handle.density().decode is not None
-    (whole, density), (chunked, same) = found
+    (whole, density), (chunked, same) = result
     assert density == same
     assert density.decode is None
     torch.testing.assert_close(chunked, whole, rtol=0, atol=1e-4)
@@ -129,10 +129,10 @@ def test_right_padding_has_no_effect(llama, system):
     inputs = prompts([67, 50])
     ids, mask = (torch.stack([x[0], x[1].roll(50)]) for x in inputs.values())
     with apply(llama, system), torch.inference_mode():
-        found = llama(input_ids=ids, attention_mask=mask).logits
+        result = llama(input_ids=ids, attention_mask=mask).logits
         for row, length in enumerate([67, 50]):
             alone = llama(input_ids=ids[row : row + 1, :length]).logits
-            torch.testing.assert_close(found[row, :length], alone[0], rtol=0, atol=1e-4)
+            torch.testing.assert_close(result[row, :length], alone[0], rtol=0, atol=1e-4)
 
 
 @every_system
@@ -155,9 +155,9 @@ def test_later_blocks_do_not_affect_earlier_rows(llama, system):
     other = ids.clone()
     other[:, 48:] = prompts([80], seed=1)["input_ids"][:, 48:]
     with apply(llama, system), torch.inference_mode():
-        found, changed = llama(input_ids=ids).logits, llama(input_ids=other).logits
-    torch.testing.assert_close(changed[:, :48], found[:, :48], rtol=0, atol=1e-5)
-    assert not torch.allclose(changed[:, 48:], found[:, 48:])
+        result, changed = llama(input_ids=ids).logits, llama(input_ids=other).logits
+    torch.testing.assert_close(changed[:, :48], result[:, :48], rtol=0, atol=1e-5)
+    assert not torch.allclose(changed[:, 48:], result[:, 48:])
 
 
 @pytest.mark.parametrize("name", ["dense", "random", "window"])
@@ -168,9 +168,9 @@ def test_later_tokens_do_not_affect_earlier_ones_without_pooling(llama, name):
     other[:, 53:] = prompts([80], seed=1)["input_ids"][:, 53:]
     on = nullcontext() if name == "dense" else apply(llama, SYSTEMS[name])
     with on, torch.inference_mode():
-        found, changed = llama(input_ids=ids).logits, llama(input_ids=other).logits
-    torch.testing.assert_close(changed[:, :53], found[:, :53], rtol=0, atol=1e-5)
-    assert not torch.allclose(changed[:, 53:], found[:, 53:])
+        result, changed = llama(input_ids=ids).logits, llama(input_ids=other).logits
+    torch.testing.assert_close(changed[:, :53], result[:, :53], rtol=0, atol=1e-5)
+    assert not torch.allclose(changed[:, 53:], result[:, 53:])
 
 
 @pytest.mark.parametrize("name", BY_COUNT)
@@ -226,8 +226,8 @@ def test_state_follows_batch_changes_of_the_cache(llama, system, change, rows):
         cache = DynamicCache(config=llama.config)
         run(llama, inputs["input_ids"], [70], inputs["attention_mask"], cache)
         change(cache)
-        found = run(llama, more[rows], [1] * 10, mask[rows], cache)
-    torch.testing.assert_close(found, whole[rows, 70:], rtol=0, atol=1e-4)
+        result = run(llama, more[rows], [1] * 10, mask[rows], cache)
+    torch.testing.assert_close(result, whole[rows, 70:], rtol=0, atol=1e-4)
 
 
 @every_system
@@ -239,8 +239,8 @@ def test_cropped_tokens_have_no_effect(llama, system):
         run(llama, ids[:, :66], [66], cache=cache)
         run(llama, wrong[:, 66:70], [1] * 4, cache=cache)
         cache.crop(-4)
-        found = run(llama, ids[:, 66:], [1] * 9, cache=cache)
-    torch.testing.assert_close(found, whole[:, 66:], rtol=0, atol=1e-4)
+        result = run(llama, ids[:, 66:], [1] * 9, cache=cache)
+    torch.testing.assert_close(result, whole[:, 66:], rtol=0, atol=1e-4)
 
 
 def test_crop_through_a_full_block_is_refused(llama):

@@ -56,12 +56,12 @@ def test_a_second_block_count_is_refused(system, other):
 @settings(deadline=None, max_examples=60)
 def test_shift_is_a_slice_padded_with_zeros(starts, n, length):
     x = torch.randn(len(starts), 2, n, 1)
-    found = shift(x, starts, length)
+    result = shift(x, starts, length)
     for b, start in enumerate(starts):
         for t in range(length):
             inside = 0 <= start + t < n
             expected = x[b, :, start + t] if inside else torch.zeros(2, 1)
-            assert torch.equal(found[b, :, t], expected)
+            assert torch.equal(result[b, :, t], expected)
 
 
 @given(

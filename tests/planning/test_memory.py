@@ -42,14 +42,14 @@ def _method(**parameters):
 
 
 def _answer(model, tokens):
-    found = model.generate(
+    result = model.generate(
         torch.arange(tokens - 3)[None] % 250 + 3,
         max_new_tokens=3,
         min_new_tokens=3,
         do_sample=False,
         return_dict_in_generate=True,
     )
-    return found.past_key_values
+    return result.past_key_values
 
 
 @pytest.mark.parametrize("name", SYSTEMS)

@@ -43,11 +43,11 @@ def experiment(tmp_path, monkeypatch):
 
 
 def test_rows_follow_from_the_model_shape(experiment):
-    found = plan(load_experiment(experiment), GPU)
-    assert found.select("system", "length").rows() == [
+    result = plan(load_experiment(experiment), GPU)
+    assert result.select("system", "length").rows() == [
         (system, length) for system in ("dense", "walk") for length in (4096, 131072)
     ]
-    row = found.row(1, named=True)
+    row = result.row(1, named=True)
     assert row["parameters"] == row["active_parameters"] == 1_235_814_400  # as published
     assert row["weight_bytes"] == 2 * row["parameters"]
     assert row["cache_bytes"] == pytest.approx(2 * 16 * 8 * 64 * 2 * 131072, rel=1e-4)
@@ -58,7 +58,7 @@ def test_rows_follow_from_the_model_shape(experiment):
     assert row["note"] is None
     pairs = 131072 * 131073 // 2
     assert row["attention_flops"] == 16 * 32 * 4 * 64 * pairs
-    walk = found.row(3, named=True)
+    walk = result.row(3, named=True)
     assert 0.2 < walk["attention_flops"] / row["attention_flops"] < 0.4
     assert walk["cache_bytes"] > row["cache_bytes"]
 
@@ -67,8 +67,8 @@ def test_remedies_make_the_prompt_fit(experiment):
     experiment["models"]["large"]["dtype"] = "float32"
     experiment["systems"] = {"dense": {"model": "large"}}
     small = GPU.model_copy(update={"memory_bytes": 4 * 2**30})
-    found = plan(load_experiment(experiment), small)
-    rows = found.rows(named=True)
+    result = plan(load_experiment(experiment), small)
+    rows = result.rows(named=True)
     assert not rows[0]["fits"]
     remedies = rows[0]["note"].split("; ")
     assert remedies[0] == "dtype: bfloat16"
@@ -80,11 +80,11 @@ def test_remedies_make_the_prompt_fit(experiment):
     chunks = "17 devices (pp: 17 and prefill_chunk_tokens: 1024)"
     assert (rows[1]["fits"], rows[1]["devices"], rows[1]["note"]) == (False, None, chunks)
     stored = "dense: does not fit on small; 4,096 would with: dtype: bfloat16, or"
-    assert list(verdicts(found, "small"))[1].startswith(stored)
-    *_, line = verdicts(found.filter(pl.col("length") == 131072), "small")
+    assert list(verdicts(result, "small"))[1].startswith(stored)
+    *_, line = verdicts(result.filter(pl.col("length") == 131072), "small")
     assert line == f"dense: does not fit on small; 131,072 would with: {chunks}"
-    found = plan(load_experiment(experiment), GPU.model_copy(update={"memory_bytes": 2**26}))
-    *_, line = verdicts(found, "tiny")
+    result = plan(load_experiment(experiment), GPU.model_copy(update={"memory_bytes": 2**26}))
+    *_, line = verdicts(result, "tiny")
     assert line.endswith("no known single change makes 4,096 fit")
 
 
@@ -116,16 +116,16 @@ def test_chunked_prefill_is_suggested_when_it_helps(experiment):
     # Offloaded weights are fetched for each of 16 chunks.
     experiment["models"]["large"] |= {"device_map": "auto", "cpu_offload": True}
     tight = GPU.model_copy(update={"memory_bytes": held + chunked["activation_bytes"] - 10**9})
-    found = plan(load_experiment(experiment), tight).row(0, named=True)
-    more = found["prefill_seconds"] - chunked["prefill_seconds"]
+    result = plan(load_experiment(experiment), tight).row(0, named=True)
+    more = result["prefill_seconds"] - chunked["prefill_seconds"]
     assert more == pytest.approx(16 * 10**9 / 2.5e10)
 
 
 def test_lengths_beyond_the_positions_do_not_fit(experiment):
     experiment |= {"lengths": [4096, 200_000], "early_stopping": True}
-    found = plan(load_experiment(experiment), GPU)
-    assert found["fits"].to_list() == [True, False] * 2
-    assert found["note"].to_list() == [None, "allow_extrapolation: true (it has 131,072)"] * 2
+    result = plan(load_experiment(experiment), GPU)
+    assert result["fits"].to_list() == [True, False] * 2
+    assert result["note"].to_list() == [None, "allow_extrapolation: true (it has 131,072)"] * 2
     experiment["models"]["large"]["allow_extrapolation"] = True
     assert plan(load_experiment(experiment), GPU)["fits"].to_list() == [True] * 4
 
@@ -135,11 +135,11 @@ def test_offloaded_weights_are_fetched_per_token_and_processes_split_the_work(ex
     few = {"memory_bytes": 27 * 10**8, "bytes_per_second": 1e11}
     small = GPU.model_copy(update=few)
     large = experiment["models"]["large"]
-    found = []
+    result = []
     for keys in ({}, {"device_map": "auto", "cpu_offload": True}, {"tp": 2}):
         experiment["models"]["large"] = large | keys
-        found.append(plan(load_experiment(experiment), small, advise=False).row(0, named=True))
-    whole, offloaded, shared = found
+        result.append(plan(load_experiment(experiment), small, advise=False).row(0, named=True))
+    whole, offloaded, shared = result
     room = 27 * 10**8 - 600 * 2**20 - whole["peak_bytes"] + whole["weight_bytes"]
     fetching = (whole["weight_bytes"] - room) / 2.5e10
     assert offloaded["decode_seconds_per_token"] == pytest.approx(
@@ -159,8 +159,8 @@ def test_a_split_model_fits_if_its_part_does(experiment):
     for keys, fits in (({}, False), ({"tp": 2}, True), ({"pp": 2}, True), ({"dp": 2}, False)):
         experiment["models"]["large"].update({"tp": 1, "pp": 1, "dp": 1} | keys)
         experiment["systems"] = {"dense": {"model": "large"}}
-        found = plan(load_experiment(experiment), small, advise=False)
-        assert found["fits"].to_list() == [fits]
+        result = plan(load_experiment(experiment), small, advise=False)
+        assert result["fits"].to_list() == [fits]
     offloaded = {"dp": 1, "device_map": "auto", "cpu_offload": True}
     experiment["models"]["large"].update(offloaded)
     assert plan(load_experiment(experiment), small, advise=False)["fits"].to_list() == [True]
@@ -181,18 +181,18 @@ def test_api_models_are_planned_as_tokens_and_price(experiment):
     experiment["models"]["free"] = api
     experiment["systems"] = {"far": {"model": "far"}, "free": {"model": "free"}}
     experiment["lengths"] = [4096]
-    found = plan(load_experiment(experiment), GPU)
-    far, free = found.rows(named=True)
+    result = plan(load_experiment(experiment), GPU)
+    far, free = result.rows(named=True)
     new = 5 * (10 + 128) + 10 * 100
     assert (far["prompt_tokens"], far["completion_tokens"]) == (5 * (2 * 4096 - 138), new)
     assert far["price_dollars"] == pytest.approx((2 * far["prompt_tokens"] + 8 * new) / 1e6)
     assert far["parameters"] is None
     assert free["price_dollars"] is None
-    lines = list(verdicts(found, "here"))
+    lines = list(verdicts(result, "here"))
     tokens = "40,270 and at most 1,690 tokens"
     assert lines[0].startswith(f"far: behind an API, {tokens}: at most $0.0941")
     assert lines[1].endswith("unknown price; write `price` in its model")
-    assert "at most $0.0941 to APIs" in totals(found)
+    assert "at most $0.0941 to APIs" in totals(result)
     assert plan_jobs(load_experiment(experiment))["evaluate"] == {}
 
 
@@ -214,13 +214,13 @@ def test_lengths_in_characters_become_fewer_tokens(experiment):
 def test_a_model_that_cannot_be_opened_is_planned_as_a_note(experiment):
     path = Path(experiment["models"]["large"]["path"]) / "config.json"
     path.write_text(json.dumps({"model_type": "of_tomorrow"}))
-    found = plan(load_experiment(experiment), GPU)
-    assert found["peak_bytes"].null_count() == 4
-    assert "of_tomorrow" in found["note"][0]
-    assert found["prompt_tokens"].null_count() == 0
-    assert "no estimate" in next(verdicts(found, "here"))
-    assert "device" not in totals(found)
-    assert "largest peak" not in totals(found)
+    result = plan(load_experiment(experiment), GPU)
+    assert result["peak_bytes"].null_count() == 4
+    assert "of_tomorrow" in result["note"][0]
+    assert result["prompt_tokens"].null_count() == 0
+    assert "no estimate" in next(verdicts(result, "here"))
+    assert "device" not in totals(result)
+    assert "largest peak" not in totals(result)
 
 
 def test_jobs_reserve_the_plan_but_at_least_the_minimum_of_their_rule(experiment):
@@ -252,8 +252,8 @@ def test_training_and_stream_jobs_are_planned(experiment):
     experiment["finetune_data"] = {"rows": {"type": "passkey", "examples": 8, "length": 1024}}
     experiment["models"]["tuned"] = {"base": "large", "dtype": "float32", "finetune": recipe}
     experiment["streams"] = {"long": {"tokens": 100_000, "chunk_size": 1024}}
-    found = plan_jobs(load_experiment(experiment))
-    tuned = found["finetune"]["tuned"]
+    result = plan_jobs(load_experiment(experiment))
+    tuned = result["finetune"]["tuned"]
     # AdamW in float32: 16 bytes a parameter, and the activations of four rows.
     assert 16 * 1_235_814_400 < tuned["mem_bytes"] < 40 * 1_235_814_400
     assert tuned["seconds"] > 0
@@ -261,7 +261,7 @@ def test_training_and_stream_jobs_are_planned(experiment):
     twice = plan_jobs(load_experiment(experiment))["finetune"]["tuned"]
     assert twice["mem_bytes"] == 2 * tuned["mem_bytes"]
     assert twice["seconds"] == pytest.approx(tuned["seconds"])
-    read = found["streams"]["long"]["dense"]["mem_bytes"]
+    read = result["streams"]["long"]["dense"]["mem_bytes"]
     assert read > 2 * 1_235_814_400 + 2 * 16 * 8 * 64 * 2 * 100_000
 
 

@@ -12,14 +12,14 @@ TOKENS = 150
 
 def _answer(model, tokens):
     """The cache after a prompt and an answer of three tokens, `tokens` in all."""
-    found = model.generate(
+    result = model.generate(
         torch.ones(1, tokens - 3, dtype=torch.long),
         max_new_tokens=3,
         min_new_tokens=3,
         do_sample=False,
         return_dict_in_generate=True,
     )
-    return found["past_key_values" if "past_key_values" in found else "cache_params"]
+    return result["past_key_values" if "past_key_values" in result else "cache_params"]
 
 
 def test_quantized_cache_has_the_traced_size():
@@ -89,11 +89,11 @@ def test_layers_have_their_windows_and_dimensions():
 def test_peak_counts_live_tensors_without_weights():
     shape = Shape(config_of("llama", num_hidden_layers=1))
     n, h, wide, item = 400, 64, 128, 4
-    found = trace(shape.model, n + 2)
+    result = trace(shape.model, n + 2)
     # The feed-forward part holds its input, the residual, and at most three wide tensors.
-    held = found.cache_bytes + item * n * (2 * h + 3 * wide)
-    assert 0.7 * held < found.peak_bytes < 1.4 * held
-    assert found.peak_bytes < shape.weight_bytes() + held
+    held = result.cache_bytes + item * n * (2 * h + 3 * wide)
+    assert 0.7 * held < result.peak_bytes < 1.4 * held
+    assert result.peak_bytes < shape.weight_bytes() + held
 
 
 def test_unfused_attention_takes_quadratic_memory():

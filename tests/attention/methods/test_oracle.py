@@ -16,7 +16,7 @@ def reference(query, key, start, size, pool, softcap=None, sinks=None):
 
     One sequence without padding: query [heads, n, d], key [kv heads, n, d].
     """
-    found = {}
+    result = {}
     group = len(query) // len(key)
     for h in range(len(query)):
         for t in range(start, query.shape[1]):
@@ -29,10 +29,10 @@ def reference(query, key, start, size, pool, softcap=None, sinks=None):
             for s, x in enumerate(logits):
                 tile = t // size, s // size
                 p = math.exp(x) / below
-                found[tile] = (
-                    max(found.get(tile, 0), p) if pool == "max" else found.get(tile, 0) + p
+                result[tile] = (
+                    max(result.get(tile, 0), p) if pool == "max" else result.get(tile, 0) + p
                 )
-    return found
+    return result
 
 
 @given(
@@ -60,7 +60,7 @@ def test_scores_are_the_pooled_probabilities(select, lengths, size, heads, pool,
         "sinks": torch.tensor(sinks) if extra == "sinks" else None,
     }
     system = Oracle(block_size=size, pool=pool)
-    found = select(
+    result = select(
         Method(system),
         forwards,
         [torch.tensor(query).float()],
@@ -68,7 +68,7 @@ def test_scores_are_the_pooled_probabilities(select, lengths, size, heads, pool,
         lengths,
         terms=terms,
     )
-    for new, end, (blocks, (scores,), _, _) in zip(forwards, ends, found, strict=True):
+    for new, end, (blocks, (scores,), _, _) in zip(forwards, ends, result, strict=True):
         assert torch.isfinite(scores).all()
         for b, length in enumerate(lengths):
             first = total - length

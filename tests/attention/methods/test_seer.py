@@ -111,10 +111,10 @@ def test_keeping_all_blocks_equals_stock_attention(models, system, family):
     stock_tokens, stock_logits = generate(model, inputs)
     for form in ({"density": 1.0}, {"threshold": 0.0, "decode_threshold": 0.0}):
         with apply(model, system(form, family)) as handle:
-            found = run(model, inputs["input_ids"], [32, 16, 19], inputs["attention_mask"])
+            result = run(model, inputs["input_ids"], [32, 16, 19], inputs["attention_mask"])
             tokens, logits = generate(model, inputs)
             assert handle.density().prefill == handle.density().decode == 1
-        torch.testing.assert_close(found[real], stock[real], rtol=0, atol=1e-5)
+        torch.testing.assert_close(result[real], stock[real], rtol=0, atol=1e-5)
         torch.testing.assert_close(logits, stock_logits, rtol=0, atol=1e-5)
         assert torch.equal(tokens, stock_tokens)
 
@@ -136,9 +136,9 @@ def test_dense_stages_equal_stock_attention(llama, system, form):
     ids = prompts([67])["input_ids"]
     stock = run(llama, ids, [60, *[1] * 7])
     with apply(llama, system(form)) as handle:
-        found = run(llama, ids, [60, *[1] * 7])
+        result = run(llama, ids, [60, *[1] * 7])
         density = handle.density()
-    is_stock = [torch.equal(found[:, :60], stock[:, :60]), density.decode == 1]
+    is_stock = [torch.equal(result[:, :60], stock[:, :60]), density.decode == 1]
     assert is_stock == ["skip_prefill" in form, "skip_decode" in form]
     if "skip_prefill" in form:
         assert density.prefill == 1
@@ -177,9 +177,9 @@ def test_later_blocks_do_not_affect_earlier_rows(llama, system, form):
     other = ids.clone()
     other[:, 48:] = prompts([80], seed=1)["input_ids"][:, 48:]
     with apply(llama, system(form)), torch.inference_mode():
-        found, changed = llama(input_ids=ids).logits, llama(input_ids=other).logits
-    torch.testing.assert_close(changed[:, :48], found[:, :48], rtol=0, atol=1e-5)
-    assert not torch.allclose(changed[:, 48:], found[:, 48:])
+        result, changed = llama(input_ids=ids).logits, llama(input_ids=other).logits
+    torch.testing.assert_close(changed[:, :48], result[:, :48], rtol=0, atol=1e-5)
+    assert not torch.allclose(changed[:, 48:], result[:, 48:])
 
 
 @pytest.mark.parametrize("form", [FORMS["count"], FORMS["prefill"], FORMS["decode"]])
@@ -222,8 +222,8 @@ def test_state_follows_batch_changes_of_the_cache(llama, system, change, rows):
         cache = DynamicCache(config=llama.config)
         run(llama, inputs["input_ids"], [70], inputs["attention_mask"], cache)
         change(cache)
-        found = run(llama, more[rows], [1] * 10, mask[rows], cache)
-    torch.testing.assert_close(found, whole[rows, 70:], rtol=0, atol=1e-4)
+        result = run(llama, more[rows], [1] * 10, mask[rows], cache)
+    torch.testing.assert_close(result, whole[rows, 70:], rtol=0, atol=1e-4)
 
 
 @every_form
@@ -235,8 +235,8 @@ def test_cropped_tokens_have_no_effect(llama, system, form):
         run(llama, ids[:, :65], [65], cache=cache)
         run(llama, wrong[:, 65:68], [1, 2], cache=cache)
         cache.crop(-3)
-        found = run(llama, ids[:, 65:], [1, 4, 1, 4], cache=cache)
-    torch.testing.assert_close(found, whole[:, 65:], rtol=0, atol=1e-4)
+        result = run(llama, ids[:, 65:], [1, 4, 1, 4], cache=cache)
+    torch.testing.assert_close(result, whole[:, 65:], rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("form", [FORMS["threshold"], FORMS["count"]])
@@ -279,8 +279,8 @@ def test_right_padding_has_no_effect(llama, system, form):
     mask = (torch.arange(67 + more) < 67).int()[None]
     with apply(llama, system(form)):
         alone = run(llama, ids, [67])
-        found = run(llama, padded, [67 + more], mask)[:, :67]
-    torch.testing.assert_close(found, alone, rtol=0, atol=1e-5)
+        result = run(llama, padded, [67 + more], mask)[:, :67]
+    torch.testing.assert_close(result, alone, rtol=0, atol=1e-5)
 
 
 def test_float64_models_run(tmp_path):

@@ -71,7 +71,7 @@ def test_walk_and_choice_match_the_reference(
     prompt = total - min(decoded, total - 1)
     ends = [*sorted({c for c in cut if c < prompt}), *range(prompt, total + 1)]
     forwards = [end - start for start, end in zip([0, *ends], ends, strict=False)]
-    found = select(
+    result = select(
         Method(system),
         forwards,
         torch.tensor(query).float(),
@@ -79,7 +79,7 @@ def test_walk_and_choice_match_the_reference(
         lengths,
         prompt_tokens=prompt if length_is_known else 0,
     )
-    for new, end, (blocks, _, walks, kept) in zip(forwards, ends, found, strict=True):
+    for new, end, (blocks, _, walks, kept) in zip(forwards, ends, result, strict=True):
         for b, length in enumerate(lengths):
             first = total - length
             if first >= end:
@@ -109,8 +109,8 @@ def test_chunks_of_whole_blocks_choose_as_one_pass(select, preset, memory):
 
     def choices(forwards):
         """Kept blocks per layer, of every row and then every decode, of the unpadded batch row."""
-        found = select(Method(system), forwards, query, key, [90, 53], prompt_tokens=80)
-        return [[row for _, _, _, kept in found for row in kept[layer][0]] for layer in range(3)]
+        result = select(Method(system), forwards, query, key, [90, 53], prompt_tokens=80)
+        return [[row for _, _, _, kept in result for row in kept[layer][0]] for layer in range(3)]
 
     whole = choices([80, *[1] * 10])
     assert [len(layer) for layer in whole] == [30] * 3
@@ -220,12 +220,12 @@ def test_box_finds_a_key_that_a_mean_hides(select):
     query, key = torch.zeros(1, 1, 1, 16, d), torch.zeros(1, 1, 1, 16, d)
     query[..., 12:, 0] = 4
     key[..., 5, 0], key[..., 6:8, 0] = 9, -9
-    found = {}
+    result = {}
     for keys in ("mean", "box"):
         system = SketchWalk(keys=keys, block_size=4, top_k_blocks=2, walk="off")
         ((_, _, _, kept),) = select(Method(system), [16], query, key, [16])
-        found[keys] = kept[0][0][3]
-    assert found == {"mean": {0, 3}, "box": {1, 3}}
+        result[keys] = kept[0][0][3]
+    assert result == {"mean": {0, 3}, "box": {1, 3}}
 
 
 @pytest.mark.parametrize("keys", ["mean", "box"])
@@ -292,10 +292,10 @@ def test_sketch_preserves_inner_products():
     x, y = torch.randn(2, 32)
     whole = hadamard_sketch(32, 64, seed=0)
     torch.testing.assert_close((x @ whole) @ (y @ whole), x @ y, rtol=1e-4, atol=1e-4)
-    found = torch.stack(
+    result = torch.stack(
         [(x @ s) @ (y @ s) for s in (hadamard_sketch(32, 8, seed) for seed in range(2000))]
     )
-    assert abs(found.mean() - x @ y) < 4 * found.std() / 2000**0.5
+    assert abs(result.mean() - x @ y) < 4 * result.std() / 2000**0.5
 
 
 @pytest.mark.parametrize("memory", ["full", "sparse"])

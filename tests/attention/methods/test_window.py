@@ -34,9 +34,9 @@ def test_tokens_see_only_sinks_and_recent_tokens(
     system = Window(block_size=size, sink_tokens=sinks, recent_tokens=recent)
     ends = [*sorted({c for c in cut if c < total}), total]
     forwards = [end - start for start, end in zip([0, *ends], ends, strict=False)]
-    found = select(Method(system), forwards, [query], [key], lengths)
+    result = select(Method(system), forwards, [query], [key], lengths)
     start = 0
-    for end, (blocks, (scores,), _, (kept,)) in zip(ends, found, strict=True):
+    for end, (blocks, (scores,), _, (kept,)) in zip(ends, result, strict=True):
         new = query[:, :, start:end]
         chosen = choose(scores, blocks)
         out, pairs = attend(new, key[:, :, :end], value[:, :, :end], chosen, blocks)

@@ -16,11 +16,11 @@ def reference(query, key, start, size, stride, is_decode):
 
     One sequence without padding, float64: query [heads, n, d], key [kv heads, n, d].
     """
-    found, n = {}, query.shape[1]
+    result, n = {}, query.shape[1]
     heads, per = len(query), len(query) // len(key)
     for group in range(start // stride, (n - 1) // stride + 1):
         row = group * stride // size
-        scores = found.setdefault(row, np.zeros(row + 1))
+        scores = result.setdefault(row, np.zeros(row + 1))
         for h in range(heads):
             logits = []
             for other in range(group + 1):
@@ -34,7 +34,7 @@ def reference(query, key, start, size, stride, is_decode):
             below = sum(math.exp(x) for x in logits)
             for other, x in enumerate(logits):
                 scores[other * stride // size] += math.exp(x) / below / heads
-    return found
+    return result
 
 
 def keeps(scores, threshold):
@@ -73,7 +73,7 @@ def test_scores_are_antidiagonal_sums(
     forwards = [end - start for start, end in zip([0, *ends], ends, strict=False)]
     count = {"top_k_blocks": 3} if threshold is None else {"threshold": threshold}
     system = XAttention(block_size=size, stride=stride, **count)
-    found = select(
+    result = select(
         Method(system),
         forwards,
         [torch.tensor(query).float()],
@@ -82,7 +82,7 @@ def test_scores_are_antidiagonal_sums(
         prompt_tokens=prompt if length_is_known else 0,
         terms={"scaling": 0.4},
     )
-    for new, end, (blocks, (scores,), _, (kept,)) in zip(forwards, ends, found, strict=True):
+    for new, end, (blocks, (scores,), _, (kept,)) in zip(forwards, ends, result, strict=True):
         for b, length in enumerate(lengths):
             first = total - length
             if first >= end:
