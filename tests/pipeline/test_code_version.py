@@ -171,11 +171,11 @@ def test_every_module_that_a_script_imports_counts(script, modules):
 
 
 def _types(parent: type) -> dict[str, type]:
-    found = {}
+    types = {}
     for cls in parent.__subclasses__():
-        found |= {cls.model_fields["type"].default: cls} if "type" in cls.model_fields else {}
-        found |= _types(cls)
-    return found
+        types |= {cls.model_fields["type"].default: cls} if "type" in cls.model_fields else {}
+        types |= _types(cls)
+    return types
 
 
 def test_an_evaluation_counts_the_code_of_its_attention_method_only():
