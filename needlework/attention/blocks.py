@@ -18,7 +18,7 @@ from needlework.config.attention import BlockSparse
 class Blocks:
     """The blocks of one forward, the same for every layer.
 
-    `rows` blocks of queries, beginning with block `begin[b]` of batch row b; `count` blocks of keys.
+    `rows` blocks of queries, starting at block `begin[b]` of batch row b; `count` blocks of keys.
     If padding differs between batch rows, some rows and blocks are empty.
     """
 
@@ -194,7 +194,7 @@ def choose(scores: Tensor, blocks: Blocks) -> Tensor:
     the row's count, and -inf always drops it.
 
     Args:
-        scores: [batch, rows, blocks], or one set per head or kv head [batch, choices, rows, blocks].
+        scores: [batch, rows, blocks], or one per head or kv head [batch, choices, rows, blocks].
         blocks: of the forward.
 
     Returns:

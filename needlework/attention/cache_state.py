@@ -26,7 +26,7 @@ class MethodState(DummyLayer):
 
     @classmethod
     def get_or_create(cls, cache: Cache | None, layers: int, block_size: int) -> "MethodState":
-        """Return the state in `cache`, adding one to a new cache; without a cache, return a new one.
+        """Return the state in `cache`; add one to a new cache, or return one without a cache.
 
         Raises:
             ValueError: the cache has tokens that the method has not seen.

@@ -94,7 +94,7 @@ class LazyMask:
 
     @cached_property
     def is_causal(self) -> bool:
-        """Whether the mask is causal with at most left padding, so that block numbers determine it."""
+        """Whether it is causal with at most left padding, so that block numbers determine it."""
         if self._arguments["mask_function"] is not causal_mask_function:
             return False
         return self.real is None or bool((self.real[:, :-1] <= self.real[:, 1:]).all())

@@ -215,8 +215,9 @@ def _probe(model: PreTrainedModel) -> dict[int, tuple[Tensor, Tensor]]:
         )
     except IndexError:
         raise ValueError(
-            f"model: model_type {model.config.get_text_config(decoder=True).model_type!r} has fewer "
-            f"than {max(POSITIONS) + 1} learned positions and no RoPE; use a method without gates"
+            f"model: model_type {model.config.get_text_config(decoder=True).model_type!r} has "
+            f"fewer than {max(POSITIONS) + 1} learned positions and no RoPE; use a method "
+            "without gates"
         ) from None
     finally:
         model.set_attn_implementation(stock)

@@ -1,7 +1,7 @@
 """One offline HTML page of all tables, with sortable columns and a search over rows.
 
-Hand-written: itables bundles 0.7 MB of DataTables, half of what a report can embed, and datavzrd is a
-separate binary with a folder of output.
+Hand-written: itables bundles 0.7 MB of DataTables, half of what a report can embed, and datavzrd
+is a separate binary that writes a folder.
 """
 
 from collections.abc import Mapping

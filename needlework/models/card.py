@@ -55,10 +55,10 @@ pipeline_tag: text-generation
 
 # {name}
 
-A very small Llama ({recipe["layers"]} layers, hidden {recipe["hidden_size"]}, heads of
-{recipe["head_size"]}) for synthetic retrieval prompts. It exists for needlework's default experiment
-and is not a general language model. `AutoModelForCausalLM.from_pretrained` loads it without
-needlework.
+A very small Llama ({recipe["layers"]} layers, hidden {recipe["hidden_size"]},
+heads of {recipe["head_size"]}) for synthetic retrieval prompts. It exists for needlework's default
+experiment and is not a general language model. `AutoModelForCausalLM.from_pretrained` loads it
+without needlework.
 
 ## Data
 
@@ -72,8 +72,8 @@ evaluation can use keys that training never showed.
 |---|---|---|---|---|
 {stages}
 
-{tokens:,} tokens in {seconds:,.0f} seconds on one CPU thread. Position ids jump ahead (PoSE) so that
-the model works beyond the lengths it was trained on; rope_theta is {recipe["rope_theta"]:g}.
+{tokens:,} tokens in {seconds:,.0f} seconds on one CPU thread. Position ids jump ahead (PoSE) so
+that the model works beyond the lengths it was trained on; rope_theta is {recipe["rope_theta"]:g}.
 
 ## Initialization
 

@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from needlework.config.training import Pretrain
 
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
-# A word includes the space or hyphen before it; digits, newlines and other spaces are single pieces.
+# A word includes the space or hyphen before it; digits, newlines and other spaces stay single.
 PIECE = r"[ -]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s"
 
 
@@ -104,8 +104,8 @@ def llama_config(config: Pretrain, tokenizer: PreTrainedTokenizerFast) -> LlamaC
 
 
 # Strengths of the induction circuit. GATHER: scale of the logit that selects an offset; SLOT: norm
-# of a gathered token, relative to the token's own 1; MATCH: logit of one matching offset; COPY: norm
-# of a copied token.
+# of a gathered token, relative to the token's own 1; MATCH: logit of one matching offset; COPY:
+# norm of a copied token.
 GATHER, SLOT, MATCH, COPY = 8.0, 0.7, 5.0, 1.0
 
 

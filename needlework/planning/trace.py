@@ -244,7 +244,7 @@ class _Fused(TorchFunctionMode):
 
 
 class _Attention(torch.autograd.Function):
-    """An output of the right shape [batch, heads, queries, value dim] that keeps what backward needs."""
+    """An output [batch, heads, queries, value dim] that keeps what backward needs."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:

@@ -20,8 +20,8 @@ def by_needle(scores: pl.DataFrame) -> pl.DataFrame:
     Returns:
         system, task, length (tokens), needle (1 is the first in the question), key (null unless it
         is the same in every sample of the task), n (answers), accuracy (share with this needle,
-        0-1), ci_low, ci_high (95 %, `intervals.wilson`), by system and task in the order of `scores`, then length and
-        needle. No rows if no task asks for several.
+        0-1), ci_low, ci_high (95 %, `intervals.wilson`), by system and task in the
+        order of `scores`, then length and needle. No rows if no task asks for several.
     """
     require(scores, ["system", *SAMPLE_KEYS, "needle_keys", "needle_found"], "scores")
     order = {key: pl.Enum(scores[key].unique(maintain_order=True)) for key in ("system", "task")}

@@ -36,7 +36,7 @@ SENTENCES = 4000
 
 
 def vocabulary() -> list[str]:
-    """Texts that contain every word of the sequences and tasks, with its leading space or hyphen."""
+    """Texts with every word of the sequences and tasks, after its space or hyphen."""
     nouns, adjectives, verbs = words("noun"), words("adjective"), words("verb")
     templates = [
         *(passkey.INTRO, passkey.FILLER, passkey.NEEDLE, passkey.QUESTION, passkey.ANSWER_PREFIX),

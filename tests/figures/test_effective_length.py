@@ -70,7 +70,8 @@ def test_without_a_length_run_on_all_tasks_the_figure_says_so(drawn, make_summar
     summary = make_summary(1, 1, 2).with_columns(skip_reason=pl.lit(None, pl.String))
     skipped = summary.filter(pl.col("depth_percent").is_null()).with_columns(
         *(pl.lit(None, pl.Float64).alias(key) for key in ("accuracy", "ci_low", "ci_high")),
-        metric=pl.lit(None, pl.String), skip_reason=pl.lit("out of memory: no"), task=pl.lit("task_b"),
+        metric=pl.lit(None, pl.String), skip_reason=pl.lit("out of memory: no"),
+        task=pl.lit("task_b"),
     )  # fmt: skip
     means = mean_scores(pl.concat([summary, skipped]))
     texts, _ = drawn(effective_length(means, effective_lengths(means, 0.5, 0.85), 0.85))

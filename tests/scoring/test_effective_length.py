@@ -15,7 +15,8 @@ def _row(system, task, length, right, n=20, metric="all", depth=None, skip_reaso
     return {
         "system": system, "task": task, "length": length, "depth_percent": depth,
         "metric": None if skip_reason else metric, "n": 0 if skip_reason else n,
-        "accuracy": None if skip_reason else right / n, "ci_low": low, "ci_high": high, "skip_reason": skip_reason,
+        "accuracy": None if skip_reason else right / n, "ci_low": low, "ci_high": high,
+        "skip_reason": skip_reason,
     }  # fmt: skip
 
 

@@ -1,4 +1,7 @@
-"""Answers of many jobs in the processes of one launch: `python -m support.processes_of_model FILE`."""
+"""Answers of many jobs in the processes of one launch.
+
+Run as `python -m support.processes_of_model FILE`.
+"""
 
 import json
 import os

@@ -83,7 +83,8 @@ def test_text_matches_the_published_one(tokenizer, task, length, repeats, exampl
         example_words = listed(first)
         example_answer = re.split(r" ?\b\d+\. ", first.split(" are:")[1])[1:]
         assert first == (
-            f"{PUBLISHED.format(context=numbered(example_words), num_cw=common)}{numbered(example_answer)}"
+            PUBLISHED.format(context=numbered(example_words), num_cw=common)
+            + numbered(example_answer)
         )
         counts = Counter(example_words)
         assert Counter(counts.values()) == {example[0]: common, example[1]: example[2]}

@@ -29,7 +29,8 @@ def make(task, tokenizer, *, length=2048, count=10, seed=1):
 
 def documents(prompt: str) -> list[str]:
     """The paragraphs of a prompt; checks the prompt's form."""
-    form = rf"{INSTRUCTION}\n\nThe following are given documents\.\n\n(.*)\n\n{INSTRUCTION}\n\nQuestion: .+ Answer:"
+    given = r"The following are given documents\."
+    form = rf"{INSTRUCTION}\n\n{given}\n\n(.*)\n\n{INSTRUCTION}\n\nQuestion: .+ Answer:"
     text = re.fullmatch(form, prompt, flags=re.DOTALL)[1]
     parts = re.split(r"(?:^|\n\n)Document (\d+):\n", text)[1:]
     assert [int(number) for number in parts[::2]] == list(range(1, len(parts) // 2 + 1))

@@ -89,8 +89,8 @@ def test_an_experiment_that_lacks_a_key_is_named_not_the_default(
     del small_experiment["systems"]
     (line,) = said(project.snakemake("-n", "--configfile", project.write(small_experiment)))
     assert (
-        line
-        == f"needlework: {project.root}/small.yaml:1: systems: is required; add it: systems to compare"
+        line == f"needlework: {project.root}/small.yaml:1: systems: is required; "
+        "add it: systems to compare"
     )
 
 
@@ -181,7 +181,8 @@ def test_a_cut_table_is_one_line_and_its_remedy_works(finished: Project, tmp_pat
     # The two rules that read it say the same.
     told = {line.partition(" needlework: ")[2] for line in said(done)} - {""}
     assert {line.partition(": ")[2] for line in told} == {
-        f"{cut}: changed since rule score_predictions wrote it (its sha256 differs from its record); "
+        f"{cut}: changed since rule score_predictions wrote it (its sha256 differs "
+        "from its record); "
         "delete it and run again"
     }
     assert "Traceback" not in done.stdout + done.stderr

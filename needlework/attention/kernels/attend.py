@@ -66,8 +66,8 @@ def attend(
     chosen = chosen[:, None] if chosen.ndim == 3 else chosen
     if chosen.shape[1] not in (1, key.shape[1], query.shape[1]):
         raise ValueError(
-            f"chosen: has blocks for {chosen.shape[1]} heads; give one choice for all heads, or one "
-            f"for each of the {key.shape[1]} kv heads or {query.shape[1]} heads"
+            f"chosen: has blocks for {chosen.shape[1]} heads; give one choice for all heads, or "
+            f"one for each of the {key.shape[1]} kv heads or {query.shape[1]} heads"
         )
     terms = SoftmaxTerms(
         query.shape[-1] ** -0.5 if scaling is None else scaling, dropout, softcap, sinks

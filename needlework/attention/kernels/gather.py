@@ -25,7 +25,7 @@ class SoftmaxTerms(NamedTuple):
     softcap: float | None = None
     """Scores become softcap tanh(score / softcap) (Gemma 2)."""
     sinks: Tensor | None = None
-    """One score per head [heads] that adds to the softmax's denominator, without a value (GPT-OSS)."""
+    """One score per head [heads] in the softmax's denominator, with no value (GPT-OSS)."""
 
 
 def gather(

@@ -253,7 +253,7 @@ class Method(RankedSelector[SketchWalk]):
         return product
 
     def _entries(self, x: Tensor, blocks: Blocks) -> tuple[Tensor, Tensor]:
-        """Block numbers and values of the entries that rows of W or R keep by rank [batch, rows, k].
+        """Block numbers and values of the entries that rows of W or R keep [batch, rows, k].
 
         Blocks kept by shares and dense_last_rows are excluded: they depend on the prompt's length.
         """
@@ -313,7 +313,7 @@ def _box(x: Tensor, blocks: Blocks) -> Tensor:
 
 
 def _quantile(x: Tensor, ranked: Tensor, quantile: float) -> Tensor:
-    """Quantile of each row's entries where `ranked` is true, linearly interpolated [batch, rows, 1];
+    """Quantile of each row's entries where `ranked` is true, interpolated [batch, rows, 1];
     +inf or NaN in rows without such entries."""
     ordered = x.masked_fill(~ranked, torch.inf).sort(-1).values
     last = (ranked.sum(-1, keepdim=True) - 1).clamp_min(0)

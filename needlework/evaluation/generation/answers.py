@@ -143,8 +143,8 @@ def _answer_samples(
     except (RuntimeError, MemoryError) as error:
         if "meta tensor" in str(error):
             raise ValueError(
-                f"{job.model.path}: models of this family cannot compute with their first layers on "
-                "disk; raise max_memory"
+                f"{job.model.path}: models of this family cannot compute with their first layers "
+                "on disk; raise max_memory"
             ) from None
         if not is_out_of_memory(error):
             raise

@@ -125,7 +125,8 @@ def token_documents(
     Args:
         path: a token file (.bin, .npy) or a folder of them; or a source of
             `sources.texts.read_texts`: text files, tables (.parquet, .jsonl, .json, .csv), a folder
-            saved by `datasets`, or owner/name on the hub. Each text file and each row of a table is one document.
+            saved by `datasets`, or owner/name on the hub. Each text file and each row of a table
+            is one document.
         tokenizer: for text: a `tokenizers.Tokenizer` or a fast tokenizer of transformers. Special
             tokens that it adds (beginning of text) start each document.
         column: column of a table; None: input_ids if present, else text.

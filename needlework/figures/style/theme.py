@@ -1,4 +1,4 @@
-"""One look for every figure: fonts, sizes, and colours that colour-blind readers can distinguish."""
+"""One look for every figure: fonts, sizes, and colours for colour-blind readers."""
 
 import altair as alt
 import polars as pl

@@ -12,7 +12,11 @@ from support.paths import PYTHONPATH
 
 from needlework.figures.style.save import save
 
-CODE = "import sys; from figures.style.test_save import save_all_formats; save_all_formats(sys.argv[1])"
+CODE = """
+import sys
+from figures.style.test_save import save_all_formats
+save_all_formats(sys.argv[1])
+"""
 
 
 def save_all_formats(folder):
