@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# What tests need beside Python packages. In CI (CI=true) it is installed, elsewhere only looked for.
+# Check for the Debian packages that the tests need; in CI (CI=true), install them.
 set -euo pipefail
 
-# Command to look for, and the Debian package that has it.
+# Command and the Debian package that provides it.
 needed=(slurmctld:slurm-wlm slurmd:slurm-wlm munged:munge chromium:chromium g++:g++ fc-list:fontconfig git:git)
 PATH=$PATH:/usr/sbin:/sbin
 
@@ -17,19 +17,19 @@ fi
 mapfile -t packages < <(printf '%s\n' "${packages[@]}" | sort -u)
 
 if [ "${CI:-}" != true ]; then
-    echo "tests/setup.sh: not here: ${packages[*]}. Tests marked slurm are left out without" \
-        "slurm-wlm and munge, those marked browser without chromium, those of compiled kernels" \
-        "without g++; CI runs them all."
+    echo "tests/setup.sh: missing packages: ${packages[*]}. Tests marked slurm need slurm-wlm and" \
+        "munge, those marked browser need chromium, and compiled kernels need g++; tests whose" \
+        "packages are missing are deselected here and run in CI."
     exit 0
 fi
 
 sudo=()
 [ "$(id -u)" -eq 0 ] || sudo=(sudo)
 if ! command -v apt-get >/dev/null; then
-    echo "tests/setup.sh: no apt-get here; install what has: ${packages[*]}" >&2
+    echo "tests/setup.sh: apt-get not found; install ${packages[*]} by other means" >&2
     exit 1
 fi
-# No service is started by a package: the tests start a Slurm of their own.
+# The packages start no services: the tests start their own Slurm.
 export DEBIAN_FRONTEND=noninteractive
 "${sudo[@]}" apt-get update -qq
 "${sudo[@]}" apt-get install -qq -y --no-install-recommends "${packages[@]}"
