@@ -12,9 +12,9 @@ from accelerate.state import AcceleratorState
 from support.killable import Process
 from support.toy_training import ROWS, characters, finetuned, llama, product, recipe
 
-from needlework.attention.methods import infini
 from needlework.config.attention import Infini
 from needlework.config.training import Pretrain, PretrainStage
+from needlework.models.convert import convert
 from needlework.training.finetune import finetune
 from needlework.training.pretrain import pretrain
 
@@ -25,7 +25,7 @@ WHOLE = {"steps": 30, "batch_size": 4, "curriculum": [], "dropout": 0.0}
 def losses(**changes) -> list[float]:
     # Otherwise accelerate keeps the precision that the process used first.
     AcceleratorState._reset_state()
-    model = infini.convert(llama(), INFINI)
+    model = convert(llama(), INFINI)
     config = recipe(steps=6, batch_size=4, **changes)
     return finetune(model, characters(), ROWS, config, seed=0)[0]["loss"].to_list()
 
@@ -60,7 +60,7 @@ def test_bf16_computes_in_bfloat16_and_keeps_weights_in_float32(monkeypatch):
         return out
 
     AcceleratorState._reset_state()
-    model = infini.convert(llama(), INFINI)
+    model = convert(llama(), INFINI)
     monkeypatch.setattr(torch.nn.Linear, "forward", recording_forward)
     config = recipe(steps=6, batch_size=4, mixed_precision="bf16")
     in_bf16 = finetune(model, characters(), ROWS, config, seed=0)[0]["loss"].to_list()
@@ -71,7 +71,7 @@ def test_bf16_computes_in_bfloat16_and_keeps_weights_in_float32(monkeypatch):
 
 
 def test_gradient_checkpointing_recomputes_layers_without_changing_losses():
-    model = infini.convert(llama(), INFINI)
+    model = convert(llama(), INFINI)
     calls = []
     model.model.layers[1].self_attn.register_forward_hook(lambda *_: calls.append(1))
     AcceleratorState._reset_state()

@@ -166,7 +166,7 @@ def test_a_flipped_byte_is_found_with_every_figure_on_it(
     assert done.returncode == 1
     lines = done.stdout.splitlines()
     assert [line.split()[1] for line in lines if line.startswith("invalid ")] == [path]
-    assert {line.split()[-1] for line in lines if "depends on it" in line} == standing
+    assert {line.split()[-1] for line in lines if "depends on it: " in line} == standing
 
 
 def test_a_cut_table_is_one_line_and_its_remedy_works(finished: Project, tmp_path: Path):

@@ -28,12 +28,7 @@ ROW_CHECKS = {"check_training_rows base rows", "check_training_rows base of_task
 
 
 def sampled(tasks: list[str], lengths: list[int]) -> set[str]:
-    # The plan reads the lengths of prompts.
-    return (
-        ROW_CHECKS
-        | {"plan_experiment"}
-        | {f"generate_samples base {task} {n}" for task in tasks for n in lengths}
-    )
+    return ROW_CHECKS | {f"generate_samples base {task} {n}" for task in tasks for n in lengths}
 
 
 def answered(

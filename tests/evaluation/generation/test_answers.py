@@ -195,7 +195,9 @@ def test_answered_samples_are_not_answered_again(checkpoint, samples, tmp_path):
 
 @pytest.mark.parametrize("family", ["gpt_oss", "llama4"])
 def test_sliding_layers_refuse_a_quantized_cache(checkpoint, samples, family):
-    with pytest.raises(ValueError, match="cache = 'quantized': is for models whose layers all"):
+    with pytest.raises(
+        ValueError, match="cache = 'quantized': is for models with full attention"
+    ):
         predicted(checkpoint(family), samples, cache="quantized")
 
 
@@ -220,7 +222,7 @@ def test_missing_hardware_is_a_one_line_error(checkpoint, samples, family, keys,
     [
         ("gpt_oss", {"tp": 2}, "tp = 2: transformers cannot split gpt_oss this way"),
         ("llama4", {"ep": 2}, "ep = 2: transformers cannot split llama4_text this way"),
-        ("infini", {"tp": 2}, "tp = 2: shares out heads, which infini must see together"),
+        ("infini", {"tp": 2}, "tp = 2: splits heads, which infini needs together"),
     ],
     ids=str,
 )
