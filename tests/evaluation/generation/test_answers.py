@@ -195,9 +195,7 @@ def test_answered_samples_are_not_answered_again(checkpoint, samples, tmp_path):
 
 @pytest.mark.parametrize("family", ["gpt_oss", "llama4"])
 def test_sliding_layers_refuse_a_quantized_cache(checkpoint, samples, family):
-    with pytest.raises(
-        ValueError, match="cache = 'quantized': is for models with full attention"
-    ):
+    with pytest.raises(ValueError, match="cache = 'quantized': is for models with full attention"):
         predicted(checkpoint(family), samples, cache="quantized")
 
 
