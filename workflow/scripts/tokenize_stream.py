@@ -1,6 +1,6 @@
 """Token ids of one shard of a stream in one tokenizer, and the index of each document's first."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,6 +30,7 @@ def generated_text(seed: int, recall_fraction: float) -> Iterator[str]:
 with stage(snakemake) as s:
     stream, shard = Stream.model_validate(s.params.stream), int(s.wildcards.shard)
     tokenizer = open_tokenizer(s.params.tokenizer, s.params.revision)
+    documents: Iterable[Iterable[np.ndarray]]
     if stream.path is None:
         seed = stream_seed(s.params.seed, "stream", s.wildcards.stream, shard)
         documents = [
