@@ -30,7 +30,7 @@ class Hub:
     """
 
     folders: dict[str, dict[str, Path]] = field(default_factory=dict)
-    asked: list[str] = field(default_factory=list)
+    requests: list[str] = field(default_factory=list)
     url: str = ""
 
     def environment(self, cache: Path) -> dict[str, str]:
@@ -69,7 +69,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         hub: Hub = self.server.hub
         path = self.path.partition("?")[0]
-        hub.asked.append(f"{self.command} {path}")
+        hub.requests.append(f"{self.command} {path}")
         if path == "/":
             return self._send(200, {}, b"<html>")
         parts = re.fullmatch(

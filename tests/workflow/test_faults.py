@@ -178,9 +178,9 @@ def test_a_cut_table_is_one_line_and_its_remedy_works(finished: Project, tmp_pat
 
     done = project.snakemake(*run)
     assert done.returncode != 0
-    # The two rules that read it say the same.
-    told = {line.partition(" needlework: ")[2] for line in said(done)} - {""}
-    assert {line.partition(": ")[2] for line in told} == {
+    # Both rules that read it report the same.
+    messages = {line.partition(" needlework: ")[2] for line in said(done)} - {""}
+    assert {line.partition(": ")[2] for line in messages} == {
         f"{cut}: changed since rule score_predictions wrote it (its sha256 differs "
         "from its record); "
         "delete it and run again"
@@ -336,5 +336,5 @@ def test_a_killed_run_goes_on_when_run_again(project: Project, small_experiment:
     assert (project.root / "results/small/report.html").stat().st_size > 0
     assert not any((project.root / ".snakemake/locks").iterdir())
     assert not list(project.root.rglob(".partial-*"))
-    # What was whole before the kill was not made anew.
+    # Tables that were complete before the kill are kept.
     assert samples.stat().st_mtime_ns == made

@@ -58,5 +58,5 @@ def test_answers_of_a_revision_are_on_record_with_its_commit(project: Project, t
     assert commits(tables["fetched"]) == {"nobody/tiny": commit_of("v1")}
     assert commits(samples["fetched"]) == {"nobody/tiny": commit_of("v1")}
     assert commits(samples["latest"]) == {"nobody/tiny": commit_of("main")}
-    told = project.needlework("lineage", tables["fetched"]).stdout
-    assert f"nobody/tiny at {commit_of('v1')}" in told
+    printed = project.needlework("lineage", tables["fetched"]).stdout
+    assert f"nobody/tiny at {commit_of('v1')}" in printed

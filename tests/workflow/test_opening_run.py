@@ -42,11 +42,11 @@ def test_a_killed_process_ends_the_job_and_what_it_answered_stays(project, small
     }
     small_experiment["tasks"]["passkey"]["max_new_tokens"] = 24
     small_experiment |= {"baseline": "whole", "lengths": [256], "samples": SAMPLES}
-    asked = ["--configfile", project.write(small_experiment), "--cores", "2", "--"]
-    asked.append(PREDICTIONS.format("shared"))
+    arguments = ["--configfile", project.write(small_experiment), "--cores", "2", "--"]
+    arguments.append(PREDICTIONS.format("shared"))
     journal = project.root / "results/small/predictions/shared/passkey/.journal-256.jsonl"
 
-    run = project.start("-m", "snakemake", *asked)
+    run = project.start("-m", "snakemake", *arguments)
     while not (journal.is_file() and journal.read_text().count("\n") >= 1):
         assert run.poll() is None
         time.sleep(0.02)
@@ -55,13 +55,13 @@ def test_a_killed_process_ends_the_job_and_what_it_answered_stays(project, small
     processes[1].kill()
     assert run.wait(120) != 0
     assert not psutil.wait_procs(processes, timeout=10)[1]
-    told = (project.root / "results/small/logs/evaluate_system/shared/passkey/256.log").read_text()
-    assert "evaluate_system: one of 2 processes was killed" in told
-    assert "Traceback" not in told
+    log = (project.root / "results/small/logs/evaluate_system/shared/passkey/256.log").read_text()
+    assert "evaluate_system: one of 2 processes was killed" in log
+    assert "Traceback" not in log
     kept = [json.loads(line) for line in journal.read_text().splitlines()]
     assert 1 <= len(kept) < SAMPLES
 
-    again = project.snakemake(*asked, PREDICTIONS.format("whole"))
+    again = project.snakemake(*arguments, PREDICTIONS.format("whole"))
     assert again.returncode == 0, again.stdout + again.stderr
     measured = project.root / PREDICTIONS.format("shared").replace("predictions", "measurements")
     seconds = pl.read_parquet(measured)["prefill_seconds"].to_list()

@@ -30,5 +30,5 @@ def test_processes_of_a_training_are_counted_once(
         given = ("-n", "--configfile", name, "--cores", "4")
         done = project.snakemake(*given, "results/small/models/tuned/model.safetensors")
         assert done.returncode == 0, done.stdout + done.stderr
-        (told,) = re.findall(r"rule finetune_model:.*?mem_mb=(\d+)", done.stdout, re.DOTALL)
-        assert int(told) == reserved
+        (mem_mb,) = re.findall(r"rule finetune_model:.*?mem_mb=(\d+)", done.stdout, re.DOTALL)
+        assert int(mem_mb) == reserved
