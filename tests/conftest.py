@@ -4,8 +4,12 @@ import os
 import shutil
 
 import pytest
+from hypothesis import settings
 
 CI = os.environ.get("CI") == "true"
+# Examples take longer on a busy machine; no test is about time.
+settings.register_profile("needlework", deadline=None)
+settings.load_profile("needlework")
 # Before torch is imported: workers of pytest-xdist would take turns on the same cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
