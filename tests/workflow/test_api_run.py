@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.workflow, pytest.mark.timeout(900)]
 
 # Split, as the test searches the project, which contains this file, for the key.
 KEY = "-".join(["sk", "not", "to", "be", "found", "5d1c"])
-TABLES = ("summary.csv", "failures.csv", "comparison.md", "comparison_speed.json")
+TABLES = ("summary.csv", "failures.csv", "api_usage.csv", "comparison.md", "comparison_speed.json")
 
 
 def experiment(url: str) -> dict:
@@ -111,6 +111,11 @@ def test_a_run_with_a_faulty_api(project: Project, monkeypatch: pytest.MonkeyPat
     assert row["accuracy_answered"] == 1
     (speed,) = json.loads((results / "comparison_speed.json").read_text())
     assert speed["price_dollars_baseline"] > 100 * speed["price_dollars"] > 0
+    usage = pl.read_csv(results / "api_usage.csv").filter(task="all")
+    (faulty,) = usage.filter(system="faulty").rows(named=True)
+    assert (faulty["samples"], faulty["answered"]) == (12, 12 - len(failed))
+    assert faulty["requests"] > 12
+    assert usage["price_dollars"].min() > 0
 
     # The server repeats the key in answers and errors, yet no file contains it.
     assert any("evaluate_api" in command for command in commands)

@@ -121,6 +121,33 @@ rule list_failures:
         "../scripts/list_failures.py"
 
 
+rule sum_api_usage:
+    input:
+        measurements=cells("measurements", api_systems()),
+        predictions=cells("predictions", api_systems()),
+    output:
+        csv=report(
+            f"{RESULTS}/api_usage.csv",
+            caption="../report/api_usage.rst",
+            category="Tables",
+            labels={"table": "API usage: requests, tokens and price"},
+        ),
+    log:
+        f"{RESULTS}/logs/sum_api_usage.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/sum_api_usage.tsv"
+    conda:
+        "../../envs/report.yaml"
+    threads: 1
+    resources:
+        mem_mb=lambda w, attempt: 1500 * attempt,
+        runtime=10,
+    params:
+        code=code_version("sum_api_usage.py"),
+    script:
+        "../scripts/sum_api_usage.py"
+
+
 rule compare_systems:
     input:
         scores=cells("scores"),

@@ -7,7 +7,7 @@ def tables():
     if experiment.baseline is not None and len(experiment.systems) > 1:
         names += ["comparison", "comparison_speed"]
     names += ["streams"] if experiment.streams else []
-    names += ["failures"] if api_systems() else []
+    names += ["api_usage", "failures"] if api_systems() else []
     names += ["mean_scores"] if len(experiment.lengths) > 1 else []
     return [f"{RESULTS}/{name}.csv" for name in (*names, "plan", "needles", "summary")]
 
