@@ -40,6 +40,11 @@ class Attention(Strict):
         return f"needlework.attention.methods.{self.type}"
 
     @property
+    def skips_pairs(self) -> bool:
+        """Whether it skips causal pairs of query and key, so that its density can be below 1."""
+        return False
+
+    @property
     def gates_name(self) -> str | None:
         """Name or folder of the trained gates it needs; None: it needs none."""
         return None
@@ -67,6 +72,10 @@ class BlockSparse(Attention):
     block_size: int = Field(64, ge=1, description="tokens per block")
     dense_layers: int = Field(2, ge=0, description="first layers, which keep the stock attention")
     skip_decode: bool = Field(False, description="sparse prefill, dense decode")
+
+    @property
+    def skips_pairs(self) -> bool:
+        return True
 
     @property
     def marks_blocks(self) -> bool:
@@ -104,6 +113,10 @@ class Ranked(BlockSparse):
         allowed: a saved system names every key."""
         if self.top_k_blocks != type(self).model_fields["top_k_blocks"].default:
             raise ValueError(f"top_k_blocks: {other} sets the number of blocks; remove one of them")
+
+    @property
+    def skips_pairs(self) -> bool:
+        return self.density != 1
 
     @property
     def chunk_multiple(self) -> int:

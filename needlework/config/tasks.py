@@ -73,6 +73,11 @@ class Task(Strict):
         return "numbers"
 
     @property
+    def haystack_name(self) -> str | None:
+        """The haystack that the task hides its needles in; None: it has none."""
+        return None
+
+    @property
     def files(self) -> list[str]:
         """Files that the samples are made from; {length} in a path stands for the length."""
         return []
@@ -114,6 +119,10 @@ class NiahTask(DepthTask):
         "all", description="held_out: only words that the embedded model was not trained on"
     )
     max_new_tokens: int = Field(128, ge=1, description=_MAX_NEW_TOKENS)
+
+    @property
+    def haystack_name(self) -> str:
+        return self.haystack
 
     @property
     def answer_type(self) -> ValueType:
@@ -223,6 +232,10 @@ class Needles(DepthTask):
     max_new_tokens: int = Field(64, ge=1, description=_MAX_NEW_TOKENS)
 
     @property
+    def haystack_name(self) -> str:
+        return self.haystack
+
+    @property
     def answer_type(self) -> Literal["text"]:
         return "text"
 
@@ -237,6 +250,10 @@ class VariableTracking(DepthTask):
     chains: int = Field(1, ge=1, description="chains of assignments; the first is queried")
     hops: int = Field(4, ge=1, description="assignments of a chain after its first")
     max_new_tokens: int = Field(30, ge=1, description=_MAX_NEW_TOKENS)
+
+    @property
+    def haystack_name(self) -> str:
+        return self.haystack
 
     @property
     def answer_type(self) -> Literal["words"]:
@@ -398,6 +415,16 @@ class Examples(Strict):
     )
 
     @property
+    def task_name(self) -> str | None:
+        """The task of the experiment that makes the rows; None: no task does."""
+        return None
+
+    @property
+    def source_path(self) -> str | None:
+        """The user's file, folder or dataset that rows are read from; None: they are generated."""
+        return None
+
+    @property
     def lengths(self) -> list[int]:
         """`length` as a list."""
         return [self.length] if isinstance(self.length, int) else self.length
@@ -434,6 +461,10 @@ class TaskExamples(FixedCountExamples):
     type: Literal["task"] = "task"
     task: Name = Field(description="a name under tasks")
 
+    @property
+    def task_name(self) -> str:
+        return self.task
+
 
 class RowExamples(Examples):
     """Your own training rows: the columns prompt and answer of a table, unchanged.
@@ -456,6 +487,10 @@ class RowExamples(Examples):
         description="maximum tokens of prompt, answer and end-of-text; longer rows are an error",
     )
 
+    @property
+    def source_path(self) -> str:
+        return self.path
+
 
 class TextExamples(FixedCountExamples):
     """Your own text to train on, with loss on every token.
@@ -474,6 +509,10 @@ class TextExamples(FixedCountExamples):
     length: ExampleLength | Annotated[list[ExampleLength], Field(min_length=1)] = Field(
         1024, description="tokens of a row; several lengths alternate"
     )
+
+    @property
+    def source_path(self) -> str:
+        return self.path
 
 
 class RecallExamples(FixedCountExamples):

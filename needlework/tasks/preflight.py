@@ -99,7 +99,7 @@ def _check_tasks(experiment: Experiment, model: Model) -> None:
         if Path(source.path).exists()
     }
     for task_name, task in experiment.tasks.items():
-        haystack_name = getattr(task, "haystack", None)
+        haystack_name = task.haystack_name
         counts = {longest: 1, shortest: experiment.samples}
         if not task.generated:
             counts = dict.fromkeys(experiment.lengths, experiment.samples)

@@ -118,7 +118,7 @@ def _task_problems(experiment: Experiment) -> Iterator[Problem]:
         for i, depth in enumerate(depths if depths != "uniform" else []):
             if depth in depths[:i]:
                 yield ("tasks", name, "depths", i), _DUPLICATE
-        haystack = getattr(task, "haystack", None)
+        haystack = task.haystack_name
         known = dict.fromkeys([*BUILT_IN_HAYSTACKS, *experiment.haystacks])
         if haystack is not None and haystack not in known:
             yield ("tasks", name, "haystack"), "unknown haystack; " + suggest(known, haystack)

@@ -1,7 +1,5 @@
 """Systems of the experiment: which rule evaluates each, with what, after which lengths."""
 
-from needlework.config.attention import BlockSparse
-
 
 def system_of(wildcards):
     """System {system}: the experiment's, or one that only stream {stream} defines."""
@@ -109,8 +107,7 @@ def sparse_systems():
     return [
         name
         for name, system in experiment.systems.items()
-        if isinstance(system.attention, BlockSparse)
-        and getattr(system.attention, "density", None) != 1
+        if system.attention is not None and system.attention.skips_pairs
     ]
 
 

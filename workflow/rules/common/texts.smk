@@ -28,7 +28,7 @@ def haystack_files(wildcards):
 
 def haystack_tables(tokenizer, task, length):
     """The sentences that `task` hides its needles in, if they come from the user's text."""
-    name = getattr(experiment.tasks.get(task), "haystack", None)
+    name = experiment.tasks[task].haystack_name if task in experiment.tasks else None
     return expand(
         f"{RESULTS}/haystacks/{{tokenizer}}/{{haystack}}/{{length}}.parquet",
         tokenizer=tokenizer,
@@ -83,7 +83,7 @@ def finetune_data_of(wildcards):
 
 def finetune_data_files(wildcards):
     """The user's files of finetune_data {data}; none if rows are generated, or on the hub."""
-    path = getattr(experiment.finetune_data[wildcards.data], "path", None)
+    path = experiment.finetune_data[wildcards.data].source_path
     return [] if path is None else files_below(path)
 
 
@@ -100,7 +100,7 @@ def finetune_data_haystacks(wildcards):
 
 def task_name_of_data(wildcards):
     """The task that makes the rows of finetune_data {data}; None if no task does."""
-    return getattr(experiment.finetune_data[wildcards.data], "task", None)
+    return experiment.finetune_data[wildcards.data].task_name
 
 
 def task_of_finetune_data(wildcards):
@@ -116,5 +116,5 @@ def depths_of_finetune_data(wildcards):
 def finetune_data_modules(wildcards):
     """Modules that make the rows of finetune_data {data}."""
     data = experiment.finetune_data[wildcards.data]
-    task = [experiment.tasks[data.task].module] if data.type == "task" else []
-    return [data.module, *task]
+    tasks = [] if data.task_name is None else [data.task_name]
+    return [data.module, *(experiment.tasks[task].module for task in tasks)]
