@@ -106,6 +106,41 @@ def test_check_counts_the_answers(monkeypatch):
     assert result.stdout.startswith("config.yaml: valid; ")
 
 
+def test_a_plan_of_an_api_alone_has_tokens_and_dollars_but_no_device(monkeypatch, tmp_path):
+    monkeypatch.chdir(ROOT)
+    file = tmp_path / "remote.yaml"
+    file.write_text(
+        """
+experiment: remote
+models:
+  remote:
+    api: http://127.0.0.1:1/v1
+    model: m
+    key_env: null
+    tokenizer: resources/needlework-tiny
+    price: {prompt: 10.0, completion: 100.0}
+systems: {remote: {model: remote}}
+tasks: {passkey: {type: passkey}}
+lengths: [512, 1024]
+samples: 10
+"""
+    )
+    result = CliRunner().invoke(app, ["plan", str(file)])
+    assert result.exit_code == 0, result.output
+    assert "prefill" not in result.stdout
+    # 10 prompts of at most 512 and 1024 tokens, with 10 tokens of answer each.
+    assert "at most $0.17" in result.stdout
+
+
+def test_export_plans_the_files_of_other_tools(monkeypatch, capfd):
+    monkeypatch.chdir(ROOT)
+    result = CliRunner().invoke(app, ["export", "config.yaml", "--cores", "1", "-n", "--forceall"])
+    assert result.exit_code == 0, result.output
+    planned = capfd.readouterr().out
+    for rule in ("export_ruler", "export_kvpress", "export_dataset"):
+        assert rule in planned
+
+
 def test_committed_reference_is_up_to_date():
     schema = CliRunner().invoke(app, ["schema"])
     assert json.loads(schema.stdout) == experiment_schema()

@@ -1,8 +1,14 @@
 """Running the workflow: pending files, progress, logs, and the reasons of failed runs."""
 
 import io
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 from rich.console import Console
 from support.paths import ROOT
@@ -93,6 +99,40 @@ def test_a_second_run_in_the_same_folder_is_refused(workflow: Path):
         pytest.raises(ValueError, match="another `needlework run` is active here; wait until"),
     ):
         run([2])
+
+
+def test_an_interrupted_run_ends_its_jobs_and_resumes(workflow: Path):
+    slow = SNAKEFILE.replace('"[ $((', '"sleep ${{SECONDS_OF_A_JOB:-0}}; [ $((')
+    (workflow / "Snakefile").write_text(slow)
+    Path("trial.yaml").write_text("numbers: [2]\n")
+    code = (
+        "import sys; from pathlib import Path; from rich.console import Console\n"
+        "from needlework.pipeline import runner\n"
+        "runner.WORKFLOW = Path.cwd()\n"
+        "try: runner.run_workflow(Path('trial.yaml'), Path('results/trial'), '1', [], "
+        "console=Console())\n"
+        "except KeyboardInterrupt: sys.exit('interrupted')\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        env={**os.environ, "SECONDS_OF_A_JOB": "600", "PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        text=True,
+        # As a shell starts it: an interrupt reaches the whole process group.
+        process_group=0,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    group = psutil.Process(process.pid)
+    while not (jobs := [job for job in group.children(recursive=True) if job.name() == "sleep"]):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert (process.returncode, stderr.splitlines()[-1]) == (1, "interrupted")
+    psutil.wait_procs(jobs, timeout=10)
+    assert not any(job.is_running() for job in jobs)
+    assert not Path("results/trial/2.txt").exists()
+    assert run([2])[-1] == "[2/2] all"
 
 
 def test_a_failed_report_has_the_last_lines_of_the_log(workflow: Path):
