@@ -16,6 +16,8 @@ from benchmarks.opening import CPU as OPENING_CASE
 from benchmarks.opening import opening_table
 from benchmarks.training import training_table
 
+pytestmark = pytest.mark.slow
+
 LENGTHS = (1024, 2048)
 
 

@@ -12,6 +12,8 @@ from needlework.attention.apply import apply
 from needlework.attention.cache_state import MethodState
 from needlework.config.attention import Infini, Oracle, Random, SketchWalk, Window, XAttention
 
+pytestmark = pytest.mark.slow
+
 SYSTEMS = {
     "sketchwalk-mean": SketchWalk(block_size=8, density=0.5, dense_layers=1),
     "sketchwalk-sum": SketchWalk(block_size=8, density=0.5, dense_layers=1, heads="sum"),

@@ -14,6 +14,8 @@ from needlework.cli.app import app
 from needlework.config.schema import experiment_schema
 from needlework.pipeline import provenance
 
+pytestmark = pytest.mark.slow
+
 SAMPLES, SUMMARY = "results/trial/samples.parquet", "results/trial/summary.parquet"
 COMMANDS = (
     *("init", "check", "plan", "run", "export", "lineage", "verify", "niah", "stream", "schema"),

@@ -17,6 +17,8 @@ from needlework.config.parsing.load import read_experiment
 from needlework.planning.plan import plan
 from needlework.tasks.preflight import preflight
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Device:

@@ -23,6 +23,8 @@ from needlework.models.convert import convert
 from needlework.scoring.intervals import wilson
 from needlework.tasks.generate import Sampler, make_samples
 
+pytestmark = pytest.mark.slow
+
 
 def _lines(*args: str) -> list[str]:
     done = CliRunner().invoke(app, ["niah", *args], catch_exceptions=False)

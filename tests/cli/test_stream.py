@@ -18,6 +18,8 @@ from needlework.evaluation.streaming.checkpoint import StreamCheckpoint
 from needlework.evaluation.streaming.evaluator import StreamingEvaluator
 from needlework.models.checkpoint import open_model
 
+pytestmark = pytest.mark.slow
+
 IDS = np.random.default_rng(0).integers(3, 900, 700).astype(np.uint16)
 
 

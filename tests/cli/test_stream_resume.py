@@ -13,6 +13,8 @@ import pytest
 from safetensors import safe_open
 from support.paths import ROOT
 
+pytestmark = pytest.mark.slow
+
 TOKENS = 1600
 # The command with another saving interval, which also counts the tokens that the model reads.
 COMMAND = """

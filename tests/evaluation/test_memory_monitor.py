@@ -12,6 +12,8 @@ import pytest
 from needlework.evaluation import memory_monitor
 from needlework.evaluation.memory_monitor import MemoryMonitor
 
+pytestmark = pytest.mark.slow
+
 _BYTES = 300 * 2**20
 
 

@@ -7,6 +7,8 @@ from needlework.figures.effective_length import effective_length
 from needlework.figures.style.skipped_cells import MARK
 from needlework.scoring.effective_length import effective_lengths, mean_scores
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(("systems", "lengths"), [(1, 2), (5, 6), (8, 8)])
 def test_every_score_and_effective_length_is_shown(drawn, make_summary, systems, lengths):

@@ -5,6 +5,8 @@ import pytest
 
 from needlework.figures.heatmap import heatmap
 
+pytestmark = pytest.mark.slow
+
 
 def number(text):
     return float(text.replace(",", ""))

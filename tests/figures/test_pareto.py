@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 
 from needlework.figures.pareto import mark_front, pareto
 
+pytestmark = pytest.mark.slow
+
 FAMILIES = {"walk_k4": "walk", "walk_k8": "walk", "floor": "floor"}
 POINTS = st.lists(
     st.tuples(

@@ -16,6 +16,8 @@ from needlework.tasks import passkey
 from needlework.tasks.generate import Sampler, make_samples
 from needlework.tasks.prompts.tokenizer import open_tokenizer
 
+pytestmark = pytest.mark.slow
+
 DEPTHS = [0.0, 50.0, 100.0]
 
 

@@ -13,6 +13,8 @@ from needlework.finetune_data.recall import make_examples
 from needlework.finetune_data.recall_text import recall_text
 from needlework.tasks.seeds import stream_seed
 
+pytestmark = pytest.mark.slow
+
 
 def test_each_row_starts_its_own_text(tokenizer):
     config = RecallExamples(examples=9, length=[64, 300, 1024], recall_fraction=0.7)

@@ -11,6 +11,8 @@ from needlework.tasks.generate import Sampler, make_samples
 from needlework.tasks.passkey import is_evaluation_key
 from needlework.tasks.prompts.tokenizer import open_tokenizer
 
+pytestmark = pytest.mark.slow
+
 DEPTHS = [0.0, 50.0, 100.0]
 
 

@@ -15,6 +15,8 @@ from needlework.config.tasks import TextExamples
 from needlework.finetune_data.text import make_examples
 from needlework.sources import texts
 
+pytestmark = pytest.mark.slow
+
 TEXTS = [
     f"The pass key is {n}. Remember it, or the grass is green. " * (n % 3 + 1) for n in range(40)
 ]

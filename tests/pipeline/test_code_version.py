@@ -13,6 +13,8 @@ from needlework.config.tasks import Task
 from needlework.pipeline import code_version as code_version_module
 from needlework.pipeline.code_version import code_files, code_version
 
+pytestmark = pytest.mark.slow
+
 TREE = {
     "workflow/scripts/make_cloth.py": (
         "import json\nfrom needlework.loom import warp\nfrom needlework.config.plan import Plan\n"

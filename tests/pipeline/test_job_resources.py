@@ -10,6 +10,8 @@ from support.paths import TINY
 from needlework.config.parsing.load import load_experiment
 from needlework.pipeline.job_resources import CACHE, JobResources
 
+pytestmark = pytest.mark.slow
+
 JOB = ("evaluate", "dense", 512)
 PLANNED = {"mem_bytes": 77 * 10**9 + 1, "seconds": 6000.0, "gpus": 4}
 LEAST_MB, LEAST_MINUTES = 4000, 120

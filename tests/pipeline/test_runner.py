@@ -16,6 +16,8 @@ from support.paths import ROOT
 from needlework.pipeline import runner
 from needlework.pipeline.runner import pending_outputs, run_log, run_workflow, write_report
 
+pytestmark = pytest.mark.slow
+
 RESULTS = Path("results/trial")
 SNAKEFILE = """
 rule all:

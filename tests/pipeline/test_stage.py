@@ -15,6 +15,8 @@ from needlework.pipeline import stage as stage_module
 from needlework.pipeline.code_version import code_files
 from needlework.pipeline.stage import package_versions
 
+pytestmark = pytest.mark.slow
+
 # A job as Snakemake starts it: a separate process with a `snakemake` object.
 JOB = """
 from snakemake.iocontainers import (

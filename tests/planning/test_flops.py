@@ -15,6 +15,8 @@ from needlework.planning.cost import Model
 from needlework.planning.flops import attention_flops, pair_flops
 from needlework.planning.shape import Shape
 
+pytestmark = pytest.mark.slow
+
 
 def _method(**parameters):
     return computation_of(TypeAdapter(AnyAttention).validate_python(parameters))

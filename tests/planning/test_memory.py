@@ -16,6 +16,8 @@ from needlework.planning.cost import Model
 from needlework.planning.memory import state_bytes, workspace_bytes
 from needlework.planning.shape import Shape
 
+pytestmark = pytest.mark.slow
+
 SYSTEMS = {
     "walk": {"type": "sketchwalk", "top_k_blocks": 4, "sketch_dim": 8},
     "sum": {"type": "sketchwalk", "heads": "sum", "density": 0.3},

@@ -15,6 +15,8 @@ from needlework.planning.job_resources import plan_jobs
 from needlework.planning.plan import Models, plan
 from needlework.planning.render import duration, size, totals, verdicts
 
+pytestmark = pytest.mark.slow
+
 GPU = devices()["h100-80gb"]
 
 

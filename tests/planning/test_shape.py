@@ -7,6 +7,8 @@ from needlework.evaluation.meter import cache_bytes
 from needlework.planning.shape import Shape
 from needlework.planning.trace import _LiveTensors, trace, trace_training
 
+pytestmark = pytest.mark.slow
+
 TOKENS = 150
 
 

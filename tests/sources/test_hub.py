@@ -10,6 +10,8 @@ import yaml
 from support.hub_server import Hub, commit_of, serving
 from support.paths import ROOT
 
+pytestmark = pytest.mark.slow
+
 TINY = ROOT / "resources" / "needlework-tiny"
 TOKENIZER = """
 import sys

@@ -13,6 +13,8 @@ from support.paths import ESSAYS, ROOT
 
 from needlework.sources.texts import read_texts
 
+pytestmark = pytest.mark.slow
+
 ROWS = ["First text.", "Zweiter Text: äöü, 文.", "  ", "Third,\nof two lines."]
 READ = [row for row in ROWS if row.strip()]
 TABLE = pl.DataFrame({"n": range(4), "text": ROWS, "other": list("abcd")})

@@ -17,6 +17,8 @@ from needlework.tasks.prompts.depth_sampler import DepthSampler
 from needlework.tasks.prompts.token_counter import TokenCounter
 from needlework.tasks.prompts.tokenizer import open_tokenizer
 
+pytestmark = pytest.mark.slow
+
 PUBLISHED = (
     "Below is a numbered list of words. In these words, some appear more often than others."
     " Memorize the ones that appear most often.\n{context}\n"

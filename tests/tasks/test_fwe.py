@@ -16,6 +16,8 @@ from needlework.tasks.prompts.budget import prompt_text
 from needlework.tasks.prompts.depth_sampler import DepthSampler
 from needlework.tasks.prompts.token_counter import TokenCounter
 
+pytestmark = pytest.mark.slow
+
 PUBLISHED = (
     "Read the following coded text and track the frequency of each coded word. Find the three most"
     " frequently appeared coded words. {context}\n"

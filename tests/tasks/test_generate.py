@@ -37,6 +37,8 @@ from needlework.tasks.generate import (
 from needlework.tasks.prompts.token_counter import TokenCounter
 from needlework.tasks.prompts.tokenizer import open_tokenizer
 
+pytestmark = pytest.mark.slow
+
 RULER = [
     NiahSingle1(),
     NiahSingle2(),

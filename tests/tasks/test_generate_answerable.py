@@ -26,6 +26,8 @@ from needlework.scoring.metrics import exact, match_all
 from needlework.tasks.generate import Sampler, make_samples
 from needlework.tasks.haystacks.words import is_held_out
 
+pytestmark = pytest.mark.slow
+
 DEPTHS = [0.0, 50.0, 100.0]
 INVENTED = {
     "numbers": "31",

@@ -12,6 +12,8 @@ from needlework.config.tasks import AnyTask, Task
 from needlework.tasks.generate import Sampler, make_samples
 from needlework.tasks.prompts.tokenizer import open_tokenizer
 
+pytestmark = pytest.mark.slow
+
 LENGTH, DEPTHS = 2048, [0.0, 50.0, 100.0]
 TYPES = {cls.model_fields["type"].default: cls for cls in get_args(get_args(AnyTask)[0])}
 REQUIRED = {

@@ -11,6 +11,8 @@ from needlework.finetune_data.passkey import make_examples
 from needlework.tasks.generate import Sampler, make_samples
 from needlework.tasks.passkey import draw_key, is_evaluation_key
 
+pytestmark = pytest.mark.slow
+
 
 def test_training_and_evaluation_keys_are_disjoint():
     random = Random(0)

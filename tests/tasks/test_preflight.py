@@ -10,6 +10,8 @@ from needlework.tasks.preflight import make_sampler, preflight
 from needlework.tasks.prompts.prompt import NO_CHAT_FRAME, ChatFrame
 from needlework.tasks.prompts.tokenizer import open_tokenizer
 
+pytestmark = pytest.mark.slow
+
 
 def experiment(**changes):
     config = {

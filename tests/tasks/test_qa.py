@@ -11,6 +11,8 @@ from needlework.config.tasks import Qa1, Qa2, QuestionAnswering
 from needlework.scoring.metrics import match_part
 from needlework.tasks.generate import Sampler, make_samples
 
+pytestmark = pytest.mark.slow
+
 SQUAD, HOTPOTQA = (
     Qa1(path=str(DATA / "squad-small.json")),
     Qa2(path=str(DATA / "hotpot-small.json")),

@@ -14,6 +14,8 @@ from needlework.tasks.prompts.budget import prompt_text
 from needlework.tasks.prompts.depth_sampler import DepthSampler
 from needlework.tasks.prompts.token_counter import TokenCounter
 
+pytestmark = pytest.mark.slow
+
 NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
 PUBLISHED = (
     "Memorize and track the chain(s) of variable assignment hidden in the following text.\n\n"

@@ -12,6 +12,8 @@ from support.killable import Pool
 
 from needlework.training.checkpoints import Checkpoints, fingerprint
 
+pytestmark = pytest.mark.slow
+
 
 def checkpoints(folder: Path, recipe: str = "this", keep: int = 2) -> Checkpoints:
     return Checkpoints(folder, fingerprint(recipe=recipe), every=10, keep=keep)

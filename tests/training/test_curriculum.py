@@ -11,6 +11,8 @@ from needlework.tasks.haystacks.words import is_held_out
 from needlework.training import curriculum
 from needlework.training.curriculum import IGNORED, SequenceWriter, batches, vocabulary
 
+pytestmark = pytest.mark.slow
+
 EXERCISES = ["recall", "passkey", "noise", "sentences"]
 
 

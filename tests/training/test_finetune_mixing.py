@@ -12,6 +12,8 @@ from needlework.models.convert import convert
 from needlework.training import finetune as finetuning
 from needlework.training.finetune import encode, finetune
 
+pytestmark = pytest.mark.slow
+
 MIXED = {"toy": 3.0, "prose": 1.0}
 
 

@@ -18,6 +18,8 @@ from needlework.models.convert import convert
 from needlework.training.finetune import finetune
 from needlework.training.pretrain import pretrain
 
+pytestmark = pytest.mark.slow
+
 INFINI = Infini(segment_length=4, segment_alignment="end", update="delta")
 WHOLE = {"steps": 30, "batch_size": 4, "curriculum": [], "dropout": 0.0}
 

@@ -14,6 +14,8 @@ from needlework.config.opening import ModelSpec
 from needlework.models.checkpoint import open_model
 from needlework.training.checkpoints import Checkpoints
 
+pytestmark = pytest.mark.slow
+
 EVERY = 9
 SHORT = {"steps": 20}
 

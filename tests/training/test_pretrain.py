@@ -1,3 +1,4 @@
+import pytest
 import torch
 from torch.nn.functional import log_softmax
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
@@ -7,6 +8,8 @@ from needlework.models.checkpoint import save_model
 from needlework.models.tiny import tiny_llama, word_tokenizer
 from needlework.training.curriculum import IGNORED, batches, vocabulary
 from needlework.training.pretrain import answer_and_text_losses, pretrain
+
+pytestmark = pytest.mark.slow
 
 CONFIG = Pretrain(
     stages=[

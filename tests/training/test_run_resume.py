@@ -17,6 +17,8 @@ from needlework.training.distill.gates import distill_checkpoint
 from needlework.training.pretrain import pretrain_model
 from needlework.training.run import run
 
+pytestmark = pytest.mark.slow
+
 
 def pretrained(folder: Path) -> Checkpoints:
     stages = [

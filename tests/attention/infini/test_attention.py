@@ -26,6 +26,8 @@ from transformers import (
 from needlework.config.attention import Infini
 from needlework.models.convert import convert
 
+pytestmark = pytest.mark.slow
+
 
 @settings(max_examples=20, deadline=None)
 @given(

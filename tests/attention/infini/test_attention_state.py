@@ -22,6 +22,8 @@ from needlework.attention.infini.cache import InfiniCache
 from needlework.config.attention import Infini, Random
 from needlework.models.convert import convert
 
+pytestmark = pytest.mark.slow
+
 
 @settings(max_examples=25, deadline=None)
 @given(

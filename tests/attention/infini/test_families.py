@@ -25,6 +25,8 @@ from transformers import (
 from needlework.config.attention import Infini
 from needlework.models.convert import convert
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_one_segment_matches_the_stock_model(model_type):

@@ -12,6 +12,8 @@ from needlework.attention.infini.segments import end_offset
 from needlework.config.attention import Infini, InfiniAlignment
 from needlework.models.convert import convert
 
+pytestmark = pytest.mark.slow
+
 NEW_TOKENS = 13
 
 

@@ -12,6 +12,8 @@ from needlework.attention.kernels.gather import SoftmaxTerms, gather
 from needlework.attention.masks import LazyMask
 from needlework.config.attention import Random, SketchWalk
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 DEVICES = [device for device in ("cpu", "cuda") if device == "cpu" or torch.cuda.is_available()]
 needs_compiler = pytest.mark.skipif(not has_compiler("cpu"), reason="no C++ compiler")

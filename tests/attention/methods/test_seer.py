@@ -11,6 +11,8 @@ from needlework import Seer, apply
 from needlework.attention.methods import seer
 from needlework.attention.seer.gates import Gates
 
+pytestmark = pytest.mark.slow
+
 LAYERS = 2
 
 

@@ -15,6 +15,8 @@ from needlework.attention.methods import sketchwalk
 from needlework.attention.methods.sketchwalk import Method, hadamard_sketch
 from needlework.config.attention import SketchWalk
 
+pytestmark = pytest.mark.slow
+
 FEW_BLOCKS = {
     "paper": {"top_k_blocks": 3},
     "official": {"preset": "official"},

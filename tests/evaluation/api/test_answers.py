@@ -20,6 +20,8 @@ from needlework.config.models.api import Api, Price
 from needlework.evaluation.api import answers
 from needlework.evaluation.api.answers import price_dollars, request_answers
 
+pytestmark = pytest.mark.slow
+
 EXPECTED_REASONS = re.compile(
     r"(429: Slow down|500: The server is <b>out</b> of order|no complete answer within \d+ s"
     r"|the stream ended before the answer was complete|the API gave an empty answer"

@@ -19,6 +19,8 @@ from needlework.models.checkpoint import open_model
 from needlework.runtime.processes import run_processes
 from needlework.tables.skipped import LENGTH_REFUSED, OUT_OF_MEMORY
 
+pytestmark = pytest.mark.slow
+
 SKETCHWALK = {"type": "sketchwalk", "block_size": 16, "density": 0.4, "dense_layers": 0}
 SYSTEMS = {
     "dense": None,

@@ -13,6 +13,8 @@ from needlework.models.checkpoint import open_model
 from needlework.models.convert import convert
 from needlework.models.loading import KEEPS_STATE
 
+pytestmark = pytest.mark.slow
+
 BLOCKS = {"block_size": 16, "dense_layers": 1}
 WORDS = ("needle", "in", "a", "stack", "of", "hay", "nobody", "has", "seen", "it", "since", "then")
 CASES = {

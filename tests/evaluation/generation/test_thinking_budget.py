@@ -11,6 +11,8 @@ from transformers import LogitsProcessorList, PreTrainedTokenizerFast, Qwen3Conf
 from needlework.evaluation.generation.generate import generate_answers
 from needlework.evaluation.generation.thinking_budget import ThinkingBudget, opens_reasoning
 
+pytestmark = pytest.mark.slow
+
 ENDING = "\n</think>\n\n"
 
 

@@ -11,6 +11,8 @@ from support.streaming import WINDOW, evaluator_of, random_ids
 from needlework.evaluation.streaming.accumulator import Accumulator
 from needlework.evaluation.streaming.checkpoint import StreamCheckpoint
 
+pytestmark = pytest.mark.slow
+
 RUNS = {
     "infini": ("infini", (20,), None),
     "window": ("llama", (20,), WINDOW),

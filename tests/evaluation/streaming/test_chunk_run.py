@@ -12,6 +12,8 @@ from support.streaming import (
 from needlework.evaluation.streaming import chunk_run
 from needlework.evaluation.streaming.accumulator import Accumulator
 
+pytestmark = pytest.mark.slow
+
 
 class _LimitedMemory:
     """Makes a model run out of memory at random, or above a number of tokens."""

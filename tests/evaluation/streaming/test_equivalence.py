@@ -16,6 +16,8 @@ from needlework.attention.apply import apply
 from needlework.attention.seer.gates import Gates
 from needlework.config.attention import Random, Seer, SketchWalk
 
+pytestmark = pytest.mark.slow
+
 MODES = {
     "llama": "cache", "mistral": "state", "gemma2": "cache", "opt": "cache", "gpt2": "cache",
     "mamba2": "state", "qwen3_next": "cache", "falcon_h1": "cache", "infini": "state",

@@ -13,6 +13,8 @@ from support.streaming import (
 from needlework.attention.apply import apply
 from needlework.evaluation.streaming.accumulator import Accumulator
 
+pytestmark = pytest.mark.slow
+
 
 def test_infini_segments_align_to_the_start_of_the_text():
     ids = random_ids(150)

@@ -12,6 +12,8 @@ from support.paths import PYTHONPATH
 
 from needlework.figures.style.save import save
 
+pytestmark = pytest.mark.slow
+
 CODE = """
 import sys
 from figures.style.test_save import save_all_formats

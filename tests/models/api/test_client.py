@@ -22,6 +22,8 @@ from needlework.models.api.client import (
     is_too_long,
 )
 
+pytestmark = pytest.mark.slow
+
 ROW = {
     "context": "Long ago.\n",
     "question": "When was it?",

@@ -23,6 +23,8 @@ from needlework.tasks.haystacks.punkt import (
     split_sentences,
 )
 
+pytestmark = pytest.mark.slow
+
 WORDS = dict.fromkeys(
     word for text in read_texts(ESSAYS) for word in text.split() if word.isalpha()
 )

@@ -18,6 +18,8 @@ from needlework.tasks.prompts.depth_sampler import DepthSampler
 from needlework.tasks.prompts.prompt import NO_CHAT_FRAME, Prompt
 from needlework.tasks.prompts.token_counter import TokenCounter
 
+pytestmark = pytest.mark.slow
+
 CASES = [
     (passkey, Passkey()),
     (niah, NiahSingle1()),
