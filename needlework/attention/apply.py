@@ -2,7 +2,8 @@
 
 import sys
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
+from weakref import ReferenceType, WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +15,12 @@ from needlework.attention.base import AttentionMethod, Forward, Selector, method
 from needlework.attention.blocks import Blocks, choose
 from needlework.attention.cache_state import MethodState
 from needlework.attention.density import Density, DensityMeter
+from needlework.attention.generation_checks import GenerationChecks, refuse_packed_texts
 from needlework.attention.kernels.attend import attend
 from needlework.attention.layers import attention_modules
 from needlework.attention.masks import LazyMask
 from needlework.attention.tensor_parallel import gather_heads
-from needlework.config.attention import Attention, Stage
+from needlework.config.attention import Attention
 
 NAME = "needlework"
 """Of the attention and mask functions registered with transformers, and of the forward argument."""
@@ -83,11 +85,29 @@ class SparseHandle(Handle):
         self.selector, self.sparse_layers = selector, sparse_layers
         self.meter = DensityMeter()
         self.stock = model.config._attn_implementation
+        self.call: _Call | None = None
+        """Of the forward in progress."""
+        # Some families call the decoder of their base model directly (OPT).
+        self._called = dict.fromkeys([model.base_model, model.base_model.get_decoder()])
         self._hooks = [
-            model.base_model.register_forward_pre_hook(self._begin, with_kwargs=True),
-            model.base_model.register_forward_hook(self._finish, with_kwargs=True),
+            register(hook, with_kwargs=True)
+            for module in self._called
+            for register, hook in (
+                (module.register_forward_pre_hook, self._begin),
+                (module.register_forward_hook, self._finish),
+            )
         ]
+        for _, module in attention_modules(model):
+            _HANDLES[module] = ref(self)
+        self._generation = GenerationChecks(model, self)
         model.set_attn_implementation(NAME)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "SparseHandle":
+        # The hooks of a copied model lead here; its first forward makes it a stock model.
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("model: has an attention system applied; call its remove() before pickling")
 
     def reset(self) -> None:
         self.meter.reset()
@@ -95,13 +115,43 @@ class SparseHandle(Handle):
     def density(self) -> Density:
         return self.meter.read()
 
+    @torch.no_grad()
+    def chosen_blocks(
+        self, layer: int, query: Tensor, key: Tensor, forward: Forward
+    ) -> Tensor | None:
+        """The blocks that the method chooses for a layer, see `choose`; None: all of them."""
+        if self.selector.system.skips(forward.stage):
+            return None
+        heads = gather_heads(self.model, query, key)
+        scores = self.selector.scores(layer, *heads, forward)
+        return None if scores is None else choose(scores, forward.blocks)
+
     def _restore(self) -> None:
         for hook in self._hooks:
             hook.remove()
+        for _, module in attention_modules(self.model):
+            _HANDLES.pop(module, None)
+        self._generation.remove()
         super()._restore()
         self.model.set_attn_implementation(self.stock)
 
-    def _begin(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    def restore_copy(self, base_model: PreTrainedModel) -> None:
+        """Give a copy of the model, made while this system was applied, its own attention."""
+        for hooks in (base_model._forward_pre_hooks, base_model._forward_hooks):
+            for key, hook in [*hooks.items()]:
+                if getattr(hook, "__self__", None) is self:
+                    del hooks[key]
+        base_model.set_attn_implementation(self.stock)
+
+    def _begin(
+        self, module: PreTrainedModel, args: tuple, kwargs: dict
+    ) -> tuple[tuple, dict] | None:
+        if module not in self._called:
+            self.restore_copy(module)
+            return None
+        if self.call is not None and self.call.module is not module:
+            return None  # within a forward of the base model
+        refuse_packed_texts(kwargs)
         config: Any = module.config
         cache = kwargs.get("past_key_values")
         use_cache = kwargs.get("use_cache")
@@ -111,11 +161,14 @@ class SparseHandle(Handle):
             cache = kwargs["past_key_values"] = DynamicCache(config=config)
         layers = config.get_text_config(decoder=True).num_hidden_layers
         state = MethodState.get_or_create(cache, layers, self.selector.system.block_size)
-        kwargs[NAME] = _Call(self, Forward(state, self.prompt_tokens))
+        forward = Forward(state, self.prompt_tokens, keeps_choices=torch.is_grad_enabled())
+        kwargs[NAME] = self.call = _Call(self, forward, module)
         return args, kwargs
 
-    def _finish(self, module: nn.Module, args: tuple, kwargs: dict, output: object) -> None:
+    def _finish(self, module: PreTrainedModel, args: tuple, kwargs: dict, output: object) -> None:
         forward = kwargs[NAME].forward
+        self.call = None
+        forward.end()
         if not forward.has_blocks:
             config: Any = module.config
             raise ValueError(_OWN_CODE.format(config.model_type))
@@ -129,6 +182,12 @@ class _Call:
 
     handle: SparseHandle
     forward: Forward
+    module: nn.Module
+    """The base model, or its decoder where that is called directly."""
+
+
+_HANDLES: WeakKeyDictionary[nn.Module, ReferenceType[SparseHandle]] = WeakKeyDictionary()
+"""The handle of each attention module, for families that do not pass arguments on to it."""
 
 
 def apply(model: PreTrainedModel, system: Attention) -> Handle:
@@ -170,6 +229,7 @@ def replaceable_layers(model: PreTrainedModel) -> list[int]:
             f"model: is a {type(model).__name__}; pass a model loaded by AutoModelForCausalLM"
         )
     family = model.config.model_type
+    _restore_if_copy(model)
     if model.config._attn_implementation == NAME:
         raise ValueError("model: has an attention system already; call its remove() first")
     if own := getattr(model.config, "needlework_attention", None):
@@ -185,6 +245,15 @@ def replaceable_layers(model: PreTrainedModel) -> list[int]:
             "decoder with such layers, such as llama"
         )
     return full
+
+
+def _restore_if_copy(model: PreTrainedModel) -> None:
+    """Give `model` its own attention if it is a copy of a model with an attention system."""
+    base_model = model.base_model
+    for hook in [*base_model._forward_pre_hooks.values()]:
+        handle = getattr(hook, "__self__", None)
+        if isinstance(handle, SparseHandle) and handle.model.base_model is not base_model:
+            handle.restore_copy(base_model)
 
 
 def full_attention_layers(model: PreTrainedModel) -> list[int]:
@@ -215,12 +284,7 @@ def _attention(
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """The attention function of every layer of the model; shapes as in transformers."""
-    call: _Call | None = kwargs.pop(NAME, None)
-    if call is None:
-        raise ValueError(
-            f"{type(module).__name__}: the model family does not pass arguments on to its "
-            "attention layers; choose another"
-        )
+    call = kwargs.pop(NAME, None) or _call_in_progress(module)
     if not isinstance(attention_mask, LazyMask):
         raise ValueError(
             f"{type(module).__name__}: got a ready-made mask; pass attention_mask as "
@@ -248,20 +312,21 @@ def _attention(
     if not forward.has_blocks:
         forward.blocks = Blocks(mask, handle.selector.system, query.device)
         forward.state.first, forward.state.length = mask.first, mask.total
-    stage: Stage = "decode" if forward.is_decode else "prefill"
     forward.terms = {
         "scaling": scaling,
         "softcap": kwargs.get("softcap"),
         "sinks": kwargs.get("s_aux"),
     }
-    cached_key, scores = key[:, :, : mask.total], None
-    if not handle.selector.system.skips(stage):
-        with torch.no_grad():
-            heads = gather_heads(handle.model, query, cached_key)
-            scores = handle.selector.scores(layer, *heads, forward)
-    if scores is None:
-        handle.meter.add(layer, stage, mask.causal_pairs, mask.causal_pairs)
-        return stock_attention(
+    cached_key = key[:, :, : mask.total]
+    is_repeated = forward.repeats(layer, query)
+    if is_repeated:
+        chosen = forward.choice(layer)
+    else:
+        chosen = handle.chosen_blocks(layer, query, cached_key, forward)
+        forward.record(layer, query, chosen)
+    if chosen is None:
+        pairs: float | Tensor = mask.causal_pairs
+        attended = stock_attention(
             module,
             handle.stock,
             query,
@@ -272,17 +337,37 @@ def _attention(
             dropout=dropout,
             **kwargs,
         )
-    out, pairs = attend(
-        query,
-        cached_key,
-        value[:, :, : mask.total],
-        choose(scores, forward.blocks),
-        forward.blocks,
-        dropout=dropout,
-        **forward.terms,
-    )
-    handle.meter.add(layer, stage, pairs, mask.causal_pairs)
-    return out.transpose(1, 2).contiguous(), None
+    else:
+        out, pairs = attend(
+            query,
+            cached_key,
+            value[:, :, : mask.total],
+            chosen,
+            forward.blocks,
+            dropout=dropout,
+            **forward.terms,
+        )
+        attended = out.transpose(1, 2).contiguous(), None
+    if not is_repeated:
+        handle.meter.add(layer, forward.stage, pairs, mask.causal_pairs)
+    return attended
+
+
+def _call_in_progress(module: nn.Module) -> _Call:
+    """The forward that computes `module`, of a family that does not pass arguments on to it."""
+    reference = _HANDLES.get(module)
+    handle = None if reference is None else reference()
+    if handle is None:
+        raise ValueError(
+            f"{type(module).__name__}: is a copy of a module with an attention system; copy the "
+            "model after the handle's remove()"
+        )
+    if handle.call is None:
+        raise ValueError(
+            f"{type(module).__name__}: this family does not pass arguments on to its attention "
+            "layers, which gradient checkpointing needs; turn checkpointing off"
+        )
+    return handle.call
 
 
 def stock_attention(

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from fractions import Fraction
 from functools import lru_cache
 from typing import Generic, TypedDict, TypeVar
+from weakref import ReferenceType, ref
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,7 @@ from transformers import PreTrainedModel
 from needlework.attention.blocks import Blocks
 from needlework.attention.cache_state import MethodState
 from needlework.attention.layers import LayerShape
-from needlework.config.attention import Attention, BlockSparse, Ranked
+from needlework.config.attention import Attention, BlockSparse, Ranked, Stage
 
 FLOAT32_BYTES, INT64_BYTES = 4, 8
 RANKING_BYTES = 56
@@ -123,15 +124,60 @@ class Forward:
     Args:
         state: the method's tensors in the cache.
         prompt_tokens: tokens that the cache holds once the prompt is complete; 0: unknown.
+        keeps_choices: keep the choice of every layer, for layers that a backward pass computes
+            again; otherwise only the latest one.
     """
 
-    def __init__(self, state: MethodState, prompt_tokens: int = 0):
+    def __init__(self, state: MethodState, prompt_tokens: int = 0, keeps_choices: bool = False):
         self.state, self.prompt_tokens = state, prompt_tokens
+        self.keeps_choices = keeps_choices
         self.shared: dict[str, Tensor] = {}
         """Tensors that a method passes from one layer to the next within this forward."""
         self.terms: Terms = {}
         """Of the current layer."""
         self._blocks: Blocks | None = None
+        self._is_over = False
+        self._choices: dict[int, Tensor | None] = {}
+        self._computed: set[int] = set()
+        self._query: ReferenceType[Tensor] | None = None
+
+    def end(self) -> None:
+        """Mark the end of the forward: a layer that is computed later is computed again."""
+        self._is_over = True
+        self.shared.clear()
+
+    def repeats(self, layer: int, query: Tensor) -> bool:
+        """Whether the layer is computed again, so that its choice is known and its state final.
+
+        Gradient checkpointing computes layers again after the forward; some families attend twice
+        with the same queries (DiffLlama).
+
+        Raises:
+            ValueError: the layer is computed again within the forward, with other queries.
+        """
+        if self._is_over:
+            return True
+        if layer not in self._computed:
+            return False
+        if layer in self._choices and self._query is not None and self._query() is query:
+            return True
+        raise ValueError(
+            f"model: layer {layer} attends several times in one forward; block-sparse attention "
+            "needs one time per layer; choose a model of another family"
+        )
+
+    def choice(self, layer: int) -> Tensor | None:
+        """The blocks chosen for a layer that repeats, as `record` got them."""
+        return self._choices[layer]
+
+    def record(self, layer: int, query: Tensor, chosen: Tensor | None) -> None:
+        """Record the blocks chosen for a layer (as `choose` returns them); None: all."""
+        if not self.keeps_choices:
+            self._choices.clear()
+        self._choices[layer] = chosen
+        self._computed.add(layer)
+        # Weak: queries of a long prompt are large.
+        self._query = ref(query)
 
     @property
     def has_blocks(self) -> bool:
@@ -163,9 +209,17 @@ class Forward:
         mask = self.blocks.mask
         return mask.length == 1 and mask.start >= max(1, self.prompt_tokens)
 
+    @property
+    def stage(self) -> Stage:
+        """Decode or prefill."""
+        return "decode" if self.is_decode else "prefill"
+
 
 class Selector(Computation[B]):
     """Exact attention over blocks of keys that the method chooses, applied at evaluation."""
+
+    chooses_by_token = False
+    """True: what a token attends to does not depend on the tokens computed in the same forward."""
 
     @abstractmethod
     def scores(self, layer: int, query: Tensor, key: Tensor, forward: Forward) -> Tensor | None:

@@ -86,6 +86,11 @@ FAMILIES = {
     ),
     "gpt-oss": (configs.GptOssConfig, {**LOCAL_EXPERTS, "sliding_window": 24}, {1, 3}),
     "olmo3": (configs.Olmo3Config, {"sliding_window": 24}, {3}),
+    "diffllama": (configs.DiffLlamaConfig, {}, {1, 2, 3}),
+    "opt": (configs.OPTConfig, {"word_embed_proj_dim": 32, "ffn_dim": 32}, {1, 2, 3}),
+    # Do not pass arguments on to their attention layers.
+    "stablelm": (configs.StableLmConfig, {}, {1, 2, 3}),
+    "nemotron": (configs.NemotronConfig, {}, {1, 2, 3}),
     "cohere2": (configs.Cohere2Config, {"sliding_window": 24}, {3}),
 }
 

@@ -17,6 +17,8 @@ from needlework.config.attention import Window
 class Method(Selector[Window]):
     """Marks the blocks that hold sinks or recent tokens, the same in every layer. No state."""
 
+    chooses_by_token = True
+
     def scores(self, layer: int, query: Tensor, key: Tensor, forward: Forward) -> Tensor:
         """+inf for blocks with a token that the row sees, -inf for others."""
         if not isinstance(forward.blocks, WindowBlocks):
