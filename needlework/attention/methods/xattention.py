@@ -8,6 +8,7 @@ paper: head scores are averaged, so that all heads read the same blocks, and dec
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from needlework.attention.base import FLOAT32_BYTES, Forward, RankedSelector
 from needlework.attention.block_rows import write_rows
@@ -17,6 +18,8 @@ from needlework.config.attention import XAttention
 
 SCORES_AT_ONCE = 2**24
 """Largest number of group scores, over all heads, computed together."""
+PARTS = 16
+"""Parts in which the rows of a prefill are scored, each against the keys up to its last row."""
 
 
 class Method(RankedSelector[XAttention]):
@@ -54,14 +57,17 @@ class Method(RankedSelector[XAttention]):
             has_query = blocks.is_new.unflatten(2, (self._groups, -1)).any(-1)
         queries = queries.unflatten(1, (kv, -1))
         row_scores = queries[:, :, :, 0, :, 0].numel() * keys.shape[2]
-        batch_rows = max(1, SCORES_AT_ONCE // row_scores)
-        parts = zip(
-            queries.split(batch_rows, 3),
-            number.split(batch_rows, 1),
-            has_query.split(batch_rows, 1),
-            strict=True,
-        )
-        scores = torch.cat([self._pooled(*part, keys, scale) for part in parts], 1)
+        batch_rows = max(1, min(SCORES_AT_ONCE // row_scores, -(-blocks.rows // PARTS)))
+        first, parts = max(blocks.begin), []
+        for start in range(0, blocks.rows, batch_rows):
+            end = min(start + batch_rows, blocks.rows)
+            past = keys[:, :, : (first + end) * self._groups]
+            rows = slice(start, end)
+            part = self._pooled(
+                queries[:, :, :, rows], number[:, rows], has_query[:, rows], past, scale
+            )
+            parts.append(functional.pad(part, (0, blocks.count - part.shape[-1])))
+        scores = torch.cat(parts, 1)
         threshold = self.system.threshold
         return scores if threshold is None else _mark(scores, blocks, threshold)
 
@@ -78,7 +84,9 @@ class Method(RankedSelector[XAttention]):
         return FLOAT32_BYTES * rows * layer.key_dim
 
     def selection_flops(self, layer: LayerShape, tokens: int) -> float:
-        return 2 * tokens**2 / self.system.stride * layer.heads * layer.key_dim
+        # Queries against keys, up to the end of each part of the rows.
+        pairs = tokens**2 / 2 * (1 + 1 / PARTS)
+        return 2 * pairs / self.system.stride * layer.heads * layer.key_dim
 
     def _in_groups(self, x: Tensor) -> Tensor:
         """[..., rows, size, d] -> [..., rows, groups, stride, d]."""

@@ -5,7 +5,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
 
+from needlework.attention.layers import LayerShape
 from needlework.attention.methods import xattention
 from needlework.attention.methods.xattention import Method
 from needlework.config.attention import XAttention
@@ -113,6 +115,17 @@ def test_computing_in_parts_gives_the_same_scores(select, monkeypatch):
     monkeypatch.setattr(xattention, "SCORES_AT_ONCE", 1)
     ((_, parts, _, _),) = select(Method(system), [40], query, key, [40, 31])
     torch.testing.assert_close(parts[0], whole[0])
+
+
+def test_rows_are_not_scored_against_later_keys(select):
+    """Operations are those planned: a little over half of the square."""
+    method, tokens = Method(XAttention(block_size=4, stride=2)), 64 * 4
+    layer = LayerShape("full_attention", None, 4, 2, 8, 8, True, 4)
+    query, key = torch.randn(1, 1, 4, tokens, 8), torch.randn(1, 1, 2, tokens, 8)
+    with FlopCounterMode(display=False) as counter:
+        select(method, [tokens], query, key, [tokens])
+    assert counter.get_total_flops() == method.selection_flops(layer, tokens)
+    assert counter.get_total_flops() < 0.54 * 2 * tokens**2 / 2 * 4 * 8
 
 
 def test_vertical_and_slash_patterns_score_high(select):
