@@ -24,6 +24,8 @@ class ApiServer:
         fault: failure of the n-th request (from 1): one of FAULTS, a (status, body) pair, or None.
         seconds: duration of an answer.
         retry_after: header of a 429 response.
+        events: the chunks of every answer, instead of the usual ones.
+        prompt_tokens: tokens of a request's prompt; None: one per character.
     """
 
     def __init__(
@@ -32,9 +34,11 @@ class ApiServer:
         fault: Callable[[int, dict], str | tuple[int, dict] | None] = lambda n, body: None,
         seconds: float = 0.0,
         retry_after: str = "0",
+        events: list[dict] | None = None,
+        prompt_tokens: Callable[[dict], int] | None = None,
     ):
         self.answer, self.fault, self.seconds = answer, fault, seconds
-        self.retry_after = retry_after
+        self.retry_after, self.events, self.prompt_tokens = retry_after, events, prompt_tokens
         self.requests: list[dict] = []
         self.headers: list[dict[str, str]] = []
         self.times: list[float] = []
@@ -114,6 +118,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", "text/event-stream")
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
+        if api.events is not None:
+            for event in api.events:
+                self._event(event)
+            return self._end("data: [DONE]\n\n")
         if fault == "nonsense":
             return self._end("data: {not json at all\n\n")
         if fault == "empty":
@@ -140,7 +148,8 @@ class _Handler(BaseHTTPRequestHandler):
         last = {"delta": {}} if chat else {"text": ""}
         self._event({"choices": [{"index": 0, **last, "finish_reason": "stop"}]})
         prompt = json.dumps(body.get("messages") or body["prompt"])
-        usage = {"prompt_tokens": len(prompt), "completion_tokens": 3, "total_tokens": 3}
+        read = len(prompt) if api.prompt_tokens is None else api.prompt_tokens(body)
+        usage = {"prompt_tokens": read, "completion_tokens": 3, "total_tokens": 3}
         usage["prompt_tokens_details"] = {"cached_tokens": 2}
         self._event({"choices": [], "usage": usage})
         self._end("data: [DONE]\n\n")

@@ -97,13 +97,14 @@ rule find_effective_length:
 
 rule list_failures:
     input:
+        measurements=cells("measurements", api_systems()),
         predictions=cells("predictions", api_systems()),
     output:
         csv=report(
             f"{RESULTS}/failures.csv",
             caption="../report/failures.rst",
             category="Tables",
-            labels={"table": "Failures: samples that an API did not answer"},
+            labels={"table": "Failures: samples that an API did not answer, or cut"},
         ),
     log:
         f"{RESULTS}/logs/list_failures.log",

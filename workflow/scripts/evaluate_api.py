@@ -10,8 +10,8 @@ from needlework.config.models.api import Api
 from needlework.evaluation.answer_journal import exclusive_lock, journal_path
 from needlework.evaluation.api.answers import empty_tables, is_answered, request_answers
 from needlework.evaluation.early_stopping import EarlyStop, write_unless_stopped
-from needlework.models.api.client import is_too_long
 from needlework.models.api.key import api_key
+from needlework.models.api.overflow import is_too_long
 from needlework.pipeline.stage import stage
 from needlework.tables.skipped import ALL_REFUSED, LENGTH_REFUSED
 

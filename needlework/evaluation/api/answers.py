@@ -22,6 +22,7 @@ from needlework.config.models.api import Api, Price
 from needlework.evaluation.answer_journal import AnswerJournal
 from needlework.evaluation.answer_tables import MEASUREMENTS, PREDICTIONS, Columns
 from needlework.evaluation.api.rate_limit import RateLimiter
+from needlework.evaluation.api.truncation import truncated_in_cell
 from needlework.models.api.client import (
     Answer,
     Endpoint,
@@ -44,8 +45,6 @@ _MEASUREMENTS: Columns = {
 }
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 1.0, 60.0
 _LONGEST_PAUSE_SECONDS = 3600.0
-_TRUNCATED_FRACTION = 0.5
-"""A prompt that the API counts as less than this fraction of its tokens was probably truncated."""
 
 
 def request_answers(
@@ -56,9 +55,10 @@ def request_answers(
     The journal receives each answer and each refusal as soon as it arrives, and no sample that it
     holds is requested again. Samples that failed are requested again by the next run.
 
-    Predictions: status is ok, refused (the API refuses the prompt: too long, or filtered) or error
-    (all retries failed, or the request is invalid). Unless it is ok, reason is one line and the
-    prediction is empty. new_tokens is the API's count, reasoning included. Densities and
+    Predictions: status is ok, refused (the API refuses the prompt: too long, or filtered), error
+    (all retries failed, or the request is invalid) or truncated (answered, but the API counts so
+    few tokens that it must have cut the prompt). Unless it is ok, reason is one line; the prediction
+    is empty if refused or failed. new_tokens is the API's count, reasoning included. Densities and
     cache_bytes are null.
 
     Measurements: prefill_seconds is the time to the first text, including network and queue;
@@ -238,30 +238,21 @@ class _AnswerRequests:
             await asyncio.wait_for(self.stopped.wait(), seconds)
 
     def _warn(self, name: str) -> None:
-        """Log samples without an answer, and prompts that the API seems to truncate."""
+        """Log samples without an answer, and prompts that the API truncates."""
         for status in ("refused", "error"):
             rows = [row for row in self.rows.values() if row["status"] == status]
             if rows:
                 _log.warning("%s: %d %s, such as: %s", name, len(rows), status, rows[0]["reason"])
-        if self.api.tokenizer is not None:
-            pairs = zip(self.samples["tokens"], self._entries_in_order(), strict=True)
-            truncated = [
-                (counted, tokens)
-                for tokens, row in pairs
-                if row["answer"]
-                and (counted := row["answer"]["prompt_tokens"]) is not None
-                and counted < _TRUNCATED_FRACTION * tokens
-            ]
-            if truncated:
-                counted, tokens = truncated[0]
-                _log.warning(
-                    "%s: the API counts %d tokens where the sample has %d (%d samples); does it "
-                    "truncate prompts?",
-                    name,
-                    counted,
-                    tokens,
-                    len(truncated),
-                )
+        truncated = [reason for reason in self._truncated() if reason]
+        if truncated:
+            _log.warning("%s: %d truncated, such as: %s", name, len(truncated), truncated[0])
+
+    def _truncated(self) -> list[str | None]:
+        """For each sample, why its prompt was truncated by the server, or None."""
+        entries = self._entries_in_order()
+        counted = [entry["answer"] and entry["answer"]["prompt_tokens"] for entry in entries]
+        has_tokens = self.api.tokenizer is not None
+        return truncated_in_cell(self.samples["tokens"].to_list(), counted, has_tokens)
 
     def _entries_in_order(self) -> list[dict[str, Any]]:
         return [self.rows[index] for index in range(len(self.samples))]
@@ -269,7 +260,10 @@ class _AnswerRequests:
     def _tables(self) -> tuple[pl.DataFrame, pl.DataFrame]:
         keys = self.samples.select("task", "length", "sample").rows(named=True)
         predictions, measurements = [], []
-        for key, entry in zip(keys, self._entries_in_order(), strict=True):
+        for key, entry, truncated in zip(
+            keys, self._entries_in_order(), self._truncated(), strict=True
+        ):
+            is_cut = entry["status"] == "ok" and truncated is not None
             sample = {"system": self.system, **key}
             answer = entry["answer"] or {}
             predictions.append(
@@ -278,8 +272,8 @@ class _AnswerRequests:
                     "prediction": answer.get("text", ""),
                     "new_tokens": answer.get("new_tokens"),
                     "stop_reason": answer.get("stop_reason"),
-                    "status": entry["status"],
-                    "reason": entry["reason"],
+                    "status": "truncated" if is_cut else entry["status"],
+                    "reason": truncated if is_cut else entry["reason"],
                 }
             )
             measurements.append(

@@ -4,7 +4,8 @@ import asyncio
 import hashlib
 import json
 import os
-import re
+import socket
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -12,22 +13,35 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
+from urllib.request import getproxies
 
+import httpx2
 import openai
 from openai.types.chat import ChatCompletionStreamOptionsParam
 
 from needlework.config.models.api import Api
+from needlework.models.api.chunks import (
+    FAILURE_REASONS,
+    FILTER_REASONS,
+    choices,
+    count,
+    field,
+    is_length,
+    parts_of_choice,
+    read_chunks,
+)
+from needlework.models.api.overflow import is_too_long, names_prompt_size
+from needlework.reasoning.tags import OPEN_TAG
 
 CONNECT_SECONDS = 30.0
 _REASON_CHARACTERS = 300
 _SHORTEST_SECRET_CHARACTERS = 8
-_TOO_LONG = re.compile(
-    r"context.{0,3}(length|size|window)|(prompt|input|request)\b.{0,80}\btoo (long|large)"
-    r"|^413\b|maximum number of tokens"
-    r"|exceeds? .{0,40}\btokens|longer than .{0,40}\b(context|tokens)",
-    re.IGNORECASE | re.DOTALL,
+_KEEPALIVE_SECONDS = 60
+_REFUSAL_CODES = (
+    *("context_length_exceeded", "model_max_prompt_tokens_exceeded", "string_above_max_length"),
+    *("exceed_context_size_error", "prompt_too_long", "request_too_large"),
+    *("content_filter", "content_policy_violation"),
 )
-_REFUSAL_CODES = ("context_length_exceeded", "content_filter", "content_policy_violation")
 _UNSUPPORTED_PARAMETER_CODES = ("unsupported_parameter", "unsupported_value", "unknown_parameter")
 
 
@@ -99,6 +113,7 @@ class Endpoint:
                 api_key=self._key or "none",
                 timeout=openai.Timeout(self.api.timeout_seconds, connect=CONNECT_SECONDS),
                 max_retries=0,
+                http_client=openai.DefaultAsyncHttpxClient(mounts=_keepalive_mounts()),
             )
         return self
 
@@ -147,7 +162,7 @@ class Endpoint:
                 f"no complete answer within {self.api.timeout_seconds:g} s"
             ) from None
         except openai.APIStatusError as error:
-            raise self._status_error(error) from None
+            raise self._status_error(error, body) from None
         except openai.APIConnectionError as error:
             reached = type(error.__cause__).__name__ != "ConnectError"
             raise RetryableError(
@@ -155,7 +170,9 @@ class Endpoint:
             ) from None
         except openai.APIError as error:
             reason = self._one_line(error.body if isinstance(error.body, str) else error.message)
-            raise (RequestRefused if is_too_long(reason) else RetryableError)(reason) from None
+            if is_too_long(reason):
+                raise RequestRefused(reason) from None
+            raise RetryableError(reason) from None
         except (ValueError, TypeError, AttributeError, LookupError) as error:
             # The client does not validate the JSON that it reads.
             raise RetryableError(f"invalid response: {self._one_line(error)}") from None
@@ -164,37 +181,52 @@ class Endpoint:
         started = time.perf_counter()
         stream = await self._open_stream(body)
         text: list[str] = []
+        reasoning: list[str] = []
         finish_reason, usage, first_token = None, None, None
+        is_complete = False
         try:
             async with stream:
-                async for chunk in stream:
-                    usage = chunk.usage or usage
-                    for choice in chunk.choices or []:
-                        answer_part, reasoning_part = _parts_of_choice(choice)
+                async for chunk in read_chunks(stream):
+                    usage = field(chunk, "usage") or usage
+                    # Usage without choices is the last chunk.
+                    is_complete |= (
+                        not choices(chunk) and count(usage, "completion_tokens") is not None
+                    )
+                    for choice in choices(chunk):
+                        answer_part, reasoning_part = parts_of_choice(choice)
                         if first_token is None and (answer_part or reasoning_part):
                             first_token = time.perf_counter()
-                        text.append(answer_part or "")
-                        finish_reason = choice.finish_reason or finish_reason
-        except (openai.APIConnectionError, ValueError):
+                        text.append(answer_part)
+                        reasoning.append(reasoning_part)
+                        finish_reason = field(choice, "finish_reason") or finish_reason
+        except (openai.APIError, ValueError):
             # A stream that breaks after the finish reason has delivered the answer, which is paid.
             if finish_reason is None:
                 raise
         ended = time.perf_counter()
-        answer, new_tokens = "".join(text), _count(usage, "completion_tokens")
+        answer, new_tokens = "".join(text), count(usage, "completion_tokens")
+        if not answer.strip() and any(reasoning):
+            # All tokens went into reasoning: keep it as one that is never closed.
+            answer = OPEN_TAG + "".join(reasoning)
+        if finish_reason is None and is_complete:
+            limit = body.get(self.api.max_tokens_key)
+            finish_reason = "length" if limit and (new_tokens or 0) >= limit else "stop"
         if finish_reason is None:
             raise RetryableError("the stream ended before the answer was complete")
-        if finish_reason == "content_filter":
+        if finish_reason.lower() in FILTER_REASONS:
             raise RequestRefused("the API filtered the answer")
+        if finish_reason.lower() in FAILURE_REASONS:
+            raise RetryableError(f"the answer ended with finish_reason {finish_reason}")
         if not answer and not new_tokens:
             raise RetryableError("the API gave an empty answer")
         return Answer(
             self.redact_key(answer),
-            "length" if finish_reason == "length" else "eos",
+            "length" if is_length(finish_reason) else "eos",
             (first_token or ended) - started,
             ended - started,
-            _count(usage, "prompt_tokens"),
+            count(usage, "prompt_tokens"),
             new_tokens,
-            _count(getattr(usage, "prompt_tokens_details", None), "cached_tokens"),
+            count(field(usage, "prompt_tokens_details"), "cached_tokens"),
         )
 
     async def _open_stream(self, body: dict[str, Any]) -> openai.AsyncStream[Any]:
@@ -211,7 +243,7 @@ class Endpoint:
             model=model, messages=messages, stream=True, stream_options=options, extra_body=extra
         )
 
-    def _status_error(self, error: openai.APIStatusError) -> RequestError:
+    def _status_error(self, error: openai.APIStatusError, body: dict[str, Any]) -> RequestError:
         api, status = self.api, error.status_code
         reason = f"{status}: {self._one_line(_error_message(error))}"
         if status == 401:
@@ -237,11 +269,19 @@ class Endpoint:
                 f"{api.api} rejects a parameter of the request ({reason}); write temperature: "
                 "null, another max_tokens_key, or correct extra_body"
             )
-        if status in (408, 409, 425, 429) or status >= 500:
-            return RetryableError(reason, _retry_after_seconds(error.response.headers))
         if error.code in _REFUSAL_CODES:
             return RequestRefused(f"{reason} ({error.code})")
-        return (RequestRefused if is_too_long(reason) else RequestFailed)(reason)
+        if is_too_long(reason):
+            return RequestRefused(reason)
+        if status in (408, 409, 425, 429):
+            return RetryableError(reason, _retry_after_seconds(error.response.headers))
+        prompt = json.dumps(body.get("messages") or body["prompt"], ensure_ascii=False)
+        new_tokens = body.get(api.max_tokens_key) or 0
+        if names_prompt_size(_error_message(error), len(prompt), new_tokens):
+            return RequestRefused(f"{reason} (context length)")
+        if status >= 500:
+            return RetryableError(reason, _retry_after_seconds(error.response.headers))
+        return RequestFailed(reason)
 
     def _one_line(self, message: object) -> str:
         """Format a message as one printable line of limited length, without the key."""
@@ -268,18 +308,23 @@ def _without_variables(prefix: str) -> Iterator[None]:
         os.environ.update(hidden)
 
 
-def _parts_of_choice(choice: Any) -> tuple[str | None, str | None]:
-    """Answer and reasoning text of one streamed choice; a completion has no reasoning."""
-    delta = getattr(choice, "delta", None)
-    if delta is None:
-        return choice.text, None
-    reasoning = getattr(delta, "reasoning_content", None) or getattr(delta, "reasoning", None)
-    return delta.content, reasoning
-
-
-def _count(usage: Any, name: str) -> int | None:
-    count = getattr(usage, name, None)
-    return count if type(count) is int and count >= 0 else None
+def _keepalive_mounts() -> dict[str, httpx2.AsyncBaseTransport]:
+    """Transports whose idle connections send TCP probes, so that a long prefill is not cut off."""
+    if "all" in getproxies():
+        return {}
+    options = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
+    idle = "TCP_KEEPALIVE" if sys.platform == "darwin" else "TCP_KEEPIDLE"
+    for name, value in {
+        idle: _KEEPALIVE_SECONDS,
+        "TCP_KEEPINTVL": _KEEPALIVE_SECONDS,
+        "TCP_KEEPCNT": 5,
+    }.items():
+        if hasattr(socket, name):
+            options.append((socket.IPPROTO_TCP, getattr(socket, name), value))
+    transport = httpx2.AsyncHTTPTransport(
+        limits=openai.DEFAULT_CONNECTION_LIMITS, socket_options=options
+    )
+    return {"all://": transport}
 
 
 def _error_message(error: openai.APIStatusError) -> str:
@@ -288,11 +333,6 @@ def _error_message(error: openai.APIStatusError) -> str:
     if isinstance(body, dict):
         body = body.get("message") or body.get("detail") or body
     return body if isinstance(body, str) and body.strip() else error.message
-
-
-def is_too_long(reason: str) -> bool:
-    """Whether the reason of a RequestRefused is the prompt's length."""
-    return bool(_TOO_LONG.search(reason))
 
 
 def _retry_after_seconds(headers: Mapping[str, str]) -> float | None:

@@ -260,11 +260,24 @@ def test_truncated_prompts_are_reported(tmp_path: Path, caplog: pytest.LogCaptur
     long = samples(2).with_columns(tokens=pl.lit(100_000))
     with serving(server):
         api = Api(api=server.url, model="m", tokenizer="base")
-        request_answers(api, long, system="s", key=None, journal=tmp_path / "j")
-        assert "where the sample has 100000 (2 samples); does it truncate prompts?" in caplog.text
+        cut, _ = request_answers(api, long, system="s", key=None, journal=tmp_path / "j")
+        assert "2 truncated" in caplog.text
+        assert "where the sample has 100,000; does it truncate prompts?" in caplog.text
         caplog.clear()
         request_answers(api, samples(2), system="s", key=None, journal=tmp_path / "j")
     assert "does it truncate" not in caplog.text
+    assert cut["status"].to_list() == ["truncated"] * 2
+    assert cut["prediction"].to_list() == ["0", "1"]
+
+
+def test_half_a_prompt_is_truncated(tmp_path: Path):
+    server = ApiServer(sample_of, prompt_tokens=lambda body: 4096)
+    long = samples(1).with_columns(tokens=pl.lit(8182))
+    with serving(server):
+        api = Api(api=server.url, model="m", tokenizer="base")
+        predictions, _ = request_answers(api, long, system="s", key=None, journal=tmp_path / "j")
+    reason = "the API counts 4,096 tokens where the sample has 8,182; does it truncate prompts?"
+    assert predictions.select("status", "reason").row(0) == ("truncated", reason)
 
 
 _REQUEST_ANSWERS = """

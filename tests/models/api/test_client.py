@@ -19,8 +19,8 @@ from needlework.models.api.client import (
     RequestFailed,
     RequestRefused,
     RetryableError,
-    is_too_long,
 )
+from needlework.models.api.overflow import is_too_long
 
 pytestmark = pytest.mark.slow
 
@@ -94,6 +94,76 @@ def test_an_answer_is_read_to_the_end(endpoint: str):
         json.dumps(server.requests[0].get("messages") or ROW["prompt"])
     )
     assert 0 < answer.first_token_seconds <= answer.seconds
+
+
+STOP = {"finish_reason": "stop"}
+USAGE = {"prompt_tokens": 9, "completion_tokens": 3}
+
+
+def chunk(part: dict | None = None, **more) -> dict:
+    return {"choices": [{"index": 0, "delta": part, **more}]}
+
+
+CHUNKS = {
+    "null delta": [chunk({"content": "1970"}), chunk(None, **STOP)],
+    "no delta": [chunk({"content": "1970"}), {"choices": [{"index": 0, **STOP}]}],
+    "parts": [
+        chunk({"content": [{"type": "text", "text": "19"}, {"type": "text", "text": "70"}]}),
+        chunk({"content": []}, **STOP),
+    ],
+    "thoughts": [
+        chunk({"content": [{"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}]}),
+        chunk({"content": [{"type": "text", "text": "1970"}]}, **STOP),
+    ],
+    "reasoning": [chunk({"reasoning": "hm"}), chunk({"content": "1970"}, **STOP)],
+    "message": [{"choices": [{"message": {"content": "1970"}, **STOP}]}],
+    "text": [{"choices": [{"text": "1970", "finish_reason": None}]}, chunk(None, **STOP)],
+    "null choices": [{"choices": None}, {"choices": [None]}, chunk({"content": "1970"}, **STOP)],
+    "usage ends": [chunk({"content": "1970"}), {"choices": [], "usage": USAGE}],
+    "null usage": [chunk({"content": "1970"}, **STOP), {"choices": [], "usage": None}],
+    "error after the end": [chunk({"content": "1970"}, **STOP), {"error": {"message": "oh"}}],
+}
+
+
+@pytest.mark.parametrize("events", CHUNKS.values(), ids=CHUNKS)
+def test_every_form_of_a_chunk_is_read(events: list[dict]):
+    answer = complete(server_with_answer("", events=events))
+    assert (answer.text, answer.stop_reason) == ("1970", "eos")
+
+
+def test_an_answer_in_one_document_is_read():
+    document = {"choices": [{"message": {"content": "1970"}, **STOP}], "usage": USAGE}
+    answer = complete(ApiServer(lambda body: "", lambda number, body: (200, document)))
+    assert (answer.text, answer.prompt_tokens) == ("1970", 9)
+
+
+def test_reasoning_that_uses_up_all_tokens_is_kept_as_never_closed():
+    events = [chunk({"reasoning_content": "1970?"}), chunk(None, finish_reason="length")]
+    answer = complete(server_with_answer("", events=events))
+    assert (answer.text, answer.stop_reason) == ("<think>1970?", "length")
+
+
+def test_an_answer_that_the_server_aborts_is_retryable():
+    events = [chunk({"content": "19"}), chunk(None, finish_reason="abort")]
+    with pytest.raises(RetryableError, match="finish_reason abort"):
+        complete(server_with_answer("", events=events))
+
+
+def test_idle_connections_are_kept_alive():
+    server = server_with_answer("yes")
+    api = Api(api=server.url, model="m")
+
+    async def options() -> tuple[int, int]:
+        async with Endpoint(api, None) as endpoint:
+            stream = await endpoint._open_stream(endpoint.request_body(ROW))
+            connection = stream.response.extensions["network_stream"].get_extra_info("socket")
+            kept = connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+            idle = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE)
+            await stream.close()
+            return kept, idle
+
+    with serving(server):
+        assert asyncio.run(options()) == (1, 60)
 
 
 def test_only_the_configured_key_is_sent(monkeypatch: pytest.MonkeyPatch):
@@ -173,6 +243,7 @@ def error_body(message: str, **more) -> dict:
         ),
         (400, error_body("prompt is too long: 210000 tokens > 200000 maximum")),
         (413, error_body("Request Entity")),
+        (500, error_body("Prompt of 9000 tokens is over the limit of 8192")),
     ],
     ids=lambda how: how[1]["error"]["message"][:20],
 )
