@@ -4,11 +4,8 @@ The client does not validate the JSON that it reads: any field may be null, miss
 type, and unknown fields are plain dictionaries.
 """
 
-import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from typing import Any
-
-import openai
 
 _LENGTH_REASONS = {
     *("length", "max_tokens", "max_output_tokens", "max_completion_tokens", "model_length"),
@@ -17,15 +14,6 @@ _LENGTH_REASONS = {
 FILTER_REASONS = {"content_filter", "content_filtered", "safety", "prohibited_content"}
 FAILURE_REASONS = {"error", "abort", "aborted", "cancelled", "insufficient_system_resource"}
 _REASONING_KEYS = ("reasoning_content", "reasoning", "thinking", "reasoning_text")
-
-
-async def read_chunks(stream: openai.AsyncStream[Any]) -> AsyncIterator[Any]:
-    """The chunks of a stream; a server that ignores `stream` sends one JSON document instead."""
-    if stream.response.headers.get("content-type", "").startswith("application/json"):
-        yield json.loads(await stream.response.aread())
-        return
-    async for chunk in stream:
-        yield chunk
 
 
 def field(value: Any, name: str) -> Any:

@@ -7,7 +7,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -28,7 +28,6 @@ from needlework.models.api.chunks import (
     field,
     is_length,
     parts_of_choice,
-    read_chunks,
 )
 from needlework.models.api.overflow import is_too_long, names_prompt_size
 from needlework.reasoning.tags import OPEN_TAG
@@ -186,7 +185,7 @@ class Endpoint:
         is_complete = False
         try:
             async with stream:
-                async for chunk in read_chunks(stream):
+                async for chunk in _read_chunks(stream):
                     usage = field(chunk, "usage") or usage
                     # Usage without choices is the last chunk.
                     is_complete |= (
@@ -306,6 +305,15 @@ def _without_variables(prefix: str) -> Iterator[None]:
         yield
     finally:
         os.environ.update(hidden)
+
+
+async def _read_chunks(stream: openai.AsyncStream[Any]) -> AsyncIterator[Any]:
+    """The chunks of a stream; a server that ignores `stream` sends one JSON document instead."""
+    if stream.response.headers.get("content-type", "").startswith("application/json"):
+        yield json.loads(await stream.response.aread())
+        return
+    async for chunk in stream:
+        yield chunk
 
 
 def _keepalive_mounts() -> dict[str, httpx2.AsyncBaseTransport]:
