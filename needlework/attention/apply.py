@@ -7,7 +7,13 @@ from weakref import ReferenceType, WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache, PreTrainedModel
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    Cache,
+    DynamicCache,
+    PreTrainedModel,
+)
 from transformers.cache_utils import get_layer_types_and_kwargs
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -143,6 +149,16 @@ class SparseHandle(Handle):
                     del hooks[key]
         base_model.set_attn_implementation(self.stock)
 
+    def state_in(self, cache: Cache | None) -> MethodState:
+        """The method's tensors in `cache`, added to a new one; a state of its own without a cache.
+
+        Raises:
+            ValueError: the cache has tokens that the method has not seen.
+        """
+        config: Any = self.model.config
+        layers = config.get_text_config(decoder=True).num_hidden_layers
+        return MethodState.get_or_create(cache, layers, self.selector.system.block_size)
+
     def _begin(
         self, module: PreTrainedModel, args: tuple, kwargs: dict
     ) -> tuple[tuple, dict] | None:
@@ -159,8 +175,7 @@ class SparseHandle(Handle):
             use_cache = getattr(config, "use_cache", False)
         if cache is None and use_cache:
             cache = kwargs["past_key_values"] = DynamicCache(config=config)
-        layers = config.get_text_config(decoder=True).num_hidden_layers
-        state = MethodState.get_or_create(cache, layers, self.selector.system.block_size)
+        state = self.state_in(cache)
         forward = Forward(state, self.prompt_tokens, keeps_choices=torch.is_grad_enabled())
         kwargs[NAME] = self.call = _Call(self, forward, module)
         return args, kwargs

@@ -14,6 +14,8 @@ class MethodState(DummyLayer):
     dimension of each tensor is the batch.
     """
 
+    is_compileable = False
+
     def __init__(self, block_size: int):
         super().__init__()
         self.block_size = block_size
@@ -40,9 +42,10 @@ class MethodState(DummyLayer):
                     cache.layers.append(cache.layer_class_to_replicate())
             state = cls(block_size)
             cache.layers.append(state)
-        if state.length != cache.get_seq_length():
+        tokens = int(cache.get_seq_length())
+        if state.length != tokens:
             raise ValueError(
-                f"past_key_values: has {cache.get_seq_length()} tokens, but this attention method "
+                f"past_key_values: has {tokens} tokens, but this attention method "
                 f"has seen {state.length}; start with an empty cache"
             )
         return state

@@ -78,6 +78,10 @@ def _prefill(
             )
         tokens = input_ids.shape[1] if mask is None else mask.shape[1]
         handle.prompt_tokens = max(handle.prompt_tokens, tokens)
+    cache = model_kwargs.get("past_key_values")
+    if handle is not None and cache is not None:
+        # With a state the cache is not compilable, so generate leaves masks to the forward.
+        handle.state_in(cache)
     return type(model)._prefill(model, input_ids, generation_config, model_kwargs, *args, **kwargs)
 
 

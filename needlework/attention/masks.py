@@ -36,6 +36,8 @@ class LazyMask:
         attention_mask: Tensor | None = None,
         **mask_arguments: Any,
     ):
+        # A static cache passes a tensor, which it increments within the forward.
+        q_offset = int(q_offset)
         self._arguments: dict[str, Any] = {
             "batch_size": batch_size,
             "q_length": q_length,
@@ -46,12 +48,6 @@ class LazyMask:
             "attention_mask": attention_mask,
             **mask_arguments,
         }
-        if kv_offset + kv_length > q_offset + q_length:
-            raise ValueError(
-                f"past_key_values: has space for {kv_offset + kv_length} tokens, more than the "
-                f"{int(q_offset) + q_length} so far; leave cache_implementation unset or pass a "
-                "DynamicCache, with an attention_mask of the tokens so far"
-            )
         if attention_mask is not None and len(attention_mask) != batch_size:
             raise ValueError(
                 f"attention_mask: has {len(attention_mask)} rows, but the input has {batch_size}; "

@@ -3,6 +3,7 @@ an experiment can name, so a new method is tested here without an entry."""
 
 import json
 from importlib import import_module
+from itertools import pairwise
 from typing import Literal, get_args, get_origin
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from pydantic import TypeAdapter
 from support.paths import ROOT
 from support.tiny_models import prompts, tiny
+from transformers import DynamicCache, StaticCache
 
 from needlework.attention.apply import apply
 from needlework.attention.base import AttentionMethod, computation_of
@@ -179,6 +181,34 @@ def test_state_has_the_planned_size_and_removal_restores_the_model(name, system_
     assert planned_state_bytes(model, computation_of(system)) == measured
     assert torch.equal(logits_of(model), stock)
     assert not model.model._forward_pre_hooks
+
+
+@pytest.mark.parametrize("name", BLOCK_SPARSE)
+def test_a_static_cache_gives_the_same_answers(name, system_of, model):
+    """Its tensors have space for tokens to come. In chunks and decode, with a padded row."""
+    torch.manual_seed(0)
+    ids, real = torch.randint(3, 40, (2, TOKENS)), torch.ones(2, TOKENS).long()
+    real[0, :7] = 0
+    logits, ends = [], [0, 32, TOKENS - 3, TOKENS - 2, TOKENS - 1, TOKENS]
+    with torch.inference_mode(), apply(model, system_of(name)):
+        for cache in (DynamicCache(), StaticCache(model.config, max_cache_len=TOKENS + 9)):
+            parts = [
+                model(ids[:, start:end], attention_mask=real[:, :end], past_key_values=cache).logits
+                for start, end in pairwise(ends)
+            ]
+            logits.append(torch.cat(parts, 1) * real[..., None])
+        answers = [
+            model.generate(
+                ids,
+                attention_mask=real,
+                max_new_tokens=5,
+                do_sample=False,
+                cache_implementation=kind,
+            )
+            for kind in (None, "static")
+        ]
+    torch.testing.assert_close(*logits)
+    assert answers[0].equal(answers[1])
 
 
 @pytest.mark.parametrize("name", CONVERSIONS)
