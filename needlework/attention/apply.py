@@ -76,7 +76,8 @@ class Handle:
         """Discard the densities measured so far."""
 
     def density(self) -> Density:
-        """Kept / causal token pairs over the sparse layers since apply() or reset()."""
+        """Kept / causal token pairs since apply() or reset(), of all full-attention layers of the
+        model and of the sparse ones alone."""
         return Density(1.0, 1.0)
 
     def _restore(self) -> None:
@@ -84,11 +85,19 @@ class Handle:
 
 
 class SparseHandle(Handle):
-    """A block-sparse system applied to a model: replaces the attention of `sparse_layers`."""
+    """A block-sparse system applied to a model: replaces the attention of `sparse_layers`; the
+    other full-attention layers are its `dense_layers`."""
 
-    def __init__(self, model: PreTrainedModel, selector: Selector, sparse_layers: frozenset[int]):
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        selector: Selector,
+        sparse_layers: frozenset[int],
+        dense_layers: frozenset[int],
+    ):
         super().__init__(model, selector)
         self.selector, self.sparse_layers = selector, sparse_layers
+        self.dense_layers = dense_layers
         self.meter = DensityMeter()
         self.stock = model.config._attn_implementation
         self.call: _Call | None = None
@@ -181,12 +190,16 @@ class SparseHandle(Handle):
         return args, kwargs
 
     def _finish(self, module: PreTrainedModel, args: tuple, kwargs: dict, output: object) -> None:
-        forward = kwargs[NAME].forward
+        if self.call is None:
+            return  # the decoder within the base model has finished
+        forward = self.call.forward
         self.call = None
         forward.end()
         if not forward.has_blocks:
             config: Any = module.config
             raise ValueError(_OWN_CODE.format(config.model_type))
+        for layer in self.dense_layers:  # computed by the model, with the pairs of sparse layers
+            self.meter.add_dense(layer, forward.stage, forward.blocks.mask.causal_pairs)
         if forward.blocks.mask.total >= self.prompt_tokens:
             self.prompt_tokens = 0
 
@@ -230,7 +243,7 @@ def apply(model: PreTrainedModel, system: Attention) -> Handle:
             f"{system.type}: dense_layers {first} leaves none of the model's {len(full)} "
             "full-attention layers to replace; lower it"
         )
-    return SparseHandle(model, method, sparse)
+    return SparseHandle(model, method, sparse, frozenset(full) - sparse)
 
 
 def replaceable_layers(model: PreTrainedModel) -> list[int]:

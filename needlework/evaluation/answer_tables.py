@@ -15,6 +15,8 @@ PREDICTIONS: Columns = {
     "stop_reason": pl.String,
     "prefill_density": pl.Float64,
     "decode_density": pl.Float64,
+    "sparse_layers_prefill_density": pl.Float64,
+    "sparse_layers_decode_density": pl.Float64,
     "cache_bytes": pl.Int64,
 }
 MEASUREMENTS: Columns = {

@@ -10,18 +10,20 @@ from needlework.tables.columns import concat, require
 
 _STAGES = ["prefill", "decode"]
 _NUMBER = "format(datum.percent, datum.percent < 9.95 ? '.1f' : '.0f')"
-_COLUMNS = ["system", "task", "length", "layer", "stage", "density", "pairs"]
+_DENSE = "#cccccc"
+_COLUMNS = ["system", "task", "length", "layer", "stage", "is_sparse", "density", "pairs"]
 
 
 def density(densities: Sequence[pl.DataFrame], length_unit: str = "tokens") -> alt.Chart:
     """Kept / causal pairs (%) of each layer: one row of cells per system.
 
     One row of panels per length, prefill and decode in separate panels. Tasks are pooled: a cell is
-    all pairs kept over all causal pairs. Layers that no system replaces are not shown.
+    all pairs kept over all causal pairs. Dense layers are grey.
 
     Args:
-        densities: tables of system, task, length, layer (from 0), stage (prefill, decode), density
-            (0-1), pairs (causal, the weight of the row).
+        densities: tables of system, task, length, layer (from 0), stage (prefill, decode),
+            is_sparse (false: the layer keeps the model's own attention), density (0-1), pairs
+            (causal, the weight of the row).
         length_unit: unit of the lengths.
 
     Raises:
@@ -38,7 +40,7 @@ def density(densities: Sequence[pl.DataFrame], length_unit: str = "tokens") -> a
         for stage in stages
     }
     cells = (
-        table.group_by("system", "length", "stage", "layer", maintain_order=True)
+        table.group_by("system", "length", "stage", "layer", "is_sparse", maintain_order=True)
         .agg(
             percent=100 * (pl.col("density") * pl.col("pairs")).sum() / pl.col("pairs").sum(),
             pairs=pl.col("pairs").sum(),
@@ -46,7 +48,8 @@ def density(densities: Sequence[pl.DataFrame], length_unit: str = "tokens") -> a
         .with_columns(
             panel=pl.struct("length", "stage").map_elements(
                 lambda cell: panels[cell["length"], cell["stage"]], return_dtype=pl.String
-            )
+            ),
+            kind=pl.when("is_sparse").then(pl.lit("sparse")).otherwise(pl.lit("dense")),
         )
     )
     step_x = min(max(440 / len(layers), 13), 60)
@@ -63,15 +66,20 @@ def density(densities: Sequence[pl.DataFrame], length_unit: str = "tokens") -> a
             alt.Tooltip("length:Q", title=f"Length ({length_unit})", format=","),
             alt.Tooltip("stage:N", title="Stage"),
             alt.Tooltip("layer:Q", title="Layer"),
+            alt.Tooltip("kind:N", title="Attention"),
             alt.Tooltip("percent:Q", title="Density (%)", format=".2f"),
             alt.Tooltip("pairs:Q", title="Causal pairs", format=","),
         ],
     )
     # A square-root scale separates the small densities of sparse systems.
     squares = base.mark_rect(stroke="white", strokeWidth=0.5).encode(
-        color=alt.Color("percent:Q", title="Density (%)")
-        .scale(type="sqrt", scheme="blues", domain=[0, 100])
-        .legend(gradientLength=180, values=[0, 5, 20, 50, 100])
+        color=alt.when("datum.is_sparse")
+        .then(
+            alt.Color("percent:Q", title="Density (%)")
+            .scale(type="sqrt", scheme="blues", domain=[0, 100])
+            .legend(gradientLength=180, values=[0, 5, 20, 50, 100])
+        )
+        .otherwise(alt.value(_DENSE))
     )
     marks = [squares]
     if step_x >= 30:
@@ -80,14 +88,14 @@ def density(densities: Sequence[pl.DataFrame], length_unit: str = "tokens") -> a
             .mark_text(fontSize=11)
             .encode(
                 text="text:N",
-                color=alt.condition("datum.percent < 40", alt.value("black"), alt.value("white")),
+                color=alt.when("datum.percent < 40 || !datum.is_sparse")
+                .then(alt.value("black"))
+                .otherwise(alt.value("white")),
             )
         )
     chart = (
         alt.layer(*marks)
-        .properties(
-            width=alt.Step(step_x), height=alt.Step(20), view=alt.ViewBackground(fill="#cccccc")
-        )
+        .properties(width=alt.Step(step_x), height=alt.Step(20))
         .facet(
             data=inline(cells),
             facet=alt.Facet("panel:N", title=None, sort=list(panels.values())),
@@ -100,6 +108,6 @@ def density(densities: Sequence[pl.DataFrame], length_unit: str = "tokens") -> a
         "Density by layer",
         [
             "(query, key) pairs attended to, in % of the causal pairs; all tasks pooled",
-            "Grey: the layer keeps the model's own attention in this system",
+            "Grey: dense layers, which keep the model's own attention (100 %)",
         ],
     )

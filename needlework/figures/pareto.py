@@ -33,11 +33,14 @@ def pareto(
 
     One row of panels per task, prefill and decode in separate panels. The Pareto front of each
     length is filled and joined by steps: no other system is as accurate with less density, or more
-    accurate with as much. Dashed lines are the accuracy of the dense system.
+    accurate with as much. Dashed lines are the accuracy of the dense system. Density is that of the
+    whole model, dense layers included, so that systems with different dense layers compare.
 
     Args:
         summary: system, task, length, depth_percent (only null rows are used), metric, n,
-            accuracy, ci_low, ci_high, prefill_density, decode_density (0-1; null: not measured).
+            accuracy, ci_low, ci_high, prefill_density, decode_density, and the same of the sparse
+            layers in sparse_layers_prefill_density, sparse_layers_decode_density (0-1; null: not
+            measured).
         families: each system to draw -> its sweep, or its own name; one shape per family.
         dense: the system of the dashed lines, if there is one.
         metrics: the metric of each task, by default `all`.
@@ -48,7 +51,8 @@ def pareto(
     """
     columns = ["system", "task", "length", "depth_percent", "metric", "n", "accuracy"]
     densities = [f"{stage}_density" for stage in _STAGES]
-    require(summary, [*columns, "ci_low", "ci_high", *densities], "summary")
+    of_sparse_layers = [f"sparse_layers_{name}" for name in densities]
+    require(summary, [*columns, "ci_low", "ci_high", *densities, *of_sparse_layers], "summary")
     tasks, lengths = distinct(summary, "task"), sorted(summary["length"].unique())
     metric_of = {task: (metrics or {}).get(task, "all") for task in tasks}
     task_metric = pl.col("task").replace_strict(metric_of, return_dtype=pl.String)
@@ -57,7 +61,7 @@ def pareto(
         cells.filter(pl.col("system").is_in(list(families)))
         .unpivot(
             on=densities,
-            index=[*columns, "ci_low", "ci_high"],
+            index=[*columns, "ci_low", "ci_high", *of_sparse_layers],
             variable_name="stage",
             value_name="density",
         )
@@ -65,6 +69,11 @@ def pareto(
         .with_columns(
             pl.col("stage").str.strip_suffix("_density"),
             family=pl.col("system").replace_strict(families, return_dtype=pl.String, default=None),
+        )
+        .with_columns(
+            sparse_layers=pl.when(pl.col("stage") == "prefill")
+            .then("sparse_layers_prefill_density")
+            .otherwise("sparse_layers_decode_density")
         )
     )
     if points.is_empty():
@@ -87,6 +96,7 @@ def pareto(
         panel=pl.concat_str("task", "stage", separator=", "),
         length_label=pl.col("length").map_elements("{:,}".format, return_dtype=pl.String),
         density=100 * pl.col("density"),
+        sparse_layers=100 * pl.col("sparse_layers"),
         percent=100 * pl.col("accuracy"),
         ci_low=100 * pl.col("ci_low"),
         ci_high=100 * pl.col("ci_high"),
@@ -107,6 +117,7 @@ def pareto(
         "Accuracy by measured density",
         [
             f"{dashed}Filled and joined: Pareto front of each length",
+            "Density: (query, key) pairs kept in all layers of the model, dense ones included",
             metrics_line(set(metric_of.values())),
             sample_size(points["n"], "answers per point, all needle depths pooled"),
         ],
@@ -137,9 +148,9 @@ def _marks(
 ) -> list[alt.Chart]:
     ticks = log_ticks(100 * min(*points["density"], 0.5), 100, 10)
     scale = alt.Scale(type="log", domain=[ticks[0], ticks[-1]], nice=False)
-    x = alt.X("density:Q", title="Density (% of causal pairs, log scale)", scale=scale).axis(
-        values=ticks, format="~g", labelOverlap=False
-    )
+    x = alt.X(
+        "density:Q", title="Density of the whole model (% of causal pairs, log scale)", scale=scale
+    ).axis(values=ticks, format="~g", labelOverlap=False)
     y = alt.Y("percent:Q", title="Accuracy (%)").scale(domain=[0, 100])
     y = y.axis(values=list(range(0, 101, 20)))
     labels = [f"{length:,}" for length in lengths]
@@ -161,7 +172,8 @@ def _marks(
     ]
     density_tooltip = [
         alt.Tooltip("stage:N", title="Stage"),
-        alt.Tooltip("density:Q", title="Density (%)", format=".2f"),
+        alt.Tooltip("density:Q", title="Density of the whole model (%)", format=".2f"),
+        alt.Tooltip("sparse_layers:Q", title="Density of the sparse layers (%)", format=".2f"),
     ]
     base = alt.Chart().encode(y=y, color=color)
     placed = base.encode(x=x)

@@ -10,7 +10,10 @@ from needlework.tables.columns import require
 _ANSWER = ["system", *SAMPLE_KEYS]
 _NEEDLES = ["needle_depths", "needle_found"]
 _CELL = ["system", "task", "length", "depth_percent", "metric"]
-_MEASURED = ["prefill_density", "decode_density", "cache_bytes"]
+_MEASURED = [
+    *("prefill_density", "decode_density"),
+    *("sparse_layers_prefill_density", "sparse_layers_decode_density", "cache_bytes"),
+]
 _MAX_DEPTHS = 25
 
 
@@ -22,19 +25,21 @@ def summarize(
     Args:
         scores: system, task, length, sample, needle_depths, needle_found, and the metrics, from
             `score`; any number of systems and tasks.
-        predictions: system, task, length, sample, prefill_density, decode_density, cache_bytes
-            (null if not measured), status (not ok: no answer, which counts as wrong; null or no
-            such column: ok).
+        predictions: system, task, length, sample, prefill_density, decode_density,
+            sparse_layers_prefill_density, sparse_layers_decode_density, cache_bytes (null if not
+            measured), status (not ok: no answer, which counts as wrong; null or no such column:
+            ok).
         skipped: system, task, length, reason, detail of cells that were not run.
 
     Returns:
         system, task, length (tokens), depth_percent (0-100; null: all depths), metric (all, part,
         exact, rouge_l, token_f1; no rows for null scores), n, accuracy (0-1), ci_low, ci_high
-        (95 %, `intervals.wilson`), means of prefill_density, decode_density (0-1) and cache_bytes,
-        answered (how many of n are answers), accuracy_answered (of those; null if there are none),
-        and skip_reason. Each cell that was not run has one row at the end with its skip_reason,
-        n 0, and depth, metric and numbers null; elsewhere skip_reason is null. Systems and tasks
-        are in the order of `scores`, then length, depth (all depths first) and metric.
+        (95 %, `intervals.wilson`), means of prefill_density and decode_density (0-1, of the whole
+        model), sparse_layers_prefill_density and sparse_layers_decode_density (0-1) and
+        cache_bytes, answered (how many of n are answers), accuracy_answered (of those; null if
+        there are none), and skip_reason. Each cell that was not run has one row at the end with its
+        skip_reason, n 0, and depth, metric and numbers null; elsewhere skip_reason is null. Systems
+        and tasks are in the order of `scores`, then length, depth (all depths first) and metric.
 
         n counts answers, except at a depth of a task that asks for several needles: there it
         counts needles, each as if independent, accuracy is the share found, and `all` is the only

@@ -179,17 +179,19 @@ def test_later_tokens_do_not_affect_earlier_ones_without_pooling(llama, name):
 def test_density_counts_attended_pairs(llama, name):
     """Blocks of 8, 64 tokens: row i keeps ceil((i + 1) / 2) blocks, half of its own."""
     with apply(llama, SYSTEMS[name]) as handle:
-        assert handle.density().prefill is None
+        assert handle.density().sparse_layers_prefill is None
         run(llama, prompts([64])["input_ids"], [64])
         kept = sum((-(-(i + 1) // 2) - 1) * 64 + 36 for i in range(8))
-        assert handle.density().prefill == kept / (64 * 65 / 2)
-        assert handle.density().decode is None
+        assert handle.density().sparse_layers_prefill == kept / (64 * 65 / 2)
+        assert handle.density().sparse_layers_decode is None
         handle.reset()
         cache = DynamicCache(config=llama.config)
         run(llama, prompts([70])["input_ids"], [64, *[1] * 6], cache=cache)
         # The last of 9 blocks keeps five; its own holds 1 to 6 tokens.
-        assert handle.density().decode == sum(4 * 8 + t for t in range(1, 7)) / sum(range(65, 71))
-        assert handle.density().prefill == kept / (64 * 65 / 2)
+        assert handle.density().sparse_layers_decode == sum(4 * 8 + t for t in range(1, 7)) / sum(
+            range(65, 71)
+        )
+        assert handle.density().sparse_layers_prefill == kept / (64 * 65 / 2)
 
 
 def test_skip_decode_is_sparse_prefill_and_stock_decode(llama):
@@ -203,8 +205,8 @@ def test_skip_decode_is_sparse_prefill_and_stock_decode(llama):
         (state,) = (layer for layer in cache.layers if isinstance(layer, MethodState))
         # What decoded in the ninth block is there for a prompt that continues it.
         assert state.tensors[1]["keys"].shape[2] == 9
-        assert handle.density().decode == 1
-        assert handle.density().prefill < 0.6
+        assert handle.density().sparse_layers_decode == 1
+        assert handle.density().sparse_layers_prefill < 0.6
     stock = run(llama, ids[:, 64:], [1] * 6, cache=stock_cache)
     assert torch.equal(sparse, stock)
 

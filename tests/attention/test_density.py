@@ -5,14 +5,16 @@ from hypothesis import strategies as st
 
 from needlework.attention.density import Density, DensityMeter, LayerDensity
 
+DENSE = 2
+"""Layers below are dense."""
 FORWARDS = st.lists(
     st.tuples(
-        st.integers(0, 3),
+        st.integers(0, 5),
         st.sampled_from(["prefill", "decode"]),
         st.integers(0, 40),
         st.integers(0, 40),
         st.booleans(),
-    ).map(lambda f: (*f[:2], min(f[2], f[3]), f[3], f[4])),
+    ).map(lambda f: (*f[:2], min(f[2], f[3]) if f[0] >= DENSE else f[3], f[3], f[4])),
     max_size=20,
 )
 
@@ -20,7 +22,10 @@ FORWARDS = st.lists(
 def _counted(forwards) -> DensityMeter:
     meter = DensityMeter()
     for layer, stage, kept, causal, as_tensor in forwards:
-        meter.add(layer, stage, torch.tensor(kept) if as_tensor else kept, causal)
+        if layer < DENSE:
+            meter.add_dense(layer, stage, causal)
+        else:
+            meter.add(layer, stage, torch.tensor(kept) if as_tensor else kept, causal)
     return meter
 
 
@@ -30,15 +35,17 @@ def test_density_is_kept_pairs_over_causal_pairs(forwards):
     layers = {(one.layer, one.stage): one for one in density.layers}
     assert len(layers) == len(density.layers)
     for stage in ("prefill", "decode"):
-        kept = sum(f[2] for f in forwards if f[1] == stage)
-        causal = sum(f[3] for f in forwards if f[1] == stage)
-        assert getattr(density, stage) == (kept / causal if causal else None)
-        for layer in range(4):
+        for name, first in ((stage, 0), (f"sparse_layers_{stage}", DENSE)):
+            kept = sum(f[2] for f in forwards if f[1] == stage and f[0] >= first)
+            causal = sum(f[3] for f in forwards if f[1] == stage and f[0] >= first)
+            assert getattr(density, name) == (kept / causal if causal else None)
+        for layer in range(6):
             kept = sum(f[2] for f in forwards if f[:2] == (layer, stage))
             causal = sum(f[3] for f in forwards if f[:2] == (layer, stage))
             if causal:
                 one = layers.pop((layer, stage))
                 assert (one.kept, one.pairs, one.density) == (kept, causal, kept / causal)
+                assert one.is_sparse == (layer >= DENSE)
     assert not layers
 
 
@@ -62,7 +69,9 @@ def test_added_tensors_are_not_modified():
     meter = DensityMeter()
     meter.add(0, "prefill", kept, 4)
     meter.add(0, "prefill", kept, 4)
-    assert meter.read() == Density(0.75, None, (LayerDensity(0, "prefill", 6, 8),))
+    assert meter.read() == Density(
+        0.75, None, 0.75, None, (LayerDensity(0, "prefill", True, 6, 8),)
+    )
     assert kept == 3
 
 
@@ -74,8 +83,8 @@ def test_kept_pairs_may_be_fractional():
 
 
 def test_reset_discards_all_counts():
-    meter = _counted([(1, "prefill", 3, 6, True), (2, "decode", 1, 2, False)])
+    meter = _counted([(3, "prefill", 3, 6, True), (2, "decode", 1, 2, False)])
     meter.reset()
-    assert meter.read() == DensityMeter().read() == Density(None, None, ())
-    meter.add(1, "prefill", 1, 4)
-    assert meter.read() == Density(0.25, None, (LayerDensity(1, "prefill", 1, 4),))
+    assert meter.read() == DensityMeter().read() == Density(None, None)
+    meter.add_dense(1, "prefill", 4)
+    assert meter.read() == Density(1, None, None, None, (LayerDensity(1, "prefill", False, 4, 4),))

@@ -33,6 +33,8 @@ def make_summary():
             ci_high=(pl.col("accuracy") + 0.1).clip(upper_bound=1),
             prefill_density=null,
             decode_density=null,
+            sparse_layers_prefill_density=null,
+            sparse_layers_decode_density=null,
             cache_bytes=null,
         )
 

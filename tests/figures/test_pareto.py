@@ -36,9 +36,11 @@ def _summary(tasks=("task_a", "task_b"), lengths=(512, 4096)):
                         sparse = 0.05 * s if system in FAMILIES else 1.0
                         cell = system, task, length, depth, metric, 22
                         shares = accuracy, 0.9 * accuracy, accuracy, sparse, min(1.0, 2 * sparse)
-                        rows.append((*cell, *shares))
+                        own = (sparse / 2, sparse) if system in FAMILIES else (None, None)
+                        rows.append((*cell, *shares, *own))
     columns = ["system", "task", "length", "depth_percent", "metric", "n", "accuracy"]
     columns += ["ci_low", "ci_high", "prefill_density", "decode_density"]
+    columns += ["sparse_layers_prefill_density", "sparse_layers_decode_density"]
     return pl.DataFrame(rows, schema=columns, orient="row", infer_schema_length=None)
 
 
@@ -46,11 +48,11 @@ def _points(marks):
     """Density and accuracy of each point, in percent, by system, task, length and stage."""
     return {
         (m["System"], m["Task"], int(m["Length (tokens)"].replace(",", "")), m["Stage"]): (
-            float(m["Density (%)"]),
+            float(m["Density of the whole model (%)"]),
             float(m["Accuracy (%)"]),
         )
         for m in marks
-        if "Density (%)" in m and "Stage" in m
+        if "Density of the whole model (%)" in m and "Stage" in m
     }
 
 
@@ -97,10 +99,11 @@ def test_every_sparse_system_is_a_point_at_each_length_and_stage(drawn):
     assert {"Accuracy by measured density", "Accuracy (%)", "System", "Length (tokens)"} <= set(
         texts
     )
-    assert "Density (% of causal pairs, log scale)" in texts
+    assert "Density of the whole model (% of causal pairs, log scale)" in texts
     assert [text for text in texts if text.startswith("task_")] == [
         *("task_a, prefill", "task_a, decode", "task_b, prefill", "task_b, decode"),
     ]
+    assert any("all layers of the model, dense ones included" in text for text in texts)
     # A sweep is one entry of the legend; systems that are not sparse have none.
     assert {"walk", "floor", "512", "4,096"} <= set(texts)
     assert not {"walk_k4", "infini", "dense"} & set(texts)
@@ -153,7 +156,7 @@ def test_densities_of_one_can_be_drawn(drawn):
     one = pl.lit(1.0)
     dense = _summary().with_columns(prefill_density=one, decode_density=one)
     texts, marks = drawn(pareto(dense, FAMILIES, "dense", length_unit="characters"))
-    assert {m["Density (%)"] for m in marks if "Stage" in m} == {"100.00"}
+    assert {m["Density of the whole model (%)"] for m in marks if "Stage" in m} == {"100.00"}
     assert {"50", "Length (characters)"} <= set(texts)
 
 

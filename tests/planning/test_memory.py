@@ -68,7 +68,7 @@ def test_planned_cache_and_density_match_a_run(name, tmp_path):
     system = _attention(given)
     with apply(model, system) as handle:
         measured = cache_bytes(_answer(model, tokens))
-        density = handle.density().prefill
+        density = handle.density().sparse_layers_prefill
     method = computation_of(system)
     planned = Model(Shape(config)).cost(method, tokens, devices()["cpu"])
     assert planned.cache_bytes == pytest.approx(measured, rel=0.01)

@@ -22,7 +22,9 @@ def _scores(system, length, value=1.0):
 def _predictions(scores):
     return scores.select(
         "system", "task", "length", "sample",
-        prefill_density=pl.lit(1.0), decode_density=pl.lit(1.0), cache_bytes=pl.lit(10),
+        prefill_density=pl.lit(1.0), decode_density=pl.lit(1.0),
+        sparse_layers_prefill_density=pl.lit(None), sparse_layers_decode_density=pl.lit(None),
+        cache_bytes=pl.lit(10),
         prefill_seconds=pl.lit(1.0), decode_seconds=pl.lit(1.0), peak_memory_bytes=pl.lit(5),
         new_tokens=pl.lit(3),
     )  # fmt: skip

@@ -32,9 +32,13 @@ def tables(systems=("zebra", "ant"), tasks=("vt", "cwe"), lengths=(4096, 512), p
                     density = 1.0 if system == "ant" else draw.random()
                     predictions.append(
                         {**key, "prediction": "x", "prefill_density": density}
-                        | {"decode_density": None, "cache_bytes": length * 100 + sample}
+                        | {"sparse_layers_prefill_density": density / 2, "decode_density": None}
+                        | {
+                            "sparse_layers_decode_density": None,
+                            "cache_bytes": length * 100 + sample,
+                        }
                     )
-    overrides = {"decode_density": pl.Float64}
+    overrides = dict.fromkeys(("decode_density", "sparse_layers_decode_density"), pl.Float64)
     needles = {"needle_depths": pl.List(pl.Float64), "needle_found": pl.List(pl.Boolean)}
     return (
         pl.DataFrame(
@@ -73,6 +77,8 @@ def test_each_cell_equals_a_loop_over_its_answers():
                             | {"depth_percent": depth, "metric": metric, "n": n}
                             | {"accuracy": mean, "ci_low": low, "ci_high": high}
                             | {"prefill_density": density, "decode_density": None}
+                            | {"sparse_layers_prefill_density": density / 2}
+                            | {"sparse_layers_decode_density": None}
                             | {"cache_bytes": cache, "answered": n, "accuracy_answered": mean}
                             | {"skip_reason": None}
                         )

@@ -31,6 +31,7 @@ _DENSITIES: Columns = {
     **CELL,
     "layer": pl.Int64,
     "stage": pl.String,
+    "is_sparse": pl.Boolean,
     "density": pl.Float64,
     "pairs": pl.Int64,
 }
@@ -61,10 +62,13 @@ def generate_answers(
     resident bytes since the process began. peak_resident_bytes and memory cover the sample only:
     see MemoryMonitor.
 
-    Density is measured: kept pairs over causal pairs of query and key, in the sparse layers.
-    decode_density is null if the first token ended the answer. The table of densities has one row
-    per task, length, sparse layer (from 0) and stage (prefill, decode), over all samples together,
-    with the number of causal pairs; layers with the model's own attention have no row.
+    Density is measured: kept pairs over causal pairs of query and key. prefill_density and
+    decode_density are those of all full-attention layers of the model, sparse_layers_* those of the
+    layers that the system replaces, null if there are none. Densities of decode are null if the
+    first token ended the answer. The table of densities has one row per task, length,
+    full-attention layer (from 0) and stage (prefill, decode), over all samples together, with the
+    number of causal pairs; is_sparse is false for layers that keep the model's own attention. It is
+    empty without a sparse system.
 
     Args:
         model: in eval mode.
@@ -101,6 +105,8 @@ def generate_answers(
                 density = handle.density() if handle is not None else Density(1.0, 1.0)
                 answer["prefill_density"] = density.prefill
                 answer["decode_density"] = density.decode
+                answer["sparse_layers_prefill_density"] = density.sparse_layers_prefill
+                answer["sparse_layers_decode_density"] = density.sparse_layers_decode
                 layer_densities = [astuple(layer) for layer in density.layers]
                 entry = {"answer": answer, "measured": measured, "layers": layer_densities}
                 entry = checkpoint.add(row["sample"], entry)
@@ -115,9 +121,9 @@ def generate_answers(
         pl.DataFrame(measurements, schema=MEASUREMENTS),
         pl.DataFrame(
             [
-                (system, *cell, layer.layer, layer.stage, layer.density, layer.pairs)
+                (system, *cell, one.layer, one.stage, one.is_sparse, one.density, one.pairs)
                 for cell, measured_layers in layers.items()
-                for layer in Density.of(measured_layers).layers
+                for one in Density.of(measured_layers).layers
             ],
             schema=_DENSITIES,
             orient="row",

@@ -170,13 +170,14 @@ def test_tables_have_one_row_per_sample_in_order(tokenizer):
         assert table.select(list(key)).to_dict(as_series=False) == key
     assert predictions.columns[4:] == [
         *("prediction", "new_tokens", "stop_reason", "prefill_density", "decode_density"),
-        "cache_bytes",
+        *("sparse_layers_prefill_density", "sparse_layers_decode_density", "cache_bytes"),
     ]
     assert measurements.columns[4:] == [
         *("prefill_seconds", "decode_seconds", "peak_memory_bytes", "peak_resident_bytes", "memory")
     ]
     assert densities.columns == [
-        *("system", "task", "length", "layer", "stage", "density", "pairs"),
+        *("system", "task", "length", "layer", "stage", "is_sparse"),
+        *("density", "pairs"),
     ]
     assert densities.is_empty()  # the model's own attention is not measured
     assert measurements["prefill_seconds"].min() > 0
@@ -187,6 +188,8 @@ def test_tables_have_one_row_per_sample_in_order(tokenizer):
         assert row["peak_resident_bytes"] == max(p["resident_bytes"] for p in row["memory"]) > 0
     assert predictions["prefill_density"].to_list() == [1.0] * 3
     assert predictions["decode_density"].to_list() == [1.0] * 3
+    assert predictions["sparse_layers_prefill_density"].null_count() == 3
+    assert predictions["sparse_layers_decode_density"].null_count() == 3
 
 
 def test_a_system_is_applied_measured_per_sample_and_removed(tokenizer):
@@ -211,6 +214,8 @@ def test_a_system_is_applied_measured_per_sample_and_removed(tokenizer):
             measured = handle.density()
         assert row["prefill_density"] == measured.prefill < 1
         assert row["decode_density"] == measured.decode < 1
+        assert row["sparse_layers_prefill_density"] == measured.sparse_layers_prefill
+        assert row["sparse_layers_decode_density"] == measured.sparse_layers_decode
     dense, *_ = generate_answers(model, tokenizer, samples, system="dense")
     assert dense["prediction"].to_list() != predictions["prediction"].to_list()
 
@@ -224,8 +229,9 @@ def test_layer_densities_count_the_pairs_of_every_sample(tokenizer):
     new = predictions["new_tokens"].to_list()
     rows = densities.to_dicts()
     assert [(row["layer"], row["stage"]) for row in rows] == [
-        *[(1, "prefill"), (1, "decode"), (2, "prefill"), (2, "decode")],
+        (layer, stage) for layer in range(3) for stage in ("prefill", "decode")
     ]
+    assert [row["is_sparse"] for row in rows] == [False] * 2 + [True] * 4
     for row in rows:
         assert (row["system"], row["task"], row["length"]) == ("random", "key", 64)
         kept = pairs = 0
@@ -235,7 +241,7 @@ def test_layer_densities_count_the_pairs_of_every_sample(tokenizer):
             queries = {"prefill": range(prompt), "decode": range(prompt, prompt + answer - 1)}
             for t in queries[row["stage"]]:
                 # Three blocks of four: the query's own, up to it, and two full ones before.
-                kept += min(t // 4, 2) * 4 + t % 4 + 1
+                kept += min(t // 4, 2) * 4 + t % 4 + 1 if row["is_sparse"] else t + 1
                 pairs += t + 1
         assert row["pairs"] == pairs
         assert row["density"] == kept / pairs
@@ -259,7 +265,7 @@ def test_an_answer_of_one_token_has_no_decode_density(tokenizer):
         _llama(), tokenizer, samples, system="random", attention=system
     )
     assert predictions.select("new_tokens", "decode_density").row(0) == (1, None)
-    assert densities["stage"].to_list() == ["prefill", "prefill"]
+    assert densities["stage"].to_list() == ["prefill"] * 3
 
 
 def test_the_cache_of_infini_attention_has_constant_size(tokenizer):
