@@ -87,6 +87,7 @@ def _job(model: LocalModel, attention: Attention | None, thinking_tokens: int) -
         allow_extrapolation=model.allow_extrapolation,
         attention=None if attention is None else attention.model_dump(mode="json"),
         thinking_tokens=thinking_tokens,
+        thought_format=model.thoughts,
     )
 
 

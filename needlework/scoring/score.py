@@ -4,7 +4,8 @@ from typing import Any, get_args
 
 import polars as pl
 
-from needlework.reasoning.tags import strip_reasoning
+from needlework.config.models.thought import ThoughtFormat
+from needlework.reasoning.formats import outcome, strip_reasoning
 from needlework.scoring.metrics import METRICS, ReferenceMode, contains
 from needlework.scoring.pairing import SAMPLE_KEYS, pair
 from needlework.tables.columns import require
@@ -21,11 +22,16 @@ _SCORES: dict[str, pl.DataType] = {
     "needle_keys": pl.List(pl.String()),
     "needle_depths": pl.List(pl.Float64()),
     "needle_found": pl.List(pl.Boolean()),
+    "outcome": pl.String(),
 }
 
 
 def score(
-    samples: pl.DataFrame, predictions: pl.DataFrame, metric: ReferenceMode, has_depths: bool
+    samples: pl.DataFrame,
+    predictions: pl.DataFrame,
+    metric: ReferenceMode,
+    has_depths: bool,
+    thought: ThoughtFormat | None = None,
 ) -> pl.DataFrame:
     """Score the predictions of one system on one task, without their reasoning.
 
@@ -36,13 +42,15 @@ def score(
         predictions: system, task, length, sample, prediction.
         metric: the task's metric, `all` (needs every output) or `part` (outputs are alternatives).
         has_depths: whether answers of the task have a depth.
+        thought: format of the reasoning; None: any known one.
 
     Returns:
         One row per prediction, in the order of `predictions`: system, task, length, sample,
         depth_percent (0-100, of the first needle; null without needles), all, part, exact,
         rouge_l, token_f1 (each 0-1, the last two null unless value_type is text), and lists with
         one entry per needle in question: needle_keys, needle_depths (0-100), needle_found. A needle
-        is an output under metric `all`; under `part` there is one, found if any output is.
+        is an output under metric `all`; under `part` there is one, found if any output is. outcome
+        is answer, empty, or truncated_thought (reasoning that never closed).
 
     Raises:
         ValueError: if the rows of the two tables do not match one to one by task, length and
@@ -66,12 +74,13 @@ def score(
             )
         if row["prediction"] is None:
             raise ValueError(f"predictions: {where} has no prediction; evaluate the system again")
-        answer = strip_reasoning(row["prediction"])
+        answer = strip_reasoning(row["prediction"], thought)
         try:
-            scores = {
+            scores: dict[str, Any] = {
                 name: compute(answer, row["outputs"], row["value_type"], metric)
                 for name, compute in METRICS.items()
             }
+            scores["outcome"] = outcome(row["prediction"], thought)
             needles = (row["needles"] or []) if has_depths else []
             scored.append(scores | _needle_columns(answer, row["outputs"], needles, metric))
         except ValueError as error:

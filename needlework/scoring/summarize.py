@@ -14,6 +14,7 @@ _MEASURED = [
     *("prefill_density", "decode_density"),
     *("sparse_layers_prefill_density", "sparse_layers_decode_density", "cache_bytes"),
 ]
+_OUTCOMES = ("truncated_thought", "empty")
 _MAX_DEPTHS = 25
 
 
@@ -23,8 +24,8 @@ def summarize(
     """Accuracy and measured densities of every cell, by depth and with all depths pooled.
 
     Args:
-        scores: system, task, length, sample, needle_depths, needle_found, and the metrics, from
-            `score`; any number of systems and tasks.
+        scores: system, task, length, sample, needle_depths, needle_found, outcome (optional), and
+            the metrics, from `score`; any number of systems and tasks.
         predictions: system, task, length, sample, prefill_density, decode_density,
             sparse_layers_prefill_density, sparse_layers_decode_density, cache_bytes (null if not
             measured), status (not ok: no answer, which counts as wrong; null or no such column:
@@ -37,7 +38,8 @@ def summarize(
         (95 %, `intervals.wilson`), means of prefill_density and decode_density (0-1, of the whole
         model), sparse_layers_prefill_density and sparse_layers_decode_density (0-1) and
         cache_bytes, answered (how many of n are answers), accuracy_answered (of those; null if
-        there are none), and skip_reason. Each cell that was not run has one row at the end with its
+        there are none), truncated_thought and empty (how many of n ended within their reasoning,
+        or have no answer), and skip_reason. Each cell that was not run has one row at the end with its
         skip_reason, n 0, and depth, metric and numbers null; elsewhere skip_reason is null. Systems
         and tasks are in the order of `scores`, then length, depth (all depths first) and metric.
 
@@ -56,8 +58,10 @@ def summarize(
         raise ValueError(f"none of {len(skipped)} cells has an answer; {example}")
     require(scores, [*_ANSWER, *METRICS, *_NEEDLES], "scores")
     require(predictions, [*_ANSWER, *_MEASURED], "predictions")
+    if "outcome" not in scores.columns:
+        scores = scores.with_columns(outcome=pl.lit(None, dtype=pl.String))
     rows = pair(
-        scores.select(*_ANSWER, *METRICS, *_NEEDLES),
+        scores.select(*_ANSWER, *METRICS, *_NEEDLES, "outcome"),
         predictions.select(*_ANSWER, pl.col(_MEASURED).cast(pl.Float64), answered(predictions)),
         ("scores", "predictions"),
         _ANSWER,
@@ -85,6 +89,7 @@ def summarize(
             answered=pl.col("answered").sum(),
             accuracy_answered=pl.col("score").filter("answered"),
             **{key: pl.col(key) for key in _MEASURED},
+            **{name: (pl.col("outcome") == name).sum() for name in _OUTCOMES},
         )
         .with_columns(
             pl.col("accuracy", "accuracy_answered", *_MEASURED).list.drop_nulls().list.mean()
@@ -103,6 +108,7 @@ def summarize(
         *_MEASURED,
         pl.col("answered").cast(pl.Int64),
         "accuracy_answered",
+        pl.col(_OUTCOMES).cast(pl.Int64),
         skip_reason=pl.lit(None, dtype=pl.String),
     ).pipe(_with_skipped, skipped)
 
@@ -146,7 +152,7 @@ def _long(rows: pl.DataFrame) -> pl.DataFrame:
     """One row per answer and metric."""
     return rows.unpivot(
         on=list(METRICS),
-        index=[*_ANSWER, "depth_percent", *_MEASURED, "answered"],
+        index=[*_ANSWER, "depth_percent", *_MEASURED, "answered", "outcome"],
         variable_name="metric",
         value_name="score",
     )
@@ -168,6 +174,7 @@ def _by_needle(rows: pl.DataFrame) -> pl.DataFrame:
             pl.col("needle_depths").alias("depth_percent"),
             *_MEASURED,
             "answered",
+            "outcome",
             metric=pl.lit("all"),
             score=pl.col("needle_found").cast(pl.Float64),
         )

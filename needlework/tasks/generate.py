@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from tokenizers import Tokenizer
 
 from needlework.config.tasks import Task
-from needlework.reasoning.tags import CLOSING_TEXT
+from needlework.reasoning.formats import THINK
 from needlework.runtime.progress import track
 from needlework.tasks.context import SampleContext, TaskContext
 from needlework.tasks.prompts.budget import (
@@ -86,7 +86,9 @@ class Sampler:
         self._length_key = "length" if training else "lengths"
         self._new_tokens = task.max_new_tokens
         if thinking_tokens:
-            closing_text = self._tokenizer.encode(CLOSING_TEXT, add_special_tokens=False)
+            closing_text = self._tokenizer.encode(
+                (chat_frame.thought or THINK).closing_text, add_special_tokens=False
+            )
             self._new_tokens += thinking_tokens + len(closing_text)
         # The path of a file does not affect samples, only its contents do.
         self._parameters = {

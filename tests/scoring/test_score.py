@@ -46,13 +46,43 @@ def test_scores_pair_by_sample_in_any_order_of_rows():
     table = score(samples(), answers, "all", True)
     assert table.columns == [
         *("system", "task", "length", "sample", "depth_percent", "all", "part", "exact"),
-        *("rouge_l", "token_f1", "needle_keys", "needle_depths", "needle_found"),
+        *("rouge_l", "token_f1", "needle_keys", "needle_depths", "needle_found", "outcome"),
     ]
     keys = ["first", "other"]
     assert table.rows() == [
-        ("dense", "niah", 512, 2, 100, 1, 1, 1, None, None, keys, [100, 33], [True, True]),
-        ("dense", "niah", 512, 0, 0, 0.5, 1, 0, None, None, keys, [0, 33], [True, False]),
-        ("dense", "niah", 512, 1, 50, 0, 0, 0, None, None, keys, [50, 33], [False, False]),
+        (
+            "dense",
+            "niah",
+            512,
+            2,
+            100,
+            1,
+            1,
+            1,
+            None,
+            None,
+            keys,
+            [100, 33],
+            [True, True],
+            "answer",
+        ),
+        ("dense", "niah", 512, 0, 0, 0.5, 1, 0, None, None, keys, [0, 33], [True, False], "answer"),
+        (
+            "dense",
+            "niah",
+            512,
+            1,
+            50,
+            0,
+            0,
+            0,
+            None,
+            None,
+            keys,
+            [50, 33],
+            [False, False],
+            "answer",
+        ),
     ]
 
 

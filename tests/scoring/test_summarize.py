@@ -80,7 +80,7 @@ def test_each_cell_equals_a_loop_over_its_answers():
                             | {"sparse_layers_prefill_density": density / 2}
                             | {"sparse_layers_decode_density": None}
                             | {"cache_bytes": cache, "answered": n, "accuracy_answered": mean}
-                            | {"skip_reason": None}
+                            | {"truncated_thought": 0, "empty": 0, "skip_reason": None}
                         )
     assert summary.columns == list(expected[0])
     assert len(summary) == len(expected)
@@ -88,6 +88,17 @@ def test_each_cell_equals_a_loop_over_its_answers():
         for column, value in reference.items():
             expected_value = pytest.approx(value, rel=1e-12) if isinstance(value, float) else value
             assert row[column] == expected_value, (reference, column)
+
+
+def test_thoughts_that_never_closed_and_empty_answers_are_counted():
+    scores, predictions = tables()
+    names = ["answer", "truncated_thought", "empty", "truncated_thought"]
+    outcomes = [names[i % 4] for i in range(len(scores))]
+    scores = scores.with_columns(outcome=pl.Series(outcomes))
+    summary = summarize(scores, predictions)
+    cells = summary.filter(pl.col("depth_percent").is_null(), pl.col("metric") == "all")
+    assert cells["truncated_thought"].sum() == outcomes.count("truncated_thought")
+    assert cells["empty"].sum() == outcomes.count("empty")
 
 
 def test_the_order_of_rows_does_not_change_the_bits():

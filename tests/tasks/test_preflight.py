@@ -4,7 +4,7 @@ import pytest
 from support.paths import TINY
 
 from needlework.config.parsing.load import load_experiment
-from needlework.reasoning.tags import CLOSING_TEXT
+from needlework.reasoning.formats import THINK
 from needlework.tasks.haystacks.punkt import sentence_table
 from needlework.tasks.preflight import make_sampler, preflight
 from needlework.tasks.prompts.prompt import NO_CHAT_FRAME, ChatFrame
@@ -77,7 +77,7 @@ def test_sampler_follows_the_experiment_and_the_model():
     )
     assert plain["prompt"].count(wool.strip()) > 20
     assert thinking["prompt"].startswith("Listen: ")
-    thinking_room = 30 + len(tokenizer.encode(CLOSING_TEXT, add_special_tokens=False))
+    thinking_room = 30 + len(tokenizer.encode(THINK.closing_text, add_special_tokens=False))
     assert thinking["max_new_tokens"] == plain["max_new_tokens"] + thinking_room
     for sample in (plain, thinking):
         assert 800 < sample["tokens"] + sample["max_new_tokens"] <= 1024

@@ -27,6 +27,7 @@ rule evaluate_system:
         allow_extrapolation=allows_extrapolation,
         early_stopping=early_stopping_of,
         thinking_tokens=thinking_tokens,
+        thought_format=thought_format,
         shards=sample_shards,
     script:
         "../scripts/evaluate_system.py"

@@ -17,6 +17,7 @@ rule export_ruler:
         runtime=30,
     params:
         code=code_version("export_ruler.py"),
+        thought_format=thought_format,
     script:
         "../scripts/export_ruler.py"
 

@@ -18,6 +18,7 @@ rule score_predictions:
         code=code_version("score_predictions.py"),
         metric=task_metric,
         has_depths=has_depths,
+        thought_format=thought_format,
     script:
         "../scripts/score_predictions.py"
 

@@ -2,6 +2,9 @@
 
 from typing import TYPE_CHECKING
 
+from pydantic import TypeAdapter
+
+from needlework.config.models.thought import ThoughtFormat
 from needlework.pipeline.stage import stage
 from needlework.tasks.formats.ruler_export import export_ruler
 
@@ -9,4 +12,5 @@ if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
 with stage(snakemake) as s:
-    export_ruler(s.input.samples, s.input.predictions, s.output.data, s.output.answers)
+    thought = TypeAdapter(ThoughtFormat | None).validate_python(s.params.thought_format)
+    export_ruler(s.input.samples, s.input.predictions, s.output.data, s.output.answers, thought)

@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from needlework.config.base import Strict, Text
 from needlework.config.models.base import Model, TokenizerSource
+from needlework.config.models.thought import ThoughtFormat
 
 
 class Price(Strict):
@@ -65,6 +66,9 @@ class Api(Model):
     )
     thinking_tokens: int = Field(
         0, ge=0, description="new tokens for reasoning, in addition to the task's max_new_tokens"
+    )
+    thought_format: ThoughtFormat | None = Field(
+        None, description="tags around the reasoning; null: any of the known formats"
     )
     extra_body: dict[str, Any] = Field({}, description="more keys of each request; no secrets")
     concurrency: int = Field(4, ge=1, description="requests in flight")

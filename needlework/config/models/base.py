@@ -13,6 +13,7 @@ from pydantic import Field
 from needlework.config.attention import Attention
 from needlework.config.base import Strict
 from needlework.config.errors import Problem
+from needlework.config.models.thought import ThoughtFormat
 from needlework.config.opening import DType, ModelSpec, Opening
 from needlework.config.training import FinetuneStage, ModelTraining, PretrainStage
 
@@ -35,6 +36,7 @@ class Chat(Strict):
 
     system_prompt: str | None
     thinking_tokens: int
+    thought_format: ThoughtFormat | None
     date: str
 
 
@@ -98,6 +100,11 @@ class Model(Strict, ABC):
     def chat(self) -> Chat | None:
         """Its chat template's settings; None for plain prompts."""
         return None
+
+    @property
+    def thoughts(self) -> ThoughtFormat | None:
+        """The format of its reasoning, if the entry names one."""
+        return getattr(self, "thought_format", None)
 
     @property
     def chat_undecided(self) -> bool:

@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from needlework.config.errors import Problem
 from needlework.config.models.base import Chat, LocalModel, TokenizerSource
+from needlework.config.models.thought import ThoughtFormat
 from needlework.config.opening import ModelSpec, Opening
 from needlework.config.paths import is_hub_name, json_object
 
@@ -49,6 +50,9 @@ class Checkpoint(Opening, LocalModel):
     system_prompt: str | None = Field(None, description="system message of the chat template")
     thinking_tokens: int = Field(
         0, ge=0, description="most reasoning tokens before an answer; 0: reasoning is turned off"
+    )
+    thought_format: ThoughtFormat | None = Field(
+        None, description="tags around the reasoning; null: any of the known formats"
     )
     chat_date: Day = Field(
         "2025-01-01",
@@ -127,6 +131,7 @@ class Checkpoint(Opening, LocalModel):
         return Chat(
             system_prompt=self.system_prompt,
             thinking_tokens=self.thinking_tokens,
+            thought_format=self.thought_format,
             date=self.chat_date,
         )
 

@@ -16,6 +16,7 @@ from transformers import PreTrainedConfig
 
 from needlework.config.attention import AnyAttention, attention_class
 from needlework.config.base import Strict
+from needlework.config.models.thought import ThoughtFormat
 from needlework.config.opening import ModelSpec, Opening
 from needlework.evaluation.early_stopping import EarlyStop
 from needlework.evaluation.generation.answer_checkpoint import AnswerCheckpoint, Entry
@@ -40,6 +41,7 @@ class EvaluationJob(Strict):
     allow_extrapolation: bool = False
     attention: dict[str, Any] | None = None
     thinking_tokens: int = 0
+    thought_format: ThoughtFormat | None = None
 
     @classmethod
     def of(cls, system: str, params: Any) -> "EvaluationJob":
@@ -136,6 +138,7 @@ def _answer_samples(
             system=job.system,
             attention=attention,
             thinking_tokens=job.thinking_tokens,
+            thought_format=job.thought_format,
             cache=opening.cache,
             prefill_chunk_tokens=opening.prefill_chunk_tokens,
             checkpoint=checkpoint,

@@ -18,12 +18,13 @@ from transformers import (
 from needlework.attention.apply import apply
 from needlework.attention.density import Density, LayerDensity
 from needlework.config.attention import Attention
+from needlework.config.models.thought import ThoughtFormat
 from needlework.evaluation.answer_tables import CELL, MEASUREMENTS, PREDICTIONS, Columns
 from needlework.evaluation.generation.answer_checkpoint import AnswerCheckpoint
-from needlework.evaluation.generation.thinking_budget import ThinkingBudget, opens_reasoning
+from needlework.evaluation.generation.thinking_budget import ThinkingBudget
 from needlework.evaluation.memory_monitor import MemoryMonitor
 from needlework.evaluation.meter import FirstTokenClock, cache_bytes
-from needlework.reasoning.tags import CLOSE_TAG, OPEN_TAG
+from needlework.reasoning.formats import THINK, format_of, opens_reasoning
 from needlework.runtime.memory import peak_memory_bytes
 from needlework.runtime.progress import track
 
@@ -45,6 +46,7 @@ def generate_answers(
     system: str,
     attention: Attention | None = None,
     thinking_tokens: int = 0,
+    thought_format: ThoughtFormat | None = None,
     cache: str = "dynamic",
     prefill_chunk_tokens: int | None = None,
     checkpoint: AnswerCheckpoint | None = None,
@@ -78,6 +80,7 @@ def generate_answers(
         attention: None: the model's own attention, of density 1.
         thinking_tokens: new tokens after which reasoning is closed, part of max_new_tokens; 0: no
             limit.
+        thought_format: format of the reasoning; None: the one of the chat template.
         cache: dynamic, quantized (keys and values in 8-bit floats) or offloaded (to main memory).
         prefill_chunk_tokens: prompt tokens per forward; None: all.
         checkpoint: samples that it holds are not answered again; new answers are added.
@@ -86,6 +89,7 @@ def generate_answers(
         ValueError: the tokenizer counts another number of prompt tokens than the sample states.
     """
     predictions, measurements = [], []
+    thought = format_of(tokenizer.chat_template, thought_format) or THINK
     checkpoint = checkpoint or AnswerCheckpoint()
     layers: dict[tuple[str, int], list[LayerDensity]] = {}
     applied = apply(model, attention) if attention is not None else nullcontext()
@@ -101,7 +105,7 @@ def generate_answers(
                 if handle is not None:
                     handle.reset()
                     handle.prompt_tokens = row["tokens"]
-                answer, measured = _answer(model, tokenizer, row, thinking_tokens)
+                answer, measured = _answer(model, tokenizer, row, thinking_tokens, thought)
                 density = handle.density() if handle is not None else Density(1.0, 1.0)
                 answer["prefill_density"] = density.prefill
                 answer["decode_density"] = density.decode
@@ -174,6 +178,7 @@ def _answer(
     tokenizer: PreTrainedTokenizerFast,
     row: dict[str, Any],
     thinking_tokens: int,
+    thought: ThoughtFormat,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Answer one sample; return its answer and measurements."""
     prompt = row["prompt"]
@@ -187,7 +192,7 @@ def _answer(
         )
     budget = LogitsProcessorList()
     if thinking_tokens:
-        budget.append(ThinkingBudget(tokenizer, thinking_tokens, prompt_tokens))
+        budget.append(ThinkingBudget(tokenizer, thinking_tokens, prompt_tokens, thought))
     with MemoryMonitor() as monitor:
         clock = FirstTokenClock()
         generated = model.generate(
@@ -201,9 +206,9 @@ def _answer(
     new = generated.sequences[0, prompt_tokens:].tolist()
     eos = model.generation_config.eos_token_id
     eos = set(eos) if isinstance(eos, list) else {eos}
-    opening_tag = OPEN_TAG if thinking_tokens and opens_reasoning(prompt) else ""
+    opening_tag = thought.open if thinking_tokens and opens_reasoning(prompt, thought) else ""
     answer = {
-        "prediction": opening_tag + _text(tokenizer, new),
+        "prediction": opening_tag + _text(tokenizer, new, thought),
         "new_tokens": len(new),
         "stop_reason": "eos" if new[-1] in eos else "length",
         "cache_bytes": cache_bytes(generated.past_key_values),
@@ -225,11 +230,14 @@ def _input_device(model: PreTrainedModel) -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _text(tokenizer: PreTrainedTokenizerFast, ids: list[int]) -> str:
+def _text(tokenizer: PreTrainedTokenizerFast, ids: list[int], thought: ThoughtFormat) -> str:
     """Decode tokens without special ones, but with reasoning tags, special or not."""
     added = tokenizer.added_tokens_decoder
     tags = {
-        i for i, token in added.items() if token.special and token.content in (OPEN_TAG, CLOSE_TAG)
+        i
+        for i, token in added.items()
+        if token.special
+        and any(token.content in text for text in (thought.open, thought.close, thought.final))
     }
     if tags.isdisjoint(ids):
         return tokenizer.decode(ids, skip_special_tokens=True)

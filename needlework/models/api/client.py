@@ -30,7 +30,7 @@ from needlework.models.api.chunks import (
     parts_of_choice,
 )
 from needlework.models.api.overflow import is_too_long, names_prompt_size
-from needlework.reasoning.tags import OPEN_TAG
+from needlework.reasoning.formats import THINK
 
 CONNECT_SECONDS = 30.0
 _REASON_CHARACTERS = 300
@@ -206,7 +206,7 @@ class Endpoint:
         answer, new_tokens = "".join(text), count(usage, "completion_tokens")
         if not answer.strip() and any(reasoning):
             # All tokens went into reasoning: keep it as one that is never closed.
-            answer = OPEN_TAG + "".join(reasoning)
+            answer = (self.api.thought_format or THINK).open + "".join(reasoning)
         if finish_reason is None and is_complete:
             limit = body.get(self.api.max_tokens_key)
             finish_reason = "length" if limit and (new_tokens or 0) >= limit else "stop"

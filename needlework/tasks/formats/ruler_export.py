@@ -6,7 +6,8 @@ from typing import Any
 
 import polars as pl
 
-from needlework.reasoning.tags import strip_reasoning
+from needlework.config.models.thought import ThoughtFormat
+from needlework.reasoning.formats import strip_reasoning
 from needlework.tasks.sample_table import iterate_samples
 
 _COLUMNS = (
@@ -26,7 +27,11 @@ SampleKey = tuple[str, int, int]
 
 
 def export_ruler(
-    samples: str | Path, predictions: str | Path, data: str | Path, answers: str | Path
+    samples: str | Path,
+    predictions: str | Path,
+    data: str | Path,
+    answers: str | Path,
+    thought: ThoughtFormat | None = None,
 ) -> None:
     """Write one system's answers to one task at one length in RULER's JSON lines.
 
@@ -39,6 +44,7 @@ def export_ruler(
     Args:
         samples: table of samples, see tasks.sample_table.
         predictions: table of their answers, columns task, length, sample, prediction.
+        thought: format of the reasoning, which is left out; None: any known one.
 
     Raises:
         ValueError: the tables do not hold the same samples.
@@ -54,7 +60,9 @@ def export_ruler(
             if prediction is None:
                 raise ValueError(f"{predictions}: no answer to {_describe(key)}; evaluate it again")
             data_file.write(f"{json.dumps(_data_row(sample))}\n")
-            answer_file.write(f"{json.dumps(_answer_row(sample, prediction))}\n")
+            answer_file.write(
+                f"{json.dumps(_answer_row(sample, strip_reasoning(prediction, thought)))}\n"
+            )
     if unmatched:
         raise ValueError(f"{samples}: no sample for the answer to {_describe(min(unmatched))}")
 
@@ -77,7 +85,7 @@ def _data_row(sample: dict[str, Any]) -> dict[str, Any]:
 def _answer_row(sample: dict[str, Any], prediction: str) -> dict[str, Any]:
     return {
         "index": sample["sample"],
-        "pred": strip_reasoning(prediction),
+        "pred": prediction,
         "input": sample["context"] + sample["question"],
         "outputs": sample["outputs"],
         "others": {},

@@ -16,7 +16,14 @@ from jinja2.ext import Extension, LoopControlExtension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from needlework.reasoning.tags import CLOSE_TAG, OPEN_TAG
+from needlework.config.models.thought import ThoughtFormat
+from needlework.reasoning.formats import (
+    THINK,
+    complete_final,
+    format_of,
+    opens_reasoning,
+    unknown_opener,
+)
 from needlework.tasks.prompts.prompt import ChatFrame
 from needlework.tasks.prompts.tokenizer import open_tokenizer, tokenizer_folder
 
@@ -33,6 +40,7 @@ def load_chat_frame(
     *,
     system_prompt: str | None = None,
     thinking_tokens: int = 0,
+    thought_format: ThoughtFormat | dict[str, str] | None = None,
     date: str = "2025-01-01",
 ) -> ChatFrame:
     """Render the chat template of a checkpoint into a frame.
@@ -47,11 +55,13 @@ def load_chat_frame(
         revision: commit or tag of a hub name.
         system_prompt: the system message; None leaves it to the template.
         thinking_tokens: token budget for thinking.
+        thought_format: the format of its reasoning; None: the known one in the template.
         date: the date that the template sees as today, YYYY-MM-DD.
 
     Raises:
         ValueError: the template is missing, fails, rejects or drops the system message, changes
-            the prompt, or does not support the requested thinking.
+            the prompt, does not support the requested thinking, or ends in an unknown tag that
+            opens reasoning.
     """
     folder = tokenizer_folder(path, revision)
     config = _tokenizer_config(folder)
@@ -74,14 +84,27 @@ def load_chat_frame(
     for token in _leading_special_tokens(folder):
         head = head.removeprefix(token)
 
-    knows_thinking = any(name in source for name in ("enable_thinking", OPEN_TAG, CLOSE_TAG))
-    if thinks and (not knows_thinking or tail.rstrip().endswith(CLOSE_TAG)):
+    own = None if thought_format is None else ThoughtFormat.model_validate(thought_format)
+    thought = format_of(source, own) or format_of(tail)
+    if own is None and (thought is None or not opens_reasoning(tail, thought)):
+        opener = unknown_opener(tail, source, _special_tokens(config).values())
+        if opener is not None:
+            raise ValueError(
+                f"{folder}: the chat template ends with {opener}, which seems to open reasoning in "
+                f"an unknown format; set thought_format: {{open: {opener!r}, close: ...}}"
+            )
+    used = thought or THINK
+    knows_thinking = thought is not None or "enable_thinking" in source
+    if thinks and (not knows_thinking or tail.rstrip().endswith(used.close)):
         raise ValueError(
             f"{folder}: the chat template cannot enable thinking; set thinking_tokens: 0"
         )
-    if not thinks and tail.rstrip().endswith(OPEN_TAG):
-        tail = f"{tail.rstrip()}\n\n{CLOSE_TAG}\n\n"
-    return ChatFrame(head, tail, system_prompt, prefills=not thinks)
+    if not thinks and opens_reasoning(tail, used):
+        end = used.closing_text if used.final else f"\n\n{used.close}\n\n"
+        tail = tail.rstrip() + end
+    elif not thinks:
+        tail = complete_final(tail, used)
+    return ChatFrame(head, tail, system_prompt, not thinks, None if used == THINK else used)
 
 
 def _render_placeholder(

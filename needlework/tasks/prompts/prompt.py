@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+from needlework.config.models.thought import ThoughtFormat
+
 
 class Needle(NamedTuple):
     """A key and value hidden in the context."""
@@ -46,6 +48,8 @@ class ChatFrame(NamedTuple):
     """The system message, already part of `head`."""
     prefills: bool
     """Whether the answer prefix starts the assistant's turn. False for models that think first."""
+    thought: ThoughtFormat | None = None
+    """Format of the reasoning; None: `<think>`, or no reasoning."""
 
 
 NO_CHAT_FRAME = ChatFrame("", "", None, True)

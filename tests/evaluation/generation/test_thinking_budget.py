@@ -9,7 +9,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LogitsProcessorList, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from needlework.evaluation.generation.generate import generate_answers
-from needlework.evaluation.generation.thinking_budget import ThinkingBudget, opens_reasoning
+from needlework.evaluation.generation.thinking_budget import ThinkingBudget
+from needlework.reasoning.formats import opens_reasoning
 
 pytestmark = pytest.mark.slow
 

@@ -244,6 +244,28 @@ def test_thinking_without_support_in_the_template_is_rejected(tmp_path, template
         load_chat_frame(folder, thinking_tokens=100)
 
 
+def test_thoughts_of_other_formats_are_closed(tmp_path):
+    folder = save(tmp_path, "{{ messages[0].content }}|[THINK]")
+    frame = load_chat_frame(folder)
+    assert frame.tail == "|[THINK]\n\n[/THINK]\n\n"
+    assert load_chat_frame(folder, thinking_tokens=9).tail == "|[THINK]"
+
+
+def test_the_final_channel_is_opened(tmp_path):
+    folder = save(tmp_path, "<|start|>user<|message|>{{ messages[0].content }}<|start|>assistant")
+    final = "<|start|>assistant<|channel|>final<|message|>"
+    assert load_chat_frame(folder).tail == final
+    assert load_chat_frame(folder, thinking_tokens=9).tail == "<|start|>assistant"
+
+
+def test_an_unknown_opener_needs_its_format(tmp_path):
+    folder = save(tmp_path, "{{ messages[0].content }}|<ponder>")
+    with pytest.raises(ValueError, match=r"ends with <ponder>, .* set thought_format: \{open: '<p"):
+        load_chat_frame(folder)
+    own = {"open": "<ponder>", "close": "</ponder>"}
+    assert load_chat_frame(folder, thought_format=own).tail == "|<ponder>\n\n</ponder>\n\n"
+
+
 def test_the_default_among_named_templates_is_used(tmp_path):
     named = [{"name": "tool_use", "template": "no"}, {"name": "default", "template": PHI}]
     whole = load_chat_frame(save(tmp_path, named), system_prompt=SYSTEM)

@@ -58,6 +58,13 @@ def thinking_tokens(wildcards):
     return 0 if chat is None else chat.thinking_tokens
 
 
+def thought_format(wildcards):
+    """Format of the reasoning of system {system}, if its model's entry names one."""
+    root = experiment.root_model(experiment.systems[wildcards.system].model)
+    thoughts = experiment.models[root].thoughts
+    return None if thoughts is None else thoughts.model_dump()
+
+
 def system_devices(wildcards):
     """GPUs, or else threads, of a job that evaluates system {system}."""
     return experiment.model_of(wildcards.system).local.opening.devices
