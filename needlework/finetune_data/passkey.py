@@ -9,6 +9,7 @@ from tokenizers import Tokenizer
 from needlework.config.tasks import PasskeyExamples
 from needlework.finetune_data.answers import END_TOKENS
 from needlework.runtime.progress import track
+from needlework.sources.added_tokens import prompt_tokenizer
 from needlework.tasks.haystacks.filler import Filler
 from needlework.tasks.passkey import ANSWER, PasskeyPrompt, draw_key
 from needlework.tasks.prompts.budget import (
@@ -19,7 +20,6 @@ from needlework.tasks.prompts.budget import (
     smallest_length,
 )
 from needlework.tasks.prompts.token_counter import TokenCounter
-from needlework.tasks.prompts.tokenizer import without_truncation
 from needlework.tasks.seeds import stream_seed
 
 SCHEMA = {
@@ -44,7 +44,7 @@ def make_examples(config: PasskeyExamples, tokenizer: Tokenizer, seed: int) -> p
     Raises:
         ValueError: the length is too small; the message names the smallest that works.
     """
-    counter = TokenCounter(without_truncation(tokenizer))
+    counter = TokenCounter(prompt_tokenizer(tokenizer))
     filler = Filler(counter)
     cells = list(product(config.depths, config.digits))
     parameters = config.model_dump(mode="json", exclude={"examples", "length"})

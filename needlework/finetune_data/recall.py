@@ -9,7 +9,7 @@ from needlework.config.tasks import RecallExamples
 from needlework.finetune_data.recall_text import recall_text
 from needlework.finetune_data.text import SCHEMA
 from needlework.runtime.progress import track
-from needlework.tasks.prompts.tokenizer import without_truncation
+from needlework.sources.added_tokens import prompt_tokenizer
 from needlework.tasks.seeds import stream_seed
 
 
@@ -21,7 +21,7 @@ def make_examples(config: RecallExamples, tokenizer: Tokenizer, seed: int) -> pl
         tokenizer: its beginning-of-text token, if it adds one, starts each row.
         seed: the experiment's seed.
     """
-    tokenizer, rows = without_truncation(tokenizer), []
+    tokenizer, rows = prompt_tokenizer(tokenizer), []
     for number in track(range(config.examples), description="rows of text", unit="row"):
         length = config.lengths[number % len(config.lengths)]
         row_seed = stream_seed(seed, "recall_examples", number)

@@ -6,8 +6,8 @@ from tokenizers import Tokenizer
 from needlework.config.tasks import RowExamples
 from needlework.finetune_data.answers import END_TOKENS
 from needlework.runtime.progress import track
+from needlework.sources.added_tokens import prompt_tokenizer
 from needlework.sources.texts import read_pairs
-from needlework.tasks.prompts.tokenizer import without_truncation
 
 SCHEMA = {"prompt": pl.String, "answer": pl.String, "context_length": pl.Int64}
 
@@ -22,7 +22,7 @@ def make_examples(config: RowExamples, tokenizer: Tokenizer, seed: int) -> pl.Da
         ValueError: see `read_pairs`; a row has more than `config.length` tokens; the table has
             fewer rows than `config.examples`.
     """
-    tokenizer = without_truncation(tokenizer)
+    tokenizer = prompt_tokenizer(tokenizer)
     rows: list[tuple[str, str, int]] = []
     pairs = read_pairs(config.path, (config.prompt_column, config.answer_column), config.split)
     with track(description="rows", total=config.examples, unit="row") as progress:

@@ -9,8 +9,8 @@ from tokenizers import Tokenizer
 from needlework.config.tasks import Task, TaskExamples
 from needlework.finetune_data.answers import END_TOKENS
 from needlework.runtime.progress import track
+from needlework.sources.added_tokens import prompt_tokenizer
 from needlework.tasks.generate import Sampler
-from needlework.tasks.prompts.tokenizer import without_truncation
 
 SCHEMA = {
     "prompt": pl.String,
@@ -60,7 +60,7 @@ def make_examples(
         )
         for length in config.lengths
     ]
-    rows, encode = [], without_truncation(tokenizer).encode
+    rows, encode = [], prompt_tokenizer(tokenizer).encode
     for i in track(range(config.examples), description=f"{config.task} examples", unit="row"):
         index, sampler_index = divmod(i, len(samplers))
         sample = samplers[sampler_index].sample(index)

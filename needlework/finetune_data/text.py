@@ -8,8 +8,8 @@ from tokenizers import Tokenizer
 
 from needlework.config.tasks import TextExamples
 from needlework.runtime.progress import track
+from needlework.sources.added_tokens import prompt_tokenizer
 from needlework.sources.texts import read_documents
-from needlework.tasks.prompts.tokenizer import without_truncation
 
 SCHEMA = {"input_ids": pl.List(pl.Int32)}
 
@@ -34,7 +34,7 @@ def make_examples(
     lengths = config.lengths
     rows, row, filled = [], np.empty(lengths[0], np.int32), 0
     with track(description="rows of text", total=config.examples, unit="row") as progress:
-        for ids in _token_ids(config, without_truncation(tokenizer), end):
+        for ids in _token_ids(config, prompt_tokenizer(tokenizer), end):
             while len(ids):
                 taken = min(len(ids), len(row) - filled)
                 row[filled : filled + taken] = ids[:taken]
@@ -60,10 +60,7 @@ def make_examples(
 def _token_ids(config: TextExamples, tokenizer: Tokenizer, end: int) -> Iterator[np.ndarray]:
     """Token ids of the documents in pieces, int32; `end` follows each document."""
     for document in read_documents(config.path, config.column, config.split):
-        ids: list[int] = []
         for number, part in enumerate(document):
             ids = tokenizer.encode(part, add_special_tokens=number == 0).ids
             yield np.array(ids, np.int32)
-        # Some tokenizers add it themselves.
-        if ids[-1:] != [end]:
-            yield np.array([end], np.int32)
+        yield np.array([end], np.int32)

@@ -20,6 +20,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from needlework.config.models.base import LocalModel
 from needlework.config.opening import ModelSpec
+from needlework.models.end_tokens import end_ids
 from needlework.models.loading import explain_error, loading_arguments, out_of_device_memory
 from needlework.sources import hub
 
@@ -110,9 +111,14 @@ def save_model(
 ) -> None:
     """Save a checkpoint, its weights (`state`, or the model's own) in one safetensors file.
 
+    Every token that ends the model's answers is saved in generation_config.json.
+
     Raises:
         ValueError: The folder cannot be written.
     """
+    ends = end_ids(model, tokenizer)
+    if model.generation_config is not None and ends:
+        model.generation_config.eos_token_id = ends[0] if len(ends) == 1 else ends
     try:
         model.save_pretrained(folder, state_dict=state, max_shard_size="1TB")
         tokenizer.save_pretrained(folder)

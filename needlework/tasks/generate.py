@@ -24,6 +24,7 @@ from tokenizers import Tokenizer
 from needlework.config.tasks import Task
 from needlework.reasoning.formats import THINK
 from needlework.runtime.progress import track
+from needlework.sources.added_tokens import prompt_tokenizer
 from needlework.tasks.context import SampleContext, TaskContext
 from needlework.tasks.prompts.budget import (
     BudgetTooSmall,
@@ -37,7 +38,6 @@ from needlework.tasks.prompts.budget import (
 from needlework.tasks.prompts.depth_sampler import DepthSampler
 from needlework.tasks.prompts.prompt import NO_CHAT_FRAME, ChatFrame, Prompt
 from needlework.tasks.prompts.token_counter import CharacterCounter, TokenCounter
-from needlework.tasks.prompts.tokenizer import without_truncation
 from needlework.tasks.sample_table import SAMPLE_SCHEMA
 from needlework.tasks.seeds import stream_seed
 
@@ -81,7 +81,7 @@ class Sampler:
             training: generate training rows, from random streams that no evaluation uses.
         """
         self.task, self.task_name, self._seed = task, task_name, seed
-        self._tokenizer, self._chat_frame = without_truncation(tokenizer), chat_frame
+        self._tokenizer, self._chat_frame = prompt_tokenizer(tokenizer), chat_frame
         self._haystack, self._unit, self._training = haystack, length_unit, training
         self._length_key = "length" if training else "lengths"
         self._new_tokens = task.max_new_tokens

@@ -17,6 +17,7 @@ from needlework.config.opening import ModelSpec
 from needlework.config.training import Finetune, FinetuneStage
 from needlework.models.checkpoint import open_model
 from needlework.models.convert import convert
+from needlework.sources.added_tokens import prompt_tokenizer
 from needlework.tasks.seeds import stream_seed
 from needlework.training.checkpoints import Checkpoints
 from needlework.training.data_order import cycle_shuffled, mix_batches
@@ -188,7 +189,8 @@ def encode(
 def _encode_answered(tokenizer: PreTrainedTokenizerFast, rows: pl.DataFrame) -> list[Row]:
     if tokenizer.eos_token_id is None:
         raise ValueError("tokenizer: it has no eos_token to end answers with; set one")
-    prompts = tokenizer(rows["prompt"].to_list())["input_ids"]
+    encode_batch = prompt_tokenizer(tokenizer.backend_tokenizer).encode_batch
+    prompts = [encoding.ids for encoding in encode_batch(rows["prompt"].to_list())]
     answers = tokenizer(rows["answer"].to_list(), add_special_tokens=False)["input_ids"]
     return [(p, [*a, tokenizer.eos_token_id]) for p, a in zip(prompts, answers, strict=True)]
 

@@ -9,6 +9,7 @@ from datasets import Dataset
 
 from needlework.config.tasks import RowExamples
 from needlework.finetune_data.rows import make_examples
+from needlework.sources.added_tokens import prompt_tokenizer
 
 ROWS = pl.DataFrame(
     {
@@ -44,7 +45,7 @@ def test_rows_equal_the_table(name, write, tmp_path, tokenizer):
     assert table.select("prompt", "answer").equals(ROWS.select("prompt", "answer"))
     for prompt, answer, size in table.iter_rows():
         parts = [
-            tokenizer.encode(prompt).ids,
+            prompt_tokenizer(tokenizer).encode(prompt).ids,
             tokenizer.encode(answer, add_special_tokens=False).ids,
         ]
         assert size == len(parts[0]) + len(parts[1]) + 1

@@ -14,6 +14,7 @@ from support.toy_tokenizers import merging_newlines
 from needlework.config.tasks import TextExamples
 from needlework.finetune_data.text import make_examples
 from needlework.sources import texts
+from needlework.sources.added_tokens import prompt_tokenizer
 
 pytestmark = pytest.mark.slow
 
@@ -34,7 +35,7 @@ def reference_ids(tokenizer, texts=TEXTS, end=END) -> list[int]:
     """Token ids of all documents, each tokenized separately."""
     joined = []
     for text in texts:
-        ids = tokenizer.encode(text).ids
+        ids = prompt_tokenizer(tokenizer).encode(text).ids
         joined += ids if ids[-1] == end else [*ids, end]
     return joined
 

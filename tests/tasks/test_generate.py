@@ -26,6 +26,7 @@ from needlework.config.tasks import (
     Passkey,
     Qa1,
 )
+from needlework.sources.added_tokens import prompt_tokenizer
 from needlework.tasks import generate
 from needlework.tasks.generate import (
     PROBED_SAMPLES,
@@ -101,7 +102,7 @@ def test_rows_are_consistent(task, tokenizer):
 @pytest.mark.parametrize("length", [1100, 4096])
 def test_counts_and_positions_match_the_tokenizer(task, tokenizer, length):
     for row in make(task, tokenizer, length=length, count=3).iter_rows(named=True):
-        encoding = tokenizer.encode(row["prompt"])
+        encoding = prompt_tokenizer(tokenizer).encode(row["prompt"])
         assert row["tokens"] == len(encoding)
         for needle in row["needles"]:
             start, end = encoding.offsets[needle["token_position"]]
@@ -112,7 +113,7 @@ def test_counts_match_the_shipped_tokenizer(task):
     tokenizer = open_tokenizer(TINY)
     assert TokenCounter(tokenizer).additive
     for row in make(task, tokenizer, count=4).iter_rows(named=True):
-        assert row["tokens"] == len(tokenizer.encode(row["prompt"]))
+        assert row["tokens"] == len(prompt_tokenizer(tokenizer).encode(row["prompt"]))
 
 
 @settings(max_examples=15, deadline=None)
@@ -221,7 +222,7 @@ def test_a_length_that_is_too_small_names_the_smallest(task, tokenizer):
 def test_lengths_can_be_characters(task, tokenizer):
     for row in make(task, tokenizer, length=9000, length_unit="characters").iter_rows(named=True):
         assert 8900 <= len(row["prompt"]) <= 9000
-        encoding = tokenizer.encode(row["prompt"])
+        encoding = prompt_tokenizer(tokenizer).encode(row["prompt"])
         assert row["tokens"] == len(encoding)
         start, end = encoding.offsets[row["needles"][0]["token_position"]]
         assert start <= needle_offset(row, row["needles"][0]) < end

@@ -11,7 +11,8 @@ from needlework.config.streams import Stream
 from needlework.evaluation.streaming.token_source import encoded, token_documents, write_tokens
 from needlework.finetune_data.recall_text import recall_text
 from needlework.pipeline.stage import stage
-from needlework.tasks.prompts.tokenizer import open_tokenizer, without_truncation
+from needlework.sources.added_tokens import prompt_tokenizer
+from needlework.tasks.prompts.tokenizer import open_tokenizer
 from needlework.tasks.seeds import stream_seed
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ with stage(snakemake) as s:
     if stream.path is None:
         seed = stream_seed(s.params.seed, "stream", s.wildcards.stream, shard)
         documents = [
-            encoded(generated_text(seed, stream.recall_fraction), without_truncation(tokenizer))
+            encoded(generated_text(seed, stream.recall_fraction), prompt_tokenizer(tokenizer))
         ]
     else:
         every_document = token_documents(

@@ -1,12 +1,13 @@
 """Answer samples by greedy generation, until EOS or max_new_tokens."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import astuple
 from typing import Any
 
 import polars as pl
 import torch
+from tokenizers import Encoding
 from transformers import (
     GenerationConfig,
     LogitsProcessorList,
@@ -24,9 +25,11 @@ from needlework.evaluation.generation.answer_checkpoint import AnswerCheckpoint
 from needlework.evaluation.generation.thinking_budget import ThinkingBudget
 from needlework.evaluation.memory_monitor import MemoryMonitor
 from needlework.evaluation.meter import FirstTokenClock, cache_bytes
+from needlework.models.end_tokens import end_ids
 from needlework.reasoning.formats import THINK, format_of, opens_reasoning
 from needlework.runtime.memory import peak_memory_bytes
 from needlework.runtime.progress import track
+from needlework.sources.added_tokens import prompt_tokenizer
 
 _DENSITIES: Columns = {
     **CELL,
@@ -54,7 +57,7 @@ def generate_answers(
     """Answer samples; return predictions, measurements and densities.
 
     Decoding is greedy. The checkpoint's generation_config.json is ignored, except for its
-    eos_token_id (one or several; the tokenizer's if it has none), which ends an answer.
+    eos_token_id. Any end token of that file, config.json or the tokenizer ends an answer.
 
     Predictions and measurements have one row per sample, in the samples' order. A prediction
     includes its reasoning, from `<think>` on even if the prompt ends with that tag. cache_bytes is
@@ -90,6 +93,7 @@ def generate_answers(
     """
     predictions, measurements = [], []
     thought = format_of(tokenizer.chat_template, thought_format) or THINK
+    encode = prompt_tokenizer(tokenizer.backend_tokenizer).encode
     checkpoint = checkpoint or AnswerCheckpoint()
     layers: dict[tuple[str, int], list[LayerDensity]] = {}
     applied = apply(model, attention) if attention is not None else nullcontext()
@@ -105,7 +109,7 @@ def generate_answers(
                 if handle is not None:
                     handle.reset()
                     handle.prompt_tokens = row["tokens"]
-                answer, measured = _answer(model, tokenizer, row, thinking_tokens, thought)
+                answer, measured = _answer(model, tokenizer, encode, row, thinking_tokens, thought)
                 density = handle.density() if handle is not None else Density(1.0, 1.0)
                 answer["prefill_density"] = density.prefill
                 answer["decode_density"] = density.decode
@@ -153,10 +157,9 @@ def _greedy(
 ) -> Iterator[None]:
     """Replace the model's generation settings by those of a plain greedy search."""
     original = model.generation_config
-    eos = tokenizer.eos_token_id if original.eos_token_id in (None, []) else original.eos_token_id
     model.generation_config = GenerationConfig(
         bos_token_id=original.bos_token_id,
-        eos_token_id=eos,
+        eos_token_id=end_ids(model, tokenizer) or None,
         pad_token_id=original.pad_token_id,
         do_sample=False,
         num_beams=1,
@@ -176,14 +179,15 @@ def _greedy(
 def _answer(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
+    encode: Callable[[str], Encoding],
     row: dict[str, Any],
     thinking_tokens: int,
     thought: ThoughtFormat,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Answer one sample; return its answer and measurements."""
     prompt = row["prompt"]
-    inputs = tokenizer(prompt, return_tensors="pt").to(_input_device(model))
-    prompt_tokens = inputs["input_ids"].shape[1]
+    ids = encode(prompt).ids
+    prompt_tokens = len(ids)
     if prompt_tokens != row["tokens"]:
         raise ValueError(
             f"sample {row['sample']} of task {row['task']} at {row['length']}: the model's "
@@ -193,19 +197,19 @@ def _answer(
     budget = LogitsProcessorList()
     if thinking_tokens:
         budget.append(ThinkingBudget(tokenizer, thinking_tokens, prompt_tokens, thought))
+    input_ids = torch.tensor([ids], device=_input_device(model))
     with MemoryMonitor() as monitor:
         clock = FirstTokenClock()
         generated = model.generate(
-            input_ids=inputs["input_ids"],
-            attention_mask=inputs["attention_mask"],
+            input_ids=input_ids,
+            attention_mask=torch.ones_like(input_ids),
             max_new_tokens=row["max_new_tokens"],
             logits_processor=budget,
             stopping_criteria=StoppingCriteriaList([clock]),
         )
         prefill_seconds, decode_seconds = clock.seconds()
     new = generated.sequences[0, prompt_tokens:].tolist()
-    eos = model.generation_config.eos_token_id
-    eos = set(eos) if isinstance(eos, list) else {eos}
+    eos = model.generation_config.eos_token_id or []
     opening_tag = thought.open if thinking_tokens and opens_reasoning(prompt, thought) else ""
     answer = {
         "prediction": opening_tag + _text(tokenizer, new, thought),

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
+from needlework.sources.added_tokens import added_ids
 from needlework.sources.texts import TEXT_SUFFIXES, read_column, read_texts
 
 TOKEN_SUFFIXES = (".bin", ".npy")
@@ -128,7 +129,7 @@ def token_documents(
             saved by `datasets`, or owner/name on the hub. Each text file and each row of a table
             is one document.
         tokenizer: for text: a `tokenizers.Tokenizer` or a fast tokenizer of transformers. Special
-            tokens that it adds (beginning of text) start each document.
+            tokens that it adds start and end each document.
         column: column of a table; None: input_ids if present, else text.
         split: split of a dataset that has several.
         dtype: type of .bin files.
@@ -191,17 +192,26 @@ def encoder(tokenizer: Any) -> Tokenizer:
 def encoded(
     parts: Iterable[str], tokenizer: Tokenizer | None, source: str | Path = "text"
 ) -> Pieces:
-    """Yield the token ids of one text that comes in parts; only the first gets special tokens.
+    """Yield the token ids of one text that comes in parts.
+
+    Special tokens that the tokenizer adds stand only at the text's own start and end.
 
     Raises:
         ValueError: there is no tokenizer; the message names `source`.
     """
+    appended: list[int] = []
     for number, part in enumerate(parts):
         if tokenizer is None:
             raise ValueError(
                 f"{source}: holds text; pass a tokenizer, or name a source of token ids"
             )
-        yield np.array(tokenizer.encode(part, add_special_tokens=number == 0).ids, dtype=np.int64)
+        ids = tokenizer.encode(part, add_special_tokens=False).ids
+        if number == 0:
+            prepended, appended = added_ids(tokenizer)
+            ids = prepended + ids
+        yield np.array(ids, dtype=np.int64)
+    if appended:
+        yield np.array(appended, dtype=np.int64)
 
 
 def _ids_of_row(row: Any, path: Path, number: int) -> Pieces:

@@ -11,8 +11,8 @@ from nltk.tokenize.punkt import PunktSentenceTokenizer, PunktTokenizer, PunktTra
 from tokenizers import Tokenizer
 
 from needlework.runtime.progress import track
+from needlework.sources.added_tokens import prompt_tokenizer
 from needlework.tasks.prompts.token_counter import TokenCounter
-from needlework.tasks.prompts.tokenizer import without_truncation
 
 TRAINING_CHARACTERS = 2_000_000
 """Text that Punkt is trained on if nltk's data is not installed."""
@@ -82,7 +82,7 @@ def sentence_table(texts: Iterable[str], tokenizer: Tokenizer, longest_tokens: i
         One row per sentence in text order: sentence (str), tokens (i64, those of the sentence and
         the space before it).
     """
-    counter, enough = TokenCounter(without_truncation(tokenizer)), OVERSUPPLY * longest_tokens
+    counter, enough = TokenCounter(prompt_tokenizer(tokenizer)), OVERSUPPLY * longest_tokens
     units: list[str] = []
     counts: list[int] = []
     total, shown = 0, round(enough)

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from tokenizers import Encoding, Tokenizer
 
+from needlework.sources.added_tokens import added_ids, prompt_tokenizer
 from needlework.tasks.prompts.prompt import NO_CHAT_FRAME, ChatFrame
 
 _PROBE = "Go on.\nThe sky, at 12 noon:\nyes or-no 7.\nVAR X"
@@ -21,16 +22,11 @@ class TokenCounter:
     """Counts the tokens of prompt pieces for one tokenizer and one chat template (or none)."""
 
     def __init__(self, tokenizer: Tokenizer, chat_frame: ChatFrame = NO_CHAT_FRAME):
-        self.tokenizer, self.chat_frame = tokenizer, chat_frame
+        self.tokenizer, self.chat_frame = prompt_tokenizer(tokenizer), chat_frame
         self.additive = _splits_between_pieces(tokenizer)
         """Whether counts of pieces add up. If not, every prompt is tokenized whole."""
-        special = tokenizer.encode("a").special_tokens_mask
-        self.leading_specials = next(
-            (i for i, mask in enumerate(special) if not mask), len(special)
-        )
+        self.leading_specials = len(added_ids(self.tokenizer)[0])
         """Special tokens that the tokenizer adds before a text."""
-        self.trailing_specials = sum(special) - self.leading_specials
-        """Special tokens that the tokenizer adds after a text."""
         self._line_break = self._encoded_length("\n")
         self._words: dict[str, int] = {}
 
@@ -49,7 +45,7 @@ class TokenCounter:
 
     def count_tail(self, question: str, answer_prefix: str, answer: str = "") -> int:
         """Tokens from the question, which starts a line, to the end of the prompt."""
-        return self(self.closing_text(question, answer_prefix) + answer) + self.trailing_specials
+        return self(self.closing_text(question, answer_prefix) + answer)
 
     def closing_text(self, question: str, answer_prefix: str) -> str:
         """The text after the context: question and answer prefix inside the chat template."""
@@ -127,7 +123,7 @@ class TokenCounter:
             chunks += self._encoded_length(text[start:stop])
             start = stop
         rest = self._encoded_length(text[start:])
-        return self.leading_specials + chunks + rest + self.trailing_specials
+        return self.leading_specials + chunks + rest
 
     def token_at(self, encoding: Encoding, character: int) -> int:
         """Index of the token that holds `character`, or of the next token."""
@@ -144,7 +140,7 @@ class CharacterCounter(TokenCounter):
 
     def __init__(self, tokenizer: Tokenizer, chat_frame: ChatFrame = NO_CHAT_FRAME):
         super().__init__(tokenizer, chat_frame)
-        self.additive, self.leading_specials, self.trailing_specials = True, 0, 0
+        self.additive, self.leading_specials = True, 0
 
     def count_in_place(self, sentences: Sequence[str]) -> np.ndarray:
         return np.array([len(sentence) + 1 for sentence in sentences], np.int64)

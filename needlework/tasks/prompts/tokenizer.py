@@ -72,13 +72,3 @@ def end_token_id(path: str | Path, revision: str | None = None) -> int:
             "tokens"
         )
     return token_id
-
-
-def without_truncation(tokenizer: Tokenizer) -> Tokenizer:
-    """The tokenizer itself, or a copy without truncation and padding if it has any."""
-    if tokenizer.truncation is None and tokenizer.padding is None:
-        return tokenizer
-    copy = Tokenizer.from_str(tokenizer.to_str())
-    copy.no_truncation()
-    copy.no_padding()
-    return copy

@@ -1,3 +1,5 @@
+import copy
+
 import polars as pl
 import pytest
 import torch
@@ -279,3 +281,23 @@ def test_the_cache_of_infini_attention_has_constant_size(tokenizer):
     sizes = predictions["cache_bytes"].unique().to_list()
     assert len(sizes) == 1
     assert sizes[0] >= LAYERS * (local + memory) * 4
+
+
+def test_an_appended_token_does_not_end_the_prompt(tokenizer):
+    samples, model = _samples([6, 9]), _llama()
+    expected = generate_answers(model, tokenizer, samples, system="own")[0]
+    words = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    words.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    appending = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="</s>")
+    assert generate_answers(model, appending, samples, system="own")[0].equals(expected)
+
+
+def test_the_eos_of_config_and_tokenizer_end_an_answer(tokenizer):
+    model, samples = _llama(eos=2), _samples([6])
+    words = generate_answers(model, tokenizer, samples, system="own")[0]["prediction"][0].split()
+    own = copy.deepcopy(tokenizer)
+    own.eos_token = words[2]
+    answer = generate_answers(model, own, samples, system="own")[0].row(0, named=True)
+    assert (answer["stop_reason"], answer["new_tokens"]) == ("eos", words.index(words[2]) + 1)

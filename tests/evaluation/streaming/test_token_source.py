@@ -7,10 +7,16 @@ import pytest
 from datasets import Dataset
 from support.streamed_models import make
 from support.streaming import IDS, read_documents, text_of
+from support.toy_tokenizers import merging_newlines
 
 from needlework.evaluation import StreamingEvaluator
 from needlework.evaluation.streaming import token_source
-from needlework.evaluation.streaming.token_source import TokenFile, token_documents, write_tokens
+from needlework.evaluation.streaming.token_source import (
+    TokenFile,
+    encoded,
+    token_documents,
+    write_tokens,
+)
 
 
 @pytest.mark.parametrize("kind", ["uint16", "uint32", "npy"])
@@ -170,3 +176,10 @@ def test_streams_from_disk_and_memory_agree(tmp_path: Path):
     expected = evaluator.evaluate_streaming(IDS)
     for name in ("x.bin", "x.parquet"):
         assert evaluator.evaluate_streaming(tmp_path / name)["loss"] == expected["loss"]
+
+
+def test_special_tokens_stand_at_the_ends_of_a_text_in_parts():
+    tokenizer, parts = merging_newlines(), ["The grass", " is green.", " The sky is blue."]
+    pieces = [tokenizer.encode(part, add_special_tokens=False).ids for part in parts]
+    ids = np.concatenate([*encoded(parts, tokenizer)]).tolist()
+    assert ids == [0, *(i for piece in pieces for i in piece), 1]

@@ -5,6 +5,7 @@ from random import Random
 import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
+from needlework.sources.added_tokens import prompt_tokenizer
 from needlework.tasks.haystacks.filler import Filler
 from needlework.tasks.haystacks.sentences import random_sentence
 from needlework.tasks.prompts.token_counter import CharacterCounter, TokenCounter
@@ -45,10 +46,12 @@ def test_pieces_add_up(additive_tokenizer):
     total = counter.count_head("Intro.\n") + counter.count_sentences(sentences).sum()
     total += counter.line_start_cost(sentences[0]) + counter.line_end_cost(sentences[-1])
     total += counter.count_tail("What?", " The answer is")
-    assert total == len(tokenizer.encode(text))
+    assert total == len(prompt_tokenizer(tokenizer).encode(text))
     lines = "\n".join(["Intro.", *sentences, "What? The answer is"])
     total = counter.count_head("Intro.\n") + counter.count_lines(sentences).sum()
-    assert total + counter.count_tail("What?", " The answer is") == len(tokenizer.encode(lines))
+    assert total + counter.count_tail("What?", " The answer is") == len(
+        prompt_tokenizer(tokenizer).encode(lines)
+    )
 
 
 def test_sentences_in_place_add_up_whatever_their_beginning(tokenizer):

@@ -6,17 +6,7 @@ import shutil
 import pytest
 from support.paths import TINY
 
-from needlework.tasks.prompts.tokenizer import end_token_id, open_tokenizer, without_truncation
-
-
-def test_without_truncation_copies_only_a_truncating_tokenizer(byte_tokenizer):
-    assert without_truncation(byte_tokenizer) is byte_tokenizer
-    truncating = type(byte_tokenizer).from_str(byte_tokenizer.to_str())
-    truncating.enable_truncation(2)
-    truncating.enable_padding(length=9)
-    text = "The grass is green."
-    assert without_truncation(truncating).encode(text).ids == byte_tokenizer.encode(text).ids
-    assert len(truncating.encode(text)) == 9
+from needlework.tasks.prompts.tokenizer import end_token_id, open_tokenizer
 
 
 @pytest.mark.parametrize(

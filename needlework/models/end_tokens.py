@@ -1,0 +1,18 @@
+"""The tokens that end an answer, which a checkpoint states in up to three places."""
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None) -> list[int]:
+    """Ids that end an answer: the union of generation_config, config and tokenizer, in this order.
+
+    The files of a checkpoint often disagree: an instruct model ends turns with its tokenizer's
+    `<|im_end|>` while generation_config.json still has the base model's end of text.
+    """
+    text_config = model.config.get_text_config(decoder=True)
+    sources = [model.generation_config, model.config, text_config, tokenizer]
+    ids: list[int] = []
+    for source in sources:
+        stated = getattr(source, "eos_token_id", None)
+        ids += [] if stated is None else stated if isinstance(stated, list) else [stated]
+    return list(dict.fromkeys(ids))
