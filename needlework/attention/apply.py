@@ -14,7 +14,6 @@ from transformers import (
     DynamicCache,
     PreTrainedModel,
 )
-from transformers.cache_utils import get_layer_types_and_kwargs
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from needlework.attention.base import AttentionMethod, Forward, Selector, method_of
@@ -23,7 +22,7 @@ from needlework.attention.cache_state import MethodState
 from needlework.attention.density import Density, DensityMeter
 from needlework.attention.generation_checks import GenerationChecks, refuse_packed_texts
 from needlework.attention.kernels.attend import attend
-from needlework.attention.layers import attention_modules
+from needlework.attention.layers import attention_modules, full_attention_layers
 from needlework.attention.masks import LazyMask
 from needlework.attention.tensor_parallel import gather_heads
 from needlework.config.attention import Attention
@@ -282,23 +281,6 @@ def _restore_if_copy(model: PreTrainedModel) -> None:
         handle = getattr(hook, "__self__", None)
         if isinstance(handle, SparseHandle) and handle.model.base_model is not base_model:
             handle.restore_copy(base_model)
-
-
-def full_attention_layers(model: PreTrainedModel) -> list[int]:
-    """Numbers of the layers with plain causal attention over the whole context.
-
-    Includes layers that also have a state-space part ("hybrid", as in Falcon-H1).
-    """
-    kinds, _ = get_layer_types_and_kwargs(model.config.get_text_config(decoder=True))
-    return sorted(
-        {
-            layer
-            for layer, module in attention_modules(model)
-            if kinds[layer] in ("full_attention", "hybrid")
-            and getattr(module, "sliding_window", None) is None
-            and getattr(module, "is_causal", True)
-        }
-    )
 
 
 def _attention(

@@ -4,6 +4,14 @@ from dataclasses import dataclass
 
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.cache_utils import get_layer_types_and_kwargs
+
+OWN_FORMS = {
+    "doge": "makes a mask from the values of each layer",
+    "hrm_text": "computes its layers several times in one forward",
+    "minimax": "needs a cache of its own class",
+}
+"""Families whose layers look replaceable but are not, by model type: what they do instead."""
 
 
 def attention_modules(model: PreTrainedModel) -> list[tuple[int, nn.Module]]:
@@ -14,6 +22,49 @@ def attention_modules(model: PreTrainedModel) -> list[tuple[int, nn.Module]]:
         if "Attention" in type(module).__name__
         and isinstance(getattr(module, "layer_idx", None), int)
     ]
+
+
+def full_attention_layers(model: PreTrainedModel) -> list[int]:
+    """Numbers of the layers with plain causal attention over the whole context.
+
+    Includes layers that also have a state-space part ("hybrid", as in Falcon-H1). The kinds in the
+    config decide; where it lists none, a module's `sliding_window` counts too.
+
+    Raises:
+        ValueError: the family's attention has a form of its own, or its modules do not have the
+            layer numbers of the config.
+    """
+    config = model.config.get_text_config(decoder=True)
+    if form := OWN_FORMS.get(config.model_type):
+        raise ValueError(f"model: {config.model_type} {form}; choose a model of another family")
+    if config.model_type.startswith("gemma4") and getattr(config, "num_kv_shared_layers", 0):
+        # Its last layers compute the last tokens only, with slices of a ready-made mask.
+        raise ValueError(
+            f"model: {config.model_type} shares keys and values among its last layers "
+            "(num_kv_shared_layers); choose a model of another family"
+        )
+    kinds, _ = get_layer_types_and_kwargs(config)
+    modules = attention_modules(model)
+    if any(layer < 0 for layer, _ in modules):
+        raise ValueError(
+            f"model: {config.model_type} shares attention modules among layers; choose a model of "
+            "another family"
+        )
+    if any(layer >= len(kinds) for layer, _ in modules):
+        raise ValueError(
+            f"model: {config.model_type} has attention in more layers than the {len(kinds)} of its "
+            "config (num_hidden_layers); choose a decoder without an encoder, such as llama"
+        )
+    lists_kinds = getattr(config, "layer_types", None) is not None
+    return sorted(
+        {
+            layer
+            for layer, module in modules
+            if kinds[layer] in ("full_attention", "hybrid")
+            and (lists_kinds or getattr(module, "sliding_window", None) is None)
+            and getattr(module, "is_causal", True)
+        }
+    )
 
 
 @dataclass(frozen=True)

@@ -123,11 +123,18 @@ class Rotation:
     def _find_inverse(self, layer: int, query: Tensor, key: Tensor) -> None:
         """Choose the inverse that makes a token at two positions equal [2, heads, 1, d]."""
         self.shapes[layer] = query.shape[1], key.shape[1], query.shape[-1]
-        candidates: tuple[_Inverse, ...] = (_identity, _unrotate, _unrotate_last)
+        candidates = (_identity, _unrotate, _unrotate_last, _unrotate_first)
         errors = [self._error(layer, inverse, query, key) for inverse in candidates]
         error = min(errors)
         eps = max(torch.finfo(dtype).eps for dtype in (query.dtype, torch.float32))
-        if error > TOLERANCE * eps:
+        is_undone = error <= TOLERANCE * eps
+        if _has_learned_positions(self._model) or not (is_undone or _has_rope(self._model)):
+            raise ValueError(
+                f"model: model_type {self._model.config.get_text_config(decoder=True).model_type!r}"
+                " adds positions to its embeddings instead of rotating queries and keys (RoPE); "
+                "use a method without gates"
+            )
+        if not is_undone:
             raise ValueError(
                 f"model: layer {layer} of model_type "
                 f"{self._model.config.get_text_config(decoder=True).model_type!r} rotates its "
@@ -181,6 +188,23 @@ def _unrotate_last(module: nn.Module, x: Tensor, angles: Angles | None) -> Tenso
     return torch.cat([x[..., :-d], _unrotate(module, x[..., -d:], angles)], -1)
 
 
+def _unrotate_first(module: nn.Module, x: Tensor, angles: Angles | None) -> Tensor:
+    """Undo the rotation of the first dimensions only (partial RoPE)."""
+    if angles is None:
+        raise TypeError("the layer gets no angles")
+    d = angles[0].shape[-1]
+    return torch.cat([_unrotate(module, x[..., :d], angles), x[..., d:]], -1)
+
+
+def _has_rope(model: PreTrainedModel) -> bool:
+    names = (type(module).__name__.lower() for module in model.modules())
+    return any("rotary" in name or "rope" in name for name in names)
+
+
+def _has_learned_positions(model: PreTrainedModel) -> bool:
+    return not _has_rope(model) and any("position" in name for name, _ in model.named_modules())
+
+
 @torch.no_grad()
 def _probe(model: PreTrainedModel) -> dict[int, tuple[Tensor, Tensor]]:
     """Query and key of each layer for the same token at both POSITIONS: [2, heads, 1, d].
@@ -219,7 +243,17 @@ def _probe(model: PreTrainedModel) -> dict[int, tuple[Tensor, Tensor]]:
             f"fewer than {max(POSITIONS) + 1} learned positions and no RoPE; use a method "
             "without gates"
         ) from None
+    except (RuntimeError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"model: model_type {model.config.get_text_config(decoder=True).model_type!r} cannot "
+            f"run on the embeddings of one token, which gates need ({_first_sentence(error)}); use "
+            "a method without gates"
+        ) from None
     finally:
         model.set_attn_implementation(stock)
         del ALL_ATTENTION_FUNCTIONS[NAME], ALL_MASK_ATTENTION_FUNCTIONS[NAME]
     return recorded
+
+
+def _first_sentence(error: Exception) -> str:
+    return str(error).strip().split("\n")[0].split(". ")[0]

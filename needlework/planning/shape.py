@@ -9,8 +9,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import get_layer_types_and_kwargs
 
-from needlework.attention.apply import full_attention_layers
-from needlework.attention.layers import LayerShape
+from needlework.attention.layers import LayerShape, full_attention_layers
 
 # Bytes per weight; 4-bit weights have a float32 scale per 64 weights.
 _QUANTIZED = {"nf4": 0.5 + 4 / 64, "fp4": 0.5 + 4 / 64, "int8": 1.0}
