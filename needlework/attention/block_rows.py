@@ -17,6 +17,9 @@ def write_rows(stored: Tensor | None, rows: Tensor, blocks: Blocks) -> Tensor:
     added = blocks.count - stored.shape[-2], rows.shape[-1] - stored.shape[-1]
     if any(added):
         stored = functional.pad(stored, (0, added[1], 0, added[0]))
+    if len(set(blocks.begin)) == 1:
+        stored[..., blocks.begin[0] : blocks.begin[0] + blocks.rows, :] = rows
+        return stored
     for b, begin in enumerate(blocks.begin):
         stored[b, ..., begin : begin + blocks.rows, :] = rows[b]
     return stored

@@ -22,6 +22,9 @@ class Blocks:
     If padding differs between batch rows, some rows and blocks are empty.
     """
 
+    most_marked: int | None = None
+    """Most blocks that a row of a system that marks blocks keeps; None: the scores decide."""
+
     def __init__(self, mask: LazyMask, system: BlockSparse, device: torch.device):
         self.mask, self.system, self.device = mask, system, device
         self.size = size = system.block_size
@@ -29,6 +32,16 @@ class Blocks:
         ends = [-(-max(0, mask.total - first) // size) for first in mask.first]
         self.rows = max(1, *[end - begin for begin, end in zip(self.begin, ends, strict=True)])
         self.count = max(self.begin) + self.rows
+        self._constants: dict[tuple, Tensor] = {}
+
+    def constant(self, *numbers: int, shape: tuple[int, ...] = (-1,)) -> Tensor:
+        """Numbers on the device, int64, copied there once per forward.
+
+        A copy in each layer would make a GPU wait.
+        """
+        if numbers not in self._constants:
+            self._constants[numbers] = torch.tensor(numbers, dtype=torch.int64, device=self.device)
+        return self._constants[numbers].view(shape)
 
     @property
     def query_starts(self) -> list[int]:
@@ -55,28 +68,48 @@ class Blocks:
         return begin[:, None] + torch.arange(self.rows, device=self.device)
 
     @cached_property
+    def numbers(self) -> Tensor:
+        """Numbers of all blocks, 0 .. count - 1, int64."""
+        return torch.arange(self.count, device=self.device)
+
+    @cached_property
+    def has_future(self) -> bool:
+        """Whether any row has a block after it."""
+        return self.rows > 1 or len(set(self.begin)) > 1
+
+    @cached_property
     def future(self) -> Tensor:
         """True for blocks after the row [batch, rows, blocks]."""
-        return torch.arange(self.count, device=self.device) > self.number[..., None]
+        return self.numbers > self.number[..., None]
 
     @cached_property
     def own(self) -> Tensor:
         """True for the row's own block [batch, rows, blocks]."""
-        return torch.arange(self.count, device=self.device) == self.number[..., None]
+        return self.numbers == self.number[..., None]
 
     @cached_property
     def kept(self) -> Tensor:
         """Number of blocks that each row keeps [batch, rows, 1], int64."""
-        kept = [
+        return torch.tensor(self._kept, device=self.device)[..., None]
+
+    @cached_property
+    def _kept(self) -> list[list[int]]:
+        return [
             [self.system.kept_blocks(begin + row) for row in range(self.rows)]
             for begin in self.begin
         ]
-        return torch.tensor(kept, device=self.device)[..., None]
 
     @cached_property
     def slots(self) -> int:
         """Largest number of blocks that any row keeps."""
         return self.system.kept_blocks(self.count - 1)
+
+    @cached_property
+    def has_empty(self) -> bool:
+        """Whether any row has unused slots."""
+        if self.system.marks_blocks:
+            return True
+        return any(kept < self.slots for row in self._kept for kept in row)
 
     @cached_property
     def is_empty(self) -> Tensor:
@@ -203,19 +236,25 @@ def choose(scores: Tensor, blocks: Blocks) -> Tensor:
     """
     if scores.ndim == 3:
         return choose(scores[:, None], blocks)[:, 0]
-    future, own = blocks.future[:, None], blocks.own[:, None]
+    own = blocks.own[:, None]
     if not blocks.system.marks_blocks:
-        scores = scores.masked_fill(future, -torch.inf).masked_fill(own, torch.inf)
+        if blocks.has_future:
+            scores = scores.masked_fill(blocks.future[:, None], -torch.inf)
+        scores = scores.masked_fill(own, torch.inf)
         order = scores.sort(dim=-1, descending=True, stable=True).indices[..., : blocks.slots]
-        return order.masked_fill(blocks.is_empty[:, None], -1)
+        return order.masked_fill(blocks.is_empty[:, None], -1) if blocks.has_empty else order
     # A forced block scores just below the row's own, which must come first.
     forced = torch.finfo(scores.dtype).max
-    scores = scores.clamp_max(forced).masked_fill(future, -torch.inf).masked_fill(own, torch.inf)
+    scores = scores.clamp_max(forced)
+    if blocks.has_future:
+        scores = scores.masked_fill(blocks.future[:, None], -torch.inf)
+    scores = scores.masked_fill(own, torch.inf)
     kept = torch.maximum(blocks.kept[:, None], (scores >= forced).sum(-1, keepdim=True))
     kept = torch.minimum(kept, (scores > -torch.inf).sum(-1, keepdim=True))
-    slots = int(kept.max())
+    most = blocks.most_marked
+    slots = int(kept.max()) if most is None else min(most, blocks.count)
     order = scores.sort(dim=-1, descending=True, stable=True).indices[..., :slots]
-    return order.masked_fill(torch.arange(slots, device=scores.device) >= kept, -1)
+    return order.masked_fill(blocks.numbers[:slots] >= kept, -1)
 
 
 def window_pairs(blocks: Blocks) -> Tensor:

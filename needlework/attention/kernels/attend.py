@@ -146,7 +146,7 @@ def attend_compiled(
         is_whole = (own - earlier + 1) * size <= blocks.mask.window[1]
         masked_parts.append(earlier.masked_fill(is_whole, -1).sort(dim=-1, descending=True).values)
         full = earlier.masked_fill(~is_whole, -1).sort(dim=-1, descending=True).values
-        window = torch.tensor(blocks.mask.window, device=query.device)
+        window = blocks.constant(*blocks.mask.window)
     masked = torch.cat(masked_parts, -1)
     out = _compiled()(
         queries,
@@ -159,7 +159,7 @@ def attend_compiled(
         # torch.compile specializes sizes 0 and 1.
         _padded(full, max(2, full.shape[-1])),
         blocks.number[:, 0] * size,
-        torch.tensor([blocks.count * size], device=query.device),
+        blocks.constant(blocks.count * size),
         window,
         size,
         terms.scaling,

@@ -99,7 +99,8 @@ def gather_token(
     choices, size = chosen.shape[1], min(blocks.size, total)
     chosen = chosen[:, :, 0]
     begins = blocks.first[:, None, None] + chosen * blocks.size
-    begins = begins.masked_fill(chosen < 0, total)
+    if blocks.has_empty:
+        begins = begins.masked_fill(chosen < 0, total)
     # An incomplete last block is read from an earlier start, so that it lies within the cache.
     starts = begins.clamp_max(total - size)
     position = starts[..., None] + blocks.token[:size]
@@ -115,7 +116,8 @@ def gather_token(
     allowed, sinks = allowed[:, :, None], terms.sinks
     if sinks is not None:
         sinks = sinks.view(1, readers, -1).expand(batch, -1, -1)
-    (keys, key_begins), (values, begins) = _rows(key, readers), _rows(value, readers)
+    keys, key_begins = _rows(key, readers, blocks)
+    values, begins = _rows(value, readers, blocks)
     windows = _windows(keys, size), (key_begins[..., None] + starts).flatten()
     if query.device.type == "cpu":
         length = allowed.shape[-1]
@@ -150,16 +152,16 @@ def gather_token(
     return out.view(batch, heads, 1, -1), allowed.sum(dtype=torch.float64) / choices
 
 
-def _rows(x: Tensor, readers: int) -> tuple[Tensor, Tensor]:
+def _rows(x: Tensor, readers: int, blocks: Blocks) -> tuple[Tensor, Tensor]:
     """View x [batch, kv heads, n, d] as consecutive tokens [tokens, d]; also return the index at
     which each reader's kv head begins [batch, readers]."""
     batch, heads, n, d = x.shape
     if x.stride()[2:] != (d, 1) or x.stride(0) % d or x.stride(1) % d:
         x = x.contiguous()
     row, head = x.stride(0) // d, x.stride(1) // d
-    begins = [[b * row + i * heads // readers * head for i in range(readers)] for b in range(batch)]
+    begins = [b * row + i * heads // readers * head for b in range(batch) for i in range(readers)]
     tokens = x.as_strided(((batch - 1) * row + (heads - 1) * head + n, d), (d, 1))
-    return tokens, torch.tensor(begins, device=x.device)
+    return tokens, blocks.constant(*begins, shape=(batch, readers))
 
 
 def _windows(tokens: Tensor, size: int) -> Tensor:
@@ -189,7 +191,7 @@ def _mask(kept: Tensor, index: Tensor, row: int, blocks: Blocks) -> Tensor:
     rows = torch.arange(batch, device=device) * len(blocks.begin) // batch
     kept = kept.gather(3, index[:, :, None].expand(-1, -1, tile, -1))
     numbers = torch.arange(row, row + tiles * tile, device=device).view(tiles, tile)
-    numbers = numbers + torch.tensor(blocks.begin, device=device)[rows, None, None]
+    numbers = numbers + blocks.constant(*blocks.begin)[rows, None, None]
     token = blocks.token
     if blocks.mask.is_causal:
         earlier = index[:, :, None] < numbers[..., None]

@@ -1,11 +1,14 @@
 """Random blocks: a lower bound that any method should beat at the same density."""
 
-import torch
+from typing import TypeVar
+
 from torch import Tensor
 
 from needlework.attention.base import Forward, RankedSelector
 from needlework.attention.layers import LayerShape
 from needlework.config.attention import Random
+
+X = TypeVar("X", int, Tensor)
 
 
 class Method(RankedSelector[Random]):
@@ -22,10 +25,11 @@ class Method(RankedSelector[Random]):
         queries = blocks.number * blocks.size
         if forward.is_decode:
             queries = (blocks.mask.start - blocks.first)[:, None]
-        seed = _mix(_mix(torch.tensor(self.system.seed, device=query.device)) + layer)
-        rows = _mix(seed + queries)[..., None]
-        columns = torch.arange(blocks.count, device=query.device)
-        return (_mix(rows + _mix(columns)) >> 8) / 2**24
+        rows = _mix(queries + _mix(_mix(self.system.seed) + layer))[..., None]
+        columns = forward.shared.get("columns")
+        if columns is None:
+            columns = forward.shared["columns"] = _mix(blocks.numbers)
+        return (_mix(rows + columns) >> 8) / 2**24
 
     def state_bytes(self, layer: LayerShape, tokens: int) -> int:
         return 0
@@ -34,7 +38,7 @@ class Method(RankedSelector[Random]):
         return 0
 
 
-def _mix(x: Tensor) -> Tensor:
+def _mix(x: X) -> X:
     """MurmurHash3's 32-bit finaliser (Appleby, 2011) of x mod 2^32, int64 in 0..2^32 - 1."""
     x = x & 0xFFFFFFFF
     x = ((x ^ (x >> 16)) * 0x85EBCA6B) & 0xFFFFFFFF

@@ -196,10 +196,16 @@ class Method(RankedSelector[Seer]):
         if threshold is not None:
             logits = _mark(logits.softmax(-1) > threshold)
         elif count is not None:
-            logits = _mark(_best(logits, count))
-        if forward.is_decode or not system.dense_last_rows:
+            logits = _mark(_best(logits, blocks.constant(*count, shape=(-1, 1, 1, 1))))
+        if forward.is_decode:
+            if threshold is None:
+                # Known without reading the scores from the device.
+                blocks.most_marked = blocks.slots if count is None else 1 + max(count)
             return logits
-        is_last = blocks.number >= blocks.number.new_tensor(ends)[:, None] - system.dense_last_rows
+        if not system.dense_last_rows:
+            return logits
+        last = blocks.constant(*ends, shape=(-1, 1)) - system.dense_last_rows
+        is_last = blocks.number >= last
         return logits.masked_fill(is_last[:, None, :, None], torch.inf)
 
 
@@ -220,10 +226,9 @@ def _mark(kept: Tensor) -> Tensor:
     return torch.where(kept, torch.inf, -torch.inf)
 
 
-def _best(logits: Tensor, count: list[int]) -> Tensor:
-    """Whether a block is among the `count` best of its row; ties go to the earlier block. One
-    count per row of the batch."""
-    counts = torch.tensor(count, device=logits.device).view(-1, 1, 1, 1)
+def _best(logits: Tensor, counts: Tensor) -> Tensor:
+    """Whether a block is among the best of its row; ties go to the earlier block. How many are
+    best: `counts` [batch, 1, 1, 1]."""
     order = logits.sort(dim=-1, descending=True, stable=True).indices
     rank = torch.arange(logits.shape[-1], device=logits.device)
     is_best = (rank < counts).expand_as(order)

@@ -76,7 +76,7 @@ class Method(RankedSelector[SketchWalk]):
             self._store_step(step, blocks, state)
             walk = self._walk(step, forward, state)
             if forward.is_decode and any(blocks.is_full):
-                full = torch.tensor(blocks.is_full, device=step.device)[:, None, None]
+                full = blocks.constant(*blocks.is_full, shape=(-1, 1, 1)).bool()
                 means = rows.sum(3) / blocks.seen
                 complete = torch.where(full, self._step(means, blocks, state["keys"]), step)
                 self._store_step(complete, blocks, state)
@@ -158,9 +158,12 @@ class Method(RankedSelector[SketchWalk]):
         """
         blocks = forward.blocks
         if "queries" in state and forward.is_decode and blocks.mask.is_causal:
-            for b, first in enumerate(blocks.mask.first):
-                slot = max(0, blocks.mask.start - first) % blocks.size
-                state["queries"][b, :, slot] = queries[b, :, 0]
+            slots = [max(0, blocks.mask.start - n) % blocks.size for n in blocks.mask.first]
+            if len(set(slots)) == 1:
+                state["queries"][:, :, slots[0]] = queries[:, :, 0]
+            else:
+                for b, slot in enumerate(slots):
+                    state["queries"][b, :, slot] = queries[b, :, 0]
             return state["queries"][:, :, None]
         queries = blocks.of_queries(queries)
         if "queries" in state:
@@ -274,24 +277,24 @@ class Method(RankedSelector[SketchWalk]):
         if not system.marks_blocks:
             return walk
         tokens = forward.prompt_lengths
-        number = torch.arange(blocks.count, device=walk.device)
-        sinks = self._share(system.sink_share, tokens, number)
-        local = self._share(system.local_share, tokens, number)
+        number = blocks.numbers
+        sinks = self._share(system.sink_share, tokens, blocks)
+        local = self._share(system.local_share, tokens, blocks)
         forced = (number < sinks) | (number > blocks.number[..., None] - local)
         if system.select == "quantile":
             walk = self._above_quantile(walk, ~(blocks.future | forced))
         if not forward.is_decode:
-            ends = number.new_tensor([-(-n // blocks.size) for n in tokens])
-            is_last = blocks.number >= ends[:, None] - system.dense_last_rows
+            ends = blocks.constant(*[-(-n // blocks.size) for n in tokens], shape=(-1, 1))
+            is_last = blocks.number >= ends - system.dense_last_rows
             forced = forced | is_last[..., None]
         return walk.masked_fill(forced, torch.inf)
 
-    def _share(self, share: float, tokens: list[int], number: Tensor) -> Tensor:
+    def _share(self, share: float, tokens: list[int], blocks: Blocks) -> Tensor:
         """Blocks that hold a share of each batch row's tokens, rounded up [batch, 1, 1]."""
         # The decimal as written, without binary rounding.
         size = self.system.block_size
         counts = [-int(-Fraction(str(share)) * n / size // 1) for n in tokens]
-        return number.new_tensor(counts).view(-1, 1, 1)
+        return blocks.constant(*counts, shape=(-1, 1, 1))
 
 
 def _normalised(x: Tensor) -> Tensor:
@@ -301,6 +304,11 @@ def _normalised(x: Tensor) -> Tensor:
 def _box(x: Tensor, blocks: Blocks) -> Tensor:
     """Maximum, then minimum of each coordinate over the real tokens of each row's block
     [batch, h, rows, size, r] -> [batch, h, rows, 2 r]; 0 in blocks without tokens."""
+    if blocks.rows == 1:
+        missing = ~blocks.is_seen
+        largest = x.masked_fill(missing, -torch.inf).amax(3)
+        smallest = x.masked_fill(missing, torch.inf).amin(3)
+        return torch.cat([largest, smallest], -1).nan_to_num_(posinf=0, neginf=0)
     box = torch.cat([x.amax(3), x.amin(3)], -1)
     # Mask only incomplete blocks: copying all of x would cost more than choosing blocks.
     partial = (blocks.seen < blocks.size)[:, 0, :, 0]

@@ -53,6 +53,8 @@ class WindowBlocks(Blocks):
         self.sink_tokens, self.recent_tokens = window.sink_tokens, window.recent_tokens
         mask = blocks.mask.windowed(self.sink_tokens, self.recent_tokens, blocks.first)
         super().__init__(mask, window, blocks.device)
+        sinks, recent = -(-self.sink_tokens // self.size), -(-(self.recent_tokens - 1) // self.size)
+        self.most_marked = sinks + recent + 1
 
     @cached_property
     def scores(self) -> Tensor:

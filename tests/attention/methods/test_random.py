@@ -15,7 +15,9 @@ def drawn(system, lengths, total, new, layer=0):
         row[total - length :] = True
     mask = LazyMask(len(lengths), new, total, total - new, attention_mask=real)
     forward = SimpleNamespace(
-        blocks=Blocks(mask, system, torch.device("cpu")), is_decode=new == 1 and total > 1
+        shared={},
+        blocks=Blocks(mask, system, torch.device("cpu")),
+        is_decode=new == 1 and total > 1,
     )
     scores = Method(system).scores(layer, torch.zeros(1), torch.zeros(1), forward)
     return choose(scores, forward.blocks)
