@@ -13,25 +13,23 @@ from needlework.config.attention import Random, Seer, SketchWalk, Window, XAtten
 BLOCKS = {"block_size": 8, "dense_layers": 0}
 TOP = {**BLOCKS, "top_k_blocks": 4}
 # Views cost nothing on a device.
-VIEWS = set(
-    [
-        "view",
-        "_unsafe_view",
-        "expand",
-        "transpose",
-        "unsqueeze",
-        "select",
-        "slice",
-        "t",
-        "squeeze",
-        "permute",
-        "as_strided",
-        "alias",
-        "detach",
-        "split",
-        "unbind",
-    ]
-)
+VIEWS = {
+    "view",
+    "_unsafe_view",
+    "expand",
+    "transpose",
+    "unsqueeze",
+    "select",
+    "slice",
+    "t",
+    "squeeze",
+    "permute",
+    "as_strided",
+    "alias",
+    "detach",
+    "split",
+    "unbind",
+}
 WAITS = ("aten::_local_scalar_dense", "aten::nonzero", "aten::lift_fresh")
 """Reading a number, boolean indexing, and copying numbers to the device."""
 
