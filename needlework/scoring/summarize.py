@@ -39,8 +39,8 @@ def summarize(
         model), sparse_layers_prefill_density and sparse_layers_decode_density (0-1) and
         cache_bytes, answered (how many of n are answers), accuracy_answered (of those; null if
         there are none), truncated_thought and empty (how many of n ended within their reasoning,
-        or have no answer), and skip_reason. Each cell that was not run has one row at the end with its
-        skip_reason, n 0, and depth, metric and numbers null; elsewhere skip_reason is null. Systems
+        or have no answer), and skip_reason. Each cell that was not run has one row at the end with
+        its skip_reason, n 0, and depth, metric and numbers null; elsewhere skip_reason is null. Systems
         and tasks are in the order of `scores`, then length, depth (all depths first) and metric.
 
         n counts answers, except at a depth of a task that asks for several needles: there it

@@ -12,7 +12,8 @@ class ThinkingBudget(LogitsProcessor):
 
     It then forces the tokens that close it (a line break, `</think>` and an empty line), one per
     step; all other steps are unchanged. Reasoning is open if the prompt ends with its opening tag,
-    or once the model writes it. The closing tokens come on top of the budget; samples leave room for them.
+    or once the model writes it. The closing tokens come on top of the budget; samples leave room
+    for them.
 
     Each row of a batch has its own budget. Pass a new instance to each call of `generate`, which
     must not reorder rows (no beams).

@@ -11,7 +11,8 @@ _TOO_LARGE_STATUS = 413
 _RATE_STATUS = 429
 _WORDS = re.compile(
     r"context.{0,3}(length|size|window)"
-    r"|(prompt|input|inputs|messages?|conversation|request)\b.{0,80}\btoo (long|large|big|many tokens)"
+    r"|(prompt|inputs?|messages?|conversation|request)\b.{0,80}"
+    r"\btoo (long|large|big|many tokens)"
     r"|too many (input |prompt )?tokens|maximum number of tokens"
     r"|(max_model_len|max_seq_len|max_position_embeddings|n_ctx|max_input_length"
     r"|max_prompt_length|prompt_too_long|request_too_large|(string|prompt|input)_above_max_length)"

@@ -1,8 +1,12 @@
-"""Read the question sets SQuAD (Rajpurkar et al., 2018) and HotpotQA (Yang et al., 2018)."""
+"""Read the question sets SQuAD (Rajpurkar et al., 2018) and HotpotQA (Yang et al., 2018).
 
+Files are the original JSON, or the hub's rows in JSON, JSON lines or Parquet, also compressed.
+"""
+
+import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, NamedTuple, Self, TypeVar
+from typing import Annotated, Any, NamedTuple, Self, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -15,6 +19,7 @@ from pydantic import (
 )
 
 from needlework.config.base import Text
+from needlework.sources.records import read_bytes, read_records
 from needlework.tasks.formats.validation_errors import describe_error
 
 _SQUAD = "write the path of SQuAD v2's JSON, such as dev-v2.0.json"
@@ -109,6 +114,54 @@ class _HotpotQuestion(_Entry):
         return self
 
 
+def _zipped(value: object, *names: str) -> object:
+    """A dictionary of lists, as the hub has it, as the original's list of tuples."""
+    if not isinstance(value, dict) or not all(isinstance(value.get(n), list) for n in names):
+        return value
+    return list(zip(*(value[name] for name in names), strict=False))
+
+
+def _original(rows: list[dict[str, Any]], is_squad: bool) -> object:
+    """The rows of a table as the original file has them."""
+    if not is_squad:
+        return [
+            row
+            | {
+                name: _zipped(row[name], "title", other)
+                for name, other in (("supporting_facts", "sent_id"), ("context", "sentences"))
+                if name in row
+            }
+            for row in rows
+        ]
+    if "data" in rows[0]:
+        return rows[0]
+    return _squad_of_rows(rows) if "context" in rows[0] else rows
+
+
+def _squad_of_rows(rows: list[dict[str, Any]]) -> object:
+    """The hub's rows (title, context, question, answers) as the original file."""
+    articles: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for row in rows:
+        if not {"context", "question", "answers"} <= row.keys():
+            return rows
+        answers = row["answers"]
+        texts = answers.get("text", []) if isinstance(answers, dict) else answers
+        question = {
+            "question": row["question"],
+            "answers": [{"text": text} for text in texts],
+            "is_impossible": not texts,
+        }
+        paragraphs = articles.setdefault(str(row.get("title")), {})
+        paragraphs.setdefault(row["context"], []).append(question)
+    return {
+        "data": [
+            {"paragraphs": [{"context": text, "qas": qas} for text, qas in paragraphs.items()]}
+            for paragraphs in articles.values()
+        ]
+    }
+
+
+_SQUAD_FILE = TypeAdapter(_Squad)
 _HOTPOT_FILE = TypeAdapter(list[_HotpotQuestion])
 
 
@@ -118,7 +171,7 @@ def read_squad(path: str | Path) -> QuestionSet:
     Raises:
         ValueError: the file is missing, is not SQuAD's JSON, or has no answerable question.
     """
-    squad = _read(path, TypeAdapter(_Squad), _SQUAD)
+    squad = _read(path, _SQUAD_FILE, _SQUAD)
     documents: dict[str, None] = {}
     questions = []
     for article in squad.data:
@@ -177,10 +230,13 @@ _T = TypeVar("_T")
 
 def _read(path: str | Path, adapter: TypeAdapter[_T], expected: str) -> _T:
     try:
-        content = Path(path).read_bytes()
+        records = read_records(path)
+        content = read_bytes(path) if records is None else b""
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file; {expected}") from None
     try:
-        return adapter.validate_json(content.removeprefix(b"\xef\xbb\xbf"))
+        if records is not None:
+            content = json.dumps(_original(records, adapter is _SQUAD_FILE)).encode()
+        return adapter.validate_json(content)
     except ValidationError as error:
         raise ValueError(f"{path}: {describe_error(error, 'the file')}; {expected}") from None
