@@ -13,6 +13,7 @@ from needlework.cli.warnings import has_chat_template
 from needlework.config.devices import Device, devices
 from needlework.config.opening import ModelSpec
 from needlework.config.parsing.load import load_experiment
+from needlework.config.rope import positions_of
 from needlework.models.checkpoint import open_config
 from needlework.planning.device_probe import device as find_device
 from needlework.planning.plan import plan
@@ -98,7 +99,7 @@ def _inspect(path: str, machine: Device) -> _Model:
     text = config.get_text_config()
     return _Model(
         path=path,
-        positions=getattr(text, "max_position_embeddings", None),
+        positions=positions_of(text.to_dict()),
         has_chat_template=has_chat_template(tokenizer_folder(path)),
         has_own_attention=getattr(config, "needlework_attention", None) is not None,
         dtype="bfloat16" if machine.gpu else "float32",

@@ -1,8 +1,16 @@
 """Base classes and shared field types of the experiment file."""
 
+from pathlib import Path
 from typing import Annotated, Any, Union
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    model_validator,
+)
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_.-]*$", max_length=64)]
 """A name used as a folder and a wildcard: a letter, then letters, digits, `_`, `.` or `-`."""
@@ -25,6 +33,14 @@ class Strict(BaseModel):
     """A section of the experiment file: immutable; unknown keys and wrong types are errors."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand_home(cls, keys: Any) -> Any:
+        # A shell expands ~ on its command line, not inside a file.
+        if isinstance(keys, dict) and str(keys.get("path")).startswith("~"):
+            return {**keys, "path": str(Path(keys["path"]).expanduser())}
+        return keys
 
 
 def tagged_union(parent: type[Strict]) -> Any:  # Any: the union's members are known at run time

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from needlework.config.base import Strict
+from needlework.config.rope import RopeScaling
 
 SPREAD = ("auto", "balanced", "balanced_low_0", "sequential")
 """Values of device_map that spread a model over several devices."""
@@ -105,6 +106,7 @@ class ModelSpec(Strict):
     revision: str | None = None
     dtype: DType = "float32"
     allow_pickle: bool = False
+    rope_scaling: RopeScaling | None = None
     opening: Opening = Opening()
 
     def dump(self) -> dict[str, Any]:

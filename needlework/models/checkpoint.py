@@ -91,11 +91,32 @@ def open_config(spec: ModelSpec) -> PreTrainedConfig:
         hub.unreachable()
     try:
         _register_attention(spec.path, kwargs)
-        return AutoConfig.from_pretrained(spec.path, **kwargs)
+        config = AutoConfig.from_pretrained(spec.path, **kwargs)
+        _scale_positions(spec, config)
+        return config
     except (OSError, ValueError, ImportError) as error:
         if str(error).startswith(f"{spec.path}: "):
             raise
         raise ValueError(explain_error(ModelSpec(path=spec.path), error)) from None
+
+
+def _scale_positions(spec: ModelSpec, config: PreTrainedConfig) -> None:
+    """Replace the rotary scaling of `config` by that of `spec`, if it has one."""
+    if spec.rope_scaling is None:
+        return
+    text = config.get_text_config(decoder=True)
+    rope = getattr(text, "rope_parameters", None)
+    if not rope or any(isinstance(value, dict) for value in rope.values()):
+        raise ValueError(
+            f"{spec.path}: rope_scaling: the model has no rotary positions, or several kinds of "
+            "them; remove it"
+        )
+    kept = {key: rope[key] for key in ("rope_theta", "partial_rotary_factor") if key in rope}
+    scaling = spec.rope_scaling.keys()
+    if scaling["rope_type"] in ("yarn", "llama3", "longrope"):
+        original = rope.get("original_max_position_embeddings", text.max_position_embeddings)
+        scaling.setdefault("original_max_position_embeddings", original)
+    text.rope_parameters = {**kept, **scaling}
 
 
 def config_of(model: LocalModel) -> PreTrainedConfig:

@@ -5,11 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config
+from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding
 
 from needlework.config.attention import Infini
 from needlework.config.opening import ModelSpec
-from needlework.models.checkpoint import open_model
+from needlework.config.rope import RopeScaling, positions_of
+from needlework.models.checkpoint import open_config, open_model
 from needlework.models.convert import convert
 from needlework.models.tiny import word_tokenizer
 
@@ -99,3 +101,21 @@ class _RunsCode:
 
     def __reduce__(self):
         return Path.touch, (self.path,)
+
+
+def test_the_rope_scaling_of_an_experiment_replaces_that_of_the_checkpoint(tmp_path):
+    shape = {
+        "hidden_size": 32,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "num_hidden_layers": 1,
+        "max_position_embeddings": 512,
+    }
+    yarn = {"rope_type": "yarn", "factor": 4.0}
+    Qwen2Config(**shape).save_pretrained(tmp_path)
+    config = open_config(ModelSpec(path=tmp_path, rope_scaling=RopeScaling(**yarn)))
+    expected = Qwen2Config(**shape, rope_parameters={**yarn, "rope_theta": 10000.0})
+    ours, theirs = Qwen2RotaryEmbedding(config), Qwen2RotaryEmbedding(expected)
+    assert torch.equal(ours.inv_freq, theirs.inv_freq)
+    assert ours.attention_scaling == theirs.attention_scaling > 1
+    assert positions_of(config.to_dict()) == 2048

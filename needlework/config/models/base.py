@@ -124,7 +124,8 @@ class LocalModel(Model):
 
     dtype: DType = Field("float32", description="number format of weights and activations")
     allow_extrapolation: bool = Field(
-        False, description="true: allow lengths past the checkpoint's max_position_embeddings"
+        False,
+        description="true: allow lengths past the checkpoint's positions, rope scaling included",
     )
 
     @property

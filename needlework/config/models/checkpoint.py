@@ -12,6 +12,7 @@ from needlework.config.models.base import Chat, LocalModel, TokenizerSource
 from needlework.config.models.thought import ThoughtFormat
 from needlework.config.opening import ModelSpec, Opening
 from needlework.config.paths import is_hub_name, json_object
+from needlework.config.rope import RopeScaling, positions_of
 
 
 def _as_day(value: Any) -> str:
@@ -42,6 +43,11 @@ class Checkpoint(Opening, LocalModel):
     revision: str | None = Field(None, description="commit or tag of a hub name")
     allow_pickle: bool = Field(
         False, description="true: read weights from pickle files (.bin) if there are no safetensors"
+    )
+    rope_scaling: RopeScaling | None = Field(
+        None,
+        description="rotary position scaling for longer texts, such as {rope_type: yarn, factor: "
+        "4.0}; null: as config.json states it",
     )
     chat_template: bool = Field(
         False,
@@ -104,8 +110,7 @@ class Checkpoint(Opening, LocalModel):
 
     @property
     def positions(self) -> int | None:
-        config = self.config_json
-        return config.get("text_config", config).get("max_position_embeddings")
+        return positions_of(self.config_json, self.rope_scaling)
 
     @property
     def config_module(self) -> str:
@@ -121,6 +126,7 @@ class Checkpoint(Opening, LocalModel):
             revision=self.revision,
             dtype=self.dtype,
             allow_pickle=self.allow_pickle,
+            rope_scaling=self.rope_scaling,
             opening=self.opening,
         )
 

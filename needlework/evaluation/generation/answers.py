@@ -18,6 +18,7 @@ from needlework.config.attention import AnyAttention, attention_class
 from needlework.config.base import Strict
 from needlework.config.models.thought import ThoughtFormat
 from needlework.config.opening import ModelSpec, Opening
+from needlework.config.rope import positions_of
 from needlework.evaluation.early_stopping import EarlyStop
 from needlework.evaluation.generation.answer_checkpoint import AnswerCheckpoint, Entry
 from needlework.evaluation.generation.generate import generate_answers
@@ -186,7 +187,7 @@ def _max_positions(config: PreTrainedConfig) -> int | None:
     own = getattr(config, "needlework_attention", None)
     if own is not None and not attention_class(own).limits_positions:
         return None
-    return getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
+    return positions_of(config.get_text_config(decoder=True).to_dict())
 
 
 def _merge(mine: Entry, opening: Opening) -> Entry:

@@ -5,6 +5,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import get_layer_types_and_kwargs
 
 from needlework.config.attention import Attention
+from needlework.config.rope import positions_of
 from needlework.evaluation.streaming.document_reader import DocumentReader
 
 DEFAULT_CHUNK_SIZE = 8192
@@ -41,7 +42,7 @@ def default_chunk_size(model: nn.Module, attention: Attention | None, overlap: i
         return span
     positions = None
     if isinstance(model, PreTrainedModel):
-        positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        positions = positions_of(model.config.get_text_config().to_dict())
     if positions is None or not overlap:
         positions = min(positions or DEFAULT_CHUNK_SIZE, DEFAULT_CHUNK_SIZE)
     if attention is not None:
