@@ -50,7 +50,9 @@ def _read(experiment: str) -> pl.DataFrame:
     summary = pl.read_parquet(ROOT / "results" / experiment / "summary.parquet")
     kept = ["system", "task", "length", "n", "accuracy", "ci_low", "ci_high"]
     return summary.filter(pl.col("depth_percent").is_null(), pl.col("metric") == "all").select(
-        *kept, "prefill_density", "decode_density"
+        *kept,
+        *("prefill_density", "decode_density"),
+        *("sparse_layers_prefill_density", "sparse_layers_decode_density"),
     )
 
 
@@ -138,7 +140,7 @@ def _value(value: str) -> tuple[bool, float, str]:
 
 
 def densities(points: pl.DataFrame) -> alt.TopLevelMixin:
-    """Accuracy by measured density of prefill: all forms, random and oracle."""
+    """Accuracy by measured density of the whole model in prefill: all forms, random and oracle."""
     named = {
         "box": "box (ours)",
         "sum": "heads sum",
@@ -161,7 +163,7 @@ def densities(points: pl.DataFrame) -> alt.TopLevelMixin:
     shown = shown.join(dense, on="task", how="left")
     look = categorical("form", list(named.values()), "Blocks of 8 (presets: 64)")
     scale = alt.Scale(type="log", domain=[4, 100], nice=False)
-    x = alt.X("density:Q", title="Measured density of prefill (% of causal pairs, log)")
+    x = alt.X("density:Q", title="Density of the whole model in prefill (% of causal pairs, log)")
     x = x.scale(scale).axis(values=[5, 10, 20, 40, 100], format="~g")
     axis = alt.Axis(values=list(range(0, 101, 20)))
     y = alt.Y("percent:Q", title="Accuracy (%)", axis=axis).scale(domain=[0, 100])

@@ -1,8 +1,8 @@
 """Measured density: (query, key) pairs attended to, as a share of the causal pairs.
 
 Density of the whole model counts its full-attention layers, sparse and dense ones alike. Layers
-with a window or chunks and layers without attention do not count: no system replaces them, and pairs
-outside a window are not a system's saving.
+with a window or chunks and layers without attention do not count: no system replaces them, and
+pairs outside a window are not a system's saving.
 """
 
 from collections.abc import Iterable

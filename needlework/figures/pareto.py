@@ -117,7 +117,7 @@ def pareto(
         "Accuracy by measured density",
         [
             f"{dashed}Filled and joined: Pareto front of each length",
-            "Density: (query, key) pairs kept in all layers of the model, dense ones included",
+            "Density: pairs kept in all full-attention layers of the model, dense ones included",
             metrics_line(set(metric_of.values())),
             sample_size(points["n"], "answers per point, all needle depths pooled"),
         ],

@@ -103,7 +103,9 @@ def test_every_sparse_system_is_a_point_at_each_length_and_stage(drawn):
     assert [text for text in texts if text.startswith("task_")] == [
         *("task_a, prefill", "task_a, decode", "task_b, prefill", "task_b, decode"),
     ]
-    assert any("all layers of the model, dense ones included" in text for text in texts)
+    assert any(
+        "all full-attention layers of the model, dense ones included" in text for text in texts
+    )
     # A sweep is one entry of the legend; systems that are not sparse have none.
     assert {"walk", "floor", "512", "4,096"} <= set(texts)
     assert not {"walk_k4", "infini", "dense"} & set(texts)
