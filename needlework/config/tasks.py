@@ -18,7 +18,7 @@ MAX_NEEDLES = 40
 
 Metric = Literal["all", "part"]
 ValueType = Literal["numbers", "words", "uuids"]
-AnswerType = Literal["numbers", "words", "uuids", "text"]
+AnswerType = Literal["numbers", "words", "uuids", "text", "choice"]
 _DEPTHS = Field(None, description="depths of the needles; null: the experiment's depths")
 _HAYSTACK = (
     "noise: one repeated paragraph; needle: other needles; sentences: generated sentences; "
@@ -109,6 +109,9 @@ class NiahTask(DepthTask):
     module: ClassVar[str] = "needlework.tasks.niah"
 
     haystack: Name = Field("noise", description=_HAYSTACK)
+    answers_in_haystack: Literal["refuse", "warn"] = Field(
+        "warn", description="what to do if an answer occurs in the context outside its needle"
+    )
     key_type: ValueType = Field("words", description="kind of keys; words: adjective-noun")
     value_type: ValueType = Field("numbers", description="kind of values")
     digits: int = Field(7, ge=1, le=20, description="number of digits of numeric keys and values")
@@ -229,6 +232,9 @@ class Needles(DepthTask):
         description="instruction before the haystack",
     )
     answer_prefix: str = Field("Answer:", description="start of the answer")
+    answers_in_haystack: Literal["refuse", "warn"] = Field(
+        "warn", description="what to do if an answer occurs in the context outside its needle"
+    )
     max_new_tokens: int = Field(64, ge=1, description=_MAX_NEW_TOKENS)
 
     @property
@@ -378,7 +384,7 @@ class RulerJsonl(Task):
     path: str = Field(
         min_length=1, description="the file; {length} in it stands for the length in tokens"
     )
-    value_type: AnswerType = Field("text", description="kind of answers, for the exact metric")
+    value_type: AnswerType = Field("text", description="kind of answers; choice: a letter")
     match: Metric = Field(
         "all", description="what a right answer contains: all of the outputs, or one of them"
     )

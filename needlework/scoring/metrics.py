@@ -6,11 +6,15 @@ from typing import Literal, get_args
 
 from needlework.scoring.free_answers import consists_of, rouge_f1
 
-ValueType = Literal["numbers", "words", "uuids", "text"]
+ValueType = Literal["numbers", "words", "uuids", "text", "choice"]
 ReferenceMode = Literal["all", "part"]
 """Whether an answer needs all references, or they are alternatives (part)."""
 
 _CONTROL = re.compile(r"[\x00-\x1f]")
+_CHOICES = (
+    re.compile(r"\b(?i:answer|choice|option)\b(?: is|:|\s)*[\s*]*\(?([A-Z])\b(?!')"),
+    re.compile(r"^[\s*(\[]*([A-Z])(?=[).:,\]*]|\s*$|\s*\n)"),
+)
 _VALUES = {
     "numbers": re.compile(r"[0-9]+"),
     "uuids": re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"),
@@ -61,10 +65,23 @@ def exact(
             f"value_type {value_type!r}: must be one of {', '.join(get_args(ValueType))}"
         )
     answer = clean(prediction)
+    if value_type == "choice":
+        return float(chosen_letter(answer) in {reference.upper() for reference in references})
     alternatives = [references] if mode == "all" else [[reference] for reference in references]
     if value_type == "text":
         return float(any(consists_of(answer, group) for group in alternatives))
     return float(any(_starts_with(answer, group, value_type) for group in alternatives))
+
+
+def chosen_letter(answer: str) -> str | None:
+    """The letter of a multiple choice that an answer names, or None.
+
+    It is the last one after `answer`, `choice` or `option`, or the one that the answer begins with
+    or consists of; a letter that is a word, as in `I cannot decide`, is none.
+    """
+    named = [match[1] for match in _CHOICES[0].finditer(answer)]
+    match = _CHOICES[1].match(answer)
+    return named[-1] if named else match[1] if match else None
 
 
 def _starts_with(answer: str, references: Sequence[str], value_type: ValueType) -> bool:
@@ -122,8 +139,16 @@ def _rouge(
 Metric = Callable[[str, Sequence[str], ValueType, ReferenceMode], float | None]
 
 METRICS: dict[str, Metric] = {
-    "all": lambda prediction, references, *_: match_all(prediction, references),
-    "part": lambda prediction, references, *_: match_part(prediction, references),
+    "all": lambda prediction, references, kind, mode: (
+        exact(prediction, references, kind, mode)
+        if kind == "choice"
+        else match_all(prediction, references)
+    ),
+    "part": lambda prediction, references, kind, mode: (
+        exact(prediction, references, kind, mode)
+        if kind == "choice"
+        else match_part(prediction, references)
+    ),
     "exact": exact,
     "rouge_l": rouge_l,
     "token_f1": token_f1,

@@ -40,8 +40,9 @@ def summarize(
         cache_bytes, answered (how many of n are answers), accuracy_answered (of those; null if
         there are none), truncated_thought and empty (how many of n ended within their reasoning,
         or have no answer), and skip_reason. Each cell that was not run has one row at the end with
-        its skip_reason, n 0, and depth, metric and numbers null; elsewhere skip_reason is null. Systems
-        and tasks are in the order of `scores`, then length, depth (all depths first) and metric.
+        its skip_reason, n 0, and depth, metric and numbers null; elsewhere skip_reason is null.
+        Systems and tasks are in the order of `scores`, then length, depth (all depths first) and
+        metric.
 
         n counts answers, except at a depth of a task that asks for several needles: there it
         counts needles, each as if independent, accuracy is the share found, and `all` is the only

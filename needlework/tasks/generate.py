@@ -10,6 +10,7 @@ sample from the sample's own random generator. The PromptBuilder then builds the
 any number of tokens; see prompts/budget.py.
 """
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -26,6 +27,7 @@ from needlework.reasoning.formats import THINK
 from needlework.runtime.progress import track
 from needlework.sources.added_tokens import prompt_tokenizer
 from needlework.tasks.context import SampleContext, TaskContext
+from needlework.tasks.haystacks.needle_insertion import NeedlePrompt
 from needlework.tasks.prompts.budget import (
     BudgetTooSmall,
     ContentExhausted,
@@ -40,6 +42,8 @@ from needlework.tasks.prompts.prompt import NO_CHAT_FRAME, ChatFrame, Prompt
 from needlework.tasks.prompts.token_counter import CharacterCounter, TokenCounter
 from needlework.tasks.sample_table import SAMPLE_SCHEMA
 from needlework.tasks.seeds import stream_seed
+
+_log = logging.getLogger(__name__)
 
 PROBED_SAMPLES = 128
 """Samples that a length suggested by an error message is checked with."""
@@ -90,16 +94,19 @@ class Sampler:
                 (chat_frame.thought or THINK).closing_text, add_special_tokens=False
             )
             self._new_tokens += thinking_tokens + len(closing_text)
-        # The path of a file does not affect samples, only its contents do.
+        # The path of a file does not affect samples, only its contents do; nor does a check.
         self._parameters = {
             "type": task.type_name,
-            **task.model_dump(mode="json", exclude_defaults=True, exclude={"path"}),
+            **task.model_dump(
+                mode="json", exclude_defaults=True, exclude={"path", "answers_in_haystack"}
+            ),
         }
         task_depths = getattr(task, "depths", None)
         self._depths = depths if task_depths is None else task_depths
         counter_class = TokenCounter if length_unit == "tokens" else CharacterCounter
         self._counter = counter_class(self._tokenizer, chat_frame)
         self.length = length
+        self._warned_of_answers = False
         self._factories: dict[int, Callable[[int], tuple[int, PromptBuilder]]] = {}
         self._verify_counts()
 
@@ -129,7 +136,23 @@ class Sampler:
                 f"{self._length_key}: {self.length} is more than the content of task"
                 f" {self.task_name} fills; write {self._largest_length()} or less"
             ) from None
+        self._check_answers(builder, prompt)
         return self._row(index, sample_seed, prompt)
+
+    def _check_answers(self, builder: PromptBuilder, prompt: Prompt) -> None:
+        """Warn of, or refuse, answers that can be found without reading the needle."""
+        mode = getattr(self.task, "answers_in_haystack", None)
+        if mode is None or not isinstance(builder, NeedlePrompt) or self._warned_of_answers:
+            return
+        for answer, count in builder.answers_elsewhere(prompt).items():
+            message = (
+                f"tasks.{self.task_name}: the answer {answer!r:.40} occurs {count} times in the "
+                f"context at {self.length} outside its needle; write another answer or haystack"
+            )
+            if mode == "refuse":
+                raise ValueError(f"{message}, or answers_in_haystack: warn")
+            _log.warning("%s", message)
+            self._warned_of_answers = True
 
     @property
     def is_additive(self) -> bool:

@@ -15,6 +15,7 @@ _VALUE_PATTERNS = {
     "words": re.compile(r"[^\W\d_]"),
     "uuids": re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"),
     "text": re.compile(""),
+    "choice": re.compile(r"^[a-z]$"),
 }
 
 

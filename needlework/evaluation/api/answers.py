@@ -58,8 +58,8 @@ def request_answers(
     Predictions: status is ok, refused (the API refuses the prompt: too long, or filtered), error
     (all retries failed, or the request is invalid) or truncated (answered, but the API counts so
     few tokens that it must have cut the prompt). Unless it is ok, reason is one line; the
-    prediction is empty if refused or failed. new_tokens is the API's count, reasoning included. Densities and
-    cache_bytes are null.
+    prediction is empty if refused or failed. new_tokens is the API's count, reasoning included.
+    Densities and cache_bytes are null.
 
     Measurements: prefill_seconds is the time to the first text, including network and queue;
     decode_seconds the time from there to the end; both of the attempt that succeeded. prompt_tokens

@@ -56,6 +56,17 @@ class NeedlePrompt:
                 return prompt
             room -= excess
 
+    def answers_elsewhere(self, prompt: Prompt) -> dict[str, int]:
+        """How often each answer occurs in the context outside the needles, ignoring case."""
+        texts = [prompt.context, *(needle.text for needle in self._needles)]
+        context, *needles = [text.casefold() for text in texts]
+        counts = {
+            answer: context.count(answer.casefold())
+            - sum(needle.count(answer.casefold()) for needle in needles)
+            for answer in self._outputs
+        }
+        return {answer: count for answer, count in counts.items() if count > 0}
+
     def _prompt(self, units: list[str], counts: list[int]) -> Prompt:
         merged: list[str] = []
         tokens: list[int] = []
