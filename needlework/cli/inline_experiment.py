@@ -54,15 +54,28 @@ def inline_experiment(
     if converts:
         model = {"allow_extrapolation": True, **model}
     system = {"model": NAME, "attention": None if converts else attention}
-    experiment = load_experiment(
-        {"experiment": NAME, "models": {NAME: model}, "systems": {NAME: system}, **sections}
-    )
+    try:
+        experiment = load_experiment(
+            {"experiment": NAME, "models": {NAME: model}, "systems": {NAME: system}, **sections}
+        )
+    except ValueError as error:
+        raise ValueError(_options_for_keys(str(error))) from None
     checkpoint = experiment.models[NAME].local
     if checkpoint is None or checkpoint.weights_path is None:
         raise ValueError("--model: not a checkpoint; write a path, or '{path: ...}'")
     if attention is not None and converts:
         return experiment, checkpoint, _infini(checkpoint.spec(), attention)
     return experiment, checkpoint, experiment.systems[NAME].attention
+
+
+def _options_for_keys(message: str) -> str:
+    """An error of the experiment, with the command's options in place of its keys."""
+    return (
+        message.replace(f"of model `{NAME}`", "of the model")
+        .replace(f"models.{NAME}", "--model")
+        .replace(f"systems.{NAME}.attention", "--attention")
+        .replace("lengths.0", "--context-length")
+    )
 
 
 def _infini(spec: ModelSpec, keys: dict[str, Any]) -> Infini | None:

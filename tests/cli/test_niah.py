@@ -143,14 +143,14 @@ def test_thinking_tokens_count_towards_the_context_length(changed):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (("--attention", "{type: window, recent: 3}"), r"^systems\.inline\.attention\.recent = 3"),
+        (("--attention", "{type: window, recent: 3}"), r"^--attention\.recent = 3"),
         (("--attention", "{type: infini, segment_length: 0}"), r"^--attention: segment_length = 0"),
         (("--attention", "{type: infini"), r"^--attention \{type: infini: not a mapping \("),
         (
             ("--context-length", "60"),
             r"^lengths: 60 is too small for task inline; write \d+ or more",
         ),
-        (("--context-length", "99999"), r"^lengths.* = 99999: "),
+        (("--context-length", "99999"), r"^--context-length = 99999: exceeds .* in --model$"),
         (("--depth-percent", "101"), r"^depths.* = 101"),
         (("--num-digits", "0"), r"^tasks\.inline\.digits = 0: write a number of at least 1"),
         (

@@ -25,7 +25,7 @@ from needlework.reasoning.formats import (
     unknown_opener,
 )
 from needlework.tasks.prompts.prompt import ChatFrame
-from needlework.tasks.prompts.tokenizer import open_tokenizer, tokenizer_folder
+from needlework.tasks.prompts.tokenizer import open_tokenizer, special_tokens, tokenizer_folder
 
 # Quotes, brackets and a line break reveal templates that escape the message.
 _PLACEHOLDER = """[needlework: "context" & <more>\n'question']"""
@@ -67,8 +67,9 @@ def load_chat_frame(
     config = _tokenizer_config(folder)
     source = _template_source(folder, config)
     thinks = thinking_tokens > 0
+    tokens = {k: v for k, v in special_tokens(folder).items() if k in _SPECIAL_TOKENS}
     variables = {
-        **_special_tokens(config),
+        **tokens,
         "tools": None,
         "documents": None,
         "add_generation_prompt": True,
@@ -87,7 +88,7 @@ def load_chat_frame(
     own = None if thought_format is None else ThoughtFormat.model_validate(thought_format)
     thought = format_of(source, own) or format_of(tail)
     if own is None and (thought is None or not opens_reasoning(tail, thought)):
-        opener = unknown_opener(tail, source, _special_tokens(config).values())
+        opener = unknown_opener(tail, source, tokens.values())
         if opener is not None:
             raise ValueError(
                 f"{folder}: the chat template ends with {opener}, which seems to open reasoning in "
@@ -200,6 +201,8 @@ def _template_source(folder: Path, config: dict[str, Any]) -> str:
         source = config.get("chat_template")
     if isinstance(source, list):
         source = {entry["name"]: entry["template"] for entry in source}.get("default")
+    if source is None:
+        source = _read(folder, "additional_chat_templates/default.jinja")
     if not isinstance(source, str):
         raise ValueError(
             f"{folder}: has no chat template; set chat_template: false, or use an instruct model"
@@ -213,12 +216,6 @@ def _tokenizer_config(folder: Path) -> dict[str, Any]:
         return {} if text is None else json.loads(text)
     except ValueError as error:
         raise ValueError(f"{folder}: tokenizer_config.json is not JSON: {error}") from None
-
-
-def _special_tokens(config: dict[str, Any]) -> dict[str, str]:
-    """Text of each special token by name; the config holds it as text or as `content`."""
-    tokens = {name: config[name] for name in _SPECIAL_TOKENS if config.get(name) is not None}
-    return {k: v["content"] if isinstance(v, dict) else v for k, v in tokens.items()}
 
 
 def _leading_special_tokens(folder: Path) -> list[str]:

@@ -10,6 +10,14 @@ from tokenizers.pre_tokenizers import Split
 
 from needlework.sources import hub
 
+_FILES = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "additional_chat_templates/*.jinja",
+]
+
 
 def tokenizer_folder(path: str | Path, revision: str | None = None) -> Path:
     """The folder with a tokenizer's files: `path`, or a download of the hub repository `path`.
@@ -19,10 +27,9 @@ def tokenizer_folder(path: str | Path, revision: str | None = None) -> Path:
     """
     if Path(path).is_dir():
         return Path(path)
-    files = ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]
     hub.unreachable()
     try:
-        return Path(snapshot_download(str(path), revision=revision, allow_patterns=files))
+        return Path(snapshot_download(str(path), revision=revision, allow_patterns=_FILES))
     except Exception as error:  # the hub's errors have no common base class
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(
@@ -53,18 +60,42 @@ def open_tokenizer(path: str | Path | None, revision: str | None = None) -> Toke
         raise ValueError(f"{path}: cannot read its tokenizer.json: {error}") from None
 
 
+def special_tokens(folder: Path) -> dict[str, str]:
+    """Text of each named special token, such as bos_token.
+
+    As in transformers, those of special_tokens_map.json take precedence over tokenizer_config.json,
+    unless that has an added_tokens_decoder.
+
+    Raises:
+        ValueError: a file is not a JSON object.
+    """
+    tokens: dict[str, str] = {}
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        file = folder / name
+        if not file.is_file():
+            continue
+        try:
+            entries = dict(json.loads(file.read_bytes()).items())
+        except (OSError, ValueError, AttributeError) as error:
+            raise ValueError(f"{file}: cannot be read: {error}; fetch it again") from None
+        for key, value in entries.items():
+            text = value.get("content") if isinstance(value, dict) else value
+            if key.endswith("_token") and isinstance(text, str):
+                tokens[key] = text
+        if "added_tokens_decoder" in entries:
+            break
+    return tokens
+
+
 def end_token_id(path: str | Path, revision: str | None = None) -> int:
-    """The id of the end-of-text token (`eos_token` of the checkpoint's tokenizer_config.json).
+    """The id of the end-of-text token (`eos_token`, see `special_tokens`).
 
     Raises:
         ValueError: the file names no token of the tokenizer.
     """
-    file = tokenizer_folder(path, revision) / "tokenizer_config.json"
-    try:
-        token = json.loads(file.read_bytes()).get("eos_token")
-    except (OSError, ValueError, AttributeError) as error:
-        raise ValueError(f"{file}: cannot be read: {error}; fetch it again") from None
-    token = token.get("content") if isinstance(token, dict) else token
+    folder = tokenizer_folder(path, revision)
+    file = folder / "tokenizer_config.json"
+    token = special_tokens(folder).get("eos_token")
     token_id = None if token is None else open_tokenizer(path, revision).token_to_id(token)
     if token_id is None:
         raise ValueError(

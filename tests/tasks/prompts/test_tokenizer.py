@@ -5,8 +5,9 @@ import shutil
 
 import pytest
 from support.paths import TINY
+from transformers import AutoTokenizer
 
-from needlework.tasks.prompts.tokenizer import end_token_id, open_tokenizer
+from needlework.tasks.prompts.tokenizer import end_token_id, open_tokenizer, special_tokens
 
 
 @pytest.mark.parametrize(
@@ -41,3 +42,15 @@ def test_end_token_comes_from_the_tokenizer_config(tmp_path):
         with pytest.raises(ValueError, match=message) as caught:
             end_token_id(tmp_path)
         assert str(caught.value).startswith(str(config))
+
+
+@pytest.mark.parametrize("decoder", [{}, {"added_tokens_decoder": {}}])
+def test_special_tokens_are_those_of_transformers(tmp_path, decoder):
+    shutil.copy(TINY / "tokenizer.json", tmp_path)
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "</s>", **decoder}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    more = {"bos_token": {"content": "<s>"}, "eos_token": "<pad>"}
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps(more))
+    theirs = AutoTokenizer.from_pretrained(tmp_path).special_tokens_map
+    assert special_tokens(tmp_path) == theirs
+    assert ("bos_token" in theirs) == (not decoder)
