@@ -1,8 +1,8 @@
 """Exact attention over the chosen blocks: the choice of a kernel, and the compiled kernel.
 
-Long prefills use flex_attention with torch.compile: each row of blocks visits the blocks that it
-keeps, without copies. Everything else uses the gathering kernel (gather.py). Results agree up to
-rounding.
+Long prefills can use flex_attention with torch.compile: each row of blocks visits the blocks that
+it keeps, without copies. Which is faster depends on the machine, so choice.py measures it.
+Everything else uses the gathering kernel (gather.py). Results agree up to rounding.
 """
 
 import os
@@ -18,11 +18,17 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from needlework.attention.blocks import Blocks, causal_pairs, window_pairs
+from needlework.attention.blocks import Blocks, causal_pairs, choose, window_pairs
+from needlework.attention.kernels.choice import Kernels, Name, faster, fixed
 from needlework.attention.kernels.gather import SoftmaxTerms, gather, gather_token
+from needlework.attention.masks import LazyMask
+from needlework.config.attention import Random
 
 COMPILE_THRESHOLD = 2**29
-"""Scores of dense attention (batch * heads * queries * keys) from which compiling pays off."""
+"""Scores of dense attention (batch * heads * queries * keys) from which compiling can pay off;
+then the kernel that is faster on the machine is used (choice.py)."""
+TRIAL_BLOCKS = 64
+"""Blocks of the prefill that decides."""
 RECOMPILE_LIMIT = 64
 """Largest number of compiled variants in a process: dtype, head dimensions, heads, block size, and
 batch of one or more."""
@@ -76,10 +82,60 @@ def attend(
     if query.shape[2] == 1:
         kernel = gather_token
     elif scores >= COMPILE_THRESHOLD and can_compile(query, key, value, blocks, terms):
-        kernel = attend_compiled
+        is_compiled = _faster(query, key, value, chosen.shape[1], blocks) == "compiled"
+        kernel = attend_compiled if is_compiled else gather
     else:
         kernel = gather
     return kernel(query, key, value, chosen, blocks, terms)
+
+
+def _faster(query: Tensor, key: Tensor, value: Tensor, choices: int, blocks: Blocks) -> Name:
+    """The kernel for long prefills of this shape: the fixed one, or the faster on this machine."""
+    name = fixed()
+    if name is not None:
+        return name
+    heads, kv_heads, device = query.shape[1], key.shape[1], query.device
+    dims, size = (query.shape[-1], value.shape[-1]), blocks.size
+    shape = (str(query.dtype), heads, kv_heads, *dims, size, choices)
+    if (shape, device) not in _FASTER:
+
+        def kernels() -> Kernels:
+            return _trial(query.dtype, heads, kv_heads, dims, size, choices, device)
+
+        with torch.inference_mode():
+            _FASTER[shape, device] = faster(shape, device, kernels)
+    return _FASTER[shape, device]
+
+
+_FASTER: dict[tuple[tuple, torch.device], Name] = {}
+
+
+def _trial(
+    dtype: torch.dtype,
+    heads: int,
+    kv_heads: int,
+    dims: tuple[int, int],
+    size: int,
+    choices: int,
+    device: torch.device,
+) -> Kernels:
+    """Calls of both kernels with a quarter of the blocks of a prefill of TRIAL_BLOCKS blocks."""
+    tokens = TRIAL_BLOCKS * size
+    mask = LazyMask(1, tokens, tokens)
+    blocks = Blocks(mask, Random(block_size=size, density=0.25), device)
+    generator = torch.Generator(device).manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(1, *shape, generator=generator, device=device).to(dtype)
+
+    tensors = normal(heads, tokens, dims[0]), normal(kv_heads, tokens, dims[0])
+    value = normal(kv_heads, tokens, dims[1])
+    chosen = choose(normal(choices, blocks.rows, blocks.count).float(), blocks)
+    arguments = (*tensors, value, chosen, blocks, SoftmaxTerms(dims[0] ** -0.5))
+    return {
+        "gather": lambda: gather(*arguments),
+        "compiled": lambda: attend_compiled(*arguments),
+    }
 
 
 def can_compile(

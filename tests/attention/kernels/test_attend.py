@@ -7,6 +7,7 @@ from torch.compiler import set_stance
 
 from needlework.attention.blocks import Blocks, choose
 from needlework.attention.kernels import attend as attend_module
+from needlework.attention.kernels import choice
 from needlework.attention.kernels.attend import attend, attend_compiled, has_compiler
 from needlework.attention.kernels.gather import SoftmaxTerms, gather
 from needlework.attention.masks import LazyMask
@@ -284,6 +285,7 @@ def is_compiled(lengths, new, dropout=0.0, right=False, shape=(16, 2, 1, 16)):
 @needs_compiler
 def test_only_long_causal_prefills_are_compiled(monkeypatch):
     monkeypatch.setattr(attend_module, "COMPILE_THRESHOLD", 2 * 100 * 100)
+    monkeypatch.setenv(choice.VARIABLE, "compiled")
     assert is_compiled([100], 100)
     assert is_compiled([100, 60], 100)
     assert is_compiled([400], 25)
@@ -293,6 +295,15 @@ def test_only_long_causal_prefills_are_compiled(monkeypatch):
     assert not is_compiled([100], 100, dropout=0.1)
     assert not is_compiled([100], 100, shape=(8, 2, 1, 16))
     assert not is_compiled([100], 100, shape=(16, 2, 1, 12))
+
+
+def test_the_faster_kernel_is_used(monkeypatch):
+    monkeypatch.setattr(attend_module, "COMPILE_THRESHOLD", 0)
+    monkeypatch.delenv(choice.VARIABLE, raising=False)
+    for name in ("gather", "compiled"):
+        monkeypatch.setattr(attend_module, "_FASTER", {})
+        monkeypatch.setattr(attend_module, "faster", lambda *_, name=name: name)
+        assert is_compiled([100], 100) == (has_compiler("cpu") and name == "compiled")
 
 
 def test_gathering_has_gradients(monkeypatch):

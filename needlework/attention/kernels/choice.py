@@ -1,0 +1,110 @@
+"""Which prefill kernel is faster, measured once per machine and shape, then kept in a file.
+
+Kernels agree only up to rounding, so a choice must not change between runs: the first measurement
+on a machine stays. NEEDLEWORK_ATTENTION_KERNEL=gather or =compiled fixes the kernel instead.
+"""
+
+import hashlib
+import os
+import platform
+import time
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from statistics import median
+from tempfile import NamedTemporaryFile
+from typing import Literal, get_args
+
+import torch
+
+VARIABLE = "NEEDLEWORK_ATTENTION_KERNEL"
+ROUNDS = 3
+"""Measured rounds, after one that compiles."""
+
+Name = Literal["gather", "compiled"]
+Kernels = dict[Name, Callable[[], object]]
+
+
+def fixed() -> Name | None:
+    """The kernel that the environment asks for.
+
+    Raises:
+        ValueError: there is no such kernel.
+    """
+    value = os.environ.get(VARIABLE)
+    names = get_args(Name)
+    if not value:
+        return None
+    if value not in names:
+        raise ValueError(f"{VARIABLE}: {value!r} is not a kernel; write {' or '.join(names)}")
+    return "gather" if value == "gather" else "compiled"
+
+
+def faster(shape: tuple, device: torch.device, kernels: Callable[[], Kernels]) -> Name:
+    """The faster kernel for a shape on this machine, from its file; measured if there is none.
+
+    Args:
+        shape: what decides speed, such as dtype and dimensions.
+        kernels: makes calls of equal work for the measurement.
+    """
+    machine = (*_machine(device.type), torch.__version__, torch.get_num_threads())
+    label = " ".join(map(str, (*machine, *shape)))
+    file = folder() / f"{hashlib.sha256(label.encode()).hexdigest()[:24]}.txt"
+    return _stored(file, label) or _store(file, label, _measure(kernels(), device))
+
+
+def folder() -> Path:
+    """Where choices are kept: in XDG_CACHE_HOME, else in ~/.cache."""
+    cache_home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(cache_home) / "needlework" / "kernels"
+
+
+def _measure(kernels: Kernels, device: torch.device) -> Name:
+    """In turns, so that other load on the machine affects both."""
+    seconds: dict[Name, list[float]] = {name: [] for name in kernels}
+    for _ in range(ROUNDS + 1):
+        for name, call in kernels.items():
+            started = time.perf_counter()
+            call()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            seconds[name].append(time.perf_counter() - started)
+    return min(seconds, key=lambda name: median(seconds[name][1:]))
+
+
+def _stored(file: Path, label: str) -> Name | None:
+    try:
+        name, of = file.read_text().splitlines()
+    except (OSError, ValueError):
+        return None
+    if of != label:
+        return None
+    return "gather" if name == "gather" else "compiled"
+
+
+def _store(file: Path, label: str, name: Name) -> Name:
+    """Keep a choice, unless another process was first: then its choice."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with NamedTemporaryFile("w", dir=file.parent, suffix=".part") as part:
+            part.write(f"{name}\n{label}\n")
+            part.flush()
+            os.link(part.name, file)
+    except FileExistsError:
+        return _stored(file, label) or name
+    except OSError:
+        pass  # without a folder to write, the choice lasts for the process
+    return name
+
+
+@cache
+def _machine(device: str) -> tuple[str, ...]:
+    """What the processor is called."""
+    if device == "cuda":
+        return (torch.cuda.get_device_name(),)
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    model = next((line for line in lines if line.startswith("model name")), platform.processor())
+    return platform.machine(), model, torch.backends.cpu.get_cpu_capability()
