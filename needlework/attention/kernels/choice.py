@@ -55,8 +55,8 @@ def faster(shape: tuple, device: torch.device, kernels: Callable[[], Kernels]) -
 
 def folder() -> Path:
     """Where choices are kept: in XDG_CACHE_HOME, else in ~/.cache."""
-    cache_home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(cache_home) / "needlework" / "kernels"
+    cache_home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(cache_home).expanduser() / "needlework" / "kernels"
 
 
 def _measure(kernels: Kernels, device: torch.device) -> Name:
