@@ -9,7 +9,7 @@ from pydantic import (
     ConfigDict,
     Field,
     StringConstraints,
-    model_validator,
+    field_validator,
 )
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_.-]*$", max_length=64)]
@@ -34,13 +34,12 @@ class Strict(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
-    @model_validator(mode="before")
+    # Of the field, not of the model, after which JSON's arrays would not be read as tuples.
+    @field_validator("path", mode="before", check_fields=False)
     @classmethod
-    def _expand_home(cls, keys: Any) -> Any:
+    def _expand_home(cls, path: Any) -> Any:
         # A shell expands ~ on its command line, not inside a file.
-        if isinstance(keys, dict) and str(keys.get("path")).startswith("~"):
-            return {**keys, "path": str(Path(keys["path"]).expanduser())}
-        return keys
+        return str(Path(path).expanduser()) if str(path).startswith("~") else path
 
 
 def tagged_union(parent: type[Strict]) -> Any:  # Any: the union's members are known at run time
