@@ -19,7 +19,7 @@ def attention_modules(model: PreTrainedModel) -> list[tuple[int, nn.Module]]:
     return [
         (module.layer_idx, module)
         for module in model.base_model.modules()
-        if "Attention" in type(module).__name__
+        if any(word in type(module).__name__ for word in ("Attention", "MLA"))
         and isinstance(getattr(module, "layer_idx", None), int)
     ]
 
@@ -43,7 +43,9 @@ def full_attention_layers(model: PreTrainedModel) -> list[int]:
             f"model: {config.model_type} shares keys and values among its last layers "
             "(num_kv_shared_layers); choose a model of another family"
         )
-    kinds, _ = get_layer_types_and_kwargs(config)
+    named = getattr(config, "layer_types", None)
+    # get_layer_types_and_kwargs names layers that use another layer's keys and values "dummy".
+    kinds = named or get_layer_types_and_kwargs(config)[0]
     modules = attention_modules(model)
     if any(layer < 0 for layer, _ in modules):
         raise ValueError(
@@ -55,13 +57,12 @@ def full_attention_layers(model: PreTrainedModel) -> list[int]:
             f"model: {config.model_type} has attention in more layers than the {len(kinds)} of its "
             "config (num_hidden_layers); choose a decoder without an encoder, such as llama"
         )
-    lists_kinds = getattr(config, "layer_types", None) is not None
     return sorted(
         {
             layer
             for layer, module in modules
             if kinds[layer] in ("full_attention", "hybrid")
-            and (lists_kinds or getattr(module, "sliding_window", None) is None)
+            and (named or getattr(module, "sliding_window", None) is None)
             and getattr(module, "is_causal", True)
         }
     )

@@ -233,7 +233,7 @@ def _probe(model: PreTrainedModel) -> dict[int, tuple[Tensor, Tensor]]:
     try:
         model.set_attn_implementation(NAME)
         model.base_model(
-            inputs_embeds=token.expand(2, 1, -1).to(model.device, model.dtype),
+            inputs_embeds=token.repeat(2, 1, 1).to(model.device, model.dtype),
             position_ids=torch.tensor(POSITIONS, device=model.device)[:, None],
             use_cache=False,
         )

@@ -12,7 +12,7 @@ def gather_heads(model: PreTrainedModel, query: Tensor, key: Tensor) -> tuple[Te
     tokens, d]. They are returned unchanged if this process has all heads.
     """
     heads = model.config.get_text_config(decoder=True).num_attention_heads
-    if getattr(model, "_tp_size", 1) == 1 or query.shape[1] == heads:
+    if getattr(model, "_tp_size", None) in (None, 1) or query.shape[1] == heads:
         return query, key
     group = model._mesh_manager.get_mesh("tp").get_group()
     return _gather(query, group), _gather(key, group)

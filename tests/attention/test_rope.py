@@ -12,6 +12,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from needlework.attention import rope
 from needlework.attention.rope import Rotation, rotate
 
+# The others have no RoPE, attend twice per layer, or rotate parts that they split off before.
+RECORDED = [family for family in FAMILIES if family not in ("opt", "diffllama", "stablelm")]
 YARN = {
     "rope_type": "yarn",
     "rope_theta": 10000.0,
@@ -85,7 +87,7 @@ def undo_in_forwards(model, forwards, dtype=torch.float32):
     return after
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", RECORDED)
 def test_undo_returns_the_input_of_the_familys_rope(family):
     model = tiny(family)
     comparisons = undo_in_forwards(model, [33, 1, 6])

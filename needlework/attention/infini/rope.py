@@ -125,7 +125,7 @@ def _is_rotation(attention: nn.Module, x: Tensor, y: Tensor, cos: Tensor, sin: T
     """Whether `rotate` maps x to y, both [1, h, t, D]."""
     try:
         rotated = rotate(attention, x[:, None], cos[None, None], sin[None, None])[:, 0]
-    except (RuntimeError, TypeError, ValueError):
+    except (AttributeError, RuntimeError, TypeError, ValueError):
         # The family's function takes other arguments or shapes.
         return False
     tolerance = 8 * torch.finfo(y.dtype).eps * y.abs().max()
