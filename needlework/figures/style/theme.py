@@ -1,5 +1,8 @@
 """One look for every figure: fonts, sizes, and colours for colour-blind readers."""
 
+import json
+import re
+
 import altair as alt
 import polars as pl
 
@@ -17,6 +20,8 @@ COLORS = [
 SHAPES = ["circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right"]
 DASHES = [[1, 0], [8, 3], [2, 2], [8, 3, 2, 3], [12, 4], [4, 4]]
 SEQUENTIAL = "cividis"
+_LABEL_CHARACTERS = 40
+"""Longest line of a legend; longer names are wrapped."""
 
 METRIC_LABELS = {
     "all": "share of the references found",
@@ -105,9 +110,8 @@ def categorical(column: str, domain: list[str], title: str) -> dict[str, alt.Sch
         # unused last name gives the hidden ones a separate domain.
         entries = domain if legend else [*domain, ""]
         cycled = [values[index % len(values)] for index in range(len(entries))]
-        return channel(field, legend=alt.Legend(title=title) if legend else None).scale(
-            domain=entries, range=cycled
-        )
+        shown = alt.Legend(title=title, **_wrapped(domain)) if legend else None
+        return channel(field, legend=shown).scale(domain=entries, range=cycled)
 
     return {
         "color": scaled(alt.Color, COLORS),
@@ -115,6 +119,26 @@ def categorical(column: str, domain: list[str], title: str) -> dict[str, alt.Sch
         "shape": scaled(alt.Shape, SHAPES),
         "strokeDash": scaled(alt.StrokeDash, DASHES, legend=False),
     }
+
+
+def wrap_name(name: str, width: int = _LABEL_CHARACTERS) -> list[str]:
+    """Break a long name after its separators, into lines of at most `width` characters."""
+    lines = [""]
+    for part in re.findall(r"[^_,;= -]*[_,;= -]*", name):
+        for start in range(0, len(part), width):
+            piece = part[start : start + width]
+            if len(lines[-1]) + len(piece) > width:
+                lines.append("")
+            lines[-1] += piece
+    return [line for line in lines if line] or [name]
+
+
+def _wrapped(names: list[str]) -> dict[str, str | int]:
+    """Properties of a legend that show long names in several lines instead of cutting them."""
+    if all(len(name) <= _LABEL_CHARACTERS for name in names):
+        return {}
+    lines = {name: wrap_name(name) for name in names}
+    return {"labelExpr": f"{json.dumps(lines)}[datum.value] || datum.value", "labelLimit": 0}
 
 
 def sample_size(n: pl.Series, unit: str) -> str:
