@@ -20,7 +20,8 @@ def warnings(experiment: Experiment, fetch: bool = False) -> Iterator[str]:
 
 def has_chat_template(folder: Path) -> bool:
     """Whether the tokenizer of a checkpoint has a chat template."""
-    if (folder / "chat_template.jinja").is_file():
+    files = ("chat_template.jinja", "additional_chat_templates/default.jinja")
+    if any((folder / file).is_file() for file in files):
         return True
     try:
         config = json.loads((folder / "tokenizer_config.json").read_bytes())

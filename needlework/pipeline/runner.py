@@ -123,6 +123,12 @@ def pending_outputs(configfile: Path, options: list[str]) -> list[Path]:
 
 
 def _snakemake(configfile: Path) -> list[str]:
+    # Snakemake runs the scripts of jobs by an unquoted path of the interpreter.
+    if " " in sys.executable:
+        raise ValueError(
+            f"{sys.executable}: the path of Python has a blank, which jobs cannot start from; "
+            "install needlework in an environment whose path has none"
+        )
     return [
         *(sys.executable, "-m", "snakemake"),
         *("--snakefile", str(WORKFLOW / "Snakefile"), "--configfile", str(configfile)),

@@ -153,3 +153,9 @@ def test_pending_outputs_are_the_same_for_a_dry_run(monkeypatch):
     pending = pending_outputs(file, ["--forceall"])
     assert Path("results/api/summary.csv") in pending
     assert pending_outputs(file, ["--forceall", "-n"]) == pending
+
+
+def test_a_blank_in_the_path_of_python_is_refused_before_a_run(monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/my envs/bin/python")
+    with pytest.raises(ValueError, match=r"^/my envs/bin/python: the path of Python has a blank"):
+        pending_outputs(Path("config.yaml"), [])

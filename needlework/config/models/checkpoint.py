@@ -176,7 +176,8 @@ class Checkpoint(Opening, LocalModel):
                     yield (key,), "needs a chat template; write chat_template: true, or remove it"
             return
         folder = Path(self.path)
-        if not folder.is_dir() or (folder / "chat_template.jinja").is_file():
+        templates = ("chat_template.jinja", "additional_chat_templates/default.jinja")
+        if not folder.is_dir() or any((folder / name).is_file() for name in templates):
             return
         file = folder / "tokenizer_config.json"
         config = json_object(file) if file.is_file() else {}
