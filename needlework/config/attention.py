@@ -139,9 +139,9 @@ class SketchWalk(Ranked):
 
     A preset sets the defaults of the other keys; a key that is given wins. `paper`: the paper's
     form, with the defaults shown here. `official`: the released code (heads sum, sketch_dim null,
-    score_scale 1.28, sparsity_exponent 1, walk damped, select quantile, local_share 0.05,
-    sink_share 0.05, dense_last_rows 4, decode_queries 32). `box`: ours (heads sum, keys box,
-    sketch_dim null, walk off).
+    score_scale null, sparsity_exponent 1, walk damped, select quantile, local_share 0.05,
+    sink_share 0.05, unranked_sink_share 0.025, dense_last_rows 4, decode_queries 32). `box`: ours
+    (heads sum, keys box, sketch_dim null, walk off).
     """
 
     type: Literal["sketchwalk"] = "sketchwalk"
@@ -160,7 +160,11 @@ class SketchWalk(Ranked):
     sketch_dim: int | None = Field(
         64, ge=1, description="coordinates of the Hadamard sketch; null: block means unsketched"
     )
-    score_scale: float = Field(1.0, gt=0, description="factor on block scores before the softmax")
+    score_scale: float | None = Field(
+        1.0,
+        gt=0,
+        description="factor on block scores before the softmax; null: the head dimension / 100",
+    )
     sparsity_exponent: float = Field(8.0, gt=0, description="power that sharpens the softmax")
     walk: Literal["product", "damped", "off"] = Field(
         "product",
@@ -183,7 +187,7 @@ class SketchWalk(Ranked):
         0.875,
         ge=0,
         lt=1,
-        description="of a row's scores R outside sinks and local blocks, interpolated",
+        description="of a row's scores R outside unranked sinks and local blocks, interpolated",
     )
     local_share: float = Field(
         0.0,
@@ -193,6 +197,13 @@ class SketchWalk(Ranked):
     )
     sink_share: float = Field(
         0.0, ge=0, le=1, description="always kept: the first blocks, this share of all tokens"
+    )
+    unranked_sink_share: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="the first blocks that the quantile leaves out, this share of all tokens; "
+        "null: those of sink_share",
     )
     dense_last_rows: int = Field(
         0, ge=0, description="rows of blocks at the prompt's end that keep all blocks"
@@ -222,6 +233,15 @@ class SketchWalk(Ranked):
             raise ValueError("density: select quantile does not count blocks; remove density")
         if self.select == "quantile":
             self._refuse_top_k("select quantile")
+        elif self.unranked_sink_share is not None:
+            raise ValueError(
+                "unranked_sink_share: only select quantile ranks by a quantile; remove it"
+            )
+        if self.unranked_sink_share is not None and self.unranked_sink_share > self.sink_share:
+            raise ValueError(
+                f"unranked_sink_share: {self.unranked_sink_share} is above sink_share "
+                f"{self.sink_share}; write at most sink_share"
+            )
         return self
 
     @property
@@ -231,7 +251,7 @@ class SketchWalk(Ranked):
 
     @property
     def prompt_length_key(self) -> str | None:
-        keys = ("dense_last_rows", "local_share", "sink_share")
+        keys = ("dense_last_rows", "local_share", "sink_share", "unranked_sink_share")
         return next((key for key in keys if getattr(self, key)), None)
 
     def skips(self, stage: Stage) -> bool:
@@ -243,12 +263,13 @@ _PRESETS: dict[str, dict[str, Any]] = {
     "official": {
         "heads": "sum",
         "sketch_dim": None,
-        "score_scale": 1.28,
+        "score_scale": None,
         "sparsity_exponent": 1.0,
         "walk": "damped",
         "select": "quantile",
         "local_share": 0.05,
         "sink_share": 0.05,
+        "unranked_sink_share": 0.025,
         "dense_last_rows": 4,
         "decode_queries": 32,
     },
@@ -429,7 +450,12 @@ class Window(BlockSparse):
 
 
 class Infini(Attention):
-    """Infini-attention (Google, 2024): local attention by segments and a compressive memory."""
+    """Infini-attention (Munkhdalai et al., 2024): local attention by segments and a memory.
+
+    The defaults are those of the open replication (nanotron), whose gate is a hard sigmoid. `preset:
+    paper` sets the defaults of the paper (segment_length 2048, balance_act_type sigmoid,
+    gate_empty_memory true); a key that is given wins.
+    """
 
     converts_model: ClassVar[bool] = True
 
@@ -438,6 +464,9 @@ class Infini(Attention):
     limits_positions: ClassVar[bool] = False  # positions are counted within a segment
 
     type: Literal["infini"] = "infini"
+    preset: Literal["replication", "paper"] = Field(
+        "replication", description="variant that sets the defaults of the other keys"
+    )
     segment_length: int = Field(1024, ge=1, description="tokens per segment")
     update: Literal["linear", "delta"] = Field("linear", description="rule that writes the memory")
     balance_act_type: Literal["sigmoid", "hard_sigmoid", "tanh", "abs_tanh"] = Field(
@@ -458,6 +487,20 @@ class Infini(Attention):
         description="end: the first segment is shortened so that the prompt ends inside a segment",
     )
     sigma_scale: float = Field(1.0, gt=0, description="a in sigma(x) = ELU(a x) + 1")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _start_from_preset(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("preset") == "paper":
+            return {**_INFINI_PAPER, **values}
+        return values
+
+
+_INFINI_PAPER: dict[str, Any] = {
+    "segment_length": 2048,
+    "balance_act_type": "sigmoid",
+    "gate_empty_memory": True,
+}
 
 
 class InfiniAlignment(Attention):

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from needlework.config.attention import Seer, SketchWalk, Window
+from needlework.config.attention import Infini, Seer, SketchWalk, Window
 
 
 def test_sketchwalk_presets_set_defaults():
@@ -77,3 +77,19 @@ def test_seer_defaults_are_those_of_the_released_code():
 def test_window_has_no_block_count():
     with pytest.raises(ValueError, match="top_k_blocks"):
         Window(top_k_blocks=4)
+
+
+def test_infini_preset_paper_sets_the_published_gate():
+    default, paper = Infini(), Infini(preset="paper")
+    assert (default.balance_act_type, default.gate_empty_memory) == ("hard_sigmoid", False)
+    assert (paper.balance_act_type, paper.gate_empty_memory) == ("sigmoid", True)
+    assert (default.segment_length, paper.segment_length) == (1024, 2048)
+    assert Infini(preset="paper", balance_act_type="tanh").balance_act_type == "tanh"
+    assert Infini(**paper.model_dump()) == paper
+
+
+def test_sinks_outside_of_the_quantile_are_among_the_kept_ones():
+    with pytest.raises(ValueError, match="unranked_sink_share: 0.1 is above sink_share 0.05"):
+        SketchWalk(preset="official", unranked_sink_share=0.1)
+    with pytest.raises(ValueError, match="only select quantile"):
+        SketchWalk(unranked_sink_share=0.1)

@@ -30,26 +30,32 @@ def above_quantile(system, row, among):
     return {j for j in among if row[j] > limit}
 
 
-def forced(system, i, tokens, is_decode):
-    """Blocks that row i always keeps in a prompt of `tokens` tokens."""
+def shares(system, i, tokens, sink_share):
+    """Sinks and local blocks of row i in a prompt of `tokens` tokens."""
 
     def blocks(share):
         return math.ceil(Fraction(str(share)) * tokens / system.block_size)
 
-    kept = {j for j in range(i + 1) if j < blocks(system.sink_share)}
-    kept |= {j for j in range(i + 1) if i - j < blocks(system.local_share)}
+    sinks = {j for j in range(i + 1) if j < blocks(sink_share)}
+    return sinks | {j for j in range(i + 1) if i - j < blocks(system.local_share)}
+
+
+def forced(system, i, tokens, is_decode):
+    """Blocks that row i always keeps in a prompt of `tokens` tokens."""
+    kept = shares(system, i, tokens, system.sink_share)
     last = math.ceil(tokens / system.block_size) - system.dense_last_rows
     return set(range(i + 1)) if i >= last and not is_decode else kept
 
 
 def kept_blocks(system, row, tokens, is_decode):
-    """All blocks that a row keeps. Forced blocks count towards top_k_blocks; sinks and local blocks
-    are excluded from the quantile."""
+    """All blocks that a row keeps. Forced blocks count towards top_k_blocks; unranked sinks and
+    local blocks are excluded from the quantile."""
     own = len(row) - 1
     always = forced(system, own, tokens, is_decode)
     if system.select == "quantile":
-        shares = forced(system, own, tokens, is_decode=True)
-        others = [j for j in range(own + 1) if j not in shares]
+        unranked = system.unranked_sink_share
+        out = shares(system, own, tokens, system.sink_share if unranked is None else unranked)
+        others = [j for j in range(own + 1) if j not in out]
         return {own} | always | above_quantile(system, row, others)
     first = {own} | always
     rest = sorted((j for j in range(own) if j not in first), key=lambda j: (-row[j], j))
@@ -91,6 +97,7 @@ def reference_walk(system, query, key, is_decode, sketch):
         query, key = query.mean(1, keepdims=True), key.mean(1, keepdims=True)
     size, n, r = system.block_size, query.shape[2], sketch.shape[1]
     b, group = math.ceil(n / size), query.shape[1] // key.shape[1]
+    scale = query.shape[3] / 100 if system.score_scale is None else system.score_scale
     previous, walks = None, []
     for q, k in zip(query, key, strict=True):
         step = np.zeros((b, b))
@@ -107,7 +114,7 @@ def reference_walk(system, query, key, is_decode, sketch):
                         score = (mean @ sketch) @ (block.mean(0) @ sketch) / math.sqrt(r)
                     else:
                         score = box_bound(mean @ sketch, block @ sketch) / math.sqrt(r)
-                    logits[-1].append(system.score_scale * score)
+                    logits[-1].append(scale * score)
             step[i, : i + 1] = softmax_power(logits, system.sparsity_exponent)
             if system.walk == "damped":
                 step[i] /= step[i].sum()

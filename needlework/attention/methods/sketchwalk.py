@@ -57,12 +57,14 @@ class Method(RankedSelector[SketchWalk]):
         blocks, state = forward.blocks, forward.state.tensors.setdefault(layer, {})
         state["keys"] = write_rows(state.get("keys"), self._keys(key, blocks), blocks)
         queries = self._sketched(self._heads(query))
+        scale = self.system.score_scale
+        scale = query.shape[-1] / 100 if scale is None else scale
         rows = self._query_rows(queries, forward, state)
         if forward.is_decode and self.system.skip_decode:
             # The walk of a later prompt leads through these blocks.
             if self.system.walk != "off" and any(blocks.is_full):
                 means = rows.sum(3) / blocks.seen
-                self._store_step(self._step(means, blocks, state["keys"]), blocks, state)
+                self._store_step(self._step(means, blocks, state["keys"], scale), blocks, state)
             return None
         if self.system.decode_queries > 1:
             self._store_recent(queries, blocks, state)
@@ -71,14 +73,14 @@ class Method(RankedSelector[SketchWalk]):
             row_queries = self._recent_mean(blocks, state) if "recent" in state else queries
         else:
             row_queries = rows.sum(3) / blocks.seen
-        step = walk = self._step(row_queries, blocks, state["keys"])
+        step = walk = self._step(row_queries, blocks, state["keys"], scale)
         if self.system.walk != "off":
             self._store_step(step, blocks, state)
             walk = self._walk(step, forward, state)
             if forward.is_decode and any(blocks.is_full):
                 full = blocks.constant(*blocks.is_full, shape=(-1, 1, 1)).bool()
                 means = rows.sum(3) / blocks.seen
-                complete = torch.where(full, self._step(means, blocks, state["keys"]), step)
+                complete = torch.where(full, self._step(means, blocks, state["keys"], scale), step)
                 self._store_step(complete, blocks, state)
         # Only the order within a row matters; without scaling, products of softmax^s underflow
         # within a few layers.
@@ -197,15 +199,15 @@ class Method(RankedSelector[SketchWalk]):
         sums = (state["recent"] * is_used[:, None, :, None]).sum(2, keepdim=True)
         return sums / is_used.sum(-1).clamp_min(1).view(-1, 1, 1, 1)
 
-    def _step(self, queries: Tensor, blocks: Blocks, keys: Tensor) -> Tensor:
+    def _step(self, queries: Tensor, blocks: Blocks, keys: Tensor, scale: float) -> Tensor:
         """W = (sum over heads of softmax_j c <S q_i, S k_j> / sqrt(r))^s over the causal blocks.
 
-        c is score_scale. With `keys: box` the product is an upper bound for the keys in the box.
+        c is `scale`. With `keys: box` the product is an upper bound for the keys in the box.
         For the damped walk each row is normalised to sum 1.
         """
         batch, h, _, r = queries.shape
         kv = keys.shape[1]
-        queries = queries * (self.system.score_scale * r**-0.5)
+        queries = queries * (scale * r**-0.5)
         if self.system.keys == "box":
             queries = torch.cat([queries.clamp_min(0), queries.clamp_max(0)], -1)
         parts = []
@@ -280,9 +282,13 @@ class Method(RankedSelector[SketchWalk]):
         number = blocks.numbers
         sinks = self._share(system.sink_share, tokens, blocks)
         local = self._share(system.local_share, tokens, blocks)
-        forced = (number < sinks) | (number > blocks.number[..., None] - local)
+        is_local = number > blocks.number[..., None] - local
+        forced = (number < sinks) | is_local
         if system.select == "quantile":
-            walk = self._above_quantile(walk, ~(blocks.future | forced))
+            share = system.unranked_sink_share
+            unranked = sinks if share is None else self._share(share, tokens, blocks)
+            is_ranked = ~(blocks.future | is_local | (number < unranked))
+            walk = self._above_quantile(walk, is_ranked)
         if not forward.is_decode:
             ends = blocks.constant(*[-(-n // blocks.size) for n in tokens], shape=(-1, 1))
             is_last = blocks.number >= ends - system.dense_last_rows

@@ -38,7 +38,7 @@ FEW_BLOCKS = {
             "heads": st.sampled_from(["mean", "sum"]),
             "keys": st.sampled_from(["mean", "box"]),
             "sketch_dim": st.sampled_from([4, None]),
-            "score_scale": st.sampled_from([1.0, 1.28]),
+            "score_scale": st.sampled_from([1.0, 1.28, None]),
             "sparsity_exponent": st.sampled_from([1.0, 3.0]),
             "walk": st.sampled_from(["product", "damped", "off"]),
             "walk_steps": st.integers(1, 3),
@@ -51,11 +51,23 @@ FEW_BLOCKS = {
             "decode_queries": st.sampled_from([1, 3, 8]),
         }
     ),
+    unranked_sinks=st.sampled_from([None, 0.0, 0.05, 0.2]),
     seed=st.integers(0, 99),
 )
 @settings(deadline=None, max_examples=200)
 def test_walk_and_choice_match_the_reference(
-    select, lengths, size, heads, d, cut, decoded, length_is_known, top_k_blocks, variant, seed
+    select,
+    lengths,
+    size,
+    heads,
+    d,
+    cut,
+    decoded,
+    length_is_known,
+    top_k_blocks,
+    variant,
+    unranked_sinks,
+    seed,
 ):
     """Prefill in arbitrary chunks, then decode; padded rows as if they were alone."""
     rng = np.random.default_rng(seed)
@@ -66,6 +78,8 @@ def test_walk_and_choice_match_the_reference(
     if variant["select"] == "topk":
         # With only the own block kept, W can underflow float32.
         count["top_k_blocks"] = max(top_k_blocks, 2 if variant["walk_memory"] == "sparse" else 1)
+    elif unranked_sinks is not None:
+        count["unranked_sink_share"] = min(unranked_sinks, variant["sink_share"])
     system = SketchWalk(block_size=size, **variant, **count)
     sketch = np.eye(d)
     if system.sketch_dim is not None:
@@ -100,6 +114,47 @@ def test_walk_and_choice_match_the_reference(
                     )
                     assert not walks[layer][b, row, i + 1 :].any()
                     assert kept[layer][b][row] == kept_blocks(system, row_scores, tokens, is_decode)
+
+
+def released_choice(query, key, size):
+    """Blocks that each row keeps in the released form, of queries and keys [heads, n, d], n a
+    multiple of the block size: softmax of pooled scores times d / 100, per head; three damped
+    steps; above the quantile of 0.875, whose pool is without the first 2.5 % and the last 5 %."""
+    heads, n, d = query.shape
+    rows = n // size
+    q = query.reshape(heads, rows, size, d).mean(2)
+    k = key.reshape(heads, rows, size, d).mean(2)
+    step = np.zeros((rows, rows))
+    for h in range(heads):
+        for i in range(rows):
+            logits = [q[h, i] @ k[h, j] / math.sqrt(d) * d / 100 for j in range(i + 1)]
+            weights = np.exp(np.array(logits) - max(logits))
+            step[i, : i + 1] += weights / weights.sum() / heads
+    walk = step
+    for _ in range(3):
+        walk = 0.75 * step + 0.25 * walk @ step
+    kept, sinks, local = [], math.ceil(n * 0.05 / size), math.ceil(n * 0.05 / size)
+    for i in range(rows):
+        pool = walk[i, math.ceil(n * 0.025 / size) : max(0, i - local + 1)]
+        limit = np.quantile(pool, 0.875) if len(pool) else np.inf
+        row = {j for j in range(i + 1) if j < sinks or i - j < local or walk[i, j] > limit}
+        kept.append({*range(i + 1)} if i >= rows - 4 else row)
+    return kept
+
+
+@pytest.mark.parametrize("d", [8, 32, 128])
+def test_official_chooses_as_the_released_form(select, d):
+    """Also where heads are not of 128 dimensions, and with sinks that leave the quantile's pool."""
+    rng = np.random.default_rng(d)
+    query, key = rng.normal(size=(2, 1, 1, 2, 160, d)) * 2
+    ((_, _, _, kept),) = select(
+        Method(SketchWalk(preset="official", block_size=2)),
+        [160],
+        torch.tensor(query).float(),
+        torch.tensor(key).float(),
+        [160],
+    )
+    assert kept[0][0] == released_choice(query[0, 0], key[0, 0], 2)
 
 
 @pytest.mark.parametrize("memory", ["full", "sparse"])
