@@ -24,7 +24,7 @@ from needlework.attention.generation_checks import GenerationChecks, refuse_pack
 from needlework.attention.kernels.attend import attend
 from needlework.attention.layers import attention_modules, full_attention_layers
 from needlework.attention.masks import LazyMask
-from needlework.attention.tensor_parallel import gather_heads
+from needlework.attention.tensor_parallel import gather_heads, own_choices
 from needlework.config.attention import Attention
 
 NAME = "needlework"
@@ -138,7 +138,9 @@ class SparseHandle(Handle):
             return None
         heads = gather_heads(self.model, query, key)
         scores = self.selector.scores(layer, *heads, forward)
-        return None if scores is None else choose(scores, forward.blocks)
+        if scores is None:
+            return None
+        return choose(own_choices(self.model, scores, query.shape[1]), forward.blocks)
 
     def _restore(self) -> None:
         for hook in self._hooks:

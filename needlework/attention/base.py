@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from needlework.attention.blocks import Blocks
 from needlework.attention.cache_state import MethodState
 from needlework.attention.layers import LayerShape
-from needlework.config.attention import Attention, BlockSparse, Ranked, Stage
+from needlework.config.attention import Attention, BlockSparse, Choices, Ranked, Stage
 
 FLOAT32_BYTES, INT64_BYTES = 4, 8
 RANKING_BYTES = 56
@@ -298,7 +298,7 @@ class RankedSelector(Selector[R]):
         return FLOAT32_BYTES * queries + RANKING_BYTES * pairs * self.choices(layer)
 
     def choices(self, layer: LayerShape) -> int:
-        """Rankings per row in a prefill: 1 for all heads, or one per head."""
+        """Rankings per row in a prefill: 1 for all heads, or one per kv head or head."""
         return 1
 
 
@@ -309,6 +309,11 @@ def _ranked_counts(density: float | None, top_k: int, blocks: int) -> NDArray[np
     share = Fraction(str(density))
     counts = [-(-share.numerator * row // share.denominator) for row in range(1, blocks + 1)]
     return np.array(counts)
+
+
+def count_choices(choices: Choices, heads: int, kv_heads: int) -> int:
+    """Choices of blocks per row for a key `choices`."""
+    return {"layer": 1, "group": kv_heads, "head": heads}[choices]
 
 
 def method_of(system: Attention, gate_dim: int | None = None) -> AttentionMethod:

@@ -8,6 +8,8 @@ from pydantic import Field, field_validator, model_validator
 from needlework.config.base import Strict, tagged_union
 
 Stage = Literal["prefill", "decode"]
+Choices = Literal["layer", "group", "head"]
+"""Heads that read the same blocks: all of a layer, those with a common kv head, or each its own."""
 
 
 class Attention(Strict):
@@ -157,6 +159,11 @@ class SketchWalk(Ranked):
         description="representation of a block of keys; mean: their mean (paper); box: the maximum "
         "and minimum of each coordinate, which bound the scores of all keys (ours)",
     )
+    choices: Choices = Field(
+        "layer",
+        description="heads that read the same blocks: all of a layer, the group of a kv head, or "
+        "each its own; group and head need heads sum and walk off",
+    )
     sketch_dim: int | None = Field(
         64, ge=1, description="coordinates of the Hadamard sketch; null: block means unsketched"
     )
@@ -229,6 +236,11 @@ class SketchWalk(Ranked):
 
     @model_validator(mode="after")
     def _one_selection_rule(self) -> Self:
+        if self.choices != "layer" and (self.heads != "sum" or self.walk != "off"):
+            raise ValueError(
+                f"choices: {self.choices} needs heads sum and walk off, since head means and walks "
+                "mix heads; write both, or choices layer"
+            )
         if self.select == "quantile" and self.density is not None:
             raise ValueError("density: select quantile does not count blocks; remove density")
         if self.select == "quantile":
@@ -299,6 +311,11 @@ class XAttention(Ranked):
     type: Literal["xattention"] = "xattention"
     stride: int = Field(
         8, ge=1, description="tokens per group, read along one antidiagonal; divides block_size"
+    )
+    choices: Choices = Field(
+        "head",
+        description="heads that read the same blocks: each its own (published), the group of a kv "
+        "head, or all of a layer; the scores of heads that share a choice are averaged",
     )
     threshold: float | None = Field(
         None,

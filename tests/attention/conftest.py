@@ -31,9 +31,14 @@ def _check_future(selector, size=4):
     for layer in range(3):
         for b, rows in enumerate([6, 4]):
             past = torch.ones(rows, 10, dtype=torch.bool).tril()
-            torch.testing.assert_close(one[layer][b, :rows][past], two[layer][b, :rows][past])
-            assert kept[layer][b][:rows] == also[layer][b][:rows]
-            assert all(max(row) == i for i, row in enumerate(kept[layer][b][:rows]))
+            before, after = (x[layer][b, ..., :rows, :][..., past] for x in (one, two))
+            torch.testing.assert_close(before, after)
+            choices, changed = kept[layer][b], also[layer][b]
+            if one[layer].ndim == 3:
+                choices, changed = [choices], [changed]
+            for rows_kept, rows_changed in zip(choices, changed, strict=True):
+                assert rows_kept[:rows] == rows_changed[:rows]
+                assert all(max(row) == i for i, row in enumerate(rows_kept[:rows]))
     assert kept != also
 
 
@@ -42,7 +47,7 @@ def _select(selector, forwards, query, key, lengths, prompt_tokens=0, terms=None
 
     query, key: a list over layers of [batch, heads, tokens, d], rows of `lengths` real tokens,
     padded on the left. Yields for each forward (blocks, its layers' scores, its layers' walks, its
-    layers' sets of kept blocks [batch][row]).
+    layers' sets of kept blocks [batch][row], or [batch][choice][row]).
     """
     system, total = selector.system, query[0].shape[2]
     real = torch.zeros(len(lengths), total, dtype=torch.bool)
@@ -63,7 +68,14 @@ def _select(selector, forwards, query, key, lengths, prompt_tokens=0, terms=None
                 kept.append(None)
                 continue
             chosen = choose(scores[-1], forward.blocks).tolist()
-            kept.append([[set(row) - {-1} for row in rows] for rows in chosen])
+            kept.append(_sets(chosen))
         found.append((forward.blocks, scores, walks, kept))
         start = end
     return found
+
+
+def _sets(chosen):
+    """Nested lists of block numbers as lists of sets, without -1."""
+    if chosen and isinstance(chosen[0], int):
+        return set(chosen) - {-1}
+    return [_sets(part) for part in chosen]

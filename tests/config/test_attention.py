@@ -93,3 +93,10 @@ def test_sinks_outside_of_the_quantile_are_among_the_kept_ones():
         SketchWalk(preset="official", unranked_sink_share=0.1)
     with pytest.raises(ValueError, match="only select quantile"):
         SketchWalk(unranked_sink_share=0.1)
+
+
+def test_a_choice_per_head_needs_heads_that_are_kept_apart():
+    assert SketchWalk(preset="box", choices="head").choices == "head"
+    for mixed in ({"heads": "mean"}, {"walk": "damped"}, {"preset": "paper"}):
+        with pytest.raises(ValueError, match="choices: head needs heads sum and walk off"):
+            SketchWalk(**{"preset": "box", "choices": "head", **mixed})

@@ -20,7 +20,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from needlework.attention.base import FLOAT32_BYTES, INT64_BYTES, Forward, RankedSelector
+from needlework.attention.base import (
+    FLOAT32_BYTES,
+    INT64_BYTES,
+    Forward,
+    RankedSelector,
+    count_choices,
+)
 from needlework.attention.block_rows import write_rows
 from needlework.attention.blocks import Blocks, choose
 from needlework.attention.layers import LayerShape
@@ -50,7 +56,8 @@ class Method(RankedSelector[SketchWalk]):
         self._sketches: dict[tuple[int, torch.device], Tensor] = {}
 
     def scores(self, layer: int, query: Tensor, key: Tensor, forward: Forward) -> Tensor | None:
-        """The walk R up to this layer [batch, rows, blocks], float32, each row of sum 1.
+        """The walk R up to this layer [batch, rows, blocks], float32, each row of sum 1; with
+        choices group or head the scores of each [batch, choices, rows, blocks].
 
         +inf or -inf for blocks that are kept or skipped regardless of rank. None in dense decode.
         """
@@ -85,7 +92,12 @@ class Method(RankedSelector[SketchWalk]):
         # Only the order within a row matters; without scaling, products of softmax^s underflow
         # within a few layers.
         walk = forward.shared["walk"] = _normalised(walk)
-        return self._marked(walk, forward)
+        if walk.ndim == 3:
+            return self._marked(walk, forward)
+        return torch.stack([self._marked(one, forward) for one in walk.unbind(1)], 1)
+
+    def choices(self, layer: LayerShape) -> int:
+        return count_choices(self.system.choices, layer.heads, layer.kv_heads)
 
     def state_bytes(self, layer: LayerShape, tokens: int) -> int:
         system, blocks = self.system, self.count_blocks(tokens)
@@ -200,7 +212,8 @@ class Method(RankedSelector[SketchWalk]):
         return sums / is_used.sum(-1).clamp_min(1).view(-1, 1, 1, 1)
 
     def _step(self, queries: Tensor, blocks: Blocks, keys: Tensor, scale: float) -> Tensor:
-        """W = (sum over heads of softmax_j c <S q_i, S k_j> / sqrt(r))^s over the causal blocks.
+        """W = (sum over heads of softmax_j c <S q_i, S k_j> / sqrt(r))^s over the causal blocks
+        [batch, rows, blocks], or [batch, choices, rows, blocks] over the heads of each choice.
 
         c is `scale`. With `keys: box` the product is an upper bound for the keys in the box.
         For the damped walk each row is normalised to sum 1.
@@ -218,8 +231,12 @@ class Method(RankedSelector[SketchWalk]):
             scores = rows.reshape(batch, kv, -1, rows.shape[-1]) @ keys.transpose(-1, -2)
             scores = scores.view(batch, h, -1, blocks.count)
             weights = scores.masked_fill(future[:, None], -torch.inf).softmax(-1)
-            parts.append(weights.sum(1) ** self.system.sparsity_exponent)
-        step = torch.cat(parts, 1)
+            choices = count_choices(self.system.choices, h, kv)
+            sums = weights.unflatten(1, (choices, -1)).sum(2)
+            parts.append(sums**self.system.sparsity_exponent)
+        step = torch.cat(parts, 2)
+        if self.system.choices == "layer":
+            step = step[:, 0]
         return _normalised(step) if self.system.walk == "damped" else step
 
     def _store_step(self, step: Tensor, blocks: Blocks, state: dict[str, Tensor]) -> None:

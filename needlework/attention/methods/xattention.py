@@ -2,15 +2,15 @@
 
 Queries and keys are divided into groups of `stride` tokens. Query s of a group meets key
 stride - 1 - s of another: an antidiagonal of the tile, which uses every token of both groups once.
-The softmax runs over groups; a block's score is the sum of its groups. Two differences from the
-paper: head scores are averaged, so that all heads read the same blocks, and decode is sparse too.
+The softmax runs over groups; a block's score is the sum of its groups. Unlike in the paper, decode is
+sparse too.
 """
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from needlework.attention.base import FLOAT32_BYTES, Forward, RankedSelector
+from needlework.attention.base import FLOAT32_BYTES, Forward, RankedSelector, count_choices
 from needlework.attention.block_rows import write_rows
 from needlework.attention.blocks import Blocks
 from needlework.attention.layers import LayerShape
@@ -34,7 +34,7 @@ class Method(RankedSelector[XAttention]):
         self._groups = system.block_size // system.stride
 
     def scores(self, layer: int, query: Tensor, key: Tensor, forward: Forward) -> Tensor:
-        """Shares of the softmax, or +-inf with a threshold [batch, rows, blocks]."""
+        """Shares of the softmax, or +-inf with a threshold [batch, choices, rows, blocks]."""
         blocks = forward.blocks
         if not self.system.skip_decode:
             state = forward.state.tensors.setdefault(layer, {})
@@ -67,7 +67,7 @@ class Method(RankedSelector[XAttention]):
                 queries[:, :, :, rows], number[:, rows], has_query[:, rows], past, scale
             )
             parts.append(functional.pad(part, (0, blocks.count - part.shape[-1])))
-        scores = torch.cat(parts, 1)
+        scores = torch.cat(parts, 2)
         threshold = self.system.threshold
         return scores if threshold is None else _mark(scores, blocks, threshold)
 
@@ -88,6 +88,9 @@ class Method(RankedSelector[XAttention]):
         pairs = tokens**2 / 2 * (1 + 1 / PARTS)
         return 2 * pairs / self.system.stride * layer.heads * layer.key_dim
 
+    def choices(self, layer: LayerShape) -> int:
+        return count_choices(self.system.choices, layer.heads, layer.kv_heads)
+
     def _in_groups(self, x: Tensor) -> Tensor:
         """[..., rows, size, d] -> [..., rows, groups, stride, d]."""
         return x.unflatten(-2, (self._groups, self.system.stride))
@@ -100,7 +103,8 @@ class Method(RankedSelector[XAttention]):
     def _pooled(
         self, queries: Tensor, number: Tensor, has_query: Tensor, keys: Tensor, scale: float
     ) -> Tensor:
-        """Shares of the softmax by block, averaged over heads [batch, rows, blocks].
+        """Shares of the softmax by block [batch, choices, rows, blocks], averaged over the heads
+        of each choice.
 
         queries [batch, kv, heads of each, rows, groups, x]; the number of each group, and whether
         it has a query [batch, rows, groups]; keys [batch, kv, all groups, x].
@@ -110,16 +114,18 @@ class Method(RankedSelector[XAttention]):
         future = torch.arange(keys.shape[2], device=keys.device) > number[..., None]
         weights = logits.masked_fill(future[:, None, None], -torch.inf).softmax(-1)
         weights = weights * has_query[:, None, None, ..., None]
-        return weights.unflatten(-1, (-1, self._groups)).sum((4, 6)).mean((1, 2))
+        shares = weights.unflatten(-1, (-1, self._groups)).sum((4, 6)).flatten(1, 2)
+        choices = count_choices(self.system.choices, shares.shape[1], keys.shape[1])
+        return shares.unflatten(1, (choices, -1)).mean(2)
 
 
 def _mark(scores: Tensor, blocks: Blocks, threshold: float) -> Tensor:
     """+inf for the row's own block, the first, and the best others up to the threshold."""
-    forced = blocks.own.clone()
+    forced = blocks.own[:, None].expand_as(scores).clone()
     forced[..., 0] = True
     target = scores.sum(-1, keepdim=True) * threshold
     forced_sum = (scores * forced).sum(-1, keepdim=True)
     best, order = scores.masked_fill(forced, 0).sort(dim=-1, descending=True, stable=True)
     before = forced_sum + best.cumsum(-1) - best
-    kept = torch.zeros_like(forced).scatter(2, order, (before < target) & (best > 0))
+    kept = torch.zeros_like(forced).scatter(-1, order, (before < target) & (best > 0))
     return torch.where(kept | forced, torch.inf, -torch.inf)

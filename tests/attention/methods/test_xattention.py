@@ -12,17 +12,22 @@ from needlework.attention.methods import xattention
 from needlework.attention.methods.xattention import Method
 from needlework.config.attention import XAttention
 
+HEADS_OF = {"layer": lambda h, per: 0, "group": lambda h, per: h // per, "head": lambda h, per: h}
+"""The choice that head h takes part in, with `per` heads of a kv head."""
 
-def reference(query, key, start, size, stride, is_decode):
-    """Scores {row: [one for each of its blocks]} of the queries from `start` on, group by group.
+
+def reference(query, key, start, size, stride, is_decode, choices):
+    """Scores {row: [one for each of its blocks] of each choice} of the queries from `start` on,
+    group by group.
 
     One sequence without padding, float64: query [heads, n, d], key [kv heads, n, d].
     """
     result, n = {}, query.shape[1]
     heads, per = len(query), len(query) // len(key)
+    of = [HEADS_OF[choices](h, per) for h in range(heads)]
     for group in range(start // stride, (n - 1) // stride + 1):
         row = group * stride // size
-        scores = result.setdefault(row, np.zeros(row + 1))
+        scores = result.setdefault(row, np.zeros((max(of) + 1, row + 1)))
         for h in range(heads):
             logits = []
             for other in range(group + 1):
@@ -35,7 +40,7 @@ def reference(query, key, start, size, stride, is_decode):
                 logits.append(total * 0.4 / stride)
             below = sum(math.exp(x) for x in logits)
             for other, x in enumerate(logits):
-                scores[other * stride // size] += math.exp(x) / below / heads
+                scores[of[h], other * stride // size] += math.exp(x) / below / of.count(of[h])
     return result
 
 
@@ -58,11 +63,12 @@ def keeps(scores, threshold):
     decoded=st.integers(0, 6),
     length_is_known=st.booleans(),
     threshold=st.sampled_from([None, 0.3, 0.8]),
+    choices=st.sampled_from(["layer", "group", "head"]),
     seed=st.integers(0, 99),
 )
 @settings(deadline=None, max_examples=80)
 def test_scores_are_antidiagonal_sums(
-    select, lengths, size, heads, cut, decoded, length_is_known, threshold, seed
+    select, lengths, size, heads, cut, decoded, length_is_known, threshold, choices, seed
 ):
     """With arbitrary chunks, then decode; a row uses the queries of its forward."""
     size, stride = size
@@ -74,7 +80,7 @@ def test_scores_are_antidiagonal_sums(
     ends = [*sorted({c for c in cut if c < prompt}), *range(prompt, total + 1)]
     forwards = [end - start for start, end in zip([0, *ends], ends, strict=False)]
     count = {"top_k_blocks": 3} if threshold is None else {"threshold": threshold}
-    system = XAttention(block_size=size, stride=stride, **count)
+    system = XAttention(block_size=size, stride=stride, choices=choices, **count)
     result = select(
         Method(system),
         forwards,
@@ -96,15 +102,18 @@ def test_scores_are_antidiagonal_sums(
                 size,
                 stride,
                 new == 1 and end > (prompt if length_is_known else 1),
+                choices,
             )
-            for i, values in expected.items():
+            for i, by_choice in expected.items():
                 row = i - blocks.begin[b]
-                if threshold is None:
-                    np.testing.assert_allclose(scores[b, row, : i + 1], values, 1e-4, 1e-6)
-                    best = sorted(range(i), key=lambda j: -values[j])[:2]
-                    assert kept[b][row] == {i, *best}
-                else:
-                    assert kept[b][row] == keeps(values, threshold)
+                assert scores.shape[1] == len(by_choice)
+                for c, values in enumerate(by_choice):
+                    if threshold is None:
+                        np.testing.assert_allclose(scores[b, c, row, : i + 1], values, 1e-4, 1e-6)
+                        best = sorted(range(i), key=lambda j: -values[j])[:2]
+                        assert kept[b][c][row] == {i, *best}
+                    else:
+                        assert kept[b][c][row] == keeps(values, threshold)
 
 
 def test_computing_in_parts_gives_the_same_scores(select, monkeypatch):
@@ -136,7 +145,7 @@ def test_vertical_and_slash_patterns_score_high(select):
         key[0, 0, 0, 20 + place, 0] = 10
         system = XAttention(block_size=4, stride=4, top_k_blocks=2)
         ((_, _, _, kept),) = select(Method(system), [64], query, key, [64])
-        assert all(row == {5, i} for i, row in enumerate(kept[0][0]) if i > 5)
+        assert all(row == {5, i} for i, row in enumerate(kept[0][0][0]) if i > 5)
 
 
 def test_contradicting_keys_are_refused():
