@@ -89,7 +89,7 @@ def test_infini_preset_paper_sets_the_published_gate():
 
 
 def test_sinks_outside_of_the_quantile_are_among_the_kept_ones():
-    with pytest.raises(ValueError, match="unranked_sink_share: 0.1 is above sink_share 0.05"):
+    with pytest.raises(ValueError, match=r"unranked_sink_share: 0\.1 is above sink_share 0\.05"):
         SketchWalk(preset="official", unranked_sink_share=0.1)
     with pytest.raises(ValueError, match="only select quantile"):
         SketchWalk(unranked_sink_share=0.1)
