@@ -22,7 +22,7 @@ def own_choices(model: PreTrainedModel, scores: Tensor, heads: int) -> Tensor:
     """The part of scores [batch, choices, rows, blocks] of all heads that belongs to the `heads`
     heads of this process; unchanged if it has all heads or one choice serves all."""
     total = model.config.get_text_config(decoder=True).num_attention_heads
-    if scores.ndim == 3 or getattr(model, "_tp_size", 1) == 1 or heads == total:
+    if scores.ndim == 3 or getattr(model, "_tp_size", None) in (None, 1) or heads == total:
         return scores
     rank = model._mesh_manager.get_mesh("tp").get_local_rank()
     return scores.chunk(total // heads, 1)[rank]

@@ -153,6 +153,19 @@ def test_a_conversion_to_infini_works_or_is_refused_with_a_reason(family):
     assert_equal(logits_of(convert(model, Infini(segment_length=64))), logits_of(model))
 
 
+@pytest.mark.parametrize("family", REFUSED)
+def test_a_conversion_of_a_family_that_apply_refuses_is_refused_or_right(family):
+    model, refusal = tiny_model(family), None
+    try:
+        converted = convert(model, Infini(segment_length=64))
+    except ValueError as error:
+        refusal = str(error)
+    if refusal is None:
+        assert_equal(logits_of(converted), logits_of(model))
+    else:
+        assert refusal.startswith("infini: ")
+
+
 @pytest.mark.parametrize("family", UNBUILT)
 def test_a_family_without_a_tiny_model_is_listed_for_a_reason(family):
     """Multimodal wrappers are tested by their text models."""

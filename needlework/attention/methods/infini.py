@@ -51,6 +51,8 @@ class Method(Conversion[Infini]):
             raise _refusal(family, f"it has {', '.join(other)} layers")
         if not hasattr(model.base_model, "rotary_emb"):
             raise _refusal(family, "it does not use RoPE")
+        if not model._can_set_attn_implementation():
+            raise _refusal(family, "it computes attention in its own code")
         if "full_attention" not in kinds:
             raise _refusal(family, "every layer has a sliding window")
         value, layers = self.system.balance_init_value, model.config.num_hidden_layers
