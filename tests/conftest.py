@@ -12,6 +12,8 @@ settings.register_profile("needlework", deadline=None)
 settings.load_profile("needlework")
 # Before torch is imported: workers of pytest-xdist would take turns on the same cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Long prefills would measure kernels and keep the choice in the user's cache.
+os.environ["NEEDLEWORK_ATTENTION_KERNEL"] = "gather"
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from transformers import AutoModel, DynamicCache
 
 from needlework.attention.apply import apply
 from needlework.attention.cache_state import MethodState
+from needlework.attention.kernels.choice import VARIABLE
 from needlework.config.attention import Infini, Oracle, Random, SketchWalk, Window, XAttention
 
 pytestmark = pytest.mark.slow
@@ -76,6 +77,7 @@ def test_compiled_prefill_equals_stock_attention(llama_of_16, monkeypatch):
     with torch.inference_mode():
         stock = model(**inputs).logits
     monkeypatch.setattr("needlework.attention.kernels.attend.COMPILE_THRESHOLD", 0)
+    monkeypatch.setenv(VARIABLE, "compiled")
     with apply(model, SketchWalk(block_size=16, top_k_blocks=99, dense_layers=1)) as handle:
         with torch.inference_mode():
             result = model(**inputs).logits

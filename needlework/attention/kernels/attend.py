@@ -27,8 +27,8 @@ from needlework.config.attention import Random
 COMPILE_THRESHOLD = 2**29
 """Scores of dense attention (batch * heads * queries * keys) from which compiling can pay off;
 then the kernel that is faster on the machine is used (choice.py)."""
-TRIAL_BLOCKS = 64
-"""Blocks of the prefill that decides."""
+TRIAL_TOKENS = 4096
+"""Largest prefill that decides, unless 16 blocks are more: at most 64 blocks."""
 RECOMPILE_LIMIT = 64
 """Largest number of compiled variants in a process: dtype, head dimensions, heads, block size, and
 batch of one or more."""
@@ -119,8 +119,8 @@ def _trial(
     choices: int,
     device: torch.device,
 ) -> Kernels:
-    """Calls of both kernels with a quarter of the blocks of a prefill of TRIAL_BLOCKS blocks."""
-    tokens = TRIAL_BLOCKS * size
+    """Calls of both kernels with a quarter of the blocks of a prefill."""
+    tokens = min(64, max(16, TRIAL_TOKENS // size)) * size
     mask = LazyMask(1, tokens, tokens)
     blocks = Blocks(mask, Random(block_size=size, density=0.25), device)
     generator = torch.Generator(device).manual_seed(0)

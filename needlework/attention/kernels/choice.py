@@ -1,25 +1,30 @@
 """Which prefill kernel is faster, measured once per machine and shape, then kept in a file.
 
 Kernels agree only up to rounding, so a choice must not change between runs: the first measurement
-on a machine stays. NEEDLEWORK_ATTENTION_KERNEL=gather or =compiled fixes the kernel instead.
+on a machine stays. Compiling takes time and measurements vary with load, so `compiled` has to be
+clearly faster. NEEDLEWORK_ATTENTION_KERNEL=gather or =compiled fixes the kernel instead.
 """
 
 import hashlib
 import os
 import platform
-import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from statistics import median
 from tempfile import NamedTemporaryFile
+from time import perf_counter
 from typing import Literal, get_args
 
 import torch
 
 VARIABLE = "NEEDLEWORK_ATTENTION_KERNEL"
-ROUNDS = 3
-"""Measured rounds, after one that compiles."""
+ROUNDS = 5
+"""Most measured rounds, after one that compiles."""
+SECONDS = 4
+"""After this time no further round begins."""
+GAIN = 1.2
+"""How many times faster than `gather` a kernel that compiles must be."""
 
 Name = Literal["gather", "compiled"]
 Kernels = dict[Name, Callable[[], object]]
@@ -61,15 +66,21 @@ def folder() -> Path:
 
 def _measure(kernels: Kernels, device: torch.device) -> Name:
     """In turns, so that other load on the machine affects both."""
-    seconds: dict[Name, list[float]] = {name: [] for name in kernels}
-    for _ in range(ROUNDS + 1):
-        for name, call in kernels.items():
-            started = time.perf_counter()
-            call()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            seconds[name].append(time.perf_counter() - started)
-    return min(seconds, key=lambda name: median(seconds[name][1:]))
+
+    def seconds(name: Name) -> float:
+        started = perf_counter()
+        kernels[name]()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return perf_counter() - started
+
+    seconds("compiled")
+    seconds("gather")
+    gains: list[float] = []
+    end = perf_counter() + SECONDS
+    while not gains or (len(gains) < ROUNDS and perf_counter() < end):
+        gains.append(seconds("gather") / seconds("compiled"))
+    return "compiled" if median(gains) >= GAIN else "gather"
 
 
 def _stored(file: Path, label: str) -> Name | None:

@@ -325,6 +325,7 @@ def test_gathering_has_gradients(monkeypatch):
 
 def test_long_prefills_are_gathered_without_a_compiler(monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.setenv(choice.VARIABLE, "compiled")
     monkeypatch.setattr(attend_module, "COMPILE_THRESHOLD", 0)
     has_compiler.cache_clear()
     try:
