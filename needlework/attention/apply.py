@@ -134,9 +134,10 @@ class SparseHandle(Handle):
         self, layer: int, query: Tensor, key: Tensor, forward: Forward
     ) -> Tensor | None:
         """The blocks that the method chooses for a layer, see `choose`; None: all of them."""
-        if self.selector.system.skips(forward.stage):
-            return None
         heads = gather_heads(self.model, query, key)
+        if self.selector.system.is_dense(forward.stage):
+            self.selector.observe(layer, *heads, forward)
+            return None
         scores = self.selector.scores(layer, *heads, forward)
         if scores is None:
             return None

@@ -236,14 +236,25 @@ class Selector(Computation[B]):
             choices, rows, blocks]. None: the layer stays dense in this forward.
         """
 
+    def observe(self, layer: int, query: Tensor, key: Tensor, forward: Forward) -> None:
+        """Update the state in a forward of a dense stage; arguments as of `scores`.
+
+        Override to save work: scoring is right for any method, as it updates the state too.
+        """
+        self.scores(layer, query, key, forward)
+
     @abstractmethod
-    def prefill_density(self, tokens: int) -> float:
-        """Kept / causal pairs of a replaced layer in a prefill, 0-1. An upper bound where the text
-        decides."""
+    def sparse_prefill_density(self, tokens: int) -> float:
+        """Kept / causal pairs of a replaced layer in a sparse prefill, 0-1. An upper bound where
+        the text decides."""
+
+    @abstractmethod
+    def sparse_decode_density(self, tokens: int) -> float:
+        """As `decode_density`, in a sparse decode."""
 
     @abstractmethod
     def selection_flops(self, layer: LayerShape, tokens: int) -> float:
-        """Operations that choosing blocks takes in one layer's prefill."""
+        """Operations that choosing blocks takes in one layer's sparse prefill."""
 
     @abstractmethod
     def selection_bytes(self, layer: LayerShape, tokens: int, new_tokens: int) -> int:
@@ -252,10 +263,20 @@ class Selector(Computation[B]):
     def replaces(self, index: int, layer: LayerShape) -> bool:
         return layer.is_full and index >= self.system.dense_layers
 
+    def prefill_density(self, tokens: int) -> float:
+        """Kept / causal pairs of a replaced layer in a prefill, 0-1. An upper bound where the text
+        decides."""
+        return 1.0 if self.system.is_dense("prefill") else self.sparse_prefill_density(tokens)
+
+    def decode_density(self, tokens: int) -> float:
+        return 1.0 if self.system.is_dense("decode") else self.sparse_decode_density(tokens)
+
     def attention_flops(self, layer: LayerShape, tokens: int) -> tuple[float, float]:
         prefill = layer.pair_flops * layer.pairs(tokens) * self.prefill_density(tokens)
         decode = layer.pair_flops * tokens * self.decode_density(tokens)
-        return prefill + self.selection_flops(layer, tokens), decode
+        if not self.system.is_dense("prefill"):
+            prefill += self.selection_flops(layer, tokens)
+        return prefill, decode
 
     def workspace_bytes(self, layer: LayerShape, tokens: int, new_tokens: int) -> int:
         # Copies of queries, keys, values and outputs, arranged in blocks.
@@ -271,15 +292,13 @@ class Selector(Computation[B]):
 class RankedSelector(Selector[R]):
     """Keeps a number of blocks per row, those with the highest scores."""
 
-    def prefill_density(self, tokens: int) -> float:
+    def sparse_prefill_density(self, tokens: int) -> float:
         blocks = self.count_blocks(tokens)
         rows = np.arange(1, blocks + 1)
         kept = np.minimum(self.kept_in_prefill(blocks), rows)
         return min(1.0, float(kept.sum() / rows.sum()))
 
-    def decode_density(self, tokens: int) -> float:
-        if self.system.skip_decode:
-            return 1.0
+    def sparse_decode_density(self, tokens: int) -> float:
         blocks = self.count_blocks(tokens)
         return self.most_kept(blocks) / blocks
 

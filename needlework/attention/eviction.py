@@ -36,7 +36,7 @@ class Eviction:
     def supports(self, cache: Cache) -> bool:
         """Whether the window covers every growing layer; a dense one would need all keys."""
         growing = {i for i, layer in enumerate(cache.layers) if grows(layer)}
-        return growing <= self.layers and not self.system.skip_decode
+        return growing <= self.layers and self.system.stages == "both"
 
     def __call__(self, cache: Cache) -> None:
         """Evict from a cache whose rows have no padding."""

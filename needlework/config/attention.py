@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 from needlework.config.base import Strict, tagged_union
 
 Stage = Literal["prefill", "decode"]
+Stages = Literal["prefill", "decode", "both"]
 Choices = Literal["layer", "group", "head"]
 """Heads that read the same blocks: all of a layer, those with a common kv head, or each its own."""
 
@@ -73,7 +74,9 @@ class BlockSparse(Attention):
 
     block_size: int = Field(64, ge=1, description="tokens per block")
     dense_layers: int = Field(2, ge=0, description="first layers, which keep the stock attention")
-    skip_decode: bool = Field(False, description="sparse prefill, dense decode")
+    stages: Stages = Field(
+        "both", description="stages in which blocks are chosen; the other stage is dense"
+    )
 
     @property
     def skips_pairs(self) -> bool:
@@ -88,9 +91,9 @@ class BlockSparse(Attention):
         """Blocks that row `row` (from 0) keeps by rank, its own included; 1: only marks count."""
         return 1
 
-    def skips(self, stage: Stage) -> bool:
-        """Whether the stage stays dense and the method does not see it."""
-        return stage == "decode" and self.skip_decode
+    def is_dense(self, stage: Stage) -> bool:
+        """Whether every block is kept in the stage."""
+        return self.stages not in (stage, "both")
 
 
 class Ranked(BlockSparse):
@@ -263,12 +266,10 @@ class SketchWalk(Ranked):
 
     @property
     def prompt_length_key(self) -> str | None:
+        if self.is_dense("prefill"):
+            return None
         keys = ("dense_last_rows", "local_share", "sink_share", "unranked_sink_share")
         return next((key for key in keys if getattr(self, key)), None)
-
-    def skips(self, stage: Stage) -> bool:
-        # The state must include decoded tokens, for the prompts that follow.
-        return False
 
 
 _PRESETS: dict[str, dict[str, Any]] = {
@@ -357,7 +358,6 @@ class Seer(Ranked):
         min_length=1, description="a name under gates, or a folder with gates.safetensors"
     )
     dense_layers: int = Field(0, ge=0, description="first layers, which keep the stock attention")
-    skip_prefill: bool = Field(False, description="dense prefill, sparse decode")
     threshold: float | None = Field(
         None,
         ge=0,
@@ -395,27 +395,29 @@ class Seer(Ranked):
 
         filled = dict(values)
         if not has("top_k_blocks", "density"):
-            if not has("threshold", "nz_ratio") and not values.get("skip_prefill"):
+            stages = values.get("stages")
+            if not has("threshold", "nz_ratio") and stages != "decode":
                 filled["threshold"] = 0.1
-            if not has("decode_threshold", "token_budget") and not values.get("skip_decode"):
+            if not has("decode_threshold", "token_budget") and stages != "prefill":
                 filled["token_budget"] = 2048
         return filled
 
     @model_validator(mode="after")
     def _one_selection_rule(self) -> Self:
         needs_no_count = []
-        for stage, skip, first, second in (
-            ("prefill", "skip_prefill", "threshold", "nz_ratio"),
-            ("decode", "skip_decode", "decode_threshold", "token_budget"),
-        ):
+        rules_of: dict[Stage, tuple[str, str]] = {
+            "prefill": ("threshold", "nz_ratio"),
+            "decode": ("decode_threshold", "token_budget"),
+        }
+        for stage, (first, second) in rules_of.items():
             rules = [key for key in (first, second) if getattr(self, key) is not None]
             if len(rules) == 2:
                 raise ValueError(f"{first}: {second} chooses blocks already; remove one of them")
-            if rules and getattr(self, skip):
-                raise ValueError(f"{rules[0]}: {skip} makes {stage} dense; remove one of them")
-            needs_no_count.append(bool(rules) or getattr(self, skip))
-        if self.skip_prefill and self.skip_decode:
-            raise ValueError("skip_prefill: nothing is sparse with skip_decode; remove one of them")
+            if rules and self.is_dense(stage):
+                raise ValueError(
+                    f"{rules[0]}: `stages: {self.stages}` makes {stage} dense; remove one of them"
+                )
+            needs_no_count.append(bool(rules) or self.is_dense(stage))
         if all(needs_no_count):
             if self.density is not None:
                 raise ValueError("density: both stages choose blocks without it; remove it")
@@ -437,14 +439,10 @@ class Seer(Ranked):
 
     @property
     def prompt_length_key(self) -> str | None:
-        if self.skip_prefill:
+        if self.is_dense("prefill"):
             return None
         keys = ("dense_last_rows", "nz_ratio")
         return next((key for key in keys if getattr(self, key)), None)
-
-    def skips(self, stage: Stage) -> bool:
-        # The gates pool the keys of both stages.
-        return False
 
 
 class Window(BlockSparse):
@@ -463,7 +461,7 @@ class Window(BlockSparse):
 
     @property
     def context_tokens(self) -> int | None:
-        return self.recent_tokens
+        return None if self.is_dense("prefill") else self.recent_tokens
 
 
 class Infini(Attention):

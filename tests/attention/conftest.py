@@ -62,7 +62,12 @@ def _select(selector, forwards, query, key, lengths, prompt_tokens=0, terms=None
         forward.terms = terms or {}
         scores, walks, kept = [], [], []
         for layer, (q, k) in enumerate(zip(query, key, strict=True)):
-            scores.append(selector.scores(layer, q[:, :, start:end], k[:, :, :end], forward))
+            tensors = layer, q[:, :, start:end], k[:, :, :end], forward
+            if system.is_dense(forward.stage):
+                selector.observe(*tensors)
+                scores.append(None)
+            else:
+                scores.append(selector.scores(*tensors))
             walks.append(forward.shared.get("walk"))
             if scores[-1] is None:
                 kept.append(None)

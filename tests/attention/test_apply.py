@@ -196,8 +196,8 @@ def test_density_counts_attended_pairs(llama, name):
         assert handle.density().sparse_layers_prefill == kept / (64 * 65 / 2)
 
 
-def test_skip_decode_is_sparse_prefill_and_stock_decode(llama):
-    system = SYSTEMS["sketchwalk-sum"].model_copy(update={"skip_decode": True})
+def test_stages_prefill_is_sparse_prefill_and_stock_decode(llama):
+    system = SYSTEMS["sketchwalk-sum"].model_copy(update={"stages": "prefill"})
     ids = prompts([70])["input_ids"]
     cache = DynamicCache(config=llama.config)
     with apply(llama, system) as handle:

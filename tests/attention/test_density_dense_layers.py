@@ -50,7 +50,7 @@ def test_density_of_the_model_counts_dense_layers_as_1(chunks):
 
 def test_a_stage_that_stays_dense_has_density_1():
     model = tiny(differing={"num_hidden_layers": 3})
-    system = Random(block_size=8, density=0.5, dense_layers=1, skip_decode=True)
+    system = Random(block_size=8, density=0.5, dense_layers=1, stages="prefill")
     with apply(model, system) as handle:
         run(model, prompts([70])["input_ids"], [64, *[1] * 6], cache=DynamicCache())
         density = handle.density()

@@ -10,7 +10,7 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 from support.paths import ROOT
-from support.tiny_models import prompts, tiny
+from support.tiny_models import prompts, run, tiny
 from transformers import DynamicCache, StaticCache
 
 from needlework.attention.apply import apply
@@ -209,6 +209,30 @@ def test_a_static_cache_gives_the_same_answers(name, system_of, model):
         ]
     torch.testing.assert_close(*logits)
     assert answers[0].equal(answers[1])
+
+
+@pytest.mark.parametrize("name", BLOCK_SPARSE)
+def test_a_dense_stage_is_stock_and_leaves_the_other_as_it_is(name, system_of, model):
+    """With the last layer alone sparse, what it attends to affects no query or key, so a stage
+    chooses alike whether the one before it was sparse or dense."""
+    ids, forwards, logits, density = prompts([TOKENS])["input_ids"], [64, *[1] * 6], {}, {}
+    stock = run(model, ids, forwards)
+    both = system_of(name).model_dump() | {"dense_layers": model.config.num_hidden_layers - 1}
+    for stages in ("both", "prefill", "decode"):
+        system = TYPES[name](**both | {"stages": stages})
+        with apply(model, system) as handle:
+            logits[stages], measured = run(model, ids, forwards), handle.density()
+        density[stages] = measured.prefill, measured.decode
+        method = computation_of(system)
+        planned = method.prefill_density(TOKENS), method.decode_density(TOKENS)
+        assert [p == 1 for p in planned] == [stages == "decode", stages == "prefill"]
+    assert max(density["both"]) < 1
+    assert density["prefill"] == (density["both"][0], 1)
+    assert density["decode"] == (1, density["both"][1])
+    assert torch.equal(logits["prefill"][:, :64], logits["both"][:, :64])
+    assert torch.equal(logits["prefill"][:, 64:], stock[:, 64:])
+    assert torch.equal(logits["decode"][:, :64], stock[:, :64])
+    torch.testing.assert_close(logits["decode"][:, 64:], logits["both"][:, 64:], rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", CONVERSIONS)

@@ -112,7 +112,7 @@ def test_densities_of_counts_shares_and_thresholds():
     assert 0.1 < last.prefill_density(64 * 100) < 0.3
     unknown = _method(type="seer", gates="x", threshold=0.1, decode_threshold=0.1)
     assert unknown.prefill_density(5000) == unknown.decode_density(5000) == 1
-    dense_decode = _method(type="random", top_k_blocks=2, skip_decode=True)
+    dense_decode = _method(type="random", top_k_blocks=2, stages="prefill")
     assert dense_decode.decode_density(5000) == 1 > dense_decode.prefill_density(5000)
 
 

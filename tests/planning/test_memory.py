@@ -25,13 +25,13 @@ SYSTEMS = {
     "box": {"type": "sketchwalk", "preset": "box", "density": 0.3},
     "kept": {"type": "sketchwalk", "walk_memory": "sparse", "top_k_blocks": 3},
     "xattention": {"type": "xattention", "density": 0.3, "stride": 4},
-    "dense decode": {"type": "xattention", "density": 0.3, "stride": 4, "skip_decode": True},
+    "dense decode": {"type": "xattention", "density": 0.3, "stride": 4, "stages": "prefill"},
     "random": {"type": "random", "density": 0.3},
     "oracle": {"type": "oracle", "top_k_blocks": 5},
     "window": {"type": "window", "recent_tokens": 40},
     "seer": {"type": "seer", "gates": "", "density": 0.3},
     "narrow seer": {"type": "seer", "gates": "", "density": 0.3},
-    "seer prefill": {"type": "seer", "gates": "", "density": 0.3, "skip_decode": True},
+    "seer prefill": {"type": "seer", "gates": "", "density": 0.3, "stages": "prefill"},
 }
 
 

@@ -17,7 +17,7 @@ class GateSpy:
 
     def __init__(self, handle):
         self.handle, self.plain, self.choices = handle, {}, []
-        scores = handle.selector.scores
+        scores, observe = handle.selector.scores, handle.selector.observe
         self.hooks = []
         for layer, decoder in enumerate(handle.model.model.layers):
             attention = decoder.self_attn
@@ -33,14 +33,16 @@ class GateSpy:
 
         def spy(layer, query, key, forward):
             computed = scores(layer, query, key, forward)
-            kept = None
-            if computed is not None:
-                chosen = choose(computed, forward.blocks).tolist()
-                kept = [[[{*row} - {-1} for row in rows] for rows in heads] for heads in chosen]
+            chosen = choose(computed, forward.blocks).tolist()
+            kept = [[[{*row} - {-1} for row in rows] for rows in heads] for heads in chosen]
             self.choices.append((layer, forward.blocks, kept))
             return computed
 
-        handle.selector.scores = spy
+        def spy_dense(layer, query, key, forward):
+            observe(layer, query, key, forward)
+            self.choices.append((layer, forward.blocks, None))
+
+        handle.selector.scores, handle.selector.observe = spy, spy_dense
 
     def of(self, layer, name, b, first):
         """Queries or keys of batch row b from token `first` on [heads, tokens, 8], float64."""

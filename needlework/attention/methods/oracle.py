@@ -44,6 +44,9 @@ class Method(RankedSelector[Oracle]):
             scores.append(self._reduce(torch.stack(pooled), 0))
         return torch.cat(scores, 1)
 
+    def observe(self, layer: int, query: Tensor, key: Tensor, forward: Forward) -> None:
+        pass  # no state
+
     def state_bytes(self, layer: LayerShape, tokens: int) -> int:
         return 0
 

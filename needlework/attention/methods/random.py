@@ -31,6 +31,9 @@ class Method(RankedSelector[Random]):
             columns = forward.shared["columns"] = _mix(blocks.numbers)
         return (_mix(rows + columns) >> 8) / 2**24
 
+    def observe(self, layer: int, query: Tensor, key: Tensor, forward: Forward) -> None:
+        pass  # no state
+
     def state_bytes(self, layer: LayerShape, tokens: int) -> int:
         return 0
 

@@ -49,8 +49,7 @@ class Method(RankedSelector[Seer]):
         super().__init__(system)
         if gate_dim is not None:
             self.gate_dim = gate_dim
-        skipped = {"prefill": system.skip_prefill, "decode": system.skip_decode}
-        self._stages: list[Stage] = [stage for stage in STAGES if not skipped[stage]]
+        self._stages: list[Stage] = [stage for stage in STAGES if not system.is_dense(stage)]
 
     def attach(self, model: PreTrainedModel) -> None:
         """Open the gates for `model` and record its rotary angles.
@@ -70,8 +69,8 @@ class Method(RankedSelector[Seer]):
         for stage in self._stages:
             if stage not in description.stages:
                 raise ValueError(
-                    f"gates: {system.gates} has no gates for {stage}; set skip_{stage}: true, "
-                    "or distill them"
+                    f"gates: {system.gates} has no gates for {stage}; write `stages: "
+                    f"{description.stages[0]}`, or distill them"
                 )
         self._rotation = Rotation(model)
 
@@ -95,25 +94,15 @@ class Method(RankedSelector[Seer]):
     def scores(self, layer: int, query: Tensor, key: Tensor, forward: Forward) -> Tensor | None:
         """Logits of the gate, or +-inf if a threshold or share decides, float32.
 
-        [batch, heads, rows, blocks] in prefill, [batch, kv heads, 1, blocks] in decode; None in a
-        dense stage.
+        [batch, heads, rows, blocks] in prefill, [batch, kv heads, 1, blocks] in decode.
         """
-        blocks, state = forward.blocks, forward.state.tensors.setdefault(layer, {})
-        pools = self._pooled(layer, key[:, :, blocks.mask.start :], _pool_keys, forward, "keys")
-        at = blocks.number * blocks.size
-        angles = self._rotation.at(at, self._gates.description.gate_dim)
-        for sparse_stage in self._stages:
-            keys = self._gate(sparse_stage, layer).keys(pools, angles)
-            state[sparse_stage] = write_rows(state.get(sparse_stage), keys, blocks)
-        if "prefill" in self._stages:
-            queries = self._pooled(layer, query, _mean, forward, "queries")
-        stage: Stage = "decode" if forward.is_decode else "prefill"
-        if stage not in self._stages:
-            return None
+        queries, angles = self._store_tokens(layer, query, key, forward)
+        blocks, state, stage = forward.blocks, forward.state.tensors[layer], forward.stage
         if stage == "decode":
             queries = self._rotation.undo(layer, query)
             at = (blocks.mask.start - blocks.first).clamp_min(0)[:, None]
             angles = self._rotation.at(at, self._gates.description.gate_dim)
+        assert queries is not None  # a sparse prefill pools queries
         gate = self._gate(stage, layer)
         logits = gate.logits(gate.queries(queries, angles), state[stage])
         logits.masked_fill_(blocks.future[:, None], -torch.inf)
@@ -123,10 +112,14 @@ class Method(RankedSelector[Seer]):
             part.copy_(self._marked(part, forward))
         return logits
 
-    def prefill_density(self, tokens: int) -> float:
-        if self.system.skip_prefill or self.system.threshold is not None:
+    def observe(self, layer: int, query: Tensor, key: Tensor, forward: Forward) -> None:
+        """Pool the tokens of this forward for the stage that is sparse."""
+        self._store_tokens(layer, query, key, forward)
+
+    def sparse_prefill_density(self, tokens: int) -> float:
+        if self.system.threshold is not None:
             return 1.0
-        return super().prefill_density(tokens)
+        return super().sparse_prefill_density(tokens)
 
     def kept_in_prefill(self, blocks: int) -> NDArray[np.number]:
         kept = super().kept_in_prefill(blocks)
@@ -135,12 +128,12 @@ class Method(RankedSelector[Seer]):
         is_last = np.arange(blocks) >= blocks - self.system.dense_last_rows
         return np.where(is_last, blocks, kept)
 
-    def decode_density(self, tokens: int) -> float:
+    def sparse_decode_density(self, tokens: int) -> float:
         system = self.system
         if system.token_budget is not None:
             blocks = system.token_budget // system.block_size + 1
             return min(1.0, blocks / self.count_blocks(tokens))
-        return 1.0 if system.decode_threshold is not None else super().decode_density(tokens)
+        return 1.0 if system.decode_threshold is not None else super().sparse_decode_density(tokens)
 
     def state_bytes(self, layer: LayerShape, tokens: int) -> int:
         heads, kv, block = layer.heads, layer.kv_heads, self.system.block_size * layer.key_dim
@@ -157,6 +150,27 @@ class Method(RankedSelector[Seer]):
 
     def choices(self, layer: LayerShape) -> int:
         return layer.heads if "prefill" in self._stages else 1
+
+    def _store_tokens(
+        self, layer: int, query: Tensor, key: Tensor, forward: Forward
+    ) -> tuple[Tensor | None, tuple[Tensor, Tensor]]:
+        """Pool this forward's keys and queries, and store the keys as the gates compare them.
+
+        Returns:
+            The mean query of each row before RoPE [batch, heads, rows, d], None if prefill is
+            dense; and the rotary angles of the rows' first tokens.
+        """
+        blocks, state = forward.blocks, forward.state.tensors.setdefault(layer, {})
+        pools = self._pooled(layer, key[:, :, blocks.mask.start :], _pool_keys, forward, "keys")
+        at = blocks.number * blocks.size
+        angles = self._rotation.at(at, self._gates.description.gate_dim)
+        for sparse_stage in self._stages:
+            keys = self._gate(sparse_stage, layer).keys(pools, angles)
+            state[sparse_stage] = write_rows(state.get(sparse_stage), keys, blocks)
+        queries = None
+        if "prefill" in self._stages:
+            queries = self._pooled(layer, query, _mean, forward, "queries")
+        return queries, angles
 
     def _gate(self, stage: Stage, layer: int) -> PrefillGate | DecodeGate:
         return getattr(self._gates, stage)[str(layer)]

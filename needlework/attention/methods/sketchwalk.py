@@ -59,22 +59,11 @@ class Method(RankedSelector[SketchWalk]):
         """The walk R up to this layer [batch, rows, blocks], float32, each row of sum 1; with
         choices group or head the scores of each [batch, choices, rows, blocks].
 
-        +inf or -inf for blocks that are kept or skipped regardless of rank. None in dense decode.
+        +inf or -inf for blocks that are kept or skipped regardless of rank.
         """
         blocks, state = forward.blocks, forward.state.tensors.setdefault(layer, {})
-        state["keys"] = write_rows(state.get("keys"), self._keys(key, blocks), blocks)
-        queries = self._sketched(self._heads(query))
-        scale = self.system.score_scale
-        scale = query.shape[-1] / 100 if scale is None else scale
-        rows = self._query_rows(queries, forward, state)
-        if forward.is_decode and self.system.skip_decode:
-            # The walk of a later prompt leads through these blocks.
-            if self.system.walk != "off" and any(blocks.is_full):
-                means = rows.sum(3) / blocks.seen
-                self._store_step(self._step(means, blocks, state["keys"], scale), blocks, state)
-            return None
-        if self.system.decode_queries > 1:
-            self._store_recent(queries, blocks, state)
+        queries, rows = self._store_tokens(query, key, forward, state)
+        scale = self._scale(query)
         if forward.is_decode:
             # A token scores with its own query; the mean of its block is used once it is full.
             row_queries = self._recent_mean(blocks, state) if "recent" in state else queries
@@ -98,6 +87,16 @@ class Method(RankedSelector[SketchWalk]):
 
     def choices(self, layer: LayerShape) -> int:
         return count_choices(self.system.choices, layer.heads, layer.kv_heads)
+
+    def observe(self, layer: int, query: Tensor, key: Tensor, forward: Forward) -> None:
+        """Store what later sparse forwards need: their walk leads through these blocks."""
+        blocks, state = forward.blocks, forward.state.tensors.setdefault(layer, {})
+        _, rows = self._store_tokens(query, key, forward, state)
+        # In decode, the row of a block is computed once it is full.
+        if self.system.walk != "off" and (not forward.is_decode or any(blocks.is_full)):
+            means = rows.sum(3) / blocks.seen
+            step = self._step(means, blocks, state["keys"], self._scale(query))
+            self._store_step(step, blocks, state)
 
     def state_bytes(self, layer: LayerShape, tokens: int) -> int:
         system, blocks = self.system, self.count_blocks(tokens)
@@ -142,6 +141,26 @@ class Method(RankedSelector[SketchWalk]):
         r = sketched_dim(layer.key_dim, self.system.sketch_dim)
         sketched = FLOAT32_BYTES * new_tokens * heads * r
         return super().selection_bytes(layer, tokens, new_tokens) + sketched
+
+    def _store_tokens(
+        self, query: Tensor, key: Tensor, forward: Forward, state: dict[str, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Add this forward's queries and keys to the state.
+
+        Returns:
+            The sketched queries [batch, h, new tokens, r], and by rows, see `_query_rows`.
+        """
+        blocks = forward.blocks
+        state["keys"] = write_rows(state.get("keys"), self._keys(key, blocks), blocks)
+        queries = self._sketched(self._heads(query))
+        if self.system.decode_queries > 1:
+            self._store_recent(queries, blocks, state)
+        return queries, self._query_rows(queries, forward, state)
+
+    def _scale(self, query: Tensor) -> float:
+        """Factor on block scores before the softmax."""
+        scale = self.system.score_scale
+        return query.shape[-1] / 100 if scale is None else scale
 
     def _sketched(self, x: Tensor) -> Tensor:
         """[..., d] -> [..., r]; unchanged without a sketch."""

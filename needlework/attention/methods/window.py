@@ -25,15 +25,16 @@ class Method(Selector[Window]):
             forward.blocks = WindowBlocks(forward.blocks, self.system)
         return forward.blocks.scores
 
-    def prefill_density(self, tokens: int) -> float:
+    def observe(self, layer: int, query: Tensor, key: Tensor, forward: Forward) -> None:
+        pass  # no state
+
+    def sparse_prefill_density(self, tokens: int) -> float:
         pairs = count_causal_pairs(tokens, self.system.recent_tokens)
         sinks = min(self.system.sink_tokens, tokens)
         pairs += max(0, tokens - self.system.recent_tokens) * sinks
         return min(1.0, pairs / count_causal_pairs(tokens))
 
-    def decode_density(self, tokens: int) -> float:
-        if self.system.skip_decode:
-            return 1.0
+    def sparse_decode_density(self, tokens: int) -> float:
         return min(1.0, (self.system.sink_tokens + self.system.recent_tokens) / tokens)
 
     def state_bytes(self, layer: LayerShape, tokens: int) -> int:

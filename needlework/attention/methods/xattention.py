@@ -36,16 +36,15 @@ class Method(RankedSelector[XAttention]):
     def scores(self, layer: int, query: Tensor, key: Tensor, forward: Forward) -> Tensor:
         """Shares of the softmax, or +-inf with a threshold [batch, choices, rows, blocks]."""
         blocks = forward.blocks
-        if not self.system.skip_decode:
-            state = forward.state.tensors.setdefault(layer, {})
-            sums = self._in_groups(blocks.keys_of_rows(key).float()).sum(-2).flatten(3)
-            state["keys"] = write_rows(state.get("keys"), sums, blocks)
+        self.observe(layer, query, key, forward)
         scaling = forward.terms.get("scaling")
         scale = (query.shape[-1] ** -0.5 if scaling is None else scaling) / self.system.stride
         kv = key.shape[1]
         if forward.is_decode:
             queries = query[:, :, None].float()
-            keys = state["keys"].unflatten(-1, (self._groups, -1)).flatten(2, 3)
+            keys = (
+                forward.state.tensors[layer]["keys"].unflatten(-1, (self._groups, -1)).flatten(2, 3)
+            )
             number = (blocks.mask.start - blocks.first[:, None, None]) // self.system.stride
             number = number.clamp_min(0)
             has_query = torch.ones_like(number, dtype=torch.bool)
@@ -71,14 +70,22 @@ class Method(RankedSelector[XAttention]):
         threshold = self.system.threshold
         return scores if threshold is None else _mark(scores, blocks, threshold)
 
-    def prefill_density(self, tokens: int) -> float:
-        return 1.0 if self.system.threshold is not None else super().prefill_density(tokens)
+    def observe(self, layer: int, query: Tensor, key: Tensor, forward: Forward) -> None:
+        """Add the keys of this forward to the sums that decode meets."""
+        if self.system.is_dense("decode"):
+            return
+        blocks, state = forward.blocks, forward.state.tensors.setdefault(layer, {})
+        sums = self._in_groups(blocks.keys_of_rows(key).float()).sum(-2).flatten(3)
+        state["keys"] = write_rows(state.get("keys"), sums, blocks)
 
-    def decode_density(self, tokens: int) -> float:
-        return 1.0 if self.system.threshold is not None else super().decode_density(tokens)
+    def sparse_prefill_density(self, tokens: int) -> float:
+        return 1.0 if self.system.threshold is not None else super().sparse_prefill_density(tokens)
+
+    def sparse_decode_density(self, tokens: int) -> float:
+        return 1.0 if self.system.threshold is not None else super().sparse_decode_density(tokens)
 
     def state_bytes(self, layer: LayerShape, tokens: int) -> int:
-        if self.system.skip_decode:
+        if self.system.is_dense("decode"):
             return 0
         rows = layer.kv_heads * self.count_blocks(tokens) * self._groups
         return FLOAT32_BYTES * rows * layer.key_dim

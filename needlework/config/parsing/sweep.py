@@ -92,7 +92,7 @@ def _combinations(name: str, sweep: dict[str, list]) -> list[tuple[str, dict[str
 
 
 def _label(key: str, value: Any) -> str:
-    """Part of a system's name: `top_k_blocks4`, `heads-sum`, `skip_decode-true`."""
+    """Part of a system's name: `top_k_blocks4`, `heads-sum`, `stages-prefill`."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         return f"{key}{value}".replace("+", "")
     word = {True: "true", False: "false", None: "null"}.get(value, value)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from needlework.config.attention import Seer
+from needlework.config.attention import Seer, Stage
 from needlework.config.errors import Location, Problem, suggest
 from needlework.config.experiment import Experiment
 from needlework.config.model_info import BEHIND_API, is_behind_api
@@ -45,11 +45,12 @@ def seer_problems(
                 at,
                 f"are gates of model `{gates.model}`; use gates of `{model}`, or change the model",
             )
-    for stage, is_dense in (("prefill", attention.skip_prefill), ("decode", attention.skip_decode)):
-        if not is_dense and stage not in stages:
+    sparse: dict[Stage, Stage] = {"prefill": "decode", "decode": "prefill"}
+    for stage, other in sparse.items():
+        if not attention.is_dense(stage) and stage not in stages:
             yield (
                 at,
-                f"has no gates for {stage}; set skip_{stage}: true, or use gates with that stage",
+                f"has no gates for {stage}; set stages: {other}, or use gates with that stage",
             )
     if block_size != attention.block_size:
         yield (

@@ -44,8 +44,8 @@ FORMS = {
     "ratio": {"nz_ratio": 0.75, "token_budget": 8},
     "count": {"density": 0.4, "dense_last_rows": 0},
     "topk": {"top_k_blocks": 3, "token_budget": 4, "dense_last_rows": 1},
-    "prefill": {"density": 0.4, "skip_decode": True},
-    "decode": {"density": 0.4, "skip_prefill": True},
+    "prefill": {"density": 0.4, "stages": "prefill"},
+    "decode": {"density": 0.4, "stages": "decode"},
 }
 every_form = pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 
@@ -87,7 +87,7 @@ def test_choices_match_the_reference(
     for i, (layer, blocks, kept) in enumerate(spy.choices):
         start, end = ([0, *ends])[i // LAYERS : i // LAYERS + 2]
         is_decode = start >= max(1, prompt) and end == start + 1
-        if system.skip_decode if is_decode else system.skip_prefill:
+        if system.is_dense("decode" if is_decode else "prefill"):
             assert kept is None
             continue
         for b, length in enumerate(lengths):
@@ -141,8 +141,8 @@ def test_dense_stages_equal_stock_attention(llama, system, form):
         result = run(llama, ids, [60, *[1] * 7])
         density = handle.density()
     is_stock = [torch.equal(result[:, :60], stock[:, :60]), density.decode == 1]
-    assert is_stock == ["skip_prefill" in form, "skip_decode" in form]
-    if "skip_prefill" in form:
+    assert is_stock == [form.get("stages") == stage for stage in ("decode", "prefill")]
+    if form.get("stages") == "decode":
         assert density.prefill == 1
 
 
@@ -194,7 +194,7 @@ def test_second_prefill_pools_decoded_tokens(llama, system, form):
         run(llama, ids, [32, *[1] * 12, 20])
         first.remove()
     last = [kept for _, blocks, kept in first.choices if blocks.mask.length == 20]
-    if of_all.skip_prefill:
+    if of_all.is_dense("prefill"):
         assert last == [None] * LAYERS
         return
     gates = Gates.open(of_all.gates, llama)
@@ -349,5 +349,5 @@ def test_gates_that_do_not_match_are_refused(llama, models, tmp_path):
             apply(llama, Seer(**misfit))
         assert "\n" not in str(error.value)
         assert not any(module._forward_pre_hooks for module in llama.modules())
-    with apply(llama, Seer(gates=str(tmp_path), block_size=SIZE, skip_decode=True)):
+    with apply(llama, Seer(gates=str(tmp_path), block_size=SIZE, stages="prefill")):
         run(llama, prompts([20])["input_ids"], [19, 1])

@@ -182,8 +182,8 @@ def test_prefill_after_dense_decode_chooses_among_decoded_blocks(select, preset,
     query, key = torch.randn(3, 2, 4, 90, 8), torch.randn(3, 2, 2, 90, 8)
     variant = {**FEW_BLOCKS[preset], "block_size": 4, "walk_memory": memory}
     whole, dense = (
-        select(Method(SketchWalk(**variant, skip_decode=skip)), forwards, query, key, [90, 53])
-        for skip, forwards in [(False, [90]), (True, [64, *[1] * 11, 15])]
+        select(Method(SketchWalk(**variant, stages=stages)), forwards, query, key, [90, 53])
+        for stages, forwards in [("both", [90]), ("prefill", [64, *[1] * 11, 15])]
     )
     assert all(scores == [None] * 3 for _, scores, _, _ in dense[1:-1])
     (_, _, walks, kept), (blocks, _, last, also) = whole[0], dense[-1]
@@ -193,6 +193,26 @@ def test_prefill_after_dense_decode_chooses_among_decoded_blocks(select, preset,
             n = rows.stop - begin
             torch.testing.assert_close(last[layer][b, :n], walks[layer][b, rows])
             assert also[layer][b][:n] == kept[layer][b][rows]
+
+
+@pytest.mark.parametrize("memory", ["full", "sparse"])
+@pytest.mark.parametrize("preset", ["paper", "official", "box"])
+def test_decode_after_dense_prefill_chooses_as_after_sparse_prefill(select, preset, memory):
+    torch.manual_seed(0)
+    query, key = torch.randn(3, 2, 4, 90, 8), torch.randn(3, 2, 2, 90, 8)
+    variant = {**FEW_BLOCKS[preset], "block_size": 4, "walk_memory": memory}
+    after_sparse, after_dense = (
+        select(
+            Method(SketchWalk(**variant, stages=stages)), [64, 12, *[1] * 14], query, key, [90, 53]
+        )
+        for stages in ("both", "decode")
+    )
+    assert [scores for _, scores, _, _ in after_dense[:2]] == [[None] * 3] * 2
+    for (_, _, walks, kept), (_, _, same, also) in zip(
+        after_sparse[2:], after_dense[2:], strict=True
+    ):
+        torch.testing.assert_close(walks, same)
+        assert kept == also
 
 
 def test_sparse_walk_memory_has_k_entries_per_row(select):

@@ -238,7 +238,7 @@ def test_values_of_the_wrong_type_name_the_right_one(old, new, message, at):
         ),
         case(
             "density: 0.3",
-            "top_k_blocks: 4, nz_ratio: 0.1, skip_decode: true",
+            "top_k_blocks: 4, nz_ratio: 0.1, stages: prefill",
             "systems.given.attention: top_k_blocks: each stage sets the number of blocks; "
             "remove one",
         ),

@@ -130,15 +130,17 @@ def test_values_of_all_types_form_valid_names():
     system = {
         "model": "base",
         "attention": {"type": "sketchwalk"},
-        "sweep": {"density": [0.25, 1.0e-05, None], "skip_decode": [True], "heads": ["sum"]},
+        "sweep": {"density": [0.25, 1.0e-05, None], "stages": ["prefill"], "heads": ["sum"]},
     }
     systems = load_experiment(_config({"walk": system})).systems
     assert [(name, s.attention.density) for name, s in systems.items()] == [
-        ("walk_density0.25_skip_decode-true_heads-sum", 0.25),
-        ("walk_density1e-05_skip_decode-true_heads-sum", 1e-05),
-        ("walk_density-null_skip_decode-true_heads-sum", None),
+        ("walk_density0.25_stages-prefill_heads-sum", 0.25),
+        ("walk_density1e-05_stages-prefill_heads-sum", 1e-05),
+        ("walk_density-null_stages-prefill_heads-sum", None),
     ]
-    assert all(s.attention.skip_decode and s.attention.heads == "sum" for s in systems.values())
+    assert all(
+        s.attention.stages == "prefill" and s.attention.heads == "sum" for s in systems.values()
+    )
 
 
 def test_two_sweeps_can_share_a_family():

@@ -54,12 +54,12 @@ from support.experiment_file import case, check_error
         case(
             "gates: saved",
             "gates: half",
-            "systems.given.attention.gates = 'half': has no gates for decode; set skip_decode:",
+            "systems.given.attention.gates = 'half': has no gates for decode; set stages: prefill",
         ),
         case(
             "base, block_size: 32",
             "base, stages: [decode], block_size: 32",
-            "systems.seer.attention.gates = 'own': has no gates for prefill; set skip_prefill:",
+            "systems.seer.attention.gates = 'own': has no gates for prefill; set stages: decode",
             at="seer: {model: base, atte",
         ),
         case(

@@ -28,7 +28,7 @@ SPARSE = {
     "random": lambda folder: Random(block_size=16, top_k_blocks=3, dense_layers=1),
     "walk": lambda folder: SketchWalk(block_size=16, top_k_blocks=3, dense_layers=1),
     "seer": lambda folder: Seer(gates=str(folder), block_size=16, density=0.4, dense_last_rows=0),
-    "skip_decode": lambda folder: Random(block_size=16, top_k_blocks=1, skip_decode=True),
+    "dense decode": lambda folder: Random(block_size=16, top_k_blocks=1, stages="prefill"),
 }
 
 
