@@ -16,7 +16,7 @@ from needlework.evaluation.streaming.token_source import TokenFile, token_docume
 from needlework.models.checkpoint import open_model
 from needlework.models.convert import convert
 from needlework.scoring.positions import by_position, whole_streams
-from needlework.tasks.prompts.tokenizer import open_tokenizer
+from needlework.tasks.prompts.tokenizer import open_tokenizer, start_ids
 
 
 def evaluate_stream(
@@ -64,6 +64,7 @@ def evaluate_stream(
         how.overlap or 0,
         separate_documents=text.separate_documents,
         adaptive=text.adaptive,
+        repeat_first=text.bos == "each_window",
         attention=method,
     )
     folder.mkdir(parents=True, exist_ok=True)
@@ -74,6 +75,7 @@ def evaluate_stream(
         split=text.split,
         dtype=text.dtype,
         separator=text.separator,
+        start_ids=start_ids(spec.path, spec.revision, text.bos),
     )
     tokens = folder / "tokens.npy"
     starts = write_tokens(documents, tokens, text.tokens)

@@ -77,6 +77,12 @@ class Stream(Strict):
         description="tokens that a window shares with the one before; 0: carry the state (exact); "
         "above 0: strided windows (an approximation)",
     )
+    bos: Literal["each_window", "first", "none"] = Field(
+        "first",
+        description="where BOS stands; each_window: at the start of each document and of each "
+        "strided window, as models such as Gemma need; first: at the start of each document, if "
+        "the tokenizer adds it; none: nowhere (token files are read as they are)",
+    )
     adaptive: bool = Field(
         False, description="true: start with the largest chunk that fits into memory"
     )

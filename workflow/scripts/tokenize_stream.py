@@ -12,7 +12,7 @@ from needlework.evaluation.streaming.token_source import encoded, token_document
 from needlework.finetune_data.recall_text import recall_text
 from needlework.pipeline.stage import stage
 from needlework.sources.added_tokens import prompt_tokenizer
-from needlework.tasks.prompts.tokenizer import open_tokenizer
+from needlework.tasks.prompts.tokenizer import open_tokenizer, start_ids
 from needlework.tasks.seeds import stream_seed
 
 if TYPE_CHECKING:
@@ -31,11 +31,16 @@ def generated_text(seed: int, recall_fraction: float) -> Iterator[str]:
 with stage(snakemake) as s:
     stream, shard = Stream.model_validate(s.params.stream), int(s.wildcards.shard)
     tokenizer = open_tokenizer(s.params.tokenizer, s.params.revision)
+    starting = start_ids(s.params.tokenizer, s.params.revision, stream.bos)
     documents: Iterable[Iterable[np.ndarray]]
     if stream.path is None:
         seed = stream_seed(s.params.seed, "stream", s.wildcards.stream, shard)
         documents = [
-            encoded(generated_text(seed, stream.recall_fraction), prompt_tokenizer(tokenizer))
+            encoded(
+                generated_text(seed, stream.recall_fraction),
+                prompt_tokenizer(tokenizer),
+                start_ids=starting,
+            )
         ]
     else:
         every_document = token_documents(
@@ -45,6 +50,7 @@ with stage(snakemake) as s:
             split=stream.split,
             dtype=stream.dtype,
             separator=stream.separator,
+            start_ids=starting,
         )
         documents = islice(every_document, shard, None, stream.shards)
     starts = write_tokens(documents, Path(s.output.tokens), stream.tokens)

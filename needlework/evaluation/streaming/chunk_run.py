@@ -133,7 +133,8 @@ class ChunkRun:
 
     def _next_windows(self, reader: DocumentReader) -> WindowBatch | None:
         max_windows = self.window_batch_size if self._kv_state is None else 1
-        return next_windows(reader, self.chunk_size, self.overlap, max_windows)
+        repeat_first = self._plan.repeat_first and self._kv_state is None
+        return next_windows(reader, self.chunk_size, self.overlap, max_windows, repeat_first)
 
     def _score(
         self, batch: WindowBatch, document: int, reader: DocumentReader, accumulator: Accumulator
@@ -177,8 +178,7 @@ class ChunkRun:
             batch = smaller
         seconds = time.perf_counter() - started
         reader.advance(batch.advance)
-        stride = self.chunk_size - self.overlap
-        first_tokens = [batch.first_token + i * stride for i in range(len(losses))]
+        first_tokens = [batch.first_token + i * batch.stride for i in range(len(losses))]
         self._try_larger()
         state_bytes = 0 if kv_state is None else kv_state.nbytes
         memory, chunks = peak_or_resident_bytes(), []
@@ -223,6 +223,8 @@ class ChunkRun:
     def _reduce(self, batch: WindowBatch, reader: DocumentReader) -> bool:
         """Halve the number of windows, or else the chunk; return False if neither is possible."""
         multiple = 2 if self.overlap else self._chunk_multiple
+        if self._plan.repeat_first and self._kv_state is None:
+            multiple *= 2
         tokens = batch.ids.shape[1] + (1 if self.overlap else 0)
         if self._is_trial:
             self._patience = min(2 * self._patience, _MAX_PATIENCE)

@@ -86,6 +86,8 @@ class StreamingEvaluator:
         window_batch_size: strided windows per forward.
         adaptive: start with the largest chunk that fits in memory: chunk_size doubled repeatedly.
         separate_documents: read each document without context; else all form one text.
+        repeat_first: start each strided window with the text's first token, its BOS, as models such
+            as Gemma need; one of the chunk_size tokens.
         attention: a system to apply to the model while it reads.
         tokenizer: for text: a fast tokenizer of transformers, or a tokenizers.Tokenizer.
 
@@ -109,6 +111,7 @@ class StreamingEvaluator:
         window_batch_size: int = 1,
         adaptive: bool = False,
         separate_documents: bool = False,
+        repeat_first: bool = False,
         attention: Attention | None = None,
         tokenizer: Any = None,
     ):
@@ -121,6 +124,11 @@ class StreamingEvaluator:
             raise ValueError(
                 f"overlap {overlap}: is not below chunk_size {size}; write at most {size - 1}"
             )
+        if repeat_first and overlap >= size - 1:
+            raise ValueError(
+                f"chunk_size {size}: BOS and an overlap of {overlap} leave no token to score; write "
+                f"at least {overlap + 2}"
+            )
         self.model, self.attention, self.verbose = model, attention, verbose
         self.device = resolve_device(model, device)
         if self.device != getattr(model, "device", None):
@@ -128,7 +136,7 @@ class StreamingEvaluator:
         self.tokenizer = tokenizer
         span = context_span(model, attention)
         self.plan = ReadingPlan(
-            size, overlap, window_batch_size, adaptive, separate_documents, span
+            size, overlap, window_batch_size, adaptive, separate_documents, span, repeat_first
         )
         self.max_tokens: int | None = None
         self.log_interval = 10

@@ -120,6 +120,7 @@ def token_documents(
     split: str = "train",
     dtype: str = "uint16",
     separator: int | None = None,
+    start_ids: list[int] | None = None,
 ) -> Iterator[Pieces]:
     """Yield the documents of a source lazily, each as pieces of token ids.
 
@@ -134,6 +135,8 @@ def token_documents(
         split: split of a dataset that has several.
         dtype: type of .bin files.
         separator: id that ends each document of a token file.
+        start_ids: ids that start each document, added where it does not start with them, in place
+            of those that the tokenizer adds there; None: those.
 
     Raises:
         ValueError: as TokenFile and `read_texts`; or the source is text and there is no tokenizer.
@@ -143,13 +146,14 @@ def token_documents(
     if any(file.suffix in TOKEN_SUFFIXES for file in files):
         for file in files:
             if file.suffix in TOKEN_SUFFIXES:
-                yield from TokenFile(file, dtype, separator)
+                for document in TokenFile(file, dtype, separator):
+                    yield _starting_with(start_ids or [], document)
         return
     text_files = [file for file in files if file.suffix.lower() in TEXT_SUFFIXES]
     encode = None if tokenizer is None else encoder(tokenizer)
     if text_files and len(text_files) == len(files):
         for file in text_files:
-            yield encoded(read_texts(file), encode, file)
+            yield encoded(read_texts(file), encode, file, start_ids)
         return
     columns = ("input_ids", "text") if column is None else (column,)
     is_empty = True
@@ -158,10 +162,21 @@ def token_documents(
             continue
         is_empty = False
         yield (
-            encoded([row], encode, path) if isinstance(row, str) else _ids_of_row(row, path, number)
+            encoded([row], encode, path, start_ids)
+            if isinstance(row, str)
+            else _starting_with(start_ids or [], _ids_of_row(row, path, number))
         )
     if is_empty:
         raise ValueError(f"{path}: is empty; name a source with text or tokens")
+
+
+def _starting_with(ids: list[int], document: Pieces) -> Pieces:
+    """The document; its first tokens are `ids`, added unless it has them."""
+    head = next(document)
+    if head[: len(ids)].tolist() != ids:
+        yield np.array(ids, dtype=head.dtype)
+    yield head
+    yield from document
 
 
 def _files(path: Path) -> list[Path]:
@@ -190,11 +205,15 @@ def encoder(tokenizer: Any) -> Tokenizer:
 
 
 def encoded(
-    parts: Iterable[str], tokenizer: Tokenizer | None, source: str | Path = "text"
+    parts: Iterable[str],
+    tokenizer: Tokenizer | None,
+    source: str | Path = "text",
+    start_ids: list[int] | None = None,
 ) -> Pieces:
     """Yield the token ids of one text that comes in parts.
 
-    Special tokens that the tokenizer adds stand only at the text's own start and end.
+    Special tokens that the tokenizer adds stand only at the text's own start and end; `start_ids`
+    replaces those at its start.
 
     Raises:
         ValueError: there is no tokenizer; the message names `source`.
@@ -208,7 +227,7 @@ def encoded(
         ids = tokenizer.encode(part, add_special_tokens=False).ids
         if number == 0:
             prepended, appended = added_ids(tokenizer)
-            ids = prepended + ids
+            ids = (prepended if start_ids is None else start_ids) + ids
         yield np.array(ids, dtype=np.int64)
     if appended:
         yield np.array(appended, dtype=np.int64)

@@ -9,6 +9,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Split
 
 from needlework.sources import hub
+from needlework.sources.added_tokens import added_ids
 
 _FILES = [
     "tokenizer.json",
@@ -85,6 +86,28 @@ def special_tokens(folder: Path) -> dict[str, str]:
         if "added_tokens_decoder" in entries:
             break
     return tokens
+
+
+def start_ids(path: str | Path, revision: str | None, bos: str) -> list[int] | None:
+    """Ids that start each text of a stream whose key bos is `bos`; None: what the tokenizer adds.
+
+    Raises:
+        ValueError: bos is each_window, and the tokenizer neither adds a token before a text nor
+            names a bos_token.
+    """
+    if bos != "each_window":
+        return [] if bos == "none" else None
+    tokenizer = open_tokenizer(path, revision)
+    if prepended := added_ids(tokenizer)[0]:
+        return prepended
+    token = special_tokens(tokenizer_folder(path, revision)).get("bos_token")
+    token_id = None if token is None else tokenizer.token_to_id(token)
+    if token_id is None:
+        raise ValueError(
+            f"bos each_window: the tokenizer of {path} has no BOS token (bos_token: {token!r}); "
+            "write bos: none"
+        )
+    return [token_id]
 
 
 def end_token_id(path: str | Path, revision: str | None = None) -> int:

@@ -183,3 +183,16 @@ def test_special_tokens_stand_at_the_ends_of_a_text_in_parts():
     pieces = [tokenizer.encode(part, add_special_tokens=False).ids for part in parts]
     ids = np.concatenate([*encoded(parts, tokenizer)]).tolist()
     assert ids == [0, *(i for piece in pieces for i in piece), 1]
+
+
+def test_start_of_documents_is_chosen(tmp_path):
+    tokenizer = merging_newlines()
+    (tmp_path / "x.txt").write_text("a b")
+    (bare,) = read_documents(token_documents(tmp_path / "x.txt", tokenizer, start_ids=[]))
+    assert read_documents(token_documents(tmp_path / "x.txt", tokenizer, start_ids=[1])) == [
+        [1, *bare]
+    ]
+    np.save(tmp_path / "x.npy", np.array([5, 6, 2, 1, 7]))
+    for start, expected in (([1], [[1, 5, 6, 2], [1, 7]]), (None, [[5, 6, 2], [1, 7]])):
+        documents = token_documents(tmp_path / "x.npy", separator=2, start_ids=start)
+        assert read_documents(documents) == expected

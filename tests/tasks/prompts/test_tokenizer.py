@@ -7,7 +7,12 @@ import pytest
 from support.paths import TINY
 from transformers import AutoTokenizer
 
-from needlework.tasks.prompts.tokenizer import end_token_id, open_tokenizer, special_tokens
+from needlework.tasks.prompts.tokenizer import (
+    end_token_id,
+    open_tokenizer,
+    special_tokens,
+    start_ids,
+)
 
 
 @pytest.mark.parametrize(
@@ -54,3 +59,17 @@ def test_special_tokens_are_those_of_transformers(tmp_path, decoder):
     theirs = AutoTokenizer.from_pretrained(tmp_path).special_tokens_map
     assert special_tokens(tmp_path) == theirs
     assert ("bos_token" in theirs) == (not decoder)
+
+
+def test_bos_of_streams(tmp_path):
+    shutil.copy(TINY / "tokenizer.json", tmp_path)
+    state = json.loads((tmp_path / "tokenizer.json").read_text()) | {"post_processor": None}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(state))
+    bos = open_tokenizer(TINY).token_to_id("<s>")
+    assert start_ids(TINY, None, "none") == []
+    assert start_ids(TINY, None, "first") is None
+    assert start_ids(TINY, None, "each_window") == [bos]
+    with pytest.raises(ValueError, match="has no BOS token .bos_token: None.; write bos: none"):
+        start_ids(tmp_path, None, "each_window")
+    (tmp_path / "tokenizer_config.json").write_text('{"bos_token": "<s>"}')
+    assert start_ids(tmp_path, None, "each_window") == [bos]

@@ -45,6 +45,7 @@ def stream_settings(wildcards):
         "window_batch_size": reader.window_batch_size,
         "separate_documents": stream.separate_documents,
         "adaptive": stream.adaptive,
+        "repeat_first": stream.bos == "each_window",
     }
 
 
