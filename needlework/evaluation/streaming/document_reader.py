@@ -31,8 +31,8 @@ class DocumentReader:
         self._buffer = np.empty(0, dtype=np.int64)
         self.position = 0
         """Index in the document of the next token."""
-        self.first = int(head[0]) if len(head := self.peek_unchecked(1)) else None
-        """The document's first token."""
+        self.first = int(head[0]) if len(head := self.peek_unchecked(1)) else -1
+        """The document's first token; -1 if it has none."""
 
     def peek(self, tokens: int) -> np.ndarray:
         """Return the next `tokens` tokens, int64; fewer at the end of the document.
