@@ -1,13 +1,15 @@
 """Undo RoPE on queries and keys of any model family, and apply it to the inputs of gates.
 
 The attention function gets rotated queries and keys. How to undo the rotation is determined once,
-with the same token at two positions: the right inverse makes both equal.
+with the same token at two positions: the right inverse makes both equal. Where a module of the
+layer returns the same numbers, such as a projection or a norm, its output is read instead.
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +29,7 @@ TOLERANCE = 16
 machine epsilon of the dtype or of float32, whichever is larger."""
 
 
+Name = Literal["query", "key"]
 Angles = tuple[Tensor, Tensor]
 """Cosines and sines."""
 _Inverse = Callable[[nn.Module, Tensor, Angles | None], Tensor]
@@ -57,6 +60,7 @@ class Rotation:
             module.register_forward_pre_hook(partial(self._on_attention, layer), with_kwargs=True)
             for layer, module in self._modules.items()
         ]
+        self._outputs: dict[tuple[int, Name], Tensor] = {}
         self._model = model
         self._frequencies: dict[int, tuple[Tensor, float]] = {}
         self._inverses: dict[int, _Inverse] = {}
@@ -66,9 +70,13 @@ class Rotation:
         """Query and key of a fixed token before RoPE [heads * d + kv heads * d], float32: they
         identify a layer's projections."""
         try:
-            for layer, (query, key) in _probe(model).items():
+            with _outputs(self._modules) as outputs:
+                probed = _probe(model)
+            for layer, (query, key) in probed.items():
                 if layer in self._modules:
                     self._find_inverse(layer, query, key)
+                    if not _has_temperature(model):
+                        self._find_outputs(layer, query, key, outputs[layer])
         except ValueError:
             self.remove()
             raise
@@ -77,7 +85,21 @@ class Rotation:
         """Remove the hooks from the model; further calls have no effect."""
         for hook in self._hooks:
             hook.remove()
-        self._hooks, self._angles = [], {}
+        self._hooks, self._angles, self._outputs = [], {}, {}
+
+    def plain(
+        self, layer: int, name: Name, x: Tensor, heads: int | None = None
+    ) -> Iterator[Tensor]:
+        """Like `undo` for the queries or keys of all new tokens, `heads` heads at a time: the
+        output of their projection or norm if there is one."""
+        heads = heads or x.shape[1]
+        output = self._outputs.get((layer, name))
+        if output is not None:
+            output = output.reshape(len(x), -1, *x.shape[1::2]).transpose(1, 2)
+            if output.shape == x.shape:
+                yield from (part.float() for part in output.split(heads, 1))
+                return
+        yield from (self.undo(layer, part) for part in x.split(heads, 1))
 
     def undo(self, layer: int, x: Tensor) -> Tensor:
         """Queries or keys [batch, heads, new tokens, d] before RoPE, float32.
@@ -144,6 +166,37 @@ class Rotation:
         parts = [self.undo(layer, x)[0].flatten() for x in (query, key)]
         self.signatures[layer] = torch.cat(parts).cpu()
 
+    def _find_outputs(
+        self, layer: int, query: Tensor, key: Tensor, outputs: list[tuple[nn.Module, Tensor]]
+    ) -> None:
+        """Record the output of the module that returns queries, or keys, before RoPE."""
+        eps = max(torch.finfo(dtype).eps for dtype in (query.dtype, torch.float32))
+        pair: tuple[tuple[Name, Tensor], ...] = (("query", query), ("key", key))
+        for name, x in pair:
+            plain = self.undo(layer, x).transpose(1, 2)
+            largest = plain.abs().max()
+            errors = [
+                (float((output.reshape_as(plain).float() - plain).abs().max()), module)
+                for module, output in outputs
+                # With more heads than one, [batch, heads, tokens, d] is another shape.
+                if output.shape in (plain.shape, plain.flatten(2).shape)
+            ]
+            error, module = min(errors, key=lambda pair: pair[0], default=(torch.inf, None))
+            if module is not None and largest > 0 and error <= TOLERANCE * eps * float(largest):
+                hook = partial(self._on_output, (layer, name))
+                self._hooks.append(module.register_forward_hook(hook))
+        drop = partial(self._drop_outputs, layer)
+        self._hooks.append(self._modules[layer].register_forward_hook(drop))
+
+    def _on_output(
+        self, key: tuple[int, Name], module: nn.Module, args: tuple, output: Tensor
+    ) -> None:
+        self._outputs[key] = output.detach()
+
+    def _drop_outputs(self, layer: int, *_: object) -> None:
+        self._outputs.pop((layer, "query"), None)
+        self._outputs.pop((layer, "key"), None)
+
     def _error(self, layer: int, inverse: _Inverse, query: Tensor, key: Tensor) -> float:
         """Largest difference between the two positions, relative to the largest entry."""
         error = 0.0
@@ -194,6 +247,37 @@ def _unrotate_first(module: nn.Module, x: Tensor, angles: Angles | None) -> Tens
         raise TypeError("the layer gets no angles")
     d = angles[0].shape[-1]
     return torch.cat([_unrotate(module, x[..., :d], angles), x[..., d:]], -1)
+
+
+@contextmanager
+def _outputs(
+    layers: dict[int, nn.Module],
+) -> Iterator[dict[int, list[tuple[nn.Module, Tensor]]]]:
+    """Collect the tensors that modules within each attention layer return."""
+    outputs: dict[int, list[tuple[nn.Module, Tensor]]] = {layer: [] for layer in layers}
+
+    def collect(layer: int, module: nn.Module, args: tuple, output: object) -> None:
+        if isinstance(output, Tensor):
+            outputs[layer].append((module, output.detach()))
+
+    hooks = [
+        module.register_forward_hook(partial(collect, layer))
+        for layer, attention in layers.items()
+        for module in attention.modules()
+        if module is not attention
+    ]
+    try:
+        yield outputs
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _has_temperature(model: PreTrainedModel) -> bool:
+    """Whether queries at far positions, which `_probe` does not reach, are scaled."""
+    config = model.config.get_text_config(decoder=True)
+    rope = getattr(config, "rope_parameters", None) or {}
+    return bool(getattr(config, "attn_temperature_tuning", False)) or "llama_4_scaling_beta" in rope
 
 
 def _has_rope(model: PreTrainedModel) -> bool:

@@ -58,7 +58,7 @@ CASES = {
     "xattention": (lambda *_: XAttention(stride=4, **TOP), 100),
     "random": (lambda *_: Random(**TOP), 100),
     "window": (lambda *_: Window(recent_tokens=20, **BLOCKS), 110),
-    "seer": (seer, 235),
+    "seer": (seer, 155),
 }
 
 

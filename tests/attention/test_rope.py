@@ -30,8 +30,16 @@ LLAMA3 = {
 }
 
 
-def undo_in_forwards(model, forwards, dtype=torch.float32):
-    """Compare RoPE's inputs with what `Rotation.undo` returns, on a left-padded batch.
+def undo(rotation, layer, name, x):
+    return rotation.undo(layer, x)
+
+
+def plain(rotation, layer, name, x):
+    return torch.cat([*rotation.plain(layer, name, x, heads=1)], 1)
+
+
+def undo_in_forwards(model, forwards, undo=undo):
+    """Compare RoPE's inputs with what `undo` returns, on a left-padded batch.
 
     Each forward has as many tokens as `forwards` says. Returns, for each layer and forward, (layer,
     (query and key before RoPE, name of the family's function), (query and key after undo)).
@@ -54,7 +62,10 @@ def undo_in_forwards(model, forwards, dtype=torch.float32):
         layer, new = module.layer_idx, query.shape[2]
         if layer in rotation._modules:
             plain = before.get("call") or (query, key[:, :, -new:], None)
-            undone = rotation.undo(layer, query), rotation.undo(layer, key[:, :, -new:])
+            undone = (
+                undo(rotation, layer, "query", query),
+                undo(rotation, layer, "key", key[:, :, -new:]),
+            )
             after.append((layer, plain, undone))
         before.pop("call", None)
         out = scaled_dot_product_attention(
@@ -87,10 +98,11 @@ def undo_in_forwards(model, forwards, dtype=torch.float32):
     return after
 
 
+@pytest.mark.parametrize("undo", [undo, plain])
 @pytest.mark.parametrize("family", RECORDED)
-def test_undo_returns_the_input_of_the_familys_rope(family):
+def test_undo_returns_the_input_of_the_familys_rope(family, undo):
     model = tiny(family)
-    comparisons = undo_in_forwards(model, [33, 1, 6])
+    comparisons = undo_in_forwards(model, [33, 1, 6], undo)
     assert {layer for layer, _, _ in comparisons} >= FAMILIES[family][2]
     for _, (query, key, function), (undone_query, undone_key) in comparisons:
         for plain, undone in ((query, undone_query), (key, undone_key)):
@@ -105,6 +117,26 @@ def test_undo_returns_the_input_of_the_familys_rope(family):
     # The family's own RoPE was recorded, so that the comparison is not trivial.
     if family not in ("llama4", "cohere2"):
         assert any(function for _, (_, _, function), _ in comparisons)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "mistral", "granite", "smollm3"])
+def test_outputs_of_projections_and_norms_are_read_without_undoing(family, monkeypatch):
+    model = tiny(family)
+
+    def exact(rotation, layer, name, x):
+        with monkeypatch.context() as patch:
+            patch.setattr(Rotation, "undo", None)
+            return plain(rotation, layer, name, x)
+
+    for _, expected, found in undo_in_forwards(model, [33, 1, 6], exact):
+        assert all(map(torch.equal, expected[:2], found))
+
+
+def test_no_output_is_kept_after_a_layer():
+    model = tiny("llama")
+    rotation = Rotation(model)
+    model(**prompts([20]))
+    assert not rotation._outputs
 
 
 @pytest.mark.parametrize(
@@ -172,7 +204,7 @@ def test_removal_leaves_the_model_unchanged():
 
 
 def _is_untouched(model):
-    hooks = any(module._forward_pre_hooks for module in model.modules())
+    hooks = any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
     registered = {rope.NAME} & {*ALL_ATTENTION_FUNCTIONS, *ALL_MASK_ATTENTION_FUNCTIONS}
     return not hooks and not registered and model.config._attn_implementation == "sdpa"
 

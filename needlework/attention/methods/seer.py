@@ -22,7 +22,7 @@ from needlework.attention.block_rows import write_rows
 from needlework.attention.blocks import Blocks
 from needlework.attention.density import STAGES
 from needlework.attention.layers import LayerShape
-from needlework.attention.rope import Rotation
+from needlework.attention.rope import Name, Rotation
 from needlework.attention.seer.gates import (
     DESCRIPTION,
     DecodeGate,
@@ -99,7 +99,7 @@ class Method(RankedSelector[Seer]):
         queries, angles = self._store_tokens(layer, query, key, forward)
         blocks, state, stage = forward.blocks, forward.state.tensors[layer], forward.stage
         if stage == "decode":
-            queries = self._rotation.undo(layer, query)
+            (queries,) = self._rotation.plain(layer, "query", query)
             at = (blocks.mask.start - blocks.first).clamp_min(0)[:, None]
             angles = self._rotation.at(at, self._gates.description.gate_dim)
         assert queries is not None  # a sparse prefill pools queries
@@ -161,7 +161,7 @@ class Method(RankedSelector[Seer]):
             dense; and the rotary angles of the rows' first tokens.
         """
         blocks, state = forward.blocks, forward.state.tensors.setdefault(layer, {})
-        pools = self._pooled(layer, key[:, :, blocks.mask.start :], _pool_keys, forward, "keys")
+        pools = self._pooled(layer, key[:, :, blocks.mask.start :], _pool_keys, forward, "key")
         at = blocks.number * blocks.size
         angles = self._rotation.at(at, self._gates.description.gate_dim)
         for sparse_stage in self._stages:
@@ -169,30 +169,34 @@ class Method(RankedSelector[Seer]):
             state[sparse_stage] = write_rows(state.get(sparse_stage), keys, blocks)
         queries = None
         if "prefill" in self._stages:
-            queries = self._pooled(layer, query, _mean, forward, "queries")
+            queries = self._pooled(layer, query, _mean, forward, "query")
         return queries, angles
 
     def _gate(self, stage: Stage, layer: int) -> PrefillGate | DecodeGate:
         return getattr(self._gates, stage)[str(layer)]
 
-    def _pooled(self, layer: int, x: Tensor, pool: Callable, forward: Forward, name: str) -> Tensor:
+    def _pooled(
+        self, layer: int, x: Tensor, pool: Callable, forward: Forward, name: Name
+    ) -> Tensor:
         """`pool` over each row's block of x [batch, heads, new tokens, d] before RoPE, including
-        the block's tokens of earlier forwards. Stores the last block in the state as `name`.
+        the block's tokens of earlier forwards. Stores the last block in the state.
 
         A few heads at a time, to limit copies of a long prompt.
         """
         blocks, state = forward.blocks, forward.state.tensors[layer]
         heads = max(1, NUMBERS_AT_ONCE // x[:, 0].numel())
-        earlier = state[name].split(heads, 1) if name in state else repeat(None)
+        stored = {"query": "queries", "key": "keys"}[name]
+        earlier = state[stored].split(heads, 1) if stored in state else repeat(None)
+        parts = self._rotation.plain(layer, name, x, heads)
         pools, last = [], []
-        for part, before in zip(x.split(heads, 1), earlier, strict=False):
-            rows = blocks.of_queries(self._rotation.undo(layer, part))
+        for part, before in zip(parts, earlier, strict=False):
+            rows = blocks.of_queries(part)
             if before is not None:
                 first = rows[:, :, :1] + (before * blocks.is_earlier)[:, :, None]
                 rows = torch.cat([first, rows[:, :, 1:]], 2)
             pools.append(pool(rows, blocks))
             last.append(torch.stack([rows[b, :, row] for b, row in enumerate(blocks.last)]))
-        state[name] = torch.cat(last, 1)
+        state[stored] = torch.cat(last, 1)
         return torch.cat(pools, 1)
 
     def _marked(self, logits: Tensor, forward: Forward) -> Tensor:
