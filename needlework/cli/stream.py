@@ -75,6 +75,7 @@ def evaluate_stream(
         split=text.split,
         dtype=text.dtype,
         separator=text.separator,
+        special_tokens=text.special_tokens,
         start_ids=start_ids(spec.path, spec.revision, text.bos),
     )
     tokens = folder / "tokens.npy"

@@ -51,6 +51,7 @@ with stage(snakemake) as s:
             dtype=stream.dtype,
             separator=stream.separator,
             start_ids=starting,
+            special_tokens=stream.special_tokens,
         )
         documents = islice(every_document, shard, None, stream.shards)
     starts = write_tokens(documents, Path(s.output.tokens), stream.tokens)

@@ -126,8 +126,8 @@ class StreamingEvaluator:
             )
         if repeat_first and overlap >= size - 1:
             raise ValueError(
-                f"chunk_size {size}: BOS and an overlap of {overlap} leave no token to score; write "
-                f"at least {overlap + 2}"
+                f"chunk_size {size}: BOS and an overlap of {overlap} leave no token to score; "
+                f"write at least {overlap + 2}"
             )
         self.model, self.attention, self.verbose = model, attention, verbose
         self.device = resolve_device(model, device)

@@ -1,10 +1,13 @@
 """Token ids from disk, document by document, without loading all of them into memory."""
 
+import logging
 import os
+import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -12,6 +15,7 @@ from tokenizers import Tokenizer
 from needlework.sources.added_tokens import added_ids
 from needlework.sources.texts import TEXT_SUFFIXES, read_column, read_texts
 
+_log = logging.getLogger(__name__)
 TOKEN_SUFFIXES = (".bin", ".npy")
 PIECE_TOKENS = 2**20
 """Maximum number of tokens in a piece of a token file."""
@@ -121,6 +125,7 @@ def token_documents(
     dtype: str = "uint16",
     separator: int | None = None,
     start_ids: list[int] | None = None,
+    special_tokens: Literal["text", "allow"] = "text",
 ) -> Iterator[Pieces]:
     """Yield the documents of a source lazily, each as pieces of token ids.
 
@@ -137,6 +142,7 @@ def token_documents(
         separator: id that ends each document of a token file.
         start_ids: ids that start each document, added where it does not start with them, in place
             of those that the tokenizer adds there; None: those.
+        special_tokens: what text that spells a special token becomes: its characters, or the token.
 
     Raises:
         ValueError: as TokenFile and `read_texts`; or the source is text and there is no tokenizer.
@@ -150,7 +156,7 @@ def token_documents(
                     yield _starting_with(start_ids or [], document)
         return
     text_files = [file for file in files if file.suffix.lower() in TEXT_SUFFIXES]
-    encode = None if tokenizer is None else encoder(tokenizer)
+    encode = None if tokenizer is None else encoder(tokenizer, special_tokens)
     if text_files and len(text_files) == len(files):
         for file in text_files:
             yield encoded(read_texts(file), encode, file, start_ids)
@@ -187,8 +193,11 @@ def _files(path: Path) -> list[Path]:
     return [f for f in files if not any(p.startswith(".") for p in f.relative_to(path).parts)]
 
 
-def encoder(tokenizer: Any) -> Tokenizer:
+def encoder(tokenizer: Any, special_tokens: Literal["text", "allow"] = "text") -> Tokenizer:
     """Return a copy of a tokenizer without truncation and padding.
+
+    Args:
+        special_tokens: as for `token_documents`.
 
     Raises:
         ValueError: it is neither of `tokenizers` nor a fast one of transformers.
@@ -201,6 +210,7 @@ def encoder(tokenizer: Any) -> Tokenizer:
     copy = Tokenizer.from_str(getattr(tokenizer, "backend_tokenizer", tokenizer).to_str())
     copy.no_truncation()
     copy.no_padding()
+    copy.encode_special_tokens = special_tokens == "text"
     return copy
 
 
@@ -219,18 +229,34 @@ def encoded(
         ValueError: there is no tokenizer; the message names `source`.
     """
     appended: list[int] = []
+    spelled: Counter[str] = Counter()
     for number, part in enumerate(parts):
         if tokenizer is None:
             raise ValueError(
                 f"{source}: holds text; pass a tokenizer, or name a source of token ids"
             )
+        spelled.update(_special_tokens_in(part, tokenizer))
         ids = tokenizer.encode(part, add_special_tokens=False).ids
         if number == 0:
             prepended, appended = added_ids(tokenizer)
             ids = (prepended if start_ids is None else start_ids) + ids
         yield np.array(ids, dtype=np.int64)
+    if tokenizer is not None and spelled:
+        names = ", ".join(f"{token} {count:,} times" for token, count in spelled.most_common())
+        how = "text" if tokenizer.encode_special_tokens else "special tokens"
+        _log.warning("%s: spells special tokens (%s), encoded as %s", source, names, how)
     if appended:
         yield np.array(appended, dtype=np.int64)
+
+
+def _special_tokens_in(text: str, tokenizer: Tokenizer) -> Iterator[str]:
+    """The special tokens that a text spells."""
+    tokens = [t.content for t in tokenizer.get_added_tokens_decoder().values() if t.special]
+    if tokens:
+        # The longest first, as one may start with another.
+        pattern = "|".join(map(re.escape, sorted(tokens, key=len, reverse=True)))
+        for match in re.finditer(pattern, text):
+            yield match[0]
 
 
 def _ids_of_row(row: Any, path: Path, number: int) -> Pieces:

@@ -5,6 +5,7 @@ import numpy as np
 import polars as pl
 import pytest
 from datasets import Dataset
+from support.paths import TINY
 from support.streamed_models import make
 from support.streaming import IDS, read_documents, text_of
 from support.toy_tokenizers import merging_newlines
@@ -17,6 +18,7 @@ from needlework.evaluation.streaming.token_source import (
     token_documents,
     write_tokens,
 )
+from needlework.tasks.prompts.tokenizer import open_tokenizer
 
 
 @pytest.mark.parametrize("kind", ["uint16", "uint32", "npy"])
@@ -196,3 +198,18 @@ def test_start_of_documents_is_chosen(tmp_path):
     for start, expected in (([1], [[1, 5, 6, 2], [1, 7]]), (None, [[5, 6, 2], [1, 7]])):
         documents = token_documents(tmp_path / "x.npy", separator=2, start_ids=start)
         assert read_documents(documents) == expected
+
+
+def test_text_that_spells_a_special_token_is_text(tmp_path, caplog):
+    tokenizer = open_tokenizer(TINY)
+    parts = ["a", "<", "/", "s", ">", "b", "<", "/", "s", ">"]
+    as_text = [tokenizer.token_to_id(part) for part in parts]
+    (tmp_path / "x.txt").write_text("a</s>b</s>")
+    (tmp_path / "x.jsonl").write_text(json.dumps({"text": "a</s>b</s>"}))
+    for name in ("x.txt", "x.jsonl"):
+        source = tmp_path / name
+        assert read_documents(token_documents(source, tokenizer, start_ids=[])) == [as_text]
+        assert "x.txt: spells special tokens (</s> 2 times), encoded as text" in caplog.text
+    allowed = token_documents(source, tokenizer, start_ids=[], special_tokens="allow")
+    assert read_documents(allowed) == [[as_text[0], 2, as_text[5], 2]]
+    assert "(</s> 2 times), encoded as special tokens" in caplog.text
