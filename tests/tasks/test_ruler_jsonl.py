@@ -5,6 +5,7 @@ import json
 import pytest
 
 from needlework.config.tasks import RulerJsonl
+from needlework.sources.added_tokens import prompt_tokenizer
 from needlework.tasks.generate import Sampler, make_samples
 
 
@@ -30,7 +31,9 @@ def test_rows_are_used_unchanged(tokenizer, tmp_path):
     table = make(tmp_path / "{length}.jsonl", tokenizer, match="part", max_new_tokens=9)
     assert table["prompt"][1] == "Text 1. Which number? The number is"
     assert table["outputs"].to_list() == [["0"], ["1"], ["2"]]
-    assert table["tokens"].to_list() == [len(tokenizer.encode(p)) for p in table["prompt"]]
+    assert table["tokens"].to_list() == [
+        len(prompt_tokenizer(tokenizer).encode(p)) for p in table["prompt"]
+    ]
     assert table["max_new_tokens"].to_list() == [9] * 3
     assert table["messages"][0].to_list() == [
         {"role": "user", "content": "Text 0. Which number?"},

@@ -11,6 +11,7 @@ from needlework.config.tasks import ValueType
 from needlework.tasks.context import TaskContext
 from needlework.tasks.haystacks.filler import Filler
 from needlework.tasks.haystacks.needle_values import draw_values
+from needlework.tasks.haystacks.sentence_ends import needs_no_blank
 from needlework.tasks.haystacks.sentences import random_sentence
 from needlework.tasks.haystacks.words import Part
 from needlework.tasks.prompts.token_counter import CharacterCounter, TokenCounter
@@ -34,7 +35,10 @@ class Haystack(Protocol):
     """The source of the haystacks of all samples."""
 
     joiner: str
-    """A line break, which also ends the last unit, or the space between sentences."""
+    """A line break, which also ends the last unit, or the space between sentences.
+
+    Sentences of scripts without blanks are joined without the space.
+    """
     used_values: Collection[str]
     """Keys and values that the haystack itself contains. Hidden needles must not repeat them."""
 
@@ -184,6 +188,8 @@ def make_haystack(
         return ShuffledUnits(lines, counts, "\n", used, short_units)
     if task_context.haystack is not None:
         units = task_context.haystack["sentence"].to_list()
+        if any(map(needs_no_blank, units)):
+            counter.additive = False
         if isinstance(counter, CharacterCounter):
             return RunningText(units, counter.count_in_place(units))
         return RunningText(units, task_context.haystack["tokens"].to_numpy())

@@ -4,6 +4,7 @@ from itertools import accumulate
 from typing import NamedTuple
 
 from needlework.tasks.haystacks.haystack import Haystack, HaystackSample
+from needlework.tasks.haystacks.sentence_ends import join_sentences, needs_no_blank
 from needlework.tasks.prompts.prompt import Needle, Prompt
 from needlework.tasks.prompts.token_counter import TokenCounter
 
@@ -44,6 +45,8 @@ class NeedlePrompt:
         self._space_costs = [0] * len(needles)
         if self._joiner == " ":
             self._space_costs = [counter.space_cost(needle.text) for needle in needles]
+            if any(needs_no_blank(needle.text) for needle in needles):
+                counter.additive = False
         # In haystack order; needles at one depth keep the given order.
         self._order = sorted(range(len(needles)), key=lambda i: needles[i].depth_percent)
 
@@ -85,7 +88,10 @@ class NeedlePrompt:
         if self._joiner == " ":
             first = self._counter.line_start_cost(merged[0])
             last = self._counter.line_end_cost(merged[-1])
-        characters = [0, *accumulate(len(unit) + 1 for unit in merged)]
+            text, characters = join_sentences(merged)
+        else:
+            text = self._joiner.join(merged)
+            characters = [0, *accumulate(len(unit) + 1 for unit in merged)]
         tokens_before = [0, *accumulate(tokens)]
 
         def placed(i: int) -> Needle:
@@ -100,7 +106,7 @@ class NeedlePrompt:
             )
 
         return Prompt(
-            f"{self._intro}{self._joiner.join(merged)}\n",
+            f"{self._intro}{text}\n",
             self._question,
             self._prefix,
             self._outputs,

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 
 from needlework.runtime.progress import track
 from needlework.sources.added_tokens import prompt_tokenizer
+from needlework.tasks.haystacks.sentence_ends import split_at_ends
 from needlework.tasks.prompts.token_counter import TokenCounter
 
 TRAINING_CHARACTERS = 2_000_000
@@ -27,7 +28,8 @@ _log = logging.getLogger(__name__)
 def split_sentences(texts: Iterable[str]) -> Iterator[str]:
     """Split texts into sentences in order, with white space collapsed to single spaces.
 
-    Uses nltk's English punkt_tab data if installed. Otherwise Punkt is trained on the first
+    Full stops, question and exclamation marks of other scripts end a sentence, too. Uses nltk's
+    English punkt_tab data if installed. Otherwise Punkt is trained on the first
     TRAINING_CHARACTERS of the texts. The log says which.
     """
     texts, read = iter(texts), []
@@ -43,13 +45,14 @@ def split_sentences(texts: Iterable[str]) -> Iterator[str]:
     for text in chain(read, texts):
         line = " ".join(text.split())
         for start, end in punkt.span_tokenize(line):
-            if end - start <= MAX_SENTENCE_CHARACTERS:
-                yield line[start:end]
-            else:
-                # Text without sentence ends would be one unit that fits no prompt.
-                yield from textwrap.wrap(
-                    line[start:end], MAX_SENTENCE_CHARACTERS, break_on_hyphens=False
-                )
+            for sentence in split_at_ends(line[start:end]):
+                if len(sentence) <= MAX_SENTENCE_CHARACTERS:
+                    yield sentence
+                else:
+                    # Text without sentence ends would be one unit that fits no prompt.
+                    yield from textwrap.wrap(
+                        sentence, MAX_SENTENCE_CHARACTERS, break_on_hyphens=False
+                    )
 
 
 def _train_punkt(text: str) -> PunktSentenceTokenizer:
