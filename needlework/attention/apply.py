@@ -24,7 +24,7 @@ from needlework.attention.generation_checks import GenerationChecks, refuse_pack
 from needlework.attention.kernels.attend import attend
 from needlework.attention.layers import attention_modules, full_attention_layers
 from needlework.attention.masks import LazyMask
-from needlework.attention.tensor_parallel import gather_heads, own_choices
+from needlework.attention.tensor_parallel import gather_heads, mean_pairs, own_choices
 from needlework.config.attention import Attention
 
 NAME = "needlework"
@@ -360,6 +360,7 @@ def _attention(
             dropout=dropout,
             **forward.terms,
         )
+        pairs = mean_pairs(handle.model, pairs, chosen, query.shape[1])
         attended = out.transpose(1, 2).contiguous(), None
     if not is_repeated:
         handle.meter.add(layer, forward.stage, pairs, mask.causal_pairs)

@@ -54,7 +54,7 @@ FEW_BLOCKS = {
     unranked_sinks=st.sampled_from([None, 0.0, 0.05, 0.2]),
     seed=st.integers(0, 99),
 )
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=50)
 def test_walk_and_choice_match_the_reference(
     select,
     lengths,

@@ -284,7 +284,7 @@ def test_models_that_apply_refuses_get_no_gates(qwen3):
             "model: mamba has no layer with causal attention|computes attention in its own code",
         ),
         (infini, "model: has infini as its own attention; choose"),
-        (GPT2LMHeadModel(learned), "'gpt2' adds its positions to the embeddings"),
+        (GPT2LMHeadModel(learned), "'gpt2' has fewer than 62 learned positions and no RoPE"),
         (tiny("llama").model.layers[0], "model: is a LlamaDecoderLayer"),
     ):
         before = [len(module._forward_pre_hooks) for module in model.modules()]
