@@ -65,7 +65,8 @@ def pooled(keys):
 
 
 def reference_gate(gates, layer, query, key, row, is_decode, real=None):
-    """Softmax of the gate for one row of blocks: {head: one share per block up to the row}.
+    """Softmax of the gate for one row of blocks: {head: one share per block up to the row}. In
+    decode, the row's own block has no share.
 
     query [heads, n, d] and key [kv heads, n, d] of all tokens so far; `real` [n] excludes padding.
     Decode uses the last query.
@@ -89,12 +90,12 @@ def reference_gate(gates, layer, query, key, row, is_decode, real=None):
             if g != d:
                 q = q @ gate.query[head].double().numpy()
         logits = []
-        for j in range(row + 1):
+        for j in range(row if is_decode else row + 1):
             pools = pooled(key[of_kv, tokens_of(j)])
             k = pools @ gate.key[of_kv if is_decode or g != d else head].double().numpy()
             logits.append(rotate_vector(q, at) @ rotate_vector(k, j * SIZE) / math.sqrt(g))
         weights = [math.exp(x - max(logits)) for x in logits]
-        shares[head] = [x / sum(weights) for x in weights]
+        shares[head] = [x / sum(weights) for x in weights] + [0.0] * is_decode
     return shares
 
 
@@ -108,7 +109,7 @@ def follows_rule(kept, gate, row, blocks_of_prompt, system, is_decode):
         borderline = {j for j in range(row + 1) if abs(gate[j] - threshold) < 1e-5}
         return kept | borderline == expected | {row} | borderline
     if is_decode and system.token_budget is not None:
-        count, candidates = system.token_budget // SIZE, row + 1
+        count, candidates = system.token_budget // SIZE, row
     elif not is_decode and system.nz_ratio is not None:
         share = 1 - math.sqrt(1 - system.nz_ratio)
         count, candidates = max(1, math.floor(share * blocks_of_prompt)), row + 1

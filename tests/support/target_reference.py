@@ -13,13 +13,16 @@ def attention(q, keys, scale, softcap, sink):
     return [w / total for w in weights]
 
 
-def tile(query, key, tokens, size, *, scale, softcap, sinks):
+def tile(query, key, tokens, size, *, scale, softcap, sinks, earlier_only=False):
     """Attention, max-pooled over `tokens`, over query heads [heads, n, d] with common keys [n, d],
-    and over each block; normalized to sum 1."""
+    and over each block; normalized to sum 1, of the blocks before that of the tokens if
+    `earlier_only`."""
     maxima = [0.0] * -(-len(key) // size)
     for head, q in enumerate(query):
         for t in tokens:
             weights = attention(q[t], key[: t + 1], scale, softcap, sinks and sinks[head])
             for j, weight in enumerate(weights):
                 maxima[j // size] = max(maxima[j // size], weight)
-    return [m / sum(maxima) for m in maxima]
+    if earlier_only:
+        maxima[tokens[0] // size :] = [0.0] * (len(maxima) - tokens[0] // size)
+    return [m / sum(maxima) if sum(maxima) else 0.0 for m in maxima]

@@ -92,7 +92,8 @@ class Method(RankedSelector[Seer]):
             raise ValueError(f"{folder}: no {DESCRIPTION} with a gate_dim ({error})") from None
 
     def scores(self, layer: int, query: Tensor, key: Tensor, forward: Forward) -> Tensor | None:
-        """Logits of the gate, or +-inf if a threshold or share decides, float32.
+        """Logits of the gate, or +-inf if a threshold or share decides, float32; -inf for blocks
+        after a row's own, and in decode for its own.
 
         [batch, heads, rows, blocks] in prefill, [batch, kv heads, 1, blocks] in decode.
         """
@@ -105,7 +106,9 @@ class Method(RankedSelector[Seer]):
         assert queries is not None  # a sparse prefill pools queries
         gate = self._gate(stage, layer)
         logits = gate.logits(gate.queries(queries, angles), state[stage])
-        logits.masked_fill_(blocks.future[:, None], -torch.inf)
+        # Decoding keeps the incomplete own block in any case; its pool must not compete.
+        hidden = blocks.future | blocks.own if stage == "decode" else blocks.future
+        logits.masked_fill_(hidden[:, None], -torch.inf)
         # A few heads at a time: ranking takes several times the memory of the logits.
         heads = max(1, NUMBERS_AT_ONCE // logits[:, 0].numel())
         for part in logits.split(heads, 1):

@@ -139,7 +139,9 @@ class GateDistiller:
             self._block_angles(blocks),
         )
         weights = self._part["token_weights"]
-        return _divergence(target, logits, tokens // blocks.size, weights, self._total_weights[1])
+        # Decoding always keeps a token's own block, so the gate does not score it.
+        last = tokens // blocks.size - 1
+        return _divergence(target, logits, last, weights, self._total_weights[1])
 
     def _block_angles(self, blocks: Blocks) -> tuple[Tensor, Tensor]:
         return self._angles(torch.arange(blocks.count, device=blocks.device)[None] * blocks.size)
@@ -149,16 +151,18 @@ class GateDistiller:
 
 
 def _divergence(
-    target: Tensor, logits: Tensor, number: Tensor, weights: Tensor, total_weight: Tensor
+    target: Tensor, logits: Tensor, last: Tensor, weights: Tensor, total_weight: Tensor
 ) -> Tensor:
-    """KL(target || causal softmax of logits), a scalar.
+    """KL(target || softmax of logits over the candidates), a scalar.
 
-    Both are [batch, heads, rows, blocks]; row r is block number[., r]. The mean over heads is
+    Both are [batch, heads, rows, blocks]; the candidates of row r are the blocks up to last[., r],
+    none if it is -1, and a row without candidates adds 0. The mean over heads is
     weighted over rows by `weights` [batch, rows] and divided by `total_weight`.
     """
-    future = torch.arange(logits.shape[-1], device=logits.device) > number[..., None]
-    gate = logits.masked_fill(future[:, None], -torch.inf).log_softmax(-1)
-    each = kl_div(gate.masked_fill(future[:, None], 0), target, reduction="none").sum(-1)
+    hidden = (torch.arange(logits.shape[-1], device=logits.device) > last[..., None])[:, None]
+    # Finite, because the softmax of a row without candidates would not be a number.
+    gate = logits.masked_fill(hidden, torch.finfo(logits.dtype).min).log_softmax(-1)
+    each = kl_div(gate.masked_fill(hidden, 0), target, reduction="none").sum(-1)
     # The total is 0 if all rows drawn are beyond a short text's end.
     return (each.mean(1) * weights).sum() / total_weight.clamp_min(torch.finfo(each.dtype).tiny)
 

@@ -123,7 +123,7 @@ def batches(encoded: list[Row], pad: int, config: SeerGates, seed: int) -> Itera
         skipped = (lengths * recipe.skipped_share).floor().long()
         blocks, block_weights = _draw_blocks(lengths, skipped, config, generator)
         answer_tokens = int((batch["labels"] != IGNORED).sum(1).min())
-        tokens, token_weights = _draw_tokens(lengths, skipped, answer_tokens, recipe, generator)
+        tokens, token_weights = _draw_tokens(lengths, skipped, answer_tokens, config, generator)
         yield {
             **batch,
             "row": torch.tensor(numbers),
@@ -155,17 +155,19 @@ def _draw_tokens(
     lengths: Tensor,
     skipped: Tensor,
     answer_tokens: int,
-    recipe: Distill,
+    config: SeerGates,
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
     """Draw the tokens that decode gates learn from; return them and their weights.
 
     One token comes from each of decode_queries equal parts of a text after its skipped tokens; the
-    last `answer_tokens` tokens, which belong to the answer, follow.
+    last `answer_tokens` tokens, which belong to the answer, follow. Tokens of the first block have
+    no earlier block to choose and weigh 0.
     """
+    recipe = config.distill
     n, share = min(recipe.decode_queries, int(lengths.max())), recipe.answer_share
     fractions = (torch.arange(n) + torch.rand(len(lengths), n, generator=generator)) / n
     text = torch.minimum((fractions * (lengths - skipped)).long() + skipped, lengths - 1)
     tokens = torch.cat([text, torch.arange(-answer_tokens, 0) + lengths], 1)
     weights = torch.tensor([(1 - share) / n] * n + [share / answer_tokens] * answer_tokens)
-    return tokens, weights.expand_as(tokens)
+    return tokens, weights * (tokens >= config.block_size)

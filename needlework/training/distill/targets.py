@@ -32,13 +32,15 @@ def prefill_targets(
     queries = blocks.of_queries(query)[:, :, rows].unflatten(1, (key.shape[1], -1))
     positions = blocks.number[:, rows, None] * blocks.size + blocks.token
     positions = positions.masked_fill(~blocks.is_new[:, rows], -1)
-    return _pooled(queries, key, positions, blocks, terms, dim=4).flatten(1, 2)
+    return _normalized(_pooled(queries, key, positions, blocks, terms, dim=4).flatten(1, 2))
 
 
 def decode_targets(
     query: Tensor, key: Tensor, positions: Tensor, blocks: Blocks, terms: SoftmaxTerms
 ) -> Tensor:
     """Attention of single tokens, max-pooled over a block's keys and a kv head's query heads.
+
+    Only the blocks before a token's own count, because decoding always keeps the token's own.
 
     Args:
         query: after RoPE, of the tokens to compute [batch, heads, queries, d].
@@ -48,16 +50,18 @@ def decode_targets(
         terms: scaling, softcap and sinks of the layer.
 
     Returns:
-        [batch, kv heads, queries, blocks] float32; each row sums to 1.
+        [batch, kv heads, queries, blocks] float32; each row sums to 1, or is 0 in the first block.
     """
     queries = query.unflatten(1, (key.shape[1], -1))[..., None, :]
-    return _pooled(queries, key, positions[..., None], blocks, terms, dim=2)[..., 0, :]
+    tiles = _pooled(queries, key, positions[..., None], blocks, terms, dim=2)[..., 0, :]
+    own = (positions // blocks.size)[:, None, :, None]
+    return _normalized(tiles.scatter(-1, own.expand(*tiles.shape[:-1], 1), 0.0))
 
 
 def _pooled(
     query: Tensor, key: Tensor, positions: Tensor, blocks: Blocks, terms: SoftmaxTerms, dim: int
 ) -> Tensor:
-    """Max-pool probabilities over each block's keys and dimension `dim`; normalize rows to sum 1.
+    """Max-pool probabilities over each block's keys and dimension `dim`.
 
     query [batch, kv heads, group, rows, t, d]; positions [batch, rows, t], -1 for no query. Returns
     [batch, kv heads, group, rows, t, blocks] without dimension `dim`.
@@ -72,7 +76,11 @@ def _pooled(
         weights = _probabilities(part.float(), keys[:, :, : seen * blocks.size], at, blocks, terms)
         tiles = weights.unflatten(-1, (seen, blocks.size)).amax((dim, -1))
         pooled.append(torch.nn.functional.pad(tiles, (0, blocks.count - seen)))
-    tiles = torch.cat(pooled, 3 if dim > 3 else 2)
+    return torch.cat(pooled, 3 if dim > 3 else 2)
+
+
+def _normalized(tiles: Tensor) -> Tensor:
+    """Divide rows by their sums; rows of zeros stay."""
     return tiles / tiles.sum(-1, keepdim=True).clamp_min(torch.finfo(tiles.dtype).tiny)
 
 

@@ -6,10 +6,13 @@ import pytest
 import torch
 from support.target_reference import tile
 from support.toy_training import gates_config
-from transformers import LlamaConfig, LlamaForCausalLM
+from torch import Tensor
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
+from needlework import Seer, apply
 from needlework.attention.seer.gates import Gates
 from needlework.config.gates import SeerGates
+from needlework.training.distill import distiller
 from needlework.training.distill.distiller import GateDistiller
 from needlework.training.distill.gates import batches
 from needlework.training.loop import Batch
@@ -81,7 +84,7 @@ def projections(model, ids):
 def slow_loss(model, gates, rows, tokens_of, rows_of, answers, share):
     """The loss by its formula, one row, head and block at a time."""
     theta, size = 10000.0, gates.description.block_size
-    prefill, prefill_rows, decode = [0.0, 0.0], 0, [0.0, 0.0]
+    prefill, prefill_rows, decode, decode_weight = [0.0, 0.0], 0, [0.0, 0.0], 0.0
     for b, ids in enumerate(rows):
         for layer, (query, key) in enumerate(projections(grouped(), torch.tensor([ids]))):
             query, key = query.tolist(), key.tolist()
@@ -127,16 +130,18 @@ def slow_loss(model, gates, rows, tokens_of, rows_of, answers, share):
                     own = t // size
                     logits = [
                         sum(a * c for a, c in zip(pooled_query, k, strict=True)) / 8**0.5
-                        for k in compared[: own + 1]
+                        for k in compared[:own]
                     ]
                     target = tile(
                         rotated[of_group], rotated_keys[kv], [t], size,
-                        scale=8**-0.5, softcap=None, sinks=None,
+                        scale=8**-0.5, softcap=None, sinks=None, earlier_only=True,
                     )  # fmt: skip
                     text = len(tokens_of[b]) - answers
                     weight = (1 - share) / text if i < text else share / answers
-                    decode[layer] += weight * kl(target[: own + 1], softmax(logits)) / 2 / len(rows)
-    return 10 * (sum(prefill) / prefill_rows + sum(decode))
+                    if own:
+                        decode[layer] += weight * kl(target[:own], softmax(logits)) / 2
+                        decode_weight += weight if layer == kv == 0 else 0
+    return 10 * (sum(prefill) / prefill_rows + sum(decode) / decode_weight)
 
 
 ENCODED = [([1, *range(3, 16)], [7, 8, 2]), ([1, 9, 5, 4, 9, 9, 3, 20], [6, 2])]
@@ -154,10 +159,10 @@ def test_loss_matches_its_formula(block_size):
     batch = first_batch(
         gates_config(block_size=block_size, decode_queries=5, prefill_rows=4, answer_share=0.3)
     )
-    with GateDistiller(model, gates) as distiller:
-        got = distiller.loss(batch, batch)
+    with GateDistiller(model, gates) as training:
+        got = training.loss(batch, batch)
         parts = [{name: x[[i]] for name, x in batch.items()} for i in range(2)]
-        by_part = [distiller.loss(part, batch).item() for part in parts]
+        by_part = [training.loss(part, batch).item() for part in parts]
     tokens, rows = batch["tokens"].tolist(), batch["blocks"][0].tolist()
     texts = [ENCODED[i][0] + ENCODED[i][1] for i in batch["row"].tolist()]
     for text, sampled in zip(texts, tokens, strict=True):
@@ -179,8 +184,8 @@ def test_gradients_match_finite_differences():
     batch = first_batch(gates_config(decode_queries=5))
 
     def loss():
-        with GateDistiller(model, gates) as distiller:
-            return distiller.loss(batch, batch)
+        with GateDistiller(model, gates) as training:
+            return training.loss(batch, batch)
 
     loss().backward()
     for name, parameter in gates.named_parameters():
@@ -192,3 +197,66 @@ def test_gradients_match_finite_differences():
                 slopes.append(loss().item() / (2 * step))
                 parameter.view(-1)[place] -= step
         assert sum(slopes) == pytest.approx(parameter.grad.view(-1)[place].item(), rel=0.02), name
+
+
+def test_a_decode_gate_learns_what_decoding_chooses_from(tmp_path, monkeypatch):
+    """Target and logits of every token equal those of decoding it: the attention to complete
+    earlier blocks, max-pooled over their keys and the group's heads, and the gate's scores."""
+    size, n, model = 4, 18, grouped()
+    ids = torch.arange(n)[None] * 7 % 24
+    torch.manual_seed(1)
+    gates = Gates.new(model, block_size=size, stages=["decode"])
+    gates.save(tmp_path)
+    learned: list[tuple[Tensor, Tensor]] = []
+    divergence = distiller._divergence
+
+    def spy(target, logits, last, *weights):
+        hidden = torch.arange(logits.shape[-1]) > last[..., None]
+        learned.append((target[0], logits.masked_fill(hidden[:, None], -torch.inf)[0].detach()))
+        return divergence(target, logits, last, *weights)
+
+    monkeypatch.setattr(distiller, "_divergence", spy)
+    batch = {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "tokens": torch.arange(n)[None],
+        "token_weights": torch.ones(1, n),
+        "block_weights": torch.zeros(1, 0),
+    }
+    with GateDistiller(model, gates) as training:
+        assert training.loss(batch, batch).isfinite()
+    system = Seer(gates=str(tmp_path), block_size=size, density=1.0, skip_prefill=True)
+    for t in range(1, n):
+        own = t // size
+        model.set_attn_implementation("eager")
+        attention = decode_token(model, ids, t, output_attentions=True).attentions
+        model.set_attn_implementation("sdpa")
+        scored = []
+        with apply(model, system) as handle:
+            scores = handle.selector.scores
+
+            def scores_spy(*args, scores=scores, scored=scored):
+                scored.append(scores(*args))
+                return scored[-1]
+
+            handle.selector.scores = scores_spy
+            decode_token(model, ids, t)
+        for layer, (target, logits) in enumerate(learned):
+            # Of a group's two heads, then of a block's keys.
+            by_key = attention[layer][0, :, 0].unflatten(0, (2, 2)).amax(1)
+            earlier = by_key[:, : own * size].unflatten(1, (own, size)).amax(-1)
+            expected = torch.zeros_like(target[:, t])
+            expected[:, :own] = earlier / earlier.sum(-1, keepdim=True)
+            torch.testing.assert_close(target[:, t], expected, rtol=1e-4, atol=1e-6)
+            decoded = scored[layer - len(learned)][0, :, 0]
+            assert decoded[:, own:].isneginf().all()
+            torch.testing.assert_close(logits[:, t, : own + 1], decoded, rtol=1e-4, atol=1e-5)
+    assert not any(target[:, :size].any() for target, _ in learned)
+
+
+@torch.inference_mode()
+def decode_token(model, ids, t, **arguments):
+    """Output of a decode step for token t after a prefill of those before it."""
+    cache = DynamicCache(config=model.config)
+    model(ids[:, :t], past_key_values=cache)
+    return model(ids[:, t : t + 1], past_key_values=cache, **arguments)
