@@ -225,7 +225,7 @@ def test_a_decode_gate_learns_what_decoding_chooses_from(tmp_path, monkeypatch):
     }
     with GateDistiller(model, gates) as training:
         assert training.loss(batch, batch).isfinite()
-    system = Seer(gates=str(tmp_path), block_size=size, density=1.0, skip_prefill=True)
+    system = Seer(gates=str(tmp_path), block_size=size, density=1.0, stages="decode")
     for t in range(1, n):
         own = t // size
         model.set_attn_implementation("eager")
