@@ -5,6 +5,7 @@ needlework/tasks/generate.py). Fine-tuning data is a subclass of Examples with a
 module whose function `make_examples` generates the rows.
 """
 
+from string import Formatter
 from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -103,6 +104,29 @@ class Passkey(DepthTask):
     max_new_tokens: int = Field(10, ge=1, description=_MAX_NEW_TOKENS)
 
 
+class NiahTemplates(Strict):
+    """The sentences of a needle-in-a-haystack prompt, for other languages."""
+
+    needle: Text = Field(description="sentence to hide, with {key} and {value}")
+    intro: Text = Field(description="first line of the prompt")
+    question: Text = Field(description="question, with {query} for the keys asked for")
+    answer_prefix: Text = Field(description="beginning of the answer; may have {query}")
+
+    @model_validator(mode="after")
+    def _check_placeholders(self) -> Self:
+        needed = {"needle": {"key", "value"}, "intro": set(), "question": {"query"}}
+        for name, text in self:
+            try:
+                found = {field for _, field, _, _ in Formatter().parse(text) if field is not None}
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}; write {{{{ for a brace") from None
+            for field in sorted(needed.get(name, set()) - found):
+                raise ValueError(f"{name} has no {{{field}}}; write it where it belongs")
+            for field in sorted(found - needed.get(name, {"query"})):
+                raise ValueError(f"{name} has the unknown {{{field}}}; remove it")
+        return self
+
+
 class NiahTask(DepthTask):
     """A needle-in-a-haystack task of RULER (Hsieh et al., 2024)."""
 
@@ -120,6 +144,9 @@ class NiahTask(DepthTask):
     queries: int = Field(1, ge=1, description="keys that the question asks for")
     key_words: Literal["all", "held_out"] = Field(
         "all", description="held_out: only words that the embedded model was not trained on"
+    )
+    templates: NiahTemplates | None = Field(
+        None, description="sentences of your own, in any language; null: RULER's"
     )
     max_new_tokens: int = Field(128, ge=1, description=_MAX_NEW_TOKENS)
 

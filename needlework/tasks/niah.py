@@ -32,6 +32,7 @@ def prepare(
 
     All keys and values of a sample are distinct, those of its haystack included.
     """
+    needle = NEEDLE if task.templates is None else task.templates.needle
     haystack = make_haystack(
         task.haystack,
         counter,
@@ -40,8 +41,12 @@ def prepare(
         value_type=task.value_type,
         digits=task.digits,
         part=task.key_words,
+        needle=needle,
     )
-    if task.queries * task.values == 1:
+    if task.templates is not None:
+        intro, question = task.templates.intro, task.templates.question
+        answer_prefix = f" {task.templates.answer_prefix}"
+    elif task.queries * task.values == 1:
         intro, question, answer_prefix = INTRO_ONE, QUESTION_ONE, ANSWER_PREFIX_ONE
     else:
         intro, question, answer_prefix = INTRO, QUESTION, ANSWER_PREFIX
@@ -70,7 +75,7 @@ def prepare(
             haystack.sample(random),
             [
                 NeedlePlacement(
-                    NEEDLE.format(values=task.value_type, key=key, value=value), key, value, depth
+                    needle.format(values=task.value_type, key=key, value=value), key, value, depth
                 )
                 for (key, value), depth in zip(pairs, depths, strict=True)
             ],

@@ -160,6 +160,7 @@ def make_haystack(
     value_type: ValueType = "numbers",
     digits: int = 7,
     part: Part = "all",
+    needle: str = NEEDLE,
 ) -> Haystack:
     """Create the haystack that a task names.
 
@@ -174,7 +175,7 @@ def make_haystack(
         values = draw_values(random, value_type, count, digits=digits, part=part, exclude=used)
         used.update(keys, values)
         pairs = zip(keys, values, strict=True)
-        return [NEEDLE.format(values=value_type, key=key, value=value) for key, value in pairs]
+        return [needle.format(values=value_type, key=key, value=value) for key, value in pairs]
 
     used: set[str] = set()
     if name == "noise":
@@ -182,7 +183,9 @@ def make_haystack(
     if name == "needle":
         short_units = None
         if "uuids" in (key_type, value_type):
-            short_units = make_haystack("needle", counter, replace(task_context, length=0))
+            short_units = make_haystack(
+                "needle", counter, replace(task_context, length=0), needle=needle
+            )
             used.update(short_units.used_values)
         lines, counts = _generate_units(counter.count_lines, task_context, needles)
         return ShuffledUnits(lines, counts, "\n", used, short_units)

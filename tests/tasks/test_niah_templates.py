@@ -1,0 +1,42 @@
+"""RULER's needle tasks with templates in another language."""
+
+import pytest
+from pydantic import ValidationError
+
+from needlework.config.tasks import Niah
+from needlework.tasks.generate import Sampler
+
+TEMPLATES = {
+    "intro": "下面的文字里有一些数字,请记住。",
+    "needle": "{key} 的数字是 {value}。",
+    "question": "{query} 的数字是什么?",
+    "answer_prefix": "{query} 的数字是",
+}
+
+
+@pytest.mark.parametrize("haystack", ["noise", "needle", "sentences"])
+def test_prompts_consist_of_the_templates(byte_tokenizer, haystack):
+    task = Niah(haystack=haystack, keys=2, templates=TEMPLATES)
+    sampler = Sampler(task, byte_tokenizer, task_name="t", length=1500, depths=[50], seed=1)
+    row = sampler.sample(0)
+    assert row["context"].startswith(TEMPLATES["intro"] + "\n")
+    assert "special magic" not in row["prompt"]
+    for needle in row["needles"]:
+        assert f"{needle['key']} 的数字是 {needle['value']}。" in row["context"]
+    key = row["needles"][0]["key"]
+    assert row["question"] + row["answer_prefix"] == f"{key} 的数字是什么? {key} 的数字是"
+    assert row["tokens"] == len(byte_tokenizer.encode(row["prompt"])) <= 1500 - 128
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"needle": "{key} 是"}, r"needle has no \{value\}"),
+        ({"question": "什么?"}, r"question has no \{query\}"),
+        ({"intro": "{name}"}, r"intro has the unknown \{name\}"),
+        ({"answer_prefix": "{"}, "answer_prefix"),
+    ],
+)
+def test_wrong_placeholders_are_refused(wrong, message):
+    with pytest.raises(ValidationError, match=message):
+        Niah(templates=TEMPLATES | wrong)
