@@ -14,6 +14,9 @@ from torch.nn import functional
 from needlework.attention.masks import LazyMask
 from needlework.config.attention import BlockSparse
 
+SORTED_AT_ONCE = 2**22
+"""Most scores ranked together, unless one choice has more."""
+
 
 class Blocks:
     """The blocks of one forward, the same for every layer.
@@ -236,6 +239,18 @@ def choose(scores: Tensor, blocks: Blocks) -> Tensor:
     """
     if scores.ndim == 3:
         return choose(scores[:, None], blocks)[:, 0]
+    # A few choices at a time: ranking takes several times the memory of the scores.
+    together = ranked_together(scores[:, 0].numel())
+    parts = [_choose(part, blocks) for part in scores.split(together, 1)]
+    if len(parts) == 1:
+        return parts[0]
+    slots = max(part.shape[-1] for part in parts)
+    padded = (functional.pad(part, (0, slots - part.shape[-1]), value=-1) for part in parts)
+    return torch.cat([*padded], 1)
+
+
+def _choose(scores: Tensor, blocks: Blocks) -> Tensor:
+    """`choose` for scores [batch, choices, rows, blocks]."""
     own = blocks.own[:, None]
     if not blocks.system.marks_blocks:
         if blocks.has_future:
@@ -255,6 +270,11 @@ def choose(scores: Tensor, blocks: Blocks) -> Tensor:
     slots = int(kept.max()) if most is None else min(most, blocks.count)
     order = scores.sort(dim=-1, descending=True, stable=True).indices[..., :slots]
     return order.masked_fill(blocks.numbers[:slots] >= kept, -1)
+
+
+def ranked_together(scores: int) -> int:
+    """How many choices of `scores` scores to rank together."""
+    return max(1, SORTED_AT_ONCE // scores)
 
 
 def window_pairs(blocks: Blocks) -> Tensor:

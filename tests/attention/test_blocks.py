@@ -4,10 +4,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from needlework.attention import blocks as blocks_module
 from needlework.attention.blocks import Blocks, causal_pairs, choose, shift
+from needlework.attention.kernels.attend import attend
 from needlework.attention.masks import LazyMask
-from needlework.config.attention import Random, SketchWalk, XAttention
+from needlework.config.attention import Random, Seer, SketchWalk, XAttention
 
 CPU = torch.device("cpu")
 
@@ -137,3 +140,38 @@ def test_pairs_match_a_count_by_token(lengths, size, cached, density):
     assert causal_pairs(chosen[:, None], blocks) == pairs
     if density == 1:
         assert pairs == mask.causal_pairs
+
+
+class LargestIndices(TorchDispatchMode):
+    """Bytes of the largest int64 tensor that an operation returns."""
+
+    nbytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, (tuple, list)) else [result]:
+            if isinstance(tensor, torch.Tensor) and tensor.dtype == torch.int64:
+                self.nbytes = max(self.nbytes, tensor.untyped_storage().nbytes())
+        return result
+
+
+@pytest.mark.parametrize("system", [Random, Seer])
+def test_indices_of_many_heads_need_less_memory_than_their_scores(system, monkeypatch):
+    _, mask = masked([512, 400], 512, 512)
+    others = {"gates": "gates", "threshold": 0.5} if system is Seer else {"density": 0.1}
+    torch.manual_seed(0)
+    scores, key = torch.randn(2, 16, 128, 128), torch.randn(2, 16, 512, 4)
+    if system is Seer:
+        scores = torch.where(scores > 1.5, torch.inf, -torch.inf)
+    results, largest = [], []
+    for at_once in (2**22, 2**15):
+        monkeypatch.setattr(blocks_module, "SORTED_AT_ONCE", at_once)
+        blocks = Blocks(mask, system(block_size=4, **others), CPU)
+        with LargestIndices() as found:
+            chosen = choose(scores, blocks)
+            out, pairs = attend(key, key, key, chosen, blocks)
+        results.append((chosen, out, pairs))
+        largest.append(found.nbytes)
+    assert all(map(torch.equal, *results))
+    assert largest[0] >= 2 * scores.nbytes
+    assert largest[1] <= scores.nbytes / 2

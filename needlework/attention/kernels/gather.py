@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from needlework.attention.blocks import Blocks, causal_pairs
+from needlework.attention.blocks import Blocks, causal_pairs, ranked_together
 
 GATHER_ELEMENTS = {"cpu": 2**17, "cuda": 2**26}
 """Elements gathered together: more would exceed the CPU's cache, fewer would leave a GPU idle."""
@@ -44,8 +44,14 @@ def gather(
     kept = _as_mask(chosen.flatten(0, 1), blocks)
     kept = functional.pad(kept, (0, 0, 0, extra)).unflatten(1, (-1, tile))
     union = kept.any(2)
-    order = union.byte().sort(dim=-1, descending=True, stable=True).indices
     widths = union.sum(-1).amax(0).tolist()
+    together, widest = ranked_together(union[0].numel()), max(widths)
+    order = torch.cat(
+        [
+            part.byte().sort(dim=-1, descending=True, stable=True).indices[..., :widest]
+            for part in union.split(together)
+        ]
+    )
     keys = blocks.of_keys(key).reshape(-1, size * key.shape[-1])
     values = blocks.of_keys(value).reshape(-1, size * value.shape[-1])
     heads_at = torch.arange(batch, device=query.device) * kv_heads // choices
