@@ -19,6 +19,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from needlework.attention.base import AttentionMethod, Forward, Selector, method_of
 from needlework.attention.blocks import Blocks, choose
 from needlework.attention.cache_state import MethodState
+from needlework.attention.causal_choice import past_scores
 from needlework.attention.density import Density, DensityMeter
 from needlework.attention.generation_checks import GenerationChecks, refuse_packed_texts
 from needlework.attention.kernels.attend import attend
@@ -141,6 +142,8 @@ class SparseHandle(Handle):
         scores = self.selector.scores(layer, *heads, forward)
         if scores is None:
             return None
+        if self.selector.chooses_by_past(forward.stage):
+            scores = past_scores(scores, layer, forward)
         return choose(own_choices(self.model, scores, query.shape[1]), forward.blocks)
 
     def _restore(self) -> None:

@@ -284,6 +284,10 @@ class Selector(Computation[B]):
         copies = 3 * queries + tokens * layer.kv_row_bytes
         return copies + self.selection_bytes(layer, tokens, new_tokens)
 
+    def chooses_by_past(self, stage: Stage) -> bool:
+        """Whether rows choose by the scores of the row before, see attention/causal_choice.py."""
+        return False
+
     def count_blocks(self, tokens: int) -> int:
         """Blocks that hold `tokens` tokens."""
         return -(-tokens // self.system.block_size)
@@ -302,6 +306,16 @@ class RankedSelector(Selector[R]):
         blocks = self.count_blocks(tokens)
         return self.most_kept(blocks) / blocks
 
+    @abstractmethod
+    def own_state_bytes(self, layer: LayerShape, tokens: int) -> int:
+        """As `state_bytes`, of the tensors that the method itself keeps."""
+
+    def state_bytes(self, layer: LayerShape, tokens: int) -> int:
+        past = 0
+        if self.system.choose == "causal" and not self.system.is_dense("prefill"):
+            past = FLOAT32_BYTES * self.choices(layer) * self.count_blocks(tokens) + INT64_BYTES
+        return self.own_state_bytes(layer, tokens) + past
+
     def kept_in_prefill(self, blocks: int) -> NDArray[np.number]:
         """Blocks that each of `blocks` rows keeps; more than the row has counts as all."""
         return _ranked_counts(self.system.density, self.system.top_k_blocks, blocks)
@@ -315,6 +329,9 @@ class RankedSelector(Selector[R]):
         queries = new_tokens * layer.heads * layer.key_dim
         pairs = self.count_blocks(tokens) * self.count_blocks(new_tokens)
         return FLOAT32_BYTES * queries + RANKING_BYTES * pairs * self.choices(layer)
+
+    def chooses_by_past(self, stage: Stage) -> bool:
+        return self.system.choose == "causal" and stage == "prefill"
 
     def choices(self, layer: LayerShape) -> int:
         """Rankings per row in a prefill: 1 for all heads, or one per kv head or head."""

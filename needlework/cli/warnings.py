@@ -16,6 +16,7 @@ def warnings(experiment: Experiment, fetch: bool = False) -> Iterator[str]:
     """
     yield from _missing_chat_templates(experiment, fetch)
     yield from _too_few_samples(experiment)
+    yield from _perplexity_is_no_likelihood(experiment)
 
 
 def has_chat_template(folder: Path) -> bool:
@@ -65,3 +66,16 @@ def _too_few_samples(experiment: Experiment) -> Iterator[str]:
                 f"heatmap empty; write `depths: {{linear: {experiment.samples}}}`, or at least "
                 f"`samples: {len(values)}`"
             )
+
+
+def _perplexity_is_no_likelihood(experiment: Experiment) -> Iterator[str]:
+    for name, stream in experiment.streams.items():
+        for system in stream.systems or experiment.systems:
+            reader = stream.read_by(system)
+            attention = reader.attention if reader.model else experiment.systems[system].attention
+            if attention is not None and not attention.is_causal:
+                yield (
+                    f"streams.{name}: system `{system}` ({attention.type}) lets later tokens affect "
+                    "earlier ones, so its perplexity is not a left-to-right likelihood; write "
+                    f"{attention.causal_setting} in its attention to compare it with others"
+                )

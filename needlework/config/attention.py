@@ -63,6 +63,17 @@ class Attention(Strict):
         return None
 
     @property
+    def is_causal(self) -> bool:
+        """Whether no later token affects the logits of a token, so that the perplexity of a text is
+        a left-to-right likelihood. Each system answers."""
+        raise NotImplementedError(f"{type(self).__name__}: define is_causal")
+
+    @property
+    def causal_setting(self) -> str:
+        """What to write for `is_causal` to be true, if it is false."""
+        return "`choose: causal`"
+
+    @property
     def prompt_length_key(self) -> str | None:
         """A key that makes choices in prefill depend on the whole prompt's length; None: no key
         does."""
@@ -106,6 +117,26 @@ class Ranked(BlockSparse):
         le=1,
         description="instead of top_k_blocks: row i keeps ceil(density * (i + 1)) of its blocks",
     )
+
+    choose: Literal["block", "causal"] = Field(
+        "block",
+        description="prefill; block: a row of blocks chooses by its own queries, so its first "
+        "tokens by those after them; causal: by the scores of the row before, so that the "
+        "perplexity of a text is a likelihood",
+    )
+
+    @property
+    def is_causal(self) -> bool:
+        return self.choose == "causal" or self.is_dense("prefill") or not self.skips_pairs
+
+    @model_validator(mode="after")
+    def _causal_choice_needs_no_length(self) -> Self:
+        if self.choose == "causal" and (key := self.prompt_length_key):
+            raise ValueError(
+                f"choose: causal sees the past alone, but {key} depends on the prompt's length; "
+                f"set {key} to 0 or null, or write choose: block"
+            )
+        return self
 
     @model_validator(mode="after")
     def _density_replaces_count(self) -> Self:
@@ -296,6 +327,10 @@ class Random(Ranked):
     type: Literal["random"] = "random"
     seed: int = Field(42, ge=0, description="seed of the draw")
 
+    @property
+    def is_causal(self) -> bool:
+        return True
+
 
 class Oracle(Ranked):
     """Blocks chosen by the true attention, fully computed: an upper bound for block selection."""
@@ -460,6 +495,10 @@ class Window(BlockSparse):
     )
 
     @property
+    def is_causal(self) -> bool:
+        return True
+
+    @property
     def context_tokens(self) -> int | None:
         return None if self.is_dense("prefill") else self.recent_tokens
 
@@ -510,6 +549,15 @@ class Infini(Attention):
             return {**_INFINI_PAPER, **values}
         return values
 
+    @property
+    def is_causal(self) -> bool:
+        # With `end`, segments depend on where the prompt ends.
+        return self.segment_alignment == "start"
+
+    @property
+    def causal_setting(self) -> str:
+        return "`segment_alignment: start`"
+
 
 _INFINI_PAPER: dict[str, Any] = {
     "segment_length": 2048,
@@ -528,6 +576,14 @@ class InfiniAlignment(Attention):
         description="start: segments begin at the first token; end: the prompt ends inside a "
         "segment"
     )
+
+    @property
+    def is_causal(self) -> bool:
+        return self.segment_alignment == "start"
+
+    @property
+    def causal_setting(self) -> str:
+        return "`segment_alignment: start`"
 
 
 AnyAttention = tagged_union(Attention)

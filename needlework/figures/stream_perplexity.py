@@ -74,5 +74,6 @@ def stream_perplexity(positions: pl.DataFrame, streams: pl.DataFrame) -> alt.Top
         [
             "One point per doubling of the position; bars: 95 % intervals over its sixteen spans",
             modes,
+            "Not a likelihood for systems that choose blocks by later tokens (choose: block)",
         ],
     )

@@ -18,7 +18,7 @@ from needlework.attention.base import AttentionMethod, computation_of
 from needlework.attention.cache_state import MethodState
 from needlework.attention.layers import LayerShape
 from needlework.attention.seer.gates import Gates
-from needlework.config.attention import AnyAttention, BlockSparse
+from needlework.config.attention import AnyAttention, BlockSparse, Ranked
 from needlework.config.reference import reference
 from needlework.config.schema import experiment_schema
 from needlework.evaluation.meter import cache_bytes
@@ -233,6 +233,77 @@ def test_a_dense_stage_is_stock_and_leaves_the_other_as_it_is(name, system_of, m
     assert torch.equal(logits["prefill"][:, 64:], stock[:, 64:])
     assert torch.equal(logits["decode"][:, :64], stock[:, :64])
     torch.testing.assert_close(logits["decode"][:, 64:], logits["both"][:, 64:], rtol=0, atol=1e-6)
+
+
+RANKED = [name for name in BLOCK_SPARSE if issubclass(TYPES[name], Ranked)]
+
+
+def causal(system, choose="causal"):
+    """The system with `choose`, without settings that depend on the prompt's length."""
+    values = system.model_dump() | {"choose": choose}
+    values |= {"dense_last_rows": 0} if "dense_last_rows" in values else {}
+    return type(system)(**values)
+
+
+@pytest.mark.parametrize("name", BLOCK_SPARSE)
+def test_later_tokens_affect_logits_as_the_system_says(name, system_of, model):
+    """Beyond rounding: the numbers of a product depend on its shape, and so on later choices."""
+    ids, cuts = prompts([TOKENS])["input_ids"], (33, 49, 53, 62)
+    systems = [system_of(name)]
+    if name in RANKED:
+        systems = [causal(systems[0]), causal(systems[0], "block")]
+        assert systems[0].is_causal
+    for system in systems:
+        moved = []
+        with apply(model, system), torch.inference_mode():
+            logits = model(ids).logits
+            for cut in cuts:
+                other = ids.clone()
+                other[:, cut:] = prompts([TOKENS], seed=cut)["input_ids"][:, cut:]
+                moved.append((model(other).logits - logits)[:, :cut].abs().max().item())
+        assert (max(moved) < 2e-6) == system.is_causal
+        assert max(moved) < 2e-6 or max(moved) > 1e-3
+
+
+@pytest.mark.parametrize("name", RANKED)
+def test_causal_choice_is_that_of_the_row_before(name, system_of, model, monkeypatch):
+    """Scores row by row, in one pass and in chunks, with a padded row in the batch."""
+    system, inputs = causal(system_of(name)), prompts([TOKENS, TOKENS - 8])
+    seen, outputs = [], []
+    choose = import_module("needlework.attention.apply").choose
+    module = "needlework.attention.apply."
+    monkeypatch.setattr(
+        f"{module}choose", lambda scores, blocks: seen.append(scores) or choose(scores, blocks)
+    )
+    with apply(model, system) as handle:
+        score = handle.selector.scores
+        given = []
+        handle.selector.scores = lambda *args: given.append(score(*args)) or given[-1]
+        for chunks in ([TOKENS], [32, 16, TOKENS - 48]):
+            handle.prompt_tokens = TOKENS
+            cache = DynamicCache(config=model.config)
+            mask = inputs["attention_mask"]
+            outputs.append(run(model, inputs["input_ids"], chunks, mask, cache))
+    layers = model.config.num_hidden_layers - system.dense_layers
+    for own, used in zip(given[:layers], seen[:layers], strict=True):
+        for row in range(1, own.shape[-2]):
+            assert torch.equal(used[..., row, :], own[..., row - 1, :])
+    real = inputs["attention_mask"].bool()
+    torch.testing.assert_close(outputs[0][real], outputs[1][real], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", RANKED)
+def test_causal_choice_has_the_planned_state_and_refuses_unknown_rows(name, system_of, model):
+    system, ids = causal(system_of(name)), prompts([TOKENS])["input_ids"]
+    with apply(model, system):
+        cache = fill_cache(model)
+        measured = sum(layer.nbytes for layer in cache.layers if isinstance(layer, MethodState))
+        assert planned_state_bytes(model, computation_of(system)) == measured
+        with torch.inference_mode():
+            for token in ids[0, :5]:
+                model(token.view(1, 1), past_key_values=cache)
+            with pytest.raises(ValueError, match="decode or crop changed the blocks before"):
+                model(ids, past_key_values=cache)
 
 
 @pytest.mark.parametrize("name", CONVERSIONS)

@@ -67,3 +67,15 @@ def test_depths_of_a_task_replace_those_of_the_experiment():
     (line,) = warn({"path": str(TINY)}, {"depths": [0, 50, 100]}, samples=2)
     assert line.startswith("tasks.passkey.depths: 2 samples at 3 depths")
     assert warn({"path": str(TINY)}, {"depths": [50]}, samples=4) == []
+
+
+def test_streams_of_systems_without_a_likelihood_are_reported():
+    walk = {"type": "sketchwalk", "block_size": 16}
+    reader = {"model": "m", "attention": walk}
+    stream = {"tokens": 100, "systems": {"walk": reader}}
+    model = {"path": str(TINY)}
+    (line,) = warn(model, samples=11, streams={"text": stream})
+    assert line.startswith("streams.text: system `walk` (sketchwalk) lets later tokens affect")
+    assert "write `choose: causal`" in line
+    walk["choose"] = "causal"
+    assert warn(model, samples=11, streams={"text": stream}) == []

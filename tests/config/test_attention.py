@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from needlework.config.attention import Infini, Seer, SketchWalk, Window
+from needlework.config.attention import Infini, Random, Seer, SketchWalk, Window
 
 
 def test_sketchwalk_presets_set_defaults():
@@ -102,3 +102,14 @@ def test_a_choice_per_head_needs_heads_that_are_kept_apart():
     for mixed in ({"heads": "mean"}, {"walk": "damped"}, {"preset": "paper"}):
         with pytest.raises(ValueError, match="choices: head needs heads sum and walk off"):
             SketchWalk(**{"preset": "box", "choices": "head", **mixed})
+
+
+def test_systems_say_whether_their_perplexity_is_a_likelihood():
+    assert not SketchWalk().is_causal
+    assert not SketchWalk(stages="prefill").is_causal
+    causal = SketchWalk(choose="causal"), SketchWalk(stages="decode"), SketchWalk(density=1)
+    assert all(system.is_causal for system in (*causal, Window(), Random(), Infini()))
+    assert not Infini(segment_alignment="end").is_causal
+    with pytest.raises(ValueError, match="choose: causal .* dense_last_rows depends on the prompt"):
+        Seer(gates="mine", choose="causal")
+    assert Seer(gates="mine", choose="causal", dense_last_rows=0).is_causal

@@ -34,7 +34,7 @@ class Method(RankedSelector[Random]):
     def observe(self, layer: int, query: Tensor, key: Tensor, forward: Forward) -> None:
         pass  # no state
 
-    def state_bytes(self, layer: LayerShape, tokens: int) -> int:
+    def own_state_bytes(self, layer: LayerShape, tokens: int) -> int:
         return 0
 
     def selection_flops(self, layer: LayerShape, tokens: int) -> float:

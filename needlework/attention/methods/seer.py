@@ -138,7 +138,7 @@ class Method(RankedSelector[Seer]):
             return min(1.0, blocks / self.count_blocks(tokens))
         return 1.0 if system.decode_threshold is not None else super().sparse_decode_density(tokens)
 
-    def state_bytes(self, layer: LayerShape, tokens: int) -> int:
+    def own_state_bytes(self, layer: LayerShape, tokens: int) -> int:
         heads, kv, block = layer.heads, layer.kv_heads, self.system.block_size * layer.key_dim
         pooled_heads = kv if "decode" in self._stages else 0
         last = kv * block

@@ -98,7 +98,7 @@ class Method(RankedSelector[SketchWalk]):
             step = self._step(means, blocks, state["keys"], self._scale(query))
             self._store_step(step, blocks, state)
 
-    def state_bytes(self, layer: LayerShape, tokens: int) -> int:
+    def own_state_bytes(self, layer: LayerShape, tokens: int) -> int:
         system, blocks = self.system, self.count_blocks(tokens)
         heads, kv = (1, 1) if system.heads == "mean" else (layer.heads, layer.kv_heads)
         r = sketched_dim(layer.key_dim, system.sketch_dim)

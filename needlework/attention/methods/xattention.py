@@ -84,7 +84,7 @@ class Method(RankedSelector[XAttention]):
     def sparse_decode_density(self, tokens: int) -> float:
         return 1.0 if self.system.threshold is not None else super().sparse_decode_density(tokens)
 
-    def state_bytes(self, layer: LayerShape, tokens: int) -> int:
+    def own_state_bytes(self, layer: LayerShape, tokens: int) -> int:
         if self.system.is_dense("decode"):
             return 0
         rows = layer.kv_heads * self.count_blocks(tokens) * self._groups
