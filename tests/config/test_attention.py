@@ -110,6 +110,8 @@ def test_systems_say_whether_their_perplexity_is_a_likelihood():
     causal = SketchWalk(choose="causal"), SketchWalk(stages="decode"), SketchWalk(density=1)
     assert all(system.is_causal for system in (*causal, Window(), Random(), Infini()))
     assert not Infini(segment_alignment="end").is_causal
-    with pytest.raises(ValueError, match="choose: causal .* dense_last_rows depends on the prompt"):
+    with pytest.raises(
+        ValueError, match=r"choose: causal .* dense_last_rows depends on the prompt"
+    ):
         Seer(gates="mine", choose="causal")
     assert Seer(gates="mine", choose="causal", dense_last_rows=0).is_causal
