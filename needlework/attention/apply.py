@@ -1,5 +1,6 @@
 """Apply an attention system to a loaded model, and remove it again."""
 
+import inspect
 import sys
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -21,7 +22,11 @@ from needlework.attention.blocks import Blocks, choose
 from needlework.attention.cache_state import MethodState
 from needlework.attention.causal_choice import past_scores
 from needlework.attention.density import Density, DensityMeter
-from needlework.attention.generation_checks import GenerationChecks, refuse_packed_texts
+from needlework.attention.generation_checks import (
+    GenerationChecks,
+    refuse_cut_blocks,
+    refuse_packed_texts,
+)
 from needlework.attention.kernels.attend import attend
 from needlework.attention.layers import attention_modules, full_attention_layers
 from needlework.attention.masks import LazyMask
@@ -51,8 +56,9 @@ class Handle:
     """Tokens of the whole prompt and of what the cache holds before it, padding included; 0:
     unknown. Set it before a prefill in chunks, so that choices that depend on the prompt's length
     (`prompt_length_key` of the system) are those of a prefill in one pass, and a last chunk of one
-    token counts as prefill. Reset to 0 by the forward that completes the prompt. Padding on the
-    right of later chunks is not known in advance."""
+    token counts as prefill, and chunks that cut blocks are refused. Reset to 0 by the forward that
+    completes the prompt. Padding on the right of later chunks is not known in advance. If it is not
+    set, each forward is a prompt of its own, and a block that two of them share chooses twice."""
 
     def __init__(self, model: PreTrainedModel, method: AttentionMethod):
         self.model, self.method = model, method
@@ -181,8 +187,14 @@ class SparseHandle(Handle):
             return None
         if self.call is not None and self.call.module is not module:
             return None  # within a forward of the base model
-        refuse_packed_texts(kwargs)
         config: Any = module.config
+        if config._attn_implementation != NAME:
+            raise ValueError(
+                f"model: set_attn_implementation({config._attn_implementation!r}) replaced its "
+                "attention system; call the handle's remove() before"
+            )
+        args, kwargs = _by_name(module, args, kwargs)
+        refuse_packed_texts(kwargs)
         cache = kwargs.get("past_key_values")
         use_cache = kwargs.get("use_cache")
         if use_cache is None:
@@ -190,6 +202,7 @@ class SparseHandle(Handle):
         if cache is None and use_cache:
             cache = kwargs["past_key_values"] = DynamicCache(config=config)
         state = self.state_in(cache)
+        refuse_cut_blocks(kwargs, state.length, self.prompt_tokens, self.system.chunk_multiple)
         forward = Forward(state, self.prompt_tokens, keeps_choices=torch.is_grad_enabled())
         kwargs[NAME] = self.call = _Call(self, forward, module)
         return args, kwargs
@@ -370,6 +383,16 @@ def _attention(
     return attended
 
 
+def _by_name(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    """Arguments of a forward with as many as possible by name."""
+    names = [
+        name
+        for name, parameter in inspect.signature(module.forward).parameters.items()
+        if parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
+    ]
+    return args[len(names) :], dict(zip(names, args, strict=False)) | kwargs
+
+
 def _call_in_progress(module: nn.Module) -> _Call:
     """The forward that computes `module`, of a family that does not pass arguments on to it."""
     reference = _HANDLES.get(module)
@@ -381,8 +404,9 @@ def _call_in_progress(module: nn.Module) -> _Call:
         )
     if handle.call is None:
         raise ValueError(
-            f"{type(module).__name__}: this family does not pass arguments on to its attention "
-            "layers, which gradient checkpointing needs; turn checkpointing off"
+            f"{type(module).__name__}: computed outside a forward under its attention system; call "
+            "apply() before the forward, or, as this family may not pass arguments on to its "
+            "layers, turn checkpointing off"
         )
     return handle.call
 

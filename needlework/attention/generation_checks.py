@@ -106,3 +106,30 @@ def refuse_packed_texts(arguments: dict[str, Any]) -> None:
             f"{name}: has several texts in one row; block-sparse attention needs one text per row; "
             "pad the texts to a batch instead"
         )
+
+
+def refuse_cut_blocks(
+    arguments: dict[str, Any], cached_tokens: int, prompt_tokens: int, multiple: int
+) -> None:
+    """Check the arguments of a forward against the length of the whole prompt; 0: unknown.
+
+    Raises:
+        ValueError: a chunk ends within a block, whose row would choose again in the next chunk.
+    """
+    inputs = arguments.get("input_ids")
+    inputs = arguments.get("inputs_embeds") if inputs is None else inputs
+    if multiple == 1 or not prompt_tokens or inputs is None:
+        return
+    total, mask = cached_tokens + inputs.shape[1], arguments.get("attention_mask")
+    if total >= prompt_tokens:
+        return
+    first = [0]
+    if mask is not None and mask.ndim == 2:
+        real = mask[:, :total].bool()
+        first = (real.int().argmax(-1) + total * ~real.any(-1)).tolist()
+    if any((total - start) % multiple for start in first):
+        raise ValueError(
+            f"input_ids: end at token {total} of the prompt's {prompt_tokens}, within a block of "
+            f"{multiple}; prefill in chunks of a multiple of {multiple} tokens, counted from the "
+            "first token after the padding"
+        )

@@ -6,7 +6,7 @@ calls the registered mask function before the first layer; LazyMask returns the 
 
 from collections.abc import Callable
 from functools import cached_property
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -59,6 +59,14 @@ class LazyMask:
         self.length = q_length
         self.window: tuple[int, int] | None = None
         """(sinks, recent) of `windowed`, if the mask is causal apart from them."""
+
+    @classmethod
+    def __torch_function__(cls, *_: object) -> NoReturn:
+        # torch calls this where another attention function gets the mask as if it were a tensor.
+        raise ValueError(
+            "attention_mask: belongs to an attention system that is removed; with gradient "
+            "checkpointing, call backward() before the handle's remove()"
+        )
 
     @property
     def total(self) -> int:

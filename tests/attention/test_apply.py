@@ -278,6 +278,23 @@ def test_generation_continues_with_a_returned_cache(llama):
     torch.testing.assert_close(without, whole[:, :69], rtol=0, atol=1e-5)
 
 
+def test_arguments_of_the_base_model_may_have_no_names(llama):
+    ids, cache = prompts([70])["input_ids"], DynamicCache(config=llama.config)
+    with apply(llama, SYSTEMS["sketchwalk-sum"]), torch.inference_mode():
+        whole = llama.model(ids).last_hidden_state
+        parts = [llama.model(part, None, None, cache)[0] for part in ids.split([64, 6], 1)]
+    torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=0, atol=1e-5)
+
+
+def test_another_attention_implementation_under_a_system_is_refused(llama):
+    stock = llama.config._attn_implementation
+    with apply(llama, SYSTEMS["random"]):
+        llama.set_attn_implementation("eager")
+        with pytest.raises(ValueError, match=r"set_attn_implementation\('eager'\) replaced"):
+            llama(**prompts([20]))
+    assert llama.config._attn_implementation == stock
+
+
 def test_misuse_raises_with_a_remedy(llama):
     system, ids = SYSTEMS["random"], prompts([20])["input_ids"]
     with pytest.raises(ValueError, match="write it as `attention` of a model"):

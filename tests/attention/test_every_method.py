@@ -306,6 +306,23 @@ def test_causal_choice_has_the_planned_state_and_refuses_unknown_rows(name, syst
                 model(ids, past_key_values=cache)
 
 
+@pytest.mark.parametrize("name", BLOCK_SPARSE)
+def test_gradient_checkpointing_changes_no_gradient(name, system_of, model):
+    inputs, found = prompts([TOKENS]), []
+    with apply(model.train(), system_of(name)):
+        for repeats in (False, True):
+            if repeats:
+                model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.zero_grad()
+            model(**inputs, labels=inputs["input_ids"], use_cache=False).loss.backward()
+            found.append([parameter.grad.clone() for parameter in model.parameters()])
+    model.gradient_checkpointing_disable()
+    model.zero_grad()
+    model.eval()
+    for plain, repeated in zip(*found, strict=True):
+        torch.testing.assert_close(repeated, plain, rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", CONVERSIONS)
 def test_converted_model_has_the_planned_cache(name, system_of, model):
     stock, system = logits_of(model), system_of(name)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from support.tiny_models import prompts, tiny
+from support.tiny_models import prompts, run, tiny
 
 from needlework.attention.apply import apply
 from needlework.config.attention import Random, SketchWalk, Window, XAttention
@@ -72,6 +72,30 @@ def test_prefill_in_chunks_that_cut_blocks_is_refused(llama):
     assert (chunked - logits).abs().max() <= 1e-5
 
 
+def test_a_continued_prompt_in_chunks_that_cut_blocks_is_refused(llama):
+    with apply(llama, RANDOM), torch.inference_mode():
+        cache = llama(input_ids=prompts([13])["input_ids"]).past_key_values
+        with pytest.raises(ValueError, match="end at token 29 of the prompt's 61, within a block"):
+            generate(llama, past_key_values=cache, prefill_chunk_size=16)
+
+
+@pytest.mark.parametrize("lengths", [[70], [70, 51]])
+def test_forwards_that_cut_blocks_of_a_known_prompt_are_refused(llama, lengths):
+    inputs = prompts(lengths)
+    ids, mask = inputs.values()
+    with apply(llama, RANDOM) as handle:
+        handle.prompt_tokens = 70
+        with pytest.raises(ValueError, match=r"^input_ids: end at token .* within a block of 8;"):
+            run(llama, ids, [48, 13, 9] if len(ids) == 1 else [48, 22], mask)
+        with pytest.raises(ValueError, match="within a block of 8"), torch.inference_mode():
+            llama(inputs_embeds=llama.get_input_embeddings()(ids[:1, :13]))
+    with apply(llama, WINDOW) as handle:
+        whole = run(llama, ids, [70], mask)
+        handle.prompt_tokens = 70
+        chunked = run(llama, ids, [48, 13, 9], mask)
+    assert (chunked - whole)[mask.bool()].abs().max() <= 1e-5
+
+
 def test_several_texts_in_one_row_are_refused(llama):
     ids = prompts([20])["input_ids"]
     packed = torch.cat([torch.arange(12), torch.arange(8)])[None]
@@ -80,5 +104,7 @@ def test_several_texts_in_one_row_are_refused(llama):
             llama(input_ids=ids, position_ids=packed, use_cache=False)
         with pytest.raises(ValueError, match="cu_seq_lens_q: has several texts"):
             llama(input_ids=ids, cu_seq_lens_q=torch.tensor([0, 12, 20]))
+        with pytest.raises(ValueError, match="position_ids: has several texts"):
+            llama.model(ids, None, packed)
         llama(input_ids=ids, position_ids=torch.arange(20)[None], use_cache=False)
     llama(input_ids=ids, position_ids=packed, use_cache=False)

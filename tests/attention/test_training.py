@@ -1,8 +1,12 @@
 """Gradients of a model under an attention system, with and without gradient checkpointing."""
 
+import copy
+from contextlib import nullcontext
+
 import pytest
 import torch
 from support.tiny_models import prompts, run, tiny
+from transformers import DynamicCache
 
 from needlework.attention.apply import apply
 from needlework.attention.seer.gates import Gates
@@ -37,7 +41,8 @@ def systems(model, tmp_path_factory):
     own = {
         "random": (Random, {}),
         "oracle": (Oracle, {}),
-        "xattention": (XAttention, {"stride": 4}),
+        "xattention": (XAttention, {"stride": 4, "choices": "layer"}),
+        "xattention-head": (XAttention, {"stride": 4, "choices": "head"}),
         "sketchwalk": (SketchWalk, {}),
         "sketchwalk-sparse": (SketchWalk, {"walk_memory": "sparse"}),
         "sketchwalk-box": (SketchWalk, {"preset": "box"}),
@@ -53,15 +58,18 @@ def systems(model, tmp_path_factory):
     return built
 
 
-NAMES = ["random", "oracle", "xattention", "sketchwalk", "sketchwalk-sparse", "sketchwalk-box"]
-NAMES += ["seer", "window"]
+NAMES = ["random", "oracle", "xattention", "xattention-head", "sketchwalk", "sketchwalk-sparse"]
+NAMES += ["sketchwalk-box", "seer", "window"]
 every_system = pytest.mark.parametrize("name", NAMES)
 
 
 def gradients(model, system: BlockSparse | None, use_reentrant: bool | None = None) -> dict:
-    """Gradient of the loss on 61 and 50 tokens for each parameter, and the density of a prefill."""
+    """Gradient of the loss on 61 and 50 tokens for each parameter, and the density of
+    the prefill in sparse layers."""
     inputs = prompts([61, 50])
-    labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)
+    # Stock implementations differ in what they compute for padding, which predicts the first token.
+    is_predicted = inputs["attention_mask"].roll(1, 1).bool() & inputs["attention_mask"].bool()
+    labels = inputs["input_ids"].masked_fill(~is_predicted, -100)
     model.train()
     model.zero_grad()
     if use_reentrant is not None:
@@ -78,7 +86,7 @@ def gradients(model, system: BlockSparse | None, use_reentrant: bool | None = No
         model.gradient_checkpointing_disable()
         model.eval()
     collected = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
-    return collected if system is None else collected | {"density": density.prefill}
+    return collected if system is None else collected | {"density": density.sparse_layers_prefill}
 
 
 def difference(a: dict, b: dict) -> float:
@@ -90,6 +98,27 @@ def difference(a: dict, b: dict) -> float:
 @every_system
 def test_gradients_with_all_blocks_are_those_of_the_model(model, systems, name):
     assert difference(gradients(model, systems[name, "all"]), gradients(model, None)) <= 1e-6
+
+
+@pytest.mark.parametrize("family", ["gemma2", "gpt-oss", "deepseek-v3"])
+def test_gradients_include_soft_caps_sinks_and_wide_keys(family):
+    model = tiny(family)
+    whole = Random(block_size=BLOCK, dense_layers=1, density=1.0)
+    assert difference(gradients(model, whole), gradients(model, None)) <= 1e-6
+
+
+def test_gradients_of_decoded_tokens_are_those_of_the_model(model):
+    """The kernel of one token sums values without copies of them."""
+    ids, found = prompts([36])["input_ids"], []
+    for on in (nullcontext(), apply(model, Random(block_size=BLOCK, dense_layers=1, density=1.0))):
+        cache = DynamicCache(config=model.config)
+        model.zero_grad()
+        with on:
+            parts = ids.split([33, 1, 1, 1], 1)
+            logits = [model(input_ids=part, past_key_values=cache).logits for part in parts]
+            torch.cat(logits[1:], 1).log_softmax(-1)[..., 5].mean().backward()
+        found.append({name: x.grad.clone() for name, x in model.named_parameters()})
+    assert difference(*found) <= 1e-6
 
 
 @CHECKPOINTING
@@ -125,6 +154,25 @@ def test_gradients_of_chosen_blocks_are_those_of_a_dense_mask(model, systems, mo
 
     monkeypatch.setattr("needlework.attention.apply.attend", masked)
     assert difference(gradients(model, system), sparse) <= 1e-6
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_backward_after_removal_is_refused(model, systems, implementation):
+    """Checkpointing would compute the layers again, with the model's own attention."""
+    model = copy.deepcopy(model).train()
+    model.set_attn_implementation(implementation)
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    inputs = prompts([30])
+    with apply(model, systems["sketchwalk", "some"]):
+        loss = model(**inputs, labels=inputs["input_ids"]).loss
+    with pytest.raises(ValueError, match=r"call backward\(\) before the handle's remove"):
+        loss.backward()
+    loss = model(**inputs, labels=inputs["input_ids"]).loss
+    with (
+        apply(model, systems["sketchwalk", "some"]),
+        pytest.raises(ValueError, match=r"call apply\(\) before the forward"),
+    ):
+        loss.backward()
 
 
 @pytest.mark.parametrize("family", ["stablelm", "nemotron"])
