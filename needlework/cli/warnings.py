@@ -75,7 +75,7 @@ def _perplexity_is_no_likelihood(experiment: Experiment) -> Iterator[str]:
             attention = reader.attention if reader.model else experiment.systems[system].attention
             if attention is not None and not attention.is_causal:
                 yield (
-                    f"streams.{name}: system `{system}` ({attention.type}) lets later tokens affect "
-                    "earlier ones, so its perplexity is not a left-to-right likelihood; write "
-                    f"{attention.causal_setting} in its attention to compare it with others"
+                    f"streams.{name}: system `{system}` ({attention.type}) lets later tokens "
+                    "affect earlier ones, so its perplexity is not a left-to-right likelihood; "
+                    f"write {attention.causal_setting} in its attention to compare it with others"
                 )

@@ -7,6 +7,7 @@ import pytest
 from support.toy_tokenizers import ADDITIVE, FRAMES
 
 from needlework.config.tasks import VariableTracking
+from needlework.sources.added_tokens import prompt_tokenizer
 from needlework.tasks import vt
 from needlework.tasks.context import SampleContext, TaskContext
 from needlework.tasks.generate import PROBED_SAMPLES, Sampler, make_samples
@@ -149,6 +150,7 @@ def test_summed_counts_match_the_tokenizer(name, task):
     tokenizer = ADDITIVE[name]()
     counters = [TokenCounter(tokenizer, frame) for frame in FRAMES]
     assert all(counter.additive for counter in counters)
+    tokenizer = prompt_tokenizer(tokenizer)
     for index, length in enumerate(range(1000, 4000, 100)):
         counter = counters[index % 2]
         prompt = make_builder(task, counter, length, index).build(length)
@@ -164,6 +166,7 @@ def test_summed_counts_match_the_tokenizer(name, task):
 @pytest.mark.parametrize("task", TASKS, ids=["one", "three chains", "essay"])
 def test_prompts_fill_the_length(task, tokenizer):
     table = make(task, tokenizer, length=4096, count=12)
+    tokenizer = prompt_tokenizer(tokenizer)
     assert table["tokens"].to_list() == [len(tokenizer.encode(text)) for text in table["prompt"]]
     fill = (table["tokens"] + task.max_new_tokens) / 4096
     assert fill.max() <= 1

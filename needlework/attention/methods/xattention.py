@@ -2,8 +2,8 @@
 
 Queries and keys are divided into groups of `stride` tokens. Query s of a group meets key
 stride - 1 - s of another: an antidiagonal of the tile, which uses every token of both groups once.
-The softmax runs over groups; a block's score is the sum of its groups. Unlike in the paper, decode is
-sparse too.
+The softmax runs over groups; a block's score is the sum of its groups. Unlike in the paper, decode
+is sparse too.
 """
 
 import torch
