@@ -8,6 +8,7 @@ import pytest
 from support.toy_tokenizers import ADDITIVE, FRAMES, TINY
 
 from needlework.config.tasks import CommonWords
+from needlework.sources.added_tokens import prompt_tokenizer
 from needlework.tasks import cwe
 from needlework.tasks.context import SampleContext, TaskContext
 from needlework.tasks.generate import PROBED_SAMPLES, Sampler, make_samples
@@ -113,7 +114,7 @@ def test_summed_counts_match_the_tokenizer(name, task):
         counter = counters[index % 2]
         prompt = make_builder(task, counter, length, index).build(length)
         text = prompt_text(prompt, counter)
-        encoding = tokenizer.encode(text)
+        encoding = prompt_tokenizer(tokenizer).encode(text)
         assert prompt.tokens == len(encoding)
         assert prompt.tokens <= length or length in range(4096, 4500)
         for needle in prompt.needles:
@@ -125,7 +126,7 @@ def test_summed_counts_match_the_tokenizer(name, task):
 
 def test_positions_match_the_tokenizer(tokenizer):
     for row in make(CommonWords(), tokenizer).iter_rows(named=True):
-        encoding = tokenizer.encode(row["prompt"])
+        encoding = prompt_tokenizer(tokenizer).encode(row["prompt"])
         assert row["tokens"] == len(encoding)
         assert [needle["key"] for needle in row["needles"]] == row["outputs"]
         for needle in row["needles"]:

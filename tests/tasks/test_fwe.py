@@ -9,6 +9,7 @@ import pytest
 from support.toy_tokenizers import ADDITIVE, FRAMES
 
 from needlework.config.tasks import FrequentWords
+from needlework.sources.added_tokens import prompt_tokenizer
 from needlework.tasks import fwe
 from needlework.tasks.context import SampleContext, TaskContext
 from needlework.tasks.generate import PROBED_SAMPLES, Sampler, make_samples
@@ -109,7 +110,7 @@ def test_summed_counts_match_the_tokenizer(name, task):
         counter = counters[index % 2]
         prompt = make_builder(task, counter, length, index).build(length)
         text = prompt_text(prompt, counter)
-        encoding = tokenizer.encode(text)
+        encoding = prompt_tokenizer(tokenizer).encode(text)
         assert prompt.tokens == len(encoding)
         assert 0.99 * length <= prompt.tokens <= length
         last_words.add(prompt.context.endswith("...\n"))
@@ -123,7 +124,7 @@ def test_summed_counts_match_the_tokenizer(name, task):
 
 def test_positions_match_the_tokenizer(tokenizer):
     for row in make(FrequentWords(), tokenizer).iter_rows(named=True):
-        encoding = tokenizer.encode(row["prompt"])
+        encoding = prompt_tokenizer(tokenizer).encode(row["prompt"])
         assert row["tokens"] == len(encoding)
         assert [needle["key"] for needle in row["needles"]] == row["outputs"]
         for needle in row["needles"]:

@@ -8,6 +8,7 @@ import pytest
 
 from needlework.config.tasks import Passkey, PasskeyExamples
 from needlework.finetune_data.passkey import make_examples
+from needlework.sources.added_tokens import prompt_tokenizer
 from needlework.tasks.generate import Sampler, make_samples
 from needlework.tasks.passkey import draw_key, is_evaluation_key
 
@@ -69,7 +70,8 @@ def test_training_rows_are_consistent(tokenizer):
         assert row["prompt"].endswith("What is the pass key? The pass key is")
         assert len(key) == row["num_digits"]
         # Plus the end-of-text token.
-        assert row["context_length"] == len(tokenizer.encode(row["prompt"] + row["answer"])) + 1
+        ids = prompt_tokenizer(tokenizer).encode(row["prompt"] + row["answer"]).ids
+        assert row["context_length"] == len(ids) + 1
         assert 296 <= row["context_length"] <= 300
     assert rows["seed"].n_unique() == 60
 

@@ -9,6 +9,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from needlework.config.tasks import Qa1, Qa2, QuestionAnswering
 from needlework.scoring.metrics import match_part
+from needlework.sources.added_tokens import prompt_tokenizer
 from needlework.tasks.generate import Sampler, make_samples
 
 pytestmark = pytest.mark.slow
@@ -101,7 +102,7 @@ def test_answers_to_other_questions_are_wrong(byte_tokenizer):
 def test_prompts_are_counted_right_and_full(task, tokenizer):
     for length in (1500, 4096):
         for row in make(task, tokenizer, length=length).iter_rows(named=True):
-            assert row["tokens"] == len(tokenizer.encode(row["prompt"]))
+            assert row["tokens"] == len(prompt_tokenizer(tokenizer).encode(row["prompt"]))
             left = length - task.max_new_tokens - row["tokens"]
             # Less than a paragraph is left: only a few further paragraphs are tried.
             assert 0 <= left <= 250

@@ -70,12 +70,14 @@ def system(models):
 def test_choices_match_the_reference(
     models, system, form, family, gate_dim, lengths, cut, decoded, seed
 ):
-    """Prefill in arbitrary chunks, then decode."""
+    """Prefill in chunks of whole blocks, then decode."""
     model, folder = models[family, gate_dim]
     system, inputs = system(form, family, gate_dim), prompts(lengths, seed)
     total = max(lengths)
     prompt = total - min(decoded, total - 1)
-    ends = [*sorted({c for c in cut if c < prompt}), *range(prompt, total + 1)]
+    starts = [total - length for length in lengths]
+    whole = {c for c in cut if c < prompt and all(max(0, c - s) % SIZE == 0 for s in starts)}
+    ends = [*sorted(whole), *range(prompt, total + 1)]
     forwards = [end - start for start, end in zip([0, *ends], ends, strict=False)]
     with apply(model, system) as handle:
         handle.prompt_tokens = prompt
