@@ -10,6 +10,8 @@ from needlework.attention.apply import apply
 from needlework.attention.seer.gates import Gates
 from needlework.config.attention import Random, Seer, SketchWalk, Window, XAttention
 
+pytestmark = pytest.mark.slow
+
 BLOCKS = {"block_size": 8, "dense_layers": 0}
 TOP = {**BLOCKS, "top_k_blocks": 4}
 # Views cost nothing on a device.

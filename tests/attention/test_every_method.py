@@ -24,6 +24,8 @@ from needlework.config.schema import experiment_schema
 from needlework.evaluation.meter import cache_bytes
 from needlework.models.convert import convert
 
+pytestmark = pytest.mark.slow
+
 CLASSES = get_args(get_args(AnyAttention)[0])
 TYPES = {cls.model_fields["type"].default: cls for cls in CLASSES}
 BLOCK_SPARSE = [name for name, cls in TYPES.items() if issubclass(cls, BlockSparse)]

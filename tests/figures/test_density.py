@@ -5,6 +5,8 @@ import pytest
 
 from needlework.figures.density import density
 
+pytestmark = pytest.mark.slow
+
 TASKS = ["task_a", "task_b"]
 
 

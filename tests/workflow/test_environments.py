@@ -14,6 +14,8 @@ from packaging.requirements import Requirement
 from rattler import MatchSpec
 from support.paths import ROOT
 
+pytestmark = pytest.mark.slow
+
 ENVIRONMENTS = sorted((ROOT / "envs").glob("*.yaml"))
 SNAKEFILES = [ROOT / "Snakefile", *sorted((ROOT / "workflow/rules").glob("*.smk"))]
 CONDA_NAMES = {

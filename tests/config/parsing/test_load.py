@@ -6,6 +6,8 @@ from support.paths import ROOT
 
 from needlework.config.parsing.load import read_experiment
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_valid_file_is_read_in_full(experiment_folder):
     experiment = read(EXPERIMENT)
