@@ -66,6 +66,7 @@ class Attention(Strict):
     def is_causal(self) -> bool:
         """Whether no later token affects the logits of a token, so that the perplexity of a text is
         a left-to-right likelihood. Each system answers."""
+        # Not abstract: distillation makes a plain BlockSparse for its blocks, and never asks.
         raise NotImplementedError(f"{type(self).__name__}: define is_causal")
 
     @property

@@ -109,6 +109,7 @@ def test_parameters_survive_a_round_trip_and_defaults_are_valid(name, system_of)
     written = json.loads(system.model_dump_json())
     assert TypeAdapter(AnyAttention).validate_python(written) == system
     assert issubclass(import_module(system.module).Method, AttentionMethod)
+    assert isinstance(system.is_causal, bool)  # raises unless the type answers
 
 
 @every_type

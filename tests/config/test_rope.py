@@ -4,6 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from needlework.config.rope import RopeScaling, positions_of
+from needlework.config.streams import Stream
 
 YARN = {"rope_type": "yarn", "factor": 4.0}
 
@@ -40,8 +41,6 @@ def test_an_incomplete_scaling_names_the_missing_key():
         RopeScaling(rope_type="yarn")
 
 
-def test_home_folders_in_paths_are_expanded(monkeypatch):
-    from needlework.config.streams import Stream
-
-    monkeypatch.setenv("HOME", "/home/somebody")
-    assert Stream(path="~/text.txt").path == "/home/somebody/text.txt"
+def test_home_folders_in_paths_are_expanded(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert Stream(path="~/text.txt").path == str(tmp_path / "text.txt")
