@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from benchmarks.timing import timed, verdict
 from needlework import Infini, Oracle, Random, Seer, SketchWalk, Window, XAttention, apply
 from needlework.attention.seer.gates import Gates
-from needlework.config.attention import Attention
+from needlework.config.attention.base import Attention
 from needlework.config.opening import ModelSpec
 from needlework.models.checkpoint import open_model
 from needlework.models.convert import convert

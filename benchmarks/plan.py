@@ -15,7 +15,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
 
 from needlework.attention.apply import apply
 from needlework.attention.base import computation_of
-from needlework.config.attention import AnyAttention
+from needlework.config.attention.registry import AnyAttention
 from needlework.config.devices import devices
 from needlework.config.opening import ModelSpec
 from needlework.evaluation.meter import cache_bytes

@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from needlework.config.attention import Infini, Window
+from needlework.config.attention.infini import Infini
+from needlework.config.attention.window import Window
 from needlework.config.opening import ModelSpec
 from needlework.evaluation.streaming.accumulator import Accumulator
 from needlework.evaluation.streaming.evaluator import StreamingEvaluator

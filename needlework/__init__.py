@@ -8,15 +8,15 @@ from typing import Any
 
 _PUBLIC = {
     "apply": "needlework.attention.apply",
-    "Infini": "needlework.config.attention",
-    "Oracle": "needlework.config.attention",
-    "Random": "needlework.config.attention",
-    "Seer": "needlework.config.attention",
-    "SketchWalk": "needlework.config.attention",
+    "Infini": "needlework.config.attention.infini",
+    "Oracle": "needlework.config.attention.oracle",
+    "Random": "needlework.config.attention.random",
+    "Seer": "needlework.config.attention.seer",
+    "SketchWalk": "needlework.config.attention.sketchwalk",
     "StreamingEvalConfig": "needlework.evaluation.streaming.evaluator",
     "StreamingEvaluator": "needlework.evaluation.streaming.evaluator",
-    "Window": "needlework.config.attention",
-    "XAttention": "needlework.config.attention",
+    "Window": "needlework.config.attention.window",
+    "XAttention": "needlework.config.attention.xattention",
     "create_streaming_evaluator": "needlework.evaluation.streaming.evaluator",
 }
 __all__ = list(_PUBLIC)

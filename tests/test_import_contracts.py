@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 from support.paths import ROOT
 
-from needlework.config.attention import Attention
+from needlework.config.attention.registry import SYSTEMS
 from needlework.config.tasks import Examples, Task
 
 BY_NAME = {
     "needlework/__init__.py": None,
     "needlework/evaluation/__init__.py": None,
     "needlework/attention/base.py": "attention",
+    "needlework/config/attention/registry.py": "config",
     "needlework/config/models/registry.py": "config",
     "needlework/models/checkpoint.py": "attention",
     "needlework/models/loading.py": None,
@@ -72,7 +73,7 @@ def test_tasks_and_rows_name_a_module_of_their_package(parent, package):
 
 
 def test_attention_names_a_module_of_the_methods():
-    for cls in subclasses(Attention):
+    for cls in SYSTEMS.values():
         if "type" in cls.model_fields:
             kind = cls.model_fields["type"].default
             assert (ROOT / f"needlework/attention/methods/{kind}.py").is_file()

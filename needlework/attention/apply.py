@@ -31,7 +31,7 @@ from needlework.attention.kernels.attend import attend
 from needlework.attention.layers import attention_modules, full_attention_layers
 from needlework.attention.masks import LazyMask
 from needlework.attention.tensor_parallel import gather_heads, mean_pairs, own_choices
-from needlework.config.attention import Attention
+from needlework.config.attention.base import Attention
 
 NAME = "needlework"
 """Of the attention and mask functions registered with transformers, and of the forward argument."""

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from needlework.attention.blocks import Blocks
 from needlework.attention.cache_state import MethodState
 from needlework.attention.layers import LayerShape
-from needlework.config.attention import Attention, BlockSparse, Choices, Ranked, Stage
+from needlework.config.attention.base import Attention, BlockSparse, Choices, Ranked, Stage
 
 FLOAT32_BYTES, INT64_BYTES = 4, 8
 RANKING_BYTES = 56

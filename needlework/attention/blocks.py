@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from needlework.attention.masks import LazyMask
-from needlework.config.attention import BlockSparse
+from needlework.config.attention.base import BlockSparse
 
 SORTED_AT_ONCE = 2**22
 """Most scores ranked together, unless one choice has more."""

@@ -11,7 +11,7 @@ from typing import get_args
 
 from torch import Tensor
 
-from needlework.config.attention import Stage
+from needlework.config.attention.base import Stage
 
 STAGES: tuple[Stage, ...] = get_args(Stage)
 _Key = tuple[int, Stage, bool]

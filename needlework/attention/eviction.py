@@ -6,7 +6,7 @@ from transformers.cache_utils import DynamicLayer
 
 from needlework.attention.apply import Handle
 from needlework.attention.cache_state import MethodState
-from needlework.config.attention import Window
+from needlework.config.attention.window import Window
 
 
 def grows(layer: object) -> bool:

@@ -5,7 +5,8 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from needlework.config.attention import Attention, Infini
+from needlework.config.attention.base import Attention
+from needlework.config.attention.infini import Infini
 from needlework.config.experiment import Experiment
 from needlework.config.models.base import LocalModel
 from needlework.config.opening import ModelSpec

@@ -9,7 +9,7 @@ import polars as pl
 import torch
 
 from needlework.cli.inline_experiment import NAME, inline_experiment
-from needlework.config.attention import Attention
+from needlework.config.attention.base import Attention
 from needlework.config.models.base import LocalModel
 from needlework.evaluation.generation.answers import EvaluationJob, answer_samples
 from needlework.scoring.intervals import wilson

@@ -42,12 +42,17 @@ class Strict(BaseModel):
         return str(Path(path).expanduser()) if str(path).startswith("~") else path
 
 
+def with_type(parent: type[Strict]) -> list[type[Any]]:
+    """All subclasses of `parent` with a `type` field, in the order of their types."""
+    classes, pending = [], [parent]
+    while pending:
+        cls = pending.pop()
+        pending += cls.__subclasses__()
+        if "type" in cls.model_fields:
+            classes.append(cls)
+    return sorted(classes, key=lambda cls: cls.model_fields["type"].default)
+
+
 def tagged_union(parent: type[Strict]) -> Any:  # Any: the union's members are known at run time
     """The union of all subclasses of `parent` with a `type` field, discriminated by that field."""
-    members, stack = [], [parent]
-    while stack:
-        cls = stack.pop()
-        stack.extend(reversed(cls.__subclasses__()))
-        if "type" in cls.model_fields:
-            members.append(cls)
-    return Annotated[Union[tuple(members)], Field(discriminator="type")]  # noqa: UP007
+    return Annotated[Union[tuple(with_type(parent))], Field(discriminator="type")]  # noqa: UP007

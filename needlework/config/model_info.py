@@ -1,6 +1,6 @@
 """What is known of an experiment's models before any weights are opened."""
 
-from needlework.config.attention import attention_class
+from needlework.config.attention.registry import attention_class
 from needlework.config.experiment import Experiment
 
 BEHIND_API = "runs behind an API, so its weights are not here; name another model"

@@ -8,8 +8,8 @@ from inspect import cleandoc
 from pydantic_core import PydanticUndefined, to_jsonable_python
 
 from needlework.config import training
-from needlework.config.attention import Attention
-from needlework.config.base import Strict
+from needlework.config.attention.base import Attention
+from needlework.config.base import Strict, with_type
 from needlework.config.experiment import EarlyStopping, EffectiveLength, Experiment, System
 from needlework.config.gates import SeerGates
 from needlework.config.models.api import Price
@@ -46,14 +46,14 @@ def reference() -> str:
         ),
         "Training data": (
             "Entries of `finetune_data:`, selected by `type`.",
-            _with_type(Examples),
+            with_type(Examples),
         ),
         "Gates": ("Entries of `gates:`.", [SeerGates]),
         "Systems": (
             "Entries of `systems:`, and the values of `attention:`, selected by `type`.",
-            [System, *_with_type(Attention)],
+            [System, *with_type(Attention)],
         ),
-        "Tasks": ("Entries of `tasks:`, selected by `type`.", _with_type(Task)),
+        "Tasks": ("Entries of `tasks:`, selected by `type`.", with_type(Task)),
         "Streams": (
             "Entries of `streams:`, and of the `systems:` of a stream.",
             [Stream, StreamedSystem],
@@ -69,13 +69,6 @@ def reference() -> str:
 def _classes_of(module: types.ModuleType) -> list[type[Strict]]:
     classes = [value for value in vars(module).values() if isinstance(value, type)]
     return [cls for cls in classes if issubclass(cls, Strict) and cls.__module__ == module.__name__]
-
-
-def _with_type(parent: type[Strict]) -> list[type[Strict]]:
-    classes = []
-    for cls in parent.__subclasses__():
-        classes += ([cls] if "type" in cls.model_fields else []) + _with_type(cls)
-    return classes
 
 
 def _table(cls: type[Strict]) -> str:

@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from needlework.config.attention import AnyAttention
+from needlework.config.attention.registry import AnyAttention
 from needlework.config.base import Name, Strict
 
 

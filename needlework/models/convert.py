@@ -3,7 +3,7 @@
 from transformers import PreTrainedModel
 
 from needlework.attention.base import Conversion, method_of
-from needlework.config.attention import Attention
+from needlework.config.attention.base import Attention
 
 
 def convert(model: PreTrainedModel, attention: Attention | None) -> PreTrainedModel:

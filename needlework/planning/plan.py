@@ -13,7 +13,8 @@ from transformers.utils.logging import set_verbosity_error
 
 from needlework.attention.base import Computation, computation_of
 from needlework.attention.infini.families import PREFIX
-from needlework.config.attention import Attention, Infini
+from needlework.config.attention.base import Attention
+from needlework.config.attention.infini import Infini
 from needlework.config.devices import Device
 from needlework.config.experiment import Experiment, System
 from needlework.config.model_info import max_positions

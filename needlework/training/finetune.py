@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from needlework.config.attention import AnyAttention
+from needlework.config.attention.registry import AnyAttention
 from needlework.config.opening import ModelSpec
 from needlework.config.training import Finetune, FinetuneStage
 from needlework.models.checkpoint import open_model

@@ -11,7 +11,12 @@ from transformers import AutoModel, DynamicCache
 from needlework.attention.apply import apply
 from needlework.attention.cache_state import MethodState
 from needlework.attention.kernels.choice import VARIABLE
-from needlework.config.attention import Infini, Oracle, Random, SketchWalk, Window, XAttention
+from needlework.config.attention.infini import Infini
+from needlework.config.attention.oracle import Oracle
+from needlework.config.attention.random import Random
+from needlework.config.attention.sketchwalk import SketchWalk
+from needlework.config.attention.window import Window
+from needlework.config.attention.xattention import XAttention
 
 pytestmark = pytest.mark.slow
 

@@ -9,7 +9,7 @@ from support.tiny_models import prompts, tiny
 from transformers import AutoModelForCausalLM
 
 from needlework.attention.apply import apply
-from needlework.config.attention import Random
+from needlework.config.attention.random import Random
 
 SYSTEM = Random(block_size=8, density=0.2, dense_layers=1)
 

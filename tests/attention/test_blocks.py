@@ -10,7 +10,10 @@ from needlework.attention import blocks as blocks_module
 from needlework.attention.blocks import Blocks, causal_pairs, choose, shift
 from needlework.attention.kernels.attend import attend
 from needlework.attention.masks import LazyMask
-from needlework.config.attention import Random, Seer, SketchWalk, XAttention
+from needlework.config.attention.random import Random
+from needlework.config.attention.seer import Seer
+from needlework.config.attention.sketchwalk import SketchWalk
+from needlework.config.attention.xattention import XAttention
 
 CPU = torch.device("cpu")
 

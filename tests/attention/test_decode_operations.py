@@ -8,7 +8,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from needlework.attention.apply import apply
 from needlework.attention.seer.gates import Gates
-from needlework.config.attention import Random, Seer, SketchWalk, Window, XAttention
+from needlework.config.attention.random import Random
+from needlework.config.attention.seer import Seer
+from needlework.config.attention.sketchwalk import SketchWalk
+from needlework.config.attention.window import Window
+from needlework.config.attention.xattention import XAttention
 
 pytestmark = pytest.mark.slow
 

@@ -6,7 +6,8 @@ from support.tiny_models import prompts, run, tiny
 from transformers import DynamicCache, OPTConfig, OPTModel
 
 from needlework.attention.apply import apply
-from needlework.config.attention import Random, Window
+from needlework.config.attention.random import Random
+from needlework.config.attention.window import Window
 
 TOKENS, PROMPT, LENGTHS = 70, 64, [70, 45]
 

@@ -12,7 +12,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from needlework.attention.apply import apply
 from needlework.attention.seer.gates import Gates
-from needlework.config.attention import Infini, Random, Seer
+from needlework.config.attention.infini import Infini
+from needlework.config.attention.random import Random
+from needlework.config.attention.seer import Seer
 from needlework.models.convert import convert
 
 pytestmark = pytest.mark.slow

@@ -18,7 +18,8 @@ from needlework.attention.base import AttentionMethod, computation_of
 from needlework.attention.cache_state import MethodState
 from needlework.attention.layers import LayerShape
 from needlework.attention.seer.gates import Gates
-from needlework.config.attention import AnyAttention, BlockSparse, Ranked
+from needlework.config.attention.base import BlockSparse, Ranked
+from needlework.config.attention.registry import AnyAttention
 from needlework.config.reference import reference
 from needlework.config.schema import experiment_schema
 from needlework.evaluation.meter import cache_bytes

@@ -5,7 +5,10 @@ import torch
 from support.tiny_models import prompts, run, tiny
 
 from needlework.attention.apply import apply
-from needlework.config.attention import Random, SketchWalk, Window, XAttention
+from needlework.config.attention.random import Random
+from needlework.config.attention.sketchwalk import SketchWalk
+from needlework.config.attention.window import Window
+from needlework.config.attention.xattention import XAttention
 
 RANDOM = Random(block_size=8, density=0.4, dense_layers=1)
 WINDOW = Window(block_size=8, dense_layers=1, recent_tokens=20)

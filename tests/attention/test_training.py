@@ -10,15 +10,13 @@ from transformers import DynamicCache
 
 from needlework.attention.apply import apply
 from needlework.attention.seer.gates import Gates
-from needlework.config.attention import (
-    BlockSparse,
-    Oracle,
-    Random,
-    Seer,
-    SketchWalk,
-    Window,
-    XAttention,
-)
+from needlework.config.attention.base import BlockSparse
+from needlework.config.attention.oracle import Oracle
+from needlework.config.attention.random import Random
+from needlework.config.attention.seer import Seer
+from needlework.config.attention.sketchwalk import SketchWalk
+from needlework.config.attention.window import Window
+from needlework.config.attention.xattention import XAttention
 
 BLOCK = 8
 SHARES = {

@@ -13,7 +13,9 @@ from typer.testing import CliRunner
 from needlework.cli.app import app
 from needlework.cli.inline_experiment import parse_mapping
 from needlework.cli.niah import _job, shorten
-from needlework.config.attention import AnyAttention, Infini, Window
+from needlework.config.attention.infini import Infini
+from needlework.config.attention.registry import AnyAttention
+from needlework.config.attention.window import Window
 from needlework.config.models.checkpoint import Checkpoint
 from needlework.config.opening import ModelSpec
 from needlework.config.tasks import Passkey

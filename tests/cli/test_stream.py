@@ -12,7 +12,7 @@ from support.paths import TINY
 from typer.testing import CliRunner
 
 from needlework.cli.app import app
-from needlework.config.attention import Window
+from needlework.config.attention.window import Window
 from needlework.config.opening import ModelSpec
 from needlework.evaluation.streaming.checkpoint import StreamCheckpoint
 from needlework.evaluation.streaming.evaluator import StreamingEvaluator

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding
 
-from needlework.config.attention import Infini
+from needlework.config.attention.infini import Infini
 from needlework.config.opening import ModelSpec
 from needlework.config.rope import RopeScaling, positions_of
 from needlework.models.checkpoint import open_config, open_model

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM
 
 from needlework.attention.base import computation_of
 from needlework.attention.layers import LayerShape, count_causal_pairs
-from needlework.config.attention import AnyAttention
+from needlework.config.attention.registry import AnyAttention
 from needlework.config.devices import devices
 from needlework.config.opening import Opening
 from needlework.planning.cost import Model

@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM
 from needlework.attention.apply import apply
 from needlework.attention.base import computation_of
 from needlework.attention.seer.gates import Gates
-from needlework.config.attention import AnyAttention
+from needlework.config.attention.registry import AnyAttention
 from needlework.config.devices import devices
 from needlework.config.opening import Opening
 from needlework.evaluation.meter import cache_bytes

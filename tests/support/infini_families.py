@@ -8,7 +8,7 @@ from transformers import (
     AutoModelForCausalLM,
 )
 
-from needlework.config.attention import Infini
+from needlework.config.attention.infini import Infini
 from needlework.models.convert import convert
 
 TOKENS = 24

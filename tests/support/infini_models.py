@@ -8,7 +8,7 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from needlework.config.attention import Infini
+from needlework.config.attention.infini import Infini
 from needlework.models.convert import convert
 
 VOCABULARY = 40

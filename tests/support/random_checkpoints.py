@@ -12,7 +12,7 @@ from transformers import (
     Llama4Config,
 )
 
-from needlework.config.attention import Infini
+from needlework.config.attention.infini import Infini
 from needlework.models.convert import convert
 
 TOKENIZER = TINY

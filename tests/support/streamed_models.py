@@ -17,7 +17,7 @@ from transformers import (
     RecurrentGemmaConfig,
 )
 
-from needlework.config.attention import Infini
+from needlework.config.attention.infini import Infini
 from needlework.models.convert import convert
 
 VOCABULARY = 61

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from support.streamed_models import VOCABULARY
 
-from needlework.config.attention import Window
+from needlework.config.attention.window import Window
 from needlework.evaluation import StreamingEvaluator
 
 WINDOW = Window(block_size=16, dense_layers=0, sink_tokens=3, recent_tokens=50)

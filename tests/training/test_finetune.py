@@ -6,7 +6,7 @@ import torch
 from support.toy_training import ROWS, llama, recipe
 from transformers import PreTrainedTokenizerFast
 
-from needlework.config.attention import Infini
+from needlework.config.attention.infini import Infini
 from needlework.config.training import FinetuneStage
 from needlework.models.convert import convert
 from needlework.training.finetune import answer_loss, collate, encode, finetune, parameter_groups

@@ -6,7 +6,7 @@ import torch
 from support.toy_training import PROSE, ROWS, characters, finetuned, llama, product, recipe
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from needlework.config.attention import Infini
+from needlework.config.attention.infini import Infini
 from needlework.config.training import FinetuneStage
 from needlework.models.convert import convert
 from needlework.training import finetune as finetuning

@@ -12,7 +12,7 @@ from accelerate.state import AcceleratorState
 from support.killable import Process
 from support.toy_training import ROWS, characters, finetuned, llama, product, recipe
 
-from needlework.config.attention import Infini
+from needlework.config.attention.infini import Infini
 from needlework.config.training import Pretrain, PretrainStage
 from needlework.models.convert import convert
 from needlework.training.finetune import finetune

@@ -4,7 +4,7 @@ import pytest
 import torch
 from support.toy_training import PROSE, ROWS, characters, llama
 
-from needlework.config.attention import Infini
+from needlework.config.attention.infini import Infini
 from needlework.models.convert import convert
 from needlework.training import sliced_loss
 from needlework.training.finetune import answer_loss, collate, encode

@@ -88,7 +88,7 @@ CASES = {
     "every file touched": (touch_everything, set()),
     "a caption": (append_comment("workflow/report/accuracy.rst"), set()),
     "a comment in the experiment": (append_comment("small.yaml"), set()),
-    "a description of a parameter": (append_comment("needlework/config/attention.py"), set()),
+    "a description of a parameter": (append_comment("needlework/config/attention/base.py"), set()),
     "the runner": (append_comment("needlework/pipeline/runner.py"), set()),
     "one figure": (
         append_comment("needlework/figures/heatmap.py"),

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from pydantic import TypeAdapter
 
-from needlework.config.attention import AnyAttention
+from needlework.config.attention.registry import AnyAttention
 from needlework.config.opening import ModelSpec
 from needlework.evaluation.streaming.checkpoint import StreamCheckpoint
 from needlework.evaluation.streaming.evaluator import StreamingEvaluator

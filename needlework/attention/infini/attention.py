@@ -27,7 +27,7 @@ from needlework.attention.infini.memory import read, sigma, state_dtype, write
 from needlework.attention.infini.rope import rotate
 from needlework.attention.infini.segments import Segments
 from needlework.attention.kernels.gather import SoftmaxTerms
-from needlework.config.attention import Infini
+from needlework.config.attention.infini import Infini
 
 NAME = "infini"
 """Name of the attention and mask functions in transformers, and of the forward argument."""

@@ -18,7 +18,7 @@ from needlework.attention.infini.cache import InfiniCache
 from needlework.attention.infini.rope import angles, remove_rope
 from needlework.attention.infini.segments import Segments, end_offset
 from needlework.attention.layers import attention_modules
-from needlework.config.attention import Infini
+from needlework.config.attention.infini import Infini
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel as _Base

@@ -22,7 +22,7 @@ from needlework.attention.blocks import Blocks, causal_pairs, choose, window_pai
 from needlework.attention.kernels.choice import Kernels, Name, faster, fixed
 from needlework.attention.kernels.gather import SoftmaxTerms, gather, gather_token
 from needlework.attention.masks import LazyMask
-from needlework.config.attention import Random
+from needlework.config.attention.random import Random
 
 COMPILE_THRESHOLD = 2**29
 """Scores of dense attention (batch * heads * queries * keys) from which compiling can pay off;

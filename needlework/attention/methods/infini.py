@@ -14,7 +14,7 @@ from needlework.attention.infini.families import PREFIX
 from needlework.attention.infini.model import full_attention, install
 from needlework.attention.infini.rope import PROBE, unrotated_layers
 from needlework.attention.layers import LayerShape, count_causal_pairs
-from needlework.config.attention import Infini
+from needlework.config.attention.infini import Infini
 
 
 class Method(Conversion[Infini]):

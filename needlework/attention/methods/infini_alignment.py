@@ -3,7 +3,7 @@
 from transformers import PreTrainedModel
 
 from needlework.attention.base import Adjustment
-from needlework.config.attention import InfiniAlignment
+from needlework.config.attention.infini import InfiniAlignment
 
 
 class Method(Adjustment[InfiniAlignment]):

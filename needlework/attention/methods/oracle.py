@@ -9,7 +9,7 @@ from torch import Tensor
 from needlework.attention.base import FLOAT32_BYTES, Forward, RankedSelector
 from needlework.attention.blocks import Blocks
 from needlework.attention.layers import LayerShape
-from needlework.config.attention import Oracle
+from needlework.config.attention.oracle import Oracle
 
 PROBABILITIES_AT_ONCE = 2**24
 """Largest number of probabilities computed together, unless one row of blocks has more."""

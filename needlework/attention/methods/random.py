@@ -6,7 +6,7 @@ from torch import Tensor
 
 from needlework.attention.base import Forward, RankedSelector
 from needlework.attention.layers import LayerShape
-from needlework.config.attention import Random
+from needlework.config.attention.random import Random
 
 X = TypeVar("X", int, Tensor)
 

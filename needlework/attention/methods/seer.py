@@ -30,7 +30,8 @@ from needlework.attention.seer.gates import (
     PrefillGate,
     pool_keys,
 )
-from needlework.config.attention import Seer, Stage
+from needlework.config.attention.base import Stage
+from needlework.config.attention.seer import Seer
 
 NUMBERS_AT_ONCE = 2**20
 """Largest number of query or key elements rotated back together, or of logits ranked together,

@@ -30,7 +30,7 @@ from needlework.attention.base import (
 from needlework.attention.block_rows import write_rows
 from needlework.attention.blocks import Blocks, choose
 from needlework.attention.layers import LayerShape
-from needlework.config.attention import SketchWalk
+from needlework.config.attention.sketchwalk import SketchWalk
 
 _log = logging.getLogger(__name__)
 SCORES_AT_ONCE = 2**24

@@ -11,7 +11,7 @@ from torch import Tensor
 from needlework.attention.base import Forward, Selector
 from needlework.attention.blocks import Blocks
 from needlework.attention.layers import LayerShape, count_causal_pairs
-from needlework.config.attention import Window
+from needlework.config.attention.window import Window
 
 
 class Method(Selector[Window]):

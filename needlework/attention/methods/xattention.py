@@ -14,7 +14,7 @@ from needlework.attention.base import FLOAT32_BYTES, Forward, RankedSelector, co
 from needlework.attention.block_rows import write_rows
 from needlework.attention.blocks import Blocks
 from needlework.attention.layers import LayerShape
-from needlework.config.attention import XAttention
+from needlework.config.attention.xattention import XAttention
 
 SCORES_AT_ONCE = 2**24
 """Largest number of group scores, over all heads, computed together."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from pydantic import Field
 
-from needlework.config.attention import Attention
+from needlework.config.attention.base import Attention
 from needlework.config.base import Strict
 from needlework.config.errors import Problem
 from needlework.config.models.thought import ThoughtFormat

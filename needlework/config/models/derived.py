@@ -5,7 +5,8 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from needlework.config.attention import AnyAttention, Attention
+from needlework.config.attention.base import Attention
+from needlework.config.attention.registry import AnyAttention
 from needlework.config.base import Name
 from needlework.config.errors import Problem
 from needlework.config.models.base import TrainedModel

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from needlework.config.attention import Seer
+from needlework.config.attention.seer import Seer
 from needlework.config.devices import devices
 from needlework.config.errors import Problem, suggest
 from needlework.config.experiment import Experiment

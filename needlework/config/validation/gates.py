@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from needlework.config.attention import Seer, Stage
+from needlework.config.attention.base import Stage
+from needlework.config.attention.seer import Seer
 from needlework.config.errors import Location, Problem, suggest
 from needlework.config.experiment import Experiment
 from needlework.config.model_info import BEHIND_API, is_behind_api

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from needlework.config.attention import attention_class
+from needlework.config.attention.registry import attention_class
 from needlework.config.errors import Problem
 from needlework.config.experiment import Experiment
 from needlework.config.opening import SPREAD, Opening

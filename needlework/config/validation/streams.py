@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from needlework.config.attention import Seer
+from needlework.config.attention.seer import Seer
 from needlework.config.errors import Location, Problem, suggest
 from needlework.config.experiment import Experiment
 from needlework.config.model_info import BEHIND_API, is_behind_api, max_positions

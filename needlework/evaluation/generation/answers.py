@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 from torch import distributed
 from transformers import PreTrainedConfig
 
-from needlework.config.attention import AnyAttention, attention_class
+from needlework.config.attention.registry import AnyAttention, attention_class
 from needlework.config.base import Strict
 from needlework.config.models.thought import ThoughtFormat
 from needlework.config.opening import ModelSpec, Opening

@@ -18,7 +18,7 @@ from transformers import (
 
 from needlework.attention.apply import apply
 from needlework.attention.density import Density, LayerDensity
-from needlework.config.attention import Attention
+from needlework.config.attention.base import Attention
 from needlework.config.models.thought import ThoughtFormat
 from needlework.evaluation.answer_tables import CELL, MEASUREMENTS, PREDICTIONS, Columns
 from needlework.evaluation.generation.answer_checkpoint import AnswerCheckpoint

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from needlework.attention.apply import Handle, apply
-from needlework.config.attention import Attention
+from needlework.config.attention.base import Attention
 from needlework.evaluation.streaming.accumulator import Accumulator, Chunk
 from needlework.evaluation.streaming.checkpoint import StreamCheckpoint
 from needlework.evaluation.streaming.chunk_run import ChunkRun

@@ -4,7 +4,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import get_layer_types_and_kwargs
 
-from needlework.config.attention import Attention
+from needlework.config.attention.base import Attention
 from needlework.config.rope import positions_of
 from needlework.evaluation.streaming.document_reader import DocumentReader
 

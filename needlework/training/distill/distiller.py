@@ -15,7 +15,7 @@ from needlework.attention.kernels.gather import SoftmaxTerms
 from needlework.attention.masks import LazyMask
 from needlework.attention.rope import Rotation
 from needlework.attention.seer.gates import Gates, pool_keys
-from needlework.config.attention import BlockSparse
+from needlework.config.attention.base import BlockSparse
 from needlework.training.distill.targets import decode_targets, prefill_targets
 from needlework.training.loop import Batch
 

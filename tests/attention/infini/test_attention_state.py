@@ -19,7 +19,8 @@ from transformers import (
 
 from needlework.attention.apply import apply
 from needlework.attention.infini.cache import InfiniCache
-from needlework.config.attention import Infini, Random
+from needlework.config.attention.infini import Infini
+from needlework.config.attention.random import Random
 from needlework.models.convert import convert
 
 pytestmark = pytest.mark.slow

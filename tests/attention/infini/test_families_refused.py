@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from needlework.attention.infini import rope
-from needlework.config.attention import Infini
+from needlework.config.attention.infini import Infini
 from needlework.models.convert import convert
 
 LATENTS = {

@@ -9,7 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from needlework.attention.apply import apply
 from needlework.attention.infini.cache import InfiniCache
 from needlework.attention.infini.segments import end_offset
-from needlework.config.attention import Infini, InfiniAlignment
+from needlework.config.attention.infini import Infini, InfiniAlignment
 from needlework.models.convert import convert
 
 pytestmark = pytest.mark.slow

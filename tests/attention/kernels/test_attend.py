@@ -11,7 +11,8 @@ from needlework.attention.kernels import choice
 from needlework.attention.kernels.attend import attend, attend_compiled, has_compiler
 from needlework.attention.kernels.gather import SoftmaxTerms, gather
 from needlework.attention.masks import LazyMask
-from needlework.config.attention import Random, SketchWalk
+from needlework.config.attention.random import Random
+from needlework.config.attention.sketchwalk import SketchWalk
 
 pytestmark = pytest.mark.slow
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from needlework.attention.methods import oracle
 from needlework.attention.methods.oracle import Method
-from needlework.config.attention import Oracle
+from needlework.config.attention.oracle import Oracle
 
 
 def reference(query, key, start, size, pool, softcap=None, sinks=None):

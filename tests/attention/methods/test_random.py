@@ -5,7 +5,7 @@ import torch
 from needlework.attention.blocks import Blocks, choose
 from needlework.attention.masks import LazyMask
 from needlework.attention.methods.random import Method
-from needlework.config.attention import Random
+from needlework.config.attention.random import Random
 
 
 def drawn(system, lengths, total, new, layer=0):

@@ -13,7 +13,7 @@ from needlework.attention.cache_state import MethodState
 from needlework.attention.masks import LazyMask
 from needlework.attention.methods import sketchwalk
 from needlework.attention.methods.sketchwalk import Method, hadamard_sketch
-from needlework.config.attention import SketchWalk
+from needlework.config.attention.sketchwalk import SketchWalk
 
 pytestmark = pytest.mark.slow
 

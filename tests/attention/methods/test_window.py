@@ -11,7 +11,7 @@ from needlework.attention.kernels.attend import attend, attend_compiled, can_com
 from needlework.attention.kernels.gather import SoftmaxTerms, gather
 from needlework.attention.masks import LazyMask
 from needlework.attention.methods.window import Method, WindowBlocks
-from needlework.config.attention import Window
+from needlework.config.attention.window import Window
 
 
 @given(

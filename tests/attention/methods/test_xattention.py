@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from needlework.attention.layers import LayerShape
 from needlework.attention.methods import xattention
 from needlework.attention.methods.xattention import Method
-from needlework.config.attention import XAttention
+from needlework.config.attention.xattention import XAttention
 
 HEADS_OF = {"layer": lambda h, per: 0, "group": lambda h, per: h // per, "head": lambda h, per: h}
 """The choice that head h takes part in, with `per` heads of a kv head."""

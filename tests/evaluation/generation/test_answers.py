@@ -11,7 +11,7 @@ from support.paths import PYTHONPATH
 from support.random_checkpoints import TOKENIZER, save_checkpoint
 from transformers import AutoTokenizer
 
-from needlework.config.attention import Infini
+from needlework.config.attention.infini import Infini
 from needlework.config.opening import ModelSpec, Opening
 from needlework.evaluation.early_stopping import EarlyStop
 from needlework.evaluation.generation.answers import EvaluationJob, answer_samples

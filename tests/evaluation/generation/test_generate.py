@@ -7,7 +7,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from needlework.attention.apply import apply
-from needlework.config.attention import Infini, Random
+from needlework.config.attention.infini import Infini
+from needlework.config.attention.random import Random
 from needlework.evaluation.generation.generate import generate_answers
 from needlework.models.convert import convert
 

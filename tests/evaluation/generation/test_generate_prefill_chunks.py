@@ -6,7 +6,8 @@ from pydantic import TypeAdapter
 from support.random_checkpoints import save_checkpoint
 
 from needlework.attention.seer.gates import Gates
-from needlework.config.attention import AnyAttention, Ranked
+from needlework.config.attention.base import Ranked
+from needlework.config.attention.registry import AnyAttention
 from needlework.config.opening import ModelSpec
 from needlework.evaluation.generation.generate import generate_answers
 from needlework.models.checkpoint import open_model

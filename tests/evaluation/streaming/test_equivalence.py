@@ -14,7 +14,9 @@ from torch.nn.functional import cross_entropy
 
 from needlework.attention.apply import apply
 from needlework.attention.seer.gates import Gates
-from needlework.config.attention import Random, Seer, SketchWalk
+from needlework.config.attention.random import Random
+from needlework.config.attention.seer import Seer
+from needlework.config.attention.sketchwalk import SketchWalk
 
 pytestmark = pytest.mark.slow
 

@@ -3,7 +3,7 @@ from support.streamed_models import make
 from support.streaming import WINDOW, evaluator_of, random_ids
 
 from needlework.attention.seer.gates import Gates
-from needlework.config.attention import Seer
+from needlework.config.attention.seer import Seer
 
 
 def test_systems_that_depend_on_the_length_of_the_text_are_refused(tmp_path):

@@ -3,7 +3,7 @@ import torch
 from support.toy_training import ROWS, gates_config, llama
 
 from needlework import apply
-from needlework.config.attention import Seer
+from needlework.config.attention.seer import Seer
 from needlework.training.distill.gates import distill
 
 

@@ -7,7 +7,7 @@ from support.target_reference import tile
 from needlework.attention.blocks import Blocks
 from needlework.attention.kernels.gather import SoftmaxTerms
 from needlework.attention.masks import LazyMask
-from needlework.config.attention import BlockSparse
+from needlework.config.attention.base import BlockSparse
 from needlework.training.distill import targets
 from needlework.training.distill.targets import decode_targets, prefill_targets
 
