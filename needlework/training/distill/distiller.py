@@ -91,7 +91,8 @@ class GateDistiller:
         if self._blocks is None:
             self._blocks = Blocks(mask, self.system, query.device)
         blocks = self._blocks
-        unrotated_query, unrotated_key = (self.rotation.undo(layer, x) for x in (query, key))
+        (unrotated_query,) = self.rotation.plain(layer, "query", query)
+        (unrotated_key,) = self.rotation.plain(layer, "key", key)
         pooled_keys = pool_keys(blocks.of_keys(unrotated_key), blocks.is_new[:, None, ..., None])
         inputs = _LayerInputs(query, key, unrotated_query, pooled_keys, terms, blocks)
         losses = []

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from needlework import Seer, apply
+from needlework.attention.rope import Rotation
 from needlework.attention.seer.gates import Gates
 from needlework.config.gates import SeerGates
 from needlework.training.distill import distiller
@@ -175,6 +176,26 @@ def test_loss_matches_its_formula(block_size):
     expected = slow_loss(model, gates, texts, tokens, rows, 2, 0.3)
     assert got.item() == pytest.approx(expected, rel=1e-4)
     assert sum(by_part) == pytest.approx(expected, rel=1e-4)
+
+
+def test_queries_and_keys_are_read_before_rope_where_a_module_returns_them(monkeypatch):
+    model = grouped()
+    torch.manual_seed(1)
+    gates = Gates.new(model, block_size=3)
+    batch = first_batch(gates_config(block_size=3, decode_queries=5))
+    with monkeypatch.context() as patch, GateDistiller(model, gates) as training:
+        patch.setattr(Rotation, "undo", None)
+        read = training.loss(batch, batch)
+    with GateDistiller(model, gates) as training:
+        monkeypatch.setattr(training.rotation, "_outputs", NeverFilled())
+        torch.testing.assert_close(read, training.loss(batch, batch), rtol=1e-5, atol=0)
+
+
+class NeverFilled(dict):
+    """Forgets the outputs of projections, so that RoPE is undone."""
+
+    def __setitem__(self, key, value):
+        pass
 
 
 def test_gradients_match_finite_differences():
