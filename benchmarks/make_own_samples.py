@@ -4,7 +4,7 @@ import sys
 
 from pydantic import TypeAdapter
 
-from needlework.config.tasks import AnyTask
+from needlework.config.tasks.registry import AnyTask
 from needlework.tasks.generate import Sampler, write_samples
 from needlework.tasks.prompts.tokenizer import open_tokenizer
 

@@ -19,8 +19,8 @@ from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from benchmarks.timing import verdict
+from needlework.config.finetune_data import PasskeyExamples
 from needlework.config.opening import ModelSpec
-from needlework.config.tasks import PasskeyExamples
 from needlework.config.training import Finetune
 from needlework.finetune_data.passkey import make_examples
 from needlework.models.checkpoint import open_model

@@ -8,7 +8,8 @@ import pytest
 from support.paths import ROOT
 
 from needlework.config.attention.registry import SYSTEMS
-from needlework.config.tasks import Examples, Task
+from needlework.config.finetune_data import Examples
+from needlework.config.tasks.registry import Task
 
 BY_NAME = {
     "needlework/__init__.py": None,
@@ -16,6 +17,7 @@ BY_NAME = {
     "needlework/attention/base.py": "attention",
     "needlework/config/attention/registry.py": "config",
     "needlework/config/models/registry.py": "config",
+    "needlework/config/tasks/registry.py": "config",
     "needlework/models/checkpoint.py": "attention",
     "needlework/models/loading.py": None,
     "needlework/planning/plan.py": "training",

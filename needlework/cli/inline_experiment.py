@@ -3,10 +3,10 @@
 from typing import Any
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from needlework.config.attention.base import Attention
-from needlework.config.attention.infini import Infini
+from needlework.config.attention.registry import attention_class
 from needlework.config.experiment import Experiment
 from needlework.config.models.base import LocalModel
 from needlework.config.opening import ModelSpec
@@ -45,14 +45,15 @@ def inline_experiment(
         sections: other top-level keys.
 
     Returns:
-        The experiment, its model, and the attention to apply to it. Infini-attention is applied,
-        with untrained parameters, only if the checkpoint does not have it.
+        The experiment, its model, and the attention to apply to it. One that converts models is
+        applied, with untrained parameters, only if the checkpoint does not have it.
 
     Raises:
         ValueError: as `load_experiment`, or the model is not a checkpoint.
     """
-    converts = attention is not None and attention.get("type") == "infini"
-    if converts:
+    method = Attention if attention is None else attention_class(str(attention.get("type")))
+    converts = method.converts_model
+    if converts and not method.limits_positions:
         model = {"allow_extrapolation": True, **model}
     system = {"model": NAME, "attention": None if converts else attention}
     try:
@@ -65,7 +66,7 @@ def inline_experiment(
     if checkpoint is None or checkpoint.weights_path is None:
         raise ValueError("--model: not a checkpoint; write a path, or '{path: ...}'")
     if attention is not None and converts:
-        return experiment, checkpoint, _infini(checkpoint.spec(), attention)
+        return experiment, checkpoint, _conversion(checkpoint.spec(), method, attention)
     return experiment, checkpoint, experiment.systems[NAME].attention
 
 
@@ -79,10 +80,10 @@ def _options_for_keys(message: str) -> str:
     )
 
 
-def _infini(spec: ModelSpec, keys: dict[str, Any]) -> Infini | None:
-    """Infini-attention to apply to a checkpoint; None if it is part of the checkpoint already."""
+def _conversion(spec: ModelSpec, method: type[Attention], keys: dict[str, Any]) -> Attention | None:
+    """Attention to convert a checkpoint to; None if it is part of the checkpoint already."""
     try:
-        attention = TypeAdapter(Infini).validate_python(keys)
+        attention = method.model_validate(keys)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
@@ -91,11 +92,11 @@ def _infini(spec: ModelSpec, keys: dict[str, Any]) -> Infini | None:
         config = open_config(spec)
     except ValueError:
         return attention  # opening the model will report the error
-    if getattr(config, "needlework_attention", None) != "infini":
+    if getattr(config, "needlework_attention", None) != attention.type:
         return attention
     if len(keys) > 1:
         raise ValueError(
-            f"--attention: {spec.path} has Infini-attention with its own parameters; "
-            "write --attention infini"
+            f"--attention: {spec.path} has {attention.type} attention with its own parameters; "
+            f"write --attention {attention.type}"
         )
     return None

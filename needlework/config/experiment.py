@@ -8,11 +8,13 @@ from pydantic import BeforeValidator, Field, PlainValidator
 from needlework.config.attention.registry import AnyAttention
 from needlework.config.base import Name, Strict
 from needlework.config.depths import Depths
+from needlework.config.finetune_data import AnyExamples
 from needlework.config.gates import SeerGates
 from needlework.config.models.base import LocalModel, Model
 from needlework.config.models.registry import AnyModel
 from needlework.config.streams import Stream
-from needlework.config.tasks import AnyExamples, AnyTask, Haystack
+from needlework.config.tasks.haystack import Haystack
+from needlework.config.tasks.registry import AnyTask
 
 
 def _one_value(value: Any) -> Any:

@@ -7,6 +7,14 @@ from pathlib import Path
 
 from needlework.config.errors import Location, Problem
 
+TEXT_PATH = (
+    "text file, folder of text files, Parquet/JSON lines/CSV file or folder, folder of a saved "
+    "dataset, or owner/name of a hub dataset"
+)
+TEXT_COLUMN = "column with the text, if the source is a table"
+SPLIT = "split, if the dataset has several"
+"""Descriptions of the keys that name a text."""
+
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 

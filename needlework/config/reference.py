@@ -11,12 +11,13 @@ from needlework.config import training
 from needlework.config.attention.base import Attention
 from needlework.config.base import Strict, with_type
 from needlework.config.experiment import EarlyStopping, EffectiveLength, Experiment, System
+from needlework.config.finetune_data import Examples
 from needlework.config.gates import SeerGates
 from needlework.config.models.api import Price
 from needlework.config.models.base import Model
 from needlework.config.models.registry import MODEL_SOURCES
 from needlework.config.streams import Stream, StreamedSystem
-from needlework.config.tasks import Examples, Task
+from needlework.config.tasks.base import Task
 
 _HEADER = """# The experiment file
 

@@ -6,7 +6,7 @@ from random import Random
 import polars as pl
 from tokenizers import Tokenizer
 
-from needlework.config.tasks import PasskeyExamples
+from needlework.config.finetune_data import PasskeyExamples
 from needlework.finetune_data.answers import END_TOKENS
 from needlework.runtime.progress import track
 from needlework.sources.added_tokens import prompt_tokenizer

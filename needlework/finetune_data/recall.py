@@ -5,7 +5,7 @@ from itertools import islice
 import polars as pl
 from tokenizers import Tokenizer
 
-from needlework.config.tasks import RecallExamples
+from needlework.config.finetune_data import RecallExamples
 from needlework.finetune_data.recall_text import recall_text
 from needlework.finetune_data.text import SCHEMA
 from needlework.runtime.progress import track

@@ -3,7 +3,7 @@
 import polars as pl
 from tokenizers import Tokenizer
 
-from needlework.config.tasks import RowExamples
+from needlework.config.finetune_data import RowExamples
 from needlework.finetune_data.answers import END_TOKENS
 from needlework.runtime.progress import track
 from needlework.sources.added_tokens import prompt_tokenizer

@@ -6,7 +6,8 @@ from typing import Literal
 import polars as pl
 from tokenizers import Tokenizer
 
-from needlework.config.tasks import Task, TaskExamples
+from needlework.config.finetune_data import TaskExamples
+from needlework.config.tasks.base import Task
 from needlework.finetune_data.answers import END_TOKENS
 from needlework.runtime.progress import track
 from needlework.sources.added_tokens import prompt_tokenizer

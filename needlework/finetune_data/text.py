@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 from tokenizers import Tokenizer
 
-from needlework.config.tasks import TextExamples
+from needlework.config.finetune_data import TextExamples
 from needlework.runtime.progress import track
 from needlework.sources.added_tokens import prompt_tokenizer
 from needlework.sources.texts import read_documents

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from needlework.config.tasks import CommonWords
+from needlework.config.tasks.words import CommonWords
 from needlework.tasks.context import SampleContext, TaskContext
 from needlework.tasks.haystacks.shuffling import shuffled
 from needlework.tasks.haystacks.words import all_words

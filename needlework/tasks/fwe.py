@@ -8,7 +8,7 @@ from string import ascii_lowercase
 import numpy as np
 from scipy.special import zeta
 
-from needlework.config.tasks import FrequentWords
+from needlework.config.tasks.words import FrequentWords
 from needlework.tasks.context import SampleContext, TaskContext
 from needlework.tasks.haystacks.shuffling import shuffled
 from needlework.tasks.prompts.prompt import Needle, Prompt

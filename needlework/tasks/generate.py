@@ -1,6 +1,6 @@
 """Generate the samples of any task, each filled to its length.
 
-A task is one module of this package, named by `module` of its parameters in config/tasks.py. It
+A task is one module of this package, named by `module` of its parameters in config/tasks/. It
 defines
 
     prepare(task, counter, task_context) -> function of a SampleContext that returns a PromptBuilder
@@ -22,7 +22,7 @@ import polars as pl
 import pyarrow.parquet as pq
 from tokenizers import Tokenizer
 
-from needlework.config.tasks import Task
+from needlework.config.tasks.base import Task
 from needlework.reasoning.formats import THINK
 from needlework.runtime.progress import track
 from needlework.sources.added_tokens import prompt_tokenizer

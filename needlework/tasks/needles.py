@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from needlework.config.tasks import Needles
+from needlework.config.tasks.needles import Needles
 from needlework.tasks.context import SampleContext, TaskContext
 from needlework.tasks.haystacks.haystack import make_haystack
 from needlework.tasks.haystacks.needle_insertion import NeedlePlacement, NeedlePrompt

@@ -3,7 +3,8 @@
 from collections.abc import Callable, Collection
 from random import Random
 
-from needlework.config.tasks import Niah, ValueType
+from needlework.config.tasks.base import ValueType
+from needlework.config.tasks.niah import Niah
 from needlework.tasks.context import SampleContext, TaskContext
 from needlework.tasks.haystacks.haystack import NEEDLE, make_haystack
 from needlework.tasks.haystacks.needle_insertion import NeedlePlacement, NeedlePrompt

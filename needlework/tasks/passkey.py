@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from random import Random
 
-from needlework.config.tasks import Passkey
+from needlework.config.tasks.passkey import Passkey
 from needlework.tasks.context import SampleContext, TaskContext
 from needlework.tasks.haystacks.filler import PARAGRAPH, Filler
 from needlework.tasks.prompts.prompt import Needle, Prompt

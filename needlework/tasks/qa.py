@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from random import Random
 
-from needlework.config.tasks import QuestionAnswering
+from needlework.config.tasks.qa import QuestionAnswering
 from needlework.tasks.context import SampleContext, TaskContext
 from needlework.tasks.formats.question_sets import Question, read_hotpotqa, read_squad
 from needlework.tasks.prompts.budget import ContentExhausted

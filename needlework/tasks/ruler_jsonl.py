@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable
 
-from needlework.config.tasks import RulerJsonl
+from needlework.config.tasks.ruler_jsonl import RulerJsonl
 from needlework.tasks.context import SampleContext, TaskContext
 from needlework.tasks.formats.ruler_files import read_ruler_jsonl
 from needlework.tasks.prompts.budget import prompt_text

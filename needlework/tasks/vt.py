@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from random import Random
 from string import ascii_uppercase
 
-from needlework.config.tasks import VariableTracking
+from needlework.config.tasks.vt import VariableTracking
 from needlework.tasks.context import SampleContext, TaskContext
 from needlework.tasks.haystacks.haystack import Haystack, HaystackSample, make_haystack
 from needlework.tasks.haystacks.needle_insertion import NeedlePlacement, NeedlePrompt

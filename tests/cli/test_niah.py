@@ -18,7 +18,7 @@ from needlework.config.attention.registry import AnyAttention
 from needlework.config.attention.window import Window
 from needlework.config.models.checkpoint import Checkpoint
 from needlework.config.opening import ModelSpec
-from needlework.config.tasks import Passkey
+from needlework.config.tasks.passkey import Passkey
 from needlework.evaluation.generation.generate import generate_answers
 from needlework.models.checkpoint import open_model, save_model
 from needlework.models.convert import convert
@@ -87,7 +87,7 @@ def test_a_checkpoint_with_infini_attention_keeps_its_own(tmp_path):
     lines = _lines("--model", str(tmp_path / "infini"), *plain)
     assert lines[-1].startswith("accuracy: ")
     given = "{type: infini, segment_length: 32}"
-    with pytest.raises(ValueError, match=r"has Infini-attention with its own parameters; write "):
+    with pytest.raises(ValueError, match=r"has infini attention with its own parameters; write "):
         _lines("--model", str(tmp_path / "infini"), *plain, "--attention", given)
 
 

@@ -8,7 +8,8 @@ from pydantic import TypeAdapter
 from support.paths import DATA
 from support.toy_tokenizers import TINY
 
-from needlework.config.tasks import AnyTask, PasskeyExamples, TaskExamples
+from needlework.config.finetune_data import PasskeyExamples, TaskExamples
+from needlework.config.tasks.registry import AnyTask
 from needlework.finetune_data.contamination import TrainingRows, check_contamination
 from needlework.finetune_data.passkey import make_examples as passkey_rows
 from needlework.finetune_data.task import make_examples as task_rows

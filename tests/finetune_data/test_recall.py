@@ -8,7 +8,7 @@ from tokenizers import Regex, Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Split
 
-from needlework.config.tasks import RecallExamples
+from needlework.config.finetune_data import RecallExamples
 from needlework.finetune_data.recall import make_examples
 from needlework.finetune_data.recall_text import recall_text
 from needlework.tasks.seeds import stream_seed

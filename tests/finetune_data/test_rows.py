@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 from datasets import Dataset
 
-from needlework.config.tasks import RowExamples
+from needlework.config.finetune_data import RowExamples
 from needlework.finetune_data.rows import make_examples
 from needlework.sources.added_tokens import prompt_tokenizer
 

@@ -5,7 +5,8 @@ import pytest
 from pydantic import TypeAdapter
 from support.paths import TINY
 
-from needlework.config.tasks import AnyTask, TaskExamples
+from needlework.config.finetune_data import TaskExamples
+from needlework.config.tasks.registry import AnyTask
 from needlework.finetune_data.task import make_examples
 from needlework.tasks.generate import Sampler, make_samples
 from needlework.tasks.passkey import is_evaluation_key

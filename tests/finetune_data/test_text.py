@@ -11,7 +11,7 @@ from datasets import Dataset
 from support.paths import PYTHONPATH
 from support.toy_tokenizers import merging_newlines
 
-from needlework.config.tasks import TextExamples
+from needlework.config.finetune_data import TextExamples
 from needlework.finetune_data.text import make_examples
 from needlework.sources import texts
 from needlework.sources.added_tokens import prompt_tokenizer
@@ -112,7 +112,7 @@ def test_error_says_how_many_rows_the_text_fills(tmp_path, byte_tokenizer):
 _PEAK = """
 import resource, sys
 from support.toy_tokenizers import byte_level
-from needlework.config.tasks import TextExamples
+from needlework.config.finetune_data import TextExamples
 from needlework.finetune_data.text import make_examples
 tokenizer = byte_level()
 config = TextExamples(path=sys.argv[1], examples=50, length=64)

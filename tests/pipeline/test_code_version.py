@@ -9,7 +9,7 @@ import pytest
 from support.paths import ROOT
 
 from needlework.config.attention.registry import SYSTEMS
-from needlework.config.tasks import Task
+from needlework.config.tasks.base import Task
 from needlework.pipeline import code_version as code_version_module
 from needlework.pipeline.code_version import code_files, code_version
 

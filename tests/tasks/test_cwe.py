@@ -7,7 +7,7 @@ from random import Random
 import pytest
 from support.toy_tokenizers import ADDITIVE, FRAMES, TINY
 
-from needlework.config.tasks import CommonWords
+from needlework.config.tasks.words import CommonWords
 from needlework.sources.added_tokens import prompt_tokenizer
 from needlework.tasks import cwe
 from needlework.tasks.context import SampleContext, TaskContext

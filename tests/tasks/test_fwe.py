@@ -8,7 +8,7 @@ from random import Random
 import pytest
 from support.toy_tokenizers import ADDITIVE, FRAMES
 
-from needlework.config.tasks import FrequentWords
+from needlework.config.tasks.words import FrequentWords
 from needlework.sources.added_tokens import prompt_tokenizer
 from needlework.tasks import fwe
 from needlework.tasks.context import SampleContext, TaskContext

@@ -11,9 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.paths import DATA, TINY
 
-from needlework.config.tasks import (
-    FreeNeedle,
-    Needles,
+from needlework.config.tasks.needles import FreeNeedle, Needles
+from needlework.config.tasks.niah import (
     Niah,
     NiahMultikey1,
     NiahMultikey2,
@@ -23,9 +22,9 @@ from needlework.config.tasks import (
     NiahSingle1,
     NiahSingle2,
     NiahSingle3,
-    Passkey,
-    Qa1,
 )
+from needlework.config.tasks.passkey import Passkey
+from needlework.config.tasks.qa import Qa1
 from needlework.sources.added_tokens import prompt_tokenizer
 from needlework.tasks import generate
 from needlework.tasks.generate import (
@@ -146,7 +145,7 @@ def test_samples_are_the_same_in_another_process(byte_tokenizer, tmp_path):
     byte_tokenizer.save(str(tmp_path / "tokenizer.json"))
     script = (
         "import sys\n"
-        "from needlework.config.tasks import NiahMultikey3\n"
+        "from needlework.config.tasks.niah import NiahMultikey3\n"
         "from needlework.tasks.generate import Sampler, write_samples\n"
         "from needlework.tasks.prompts.tokenizer import open_tokenizer\n"
         "sampler = Sampler(NiahMultikey3(), open_tokenizer(sys.argv[1]), task_name='a_task',"

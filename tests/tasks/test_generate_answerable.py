@@ -5,11 +5,8 @@ import re
 import pytest
 from support.readers import READERS, read_magic_values
 
-from needlework.config.tasks import (
-    CommonWords,
-    FreeNeedle,
-    FrequentWords,
-    Needles,
+from needlework.config.tasks.needles import FreeNeedle, Needles
+from needlework.config.tasks.niah import (
     Niah,
     NiahMultikey1,
     NiahMultikey2,
@@ -19,9 +16,10 @@ from needlework.config.tasks import (
     NiahSingle1,
     NiahSingle2,
     NiahSingle3,
-    Passkey,
-    VariableTracking,
 )
+from needlework.config.tasks.passkey import Passkey
+from needlework.config.tasks.vt import VariableTracking
+from needlework.config.tasks.words import CommonWords, FrequentWords
 from needlework.scoring.metrics import exact, match_all
 from needlework.tasks.generate import Sampler, make_samples
 from needlework.tasks.haystacks.words import is_held_out

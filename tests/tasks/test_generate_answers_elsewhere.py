@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from needlework.config.tasks import FreeNeedle, Needles
+from needlework.config.tasks.needles import FreeNeedle, Needles
 from needlework.tasks.generate import Sampler, make_samples
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from needlework.config.tasks import Passkey
+from needlework.config.tasks.passkey import Passkey
 from needlework.tasks.generate import Sampler
 from needlework.tasks.prompts.tokenizer import open_tokenizer
 

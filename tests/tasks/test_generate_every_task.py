@@ -8,7 +8,8 @@ import pytest
 from pydantic import TypeAdapter
 from support.paths import DATA, ROOT, TINY
 
-from needlework.config.tasks import AnyTask, Task
+from needlework.config.tasks.base import Task
+from needlework.config.tasks.registry import AnyTask
 from needlework.tasks.generate import Sampler, make_samples
 from needlework.tasks.prompts.tokenizer import open_tokenizer
 

@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from needlework.config.tasks import Niah
+from needlework.config.tasks.niah import Niah
 from needlework.tasks.generate import Sampler
 
 TEMPLATES = {

@@ -6,7 +6,8 @@ from random import Random
 import polars as pl
 import pytest
 
-from needlework.config.tasks import Passkey, PasskeyExamples
+from needlework.config.finetune_data import PasskeyExamples
+from needlework.config.tasks.passkey import Passkey
 from needlework.finetune_data.passkey import make_examples
 from needlework.sources.added_tokens import prompt_tokenizer
 from needlework.tasks.generate import Sampler, make_samples

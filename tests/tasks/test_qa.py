@@ -7,7 +7,7 @@ import pytest
 from support.paths import DATA
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from needlework.config.tasks import Qa1, Qa2, QuestionAnswering
+from needlework.config.tasks.qa import Qa1, Qa2, QuestionAnswering
 from needlework.scoring.metrics import match_part
 from needlework.sources.added_tokens import prompt_tokenizer
 from needlework.tasks.generate import Sampler, make_samples

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from needlework.config.tasks import RulerJsonl
+from needlework.config.tasks.ruler_jsonl import RulerJsonl
 from needlework.sources.added_tokens import prompt_tokenizer
 from needlework.tasks.generate import Sampler, make_samples
 

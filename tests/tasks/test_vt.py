@@ -6,7 +6,7 @@ from random import Random
 import pytest
 from support.toy_tokenizers import ADDITIVE, FRAMES
 
-from needlework.config.tasks import VariableTracking
+from needlework.config.tasks.vt import VariableTracking
 from needlework.sources.added_tokens import prompt_tokenizer
 from needlework.tasks import vt
 from needlework.tasks.context import SampleContext, TaskContext

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import polars as pl
 from pydantic import TypeAdapter
 
-from needlework.config.tasks import AnyTask
+from needlework.config.tasks.registry import AnyTask
 from needlework.pipeline.stage import stage
 from needlework.tasks.generate import Sampler, write_samples
 from needlework.tasks.prompts.chat import load_chat_frame

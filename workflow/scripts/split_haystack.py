@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from needlework.config.tasks import Haystack
+from needlework.config.tasks.haystack import Haystack
 from needlework.pipeline.stage import stage
 from needlework.sources.texts import read_texts
 from needlework.tasks.haystacks.punkt import sentence_table

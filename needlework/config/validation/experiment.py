@@ -7,9 +7,10 @@ from needlework.config.attention.seer import Seer
 from needlework.config.devices import devices
 from needlework.config.errors import Problem, suggest
 from needlework.config.experiment import Experiment
+from needlework.config.finetune_data import RowExamples, TaskExamples, TextExamples
 from needlework.config.model_info import is_behind_api, max_positions, own_attention
 from needlework.config.paths import source_problems
-from needlework.config.tasks import BUILT_IN_HAYSTACKS, RowExamples, TaskExamples, TextExamples
+from needlework.config.tasks.haystack import BUILT_IN_HAYSTACKS
 from needlework.config.validation.gates import gates_problems, seer_problems
 from needlework.config.validation.models import model_problems
 from needlework.config.validation.opening import opening_problems

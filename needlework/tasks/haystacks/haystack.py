@@ -7,7 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-from needlework.config.tasks import ValueType
+from needlework.config.tasks.base import ValueType
 from needlework.tasks.context import TaskContext
 from needlework.tasks.haystacks.filler import Filler
 from needlework.tasks.haystacks.needle_values import draw_values

@@ -5,7 +5,7 @@ import uuid
 from collections.abc import Collection
 from random import Random
 
-from needlework.config.tasks import ValueType
+from needlework.config.tasks.base import ValueType
 from needlework.tasks.haystacks.words import Part, draw_keys, words
 
 

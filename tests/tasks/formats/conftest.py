@@ -8,7 +8,7 @@ from pydantic import TypeAdapter
 from support.paths import DATA
 from support.tokenizer_fixtures import *  # noqa: F403
 
-from needlework.config.tasks import AnyTask
+from needlework.config.tasks.registry import AnyTask
 from needlework.tasks.generate import Sampler, make_samples
 
 TASKS = {

@@ -4,7 +4,8 @@ import datasets
 import polars as pl
 import pytest
 
-from needlework.config.tasks import Passkey, PasskeyExamples, TaskExamples
+from needlework.config.finetune_data import PasskeyExamples, TaskExamples
+from needlework.config.tasks.passkey import Passkey
 from needlework.finetune_data.passkey import make_examples as passkey_rows
 from needlework.finetune_data.task import make_examples as task_rows
 from needlework.tasks.formats.dataset import export_dataset

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 
-from needlework.config.tasks import Niah
+from needlework.config.tasks.niah import Niah
 from needlework.sources.added_tokens import prompt_tokenizer
 from needlework.tasks.generate import Sampler
 from needlework.tasks.haystacks.punkt import sentence_table, split_sentences

@@ -4,7 +4,8 @@ from random import Random
 
 import pytest
 
-from needlework.config.tasks import NiahMultikey1, NiahMultikey2, NiahSingle1, Passkey
+from needlework.config.tasks.niah import NiahMultikey1, NiahMultikey2, NiahSingle1
+from needlework.config.tasks.passkey import Passkey
 from needlework.tasks import niah, passkey
 from needlework.tasks.context import SampleContext, TaskContext
 from needlework.tasks.prompts.budget import (

@@ -1,0 +1,142 @@
+"""Parameters of RULER's needle-in-a-haystack tasks."""
+
+from string import Formatter
+from typing import ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from needlework.config.base import Name, Strict, Text
+from needlework.config.tasks.base import MAX_NEEDLES, MAX_NEW_TOKENS, DepthTask, ValueType
+from needlework.config.tasks.haystack import HAYSTACK
+
+
+class NiahTemplates(Strict):
+    """The sentences of a needle-in-a-haystack prompt, for other languages."""
+
+    needle: Text = Field(description="sentence to hide, with {key} and {value}")
+    intro: Text = Field(description="first line of the prompt")
+    question: Text = Field(description="question, with {query} for the keys asked for")
+    answer_prefix: Text = Field(description="beginning of the answer; may have {query}")
+
+    @model_validator(mode="after")
+    def _check_placeholders(self) -> Self:
+        needed = {"needle": {"key", "value"}, "intro": set(), "question": {"query"}}
+        for name, text in self:
+            try:
+                found = {field for _, field, _, _ in Formatter().parse(text) if field is not None}
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}; write {{{{ for a brace") from None
+            for field in sorted(needed.get(name, set()) - found):
+                raise ValueError(f"{name} has no {{{field}}}; write it where it belongs")
+            for field in sorted(found - needed.get(name, {"query"})):
+                raise ValueError(f"{name} has the unknown {{{field}}}; remove it")
+        return self
+
+
+class NiahTask(DepthTask):
+    """A needle-in-a-haystack task of RULER (Hsieh et al., 2024)."""
+
+    module: ClassVar[str] = "needlework.tasks.niah"
+
+    haystack: Name = Field("noise", description=HAYSTACK)
+    answers_in_haystack: Literal["refuse", "warn"] = Field(
+        "warn", description="what to do if an answer occurs in the context outside its needle"
+    )
+    key_type: ValueType = Field("words", description="kind of keys; words: adjective-noun")
+    value_type: ValueType = Field("numbers", description="kind of values")
+    digits: int = Field(7, ge=1, le=20, description="number of digits of numeric keys and values")
+    keys: int = Field(1, ge=1, description="keys in the haystack")
+    values: int = Field(1, ge=1, description="values per key; each is a needle")
+    queries: int = Field(1, ge=1, description="keys that the question asks for")
+    key_words: Literal["all", "held_out"] = Field(
+        "all", description="held_out: only words that the embedded model was not trained on"
+    )
+    templates: NiahTemplates | None = Field(
+        None, description="sentences of your own, in any language; null: RULER's"
+    )
+    max_new_tokens: int = Field(128, ge=1, description=MAX_NEW_TOKENS)
+
+    @property
+    def haystack_name(self) -> str:
+        return self.haystack
+
+    @property
+    def answer_type(self) -> ValueType:
+        return self.value_type
+
+    @model_validator(mode="after")
+    def _check_counts(self) -> Self:
+        if self.keys * self.values > MAX_NEEDLES:
+            needles = self.keys * self.values
+            raise ValueError(f"keys x values is {needles} needles; write at most {MAX_NEEDLES}")
+        if self.queries > self.keys:
+            raise ValueError(f"queries is above keys; write at most {self.keys}, or more keys")
+        return self
+
+
+class Niah(NiahTask):
+    """Needles in a haystack, with any of RULER's parameters (Hsieh et al., 2024)."""
+
+    type: Literal["niah"] = "niah"
+
+
+class NiahSingle1(NiahTask):
+    """RULER's niah_single_1: a number in noise."""
+
+    type: Literal["niah_single_1"] = "niah_single_1"
+
+
+class NiahSingle2(NiahTask):
+    """RULER's niah_single_2: a number in an essay."""
+
+    type: Literal["niah_single_2"] = "niah_single_2"
+    haystack: Name = Field("essay", description=HAYSTACK)
+
+
+class NiahSingle3(NiahTask):
+    """RULER's niah_single_3: a uuid in an essay."""
+
+    type: Literal["niah_single_3"] = "niah_single_3"
+    haystack: Name = Field("essay", description=HAYSTACK)
+    value_type: ValueType = Field("uuids", description="kind of values")
+
+
+class NiahMultikey1(NiahTask):
+    """RULER's niah_multikey_1: four needles in an essay, one is queried."""
+
+    type: Literal["niah_multikey_1"] = "niah_multikey_1"
+    haystack: Name = Field("essay", description=HAYSTACK)
+    keys: int = Field(4, ge=1, description="keys in the haystack")
+
+
+class NiahMultikey2(NiahTask):
+    """RULER's niah_multikey_2: a haystack of needles, one is queried."""
+
+    type: Literal["niah_multikey_2"] = "niah_multikey_2"
+    haystack: Name = Field("needle", description=HAYSTACK)
+
+
+class NiahMultikey3(NiahTask):
+    """RULER's niah_multikey_3: a haystack of needles made of uuids, one is queried."""
+
+    type: Literal["niah_multikey_3"] = "niah_multikey_3"
+    haystack: Name = Field("needle", description=HAYSTACK)
+    key_type: ValueType = Field("uuids", description="kind of keys")
+    value_type: ValueType = Field("uuids", description="kind of values")
+
+
+class NiahMultivalue(NiahTask):
+    """RULER's niah_multivalue: four values of one key in an essay, all are queried."""
+
+    type: Literal["niah_multivalue"] = "niah_multivalue"
+    haystack: Name = Field("essay", description=HAYSTACK)
+    values: int = Field(4, ge=1, description="values per key; each is a needle")
+
+
+class NiahMultiquery(NiahTask):
+    """RULER's niah_multiquery: four keys in an essay, all are queried."""
+
+    type: Literal["niah_multiquery"] = "niah_multiquery"
+    haystack: Name = Field("essay", description=HAYSTACK)
+    keys: int = Field(4, ge=1, description="keys in the haystack")
+    queries: int = Field(4, ge=1, description="keys that the question asks for")
