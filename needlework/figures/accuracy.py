@@ -14,6 +14,7 @@ from needlework.figures.style.theme import (
     distinct,
     inline,
     metrics_line,
+    panel_header,
     sample_size,
     styled,
 )
@@ -115,7 +116,12 @@ def accuracy(
         .properties(width=width, height=height)
         .facet(
             data=inline(data),
-            facet=alt.Facet("panel:N", title=None, sort=list(panels.values())),
+            facet=alt.Facet(
+                "panel:N",
+                title=None,
+                sort=list(panels.values()),
+                header=panel_header(panels.values(), width),
+            ),
             columns=panels_per_row,
         )
         .resolve_axis(x="independent", y="independent")

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import altair as alt
 import polars as pl
 
-from needlework.figures.style.theme import distinct, inline, styled
+from needlework.figures.style.theme import distinct, inline, name_axis, name_step, styled
 from needlework.tables.columns import concat, require
 
 _STAGES = ["prefill", "decode"]
@@ -58,8 +58,8 @@ def density(densities: Sequence[pl.DataFrame], length_unit: str = "tokens") -> a
         x=alt.X("layer:O", title="Layer", sort=layers).axis(
             values=labelled, labelAngle=0, labelOverlap=False, ticks=False, domain=False
         ),
-        y=alt.Y("system:N", title=None, sort=systems).axis(
-            labelLimit=320, labelOverlap=False, ticks=False, domain=False
+        y=alt.Y(
+            "system:N", title=None, sort=systems, axis=name_axis(systems, ticks=False, domain=False)
         ),
         tooltip=[
             alt.Tooltip("system:N", title="System"),
@@ -95,7 +95,7 @@ def density(densities: Sequence[pl.DataFrame], length_unit: str = "tokens") -> a
         )
     chart = (
         alt.layer(*marks)
-        .properties(width=alt.Step(step_x), height=alt.Step(20))
+        .properties(width=alt.Step(step_x), height=alt.Step(name_step(systems, 20)))
         .facet(
             data=inline(cells),
             facet=alt.Facet("panel:N", title=None, sort=list(panels.values())),

@@ -10,6 +10,8 @@ from needlework.figures.style.theme import (
     distinct,
     empty_figure,
     inline,
+    name_axis,
+    name_step,
     sample_size,
     styled,
 )
@@ -135,7 +137,7 @@ def _lengths(
         return alt.X(f"{column}:O", title=title, scale=alt.Scale(domain=ticks), axis=axis)
 
     base = alt.Chart(inline(data)).encode(
-        y=alt.Y("system:N", title=None, sort=systems),
+        y=alt.Y("system:N", title=None, sort=systems, axis=name_axis(systems)),
         yOffset=alt.YOffset("criterion:N", sort=list(criteria.values())),
         color=alt.Color("criterion:N", title="Threshold").scale(
             domain=list(criteria.values()), range=_CRITERION_COLORS
@@ -157,7 +159,7 @@ def _lengths(
                 alt.Tooltip("ci_high:N", title="Upper bound (95 %)"),
             ],
         ),
-    ).properties(width=_WIDTH, height=max(_HEIGHT, 30 * len(systems)))
+    ).properties(width=_WIDTH, height=max(_HEIGHT, name_step(systems, 30) * len(systems)))
 
 
 def _percent(share: float) -> str:

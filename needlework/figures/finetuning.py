@@ -11,10 +11,13 @@ from needlework.figures.style.theme import (
     distinct,
     inline,
     metrics_line,
+    panel_header,
     sample_size,
     styled,
 )
 from needlework.tables.columns import require
+
+_WIDTH = 360
 
 
 def finetuning(
@@ -84,10 +87,10 @@ def finetuning(
     ]
     chart = (
         alt.layer(*layers)
-        .properties(width=360, height=260)
+        .properties(width=_WIDTH, height=260)
         .facet(
             data=inline(data),
-            facet=alt.Facet("task:N", title=None, sort=tasks),
+            facet=alt.Facet("task:N", title=None, sort=tasks, header=panel_header(tasks, _WIDTH)),
             columns=min(len(tasks), 3),
         )
         .resolve_axis(x="independent", y="independent")

@@ -15,6 +15,7 @@ from needlework.figures.style.theme import (
     distinct,
     inline,
     metrics_line,
+    panel_header,
     sample_size,
     styled,
 )
@@ -111,12 +112,13 @@ def heatmap(
     if len(skipped):
         all_depths = skipped.join(pl.DataFrame({"depth_percent": depths}), how="cross")
         data = pl.concat([data, all_depths], how="diagonal")
-    by_system = {"title": None, "sort": systems}
+    width, height = step_x * len(lengths), step_y * len(depths)
+    by_system = {"title": None, "sort": systems, "header": panel_header(systems, width)}
     if task is None:
         chart = panel.facet(
             data=inline(data),
             column=alt.Column("system:N", **by_system),
-            row=alt.Row("task:N", title=None, sort=tasks),
+            row=alt.Row("task:N", title=None, sort=tasks, header=panel_header(tasks, height)),
         )
     else:
         chart = panel.facet(

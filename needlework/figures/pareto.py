@@ -12,6 +12,7 @@ from needlework.figures.style.theme import (
     distinct,
     inline,
     metrics_line,
+    panel_header,
     sample_size,
     styled,
 )
@@ -106,7 +107,12 @@ def pareto(
         .properties(width=_WIDTH, height=_HEIGHT)
         .facet(
             data=inline(data),
-            facet=alt.Facet("panel:N", title=None, sort=list(panels.values())),
+            facet=alt.Facet(
+                "panel:N",
+                title=None,
+                sort=list(panels.values()),
+                header=panel_header(panels.values(), _WIDTH),
+            ),
             columns=len(stages),
         )
         .resolve_axis(x="independent", y="independent")

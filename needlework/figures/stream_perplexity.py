@@ -4,7 +4,7 @@ import altair as alt
 import polars as pl
 
 from needlework.figures.style.axes import log_ticks, position_axis
-from needlework.figures.style.theme import categorical, distinct, inline, styled
+from needlework.figures.style.theme import categorical, distinct, inline, styled, wrap_name
 from needlework.tables.columns import require
 
 _WIDTH, _HEIGHT = 420, 300
@@ -65,7 +65,7 @@ def stream_perplexity(positions: pl.DataFrame, streams: pl.DataFrame) -> alt.Top
                 y=alt.Y("perplexity:Q", **y), shape=look["shape"], tooltip=tooltip
             ),
         ]
-        panel = alt.layer(*marks).properties(width=_WIDTH, height=_HEIGHT, title=stream)
+        panel = alt.layer(*marks).properties(width=_WIDTH, height=_HEIGHT, title=wrap_name(stream))
         panels.append(panel)
     modes = "; ".join(f"{mode}: {label}" for mode, label in _MODES.items() if mode in table["mode"])
     return styled(

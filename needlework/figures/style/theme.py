@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Iterable
 
 import altair as alt
 import polars as pl
@@ -21,7 +22,10 @@ SHAPES = ["circle", "square", "triangle-up", "diamond", "cross", "triangle-down"
 DASHES = [[1, 0], [8, 3], [2, 2], [8, 3, 2, 3], [12, 4], [4, 4]]
 SEQUENTIAL = "cividis"
 _LABEL_CHARACTERS = 40
-"""Longest line of a legend; longer names are wrapped."""
+"""Longest line of a legend or an axis of names; longer names are wrapped."""
+_LABEL_PIXELS = 7.5
+"""Width of a character of a label, at most on average."""
+_LINE_PIXELS = 15
 
 METRIC_LABELS = {
     "all": "share of the references found",
@@ -70,9 +74,9 @@ def styled(chart: alt.TopLevelMixin, title: str, subtitle: list[str]) -> alt.Top
             titleColor=_INK,
             symbolStrokeWidth=2,
             symbolOpacity=1,
-            labelLimit=320,
+            labelLimit=0,
         )
-        .configure_header(labelFontSize=13, titleFontSize=13, labelColor=_INK, labelLimit=320)
+        .configure_header(labelFontSize=13, titleFontSize=13, labelColor=_INK, labelLimit=0)
     )
 
 
@@ -133,11 +137,26 @@ def wrap_name(name: str, width: int = _LABEL_CHARACTERS) -> list[str]:
     return [line for line in lines if line] or [name]
 
 
-def _wrapped(names: list[str]) -> dict[str, str | int]:
-    """Properties of a legend that show long names in several lines instead of cutting them."""
-    if all(len(name) <= _LABEL_CHARACTERS for name in names):
-        return {}
-    lines = {name: wrap_name(name) for name in names}
+def panel_header(names: Iterable[str], width: float) -> alt.Header:
+    """The header of panels `width` pixels wide, one per name; longer names are wrapped."""
+    return alt.Header(**_wrapped(list(names), max(int(width / _LABEL_PIXELS), 12)))
+
+
+def name_axis(names: Iterable[str], **properties: bool) -> alt.Axis:
+    """An axis of names on the left, wrapped as in legends, with other properties of an axis."""
+    return alt.Axis(**{"labelOverlap": False, **_wrapped(list(names)), **properties})
+
+
+def name_step(names: Iterable[str], step: int) -> int:
+    """Pixels of a row of `name_axis`: `step`, or more where names are wrapped."""
+    return max(step, *(_LINE_PIXELS * len(wrap_name(name)) + 4 for name in names))
+
+
+def _wrapped(names: list[str], width: int = _LABEL_CHARACTERS) -> dict[str, str | int]:
+    """Properties of labels that show names of more than `width` characters in several lines."""
+    if all(len(name) <= width for name in names):
+        return {"labelLimit": 0}
+    lines = {name: wrap_name(name, width) for name in names}
     return {"labelExpr": f"{json.dumps(lines)}[datum.value] || datum.value", "labelLimit": 0}
 
 
