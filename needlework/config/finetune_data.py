@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from needlework.config.base import Name, Percent, Strict, tagged_union
-from needlework.config.paths import SPLIT, TEXT_COLUMN, TEXT_PATH
+from needlework.config.paths import SPECIAL_TOKENS, SPLIT, TEXT_COLUMN, TEXT_PATH
 
 _TABLE_PATH = (
     "Parquet/JSON lines/CSV file or folder, folder of a saved dataset, or owner/name of a hub "
@@ -99,6 +99,7 @@ class RowExamples(Examples):
     prompt_column: str = Field("prompt", description="column with the prompts")
     answer_column: str = Field("answer", description="column with the answers")
     split: str = Field("train", description=SPLIT)
+    special_tokens: Literal["text", "allow"] = Field("text", description=SPECIAL_TOKENS)
     examples: int | None = Field(
         None, ge=1, description="number of rows, from the first; null: all"
     )
@@ -127,6 +128,7 @@ class TextExamples(FixedCountExamples):
     path: str = Field(min_length=1, description=TEXT_PATH)
     column: str = Field("text", description=TEXT_COLUMN)
     split: str = Field("train", description=SPLIT)
+    special_tokens: Literal["text", "allow"] = Field("text", description=SPECIAL_TOKENS)
     length: ExampleLength | Annotated[list[ExampleLength], Field(min_length=1)] = Field(
         1024, description="tokens of a row; several lengths alternate"
     )

@@ -13,6 +13,10 @@ TEXT_PATH = (
 )
 TEXT_COLUMN = "column with the text, if the source is a table"
 SPLIT = "split, if the dataset has several"
+SPECIAL_TOKENS = (
+    "text that spells a special token, such as </s>, is encoded as its characters (text) or as the "
+    "token (allow); the log says how often it occurs"
+)
 """Descriptions of the keys that name a text."""
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")

@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from needlework.config.attention.registry import AnyAttention
 from needlework.config.base import Name, Strict
+from needlework.config.paths import SPECIAL_TOKENS
 
 
 class StreamedSystem(Strict):
@@ -83,11 +84,7 @@ class Stream(Strict):
         "strided window, as models such as Gemma need; first: at the start of each document, if "
         "the tokenizer adds it; none: nowhere (token files are read as they are)",
     )
-    special_tokens: Literal["text", "allow"] = Field(
-        "text",
-        description="text that spells a special token, such as </s>, is encoded as its characters "
-        "(text) or as the token (allow); the log says how often it occurs",
-    )
+    special_tokens: Literal["text", "allow"] = Field("text", description=SPECIAL_TOKENS)
     adaptive: bool = Field(
         False, description="true: start with the largest chunk that fits into memory"
     )

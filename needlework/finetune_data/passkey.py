@@ -15,7 +15,6 @@ from needlework.tasks.passkey import ANSWER, PasskeyPrompt, draw_key
 from needlework.tasks.prompts.budget import (
     BudgetTooSmall,
     fit_prompt,
-    prompt_text,
     shortest_tokens,
     smallest_length,
 )
@@ -76,7 +75,7 @@ def make_examples(config: PasskeyExamples, tokenizer: Tokenizer, seed: int) -> p
                 f" write {smallest_length(length, required_length)} or more"
             ) from None
         (needle,) = prompt.needles
-        text = prompt_text(prompt, counter)
-        tokens = counter.count_whole(text + answer) + END_TOKENS
+        text = counter.chat_frame.text(prompt)
+        tokens = counter.count_prompt(prompt, answer) + END_TOKENS
         rows.append((text, answer, tokens, needle.depth_percent, len(builder.key), row_seed))
     return pl.DataFrame(rows, SCHEMA, orient="row")

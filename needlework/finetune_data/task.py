@@ -18,6 +18,7 @@ SCHEMA = {
     "answer": pl.String,
     "context_length": pl.Int64,
     "seed": pl.Int64,
+    "special_tokens": pl.String,
 }
 
 
@@ -61,12 +62,12 @@ def make_examples(
         )
         for length in config.lengths
     ]
-    rows, encode = [], prompt_tokenizer(tokenizer).encode
+    rows, encode = [], prompt_tokenizer(tokenizer, task.special_tokens).encode
     for i in track(range(config.examples), description=f"{config.task} examples", unit="row"):
         index, sampler_index = divmod(i, len(samplers))
         sample = samplers[sampler_index].sample(index)
         answer = f" {', '.join(sample['outputs'])}"
         answer_tokens = len(encode(answer, add_special_tokens=False))
         tokens = sample["tokens"] + answer_tokens + END_TOKENS
-        rows.append((sample["prompt"], answer, tokens, sample["seed"]))
+        rows.append((sample["prompt"], answer, tokens, sample["seed"], task.special_tokens))
     return pl.DataFrame(rows, SCHEMA, orient="row")

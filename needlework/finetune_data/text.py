@@ -1,5 +1,6 @@
 """Training rows from the user's text, packed without gaps."""
 
+import logging
 from collections.abc import Iterator
 
 import numpy as np
@@ -9,8 +10,10 @@ from tokenizers import Tokenizer
 from needlework.config.finetune_data import TextExamples
 from needlework.runtime.progress import track
 from needlework.sources.added_tokens import prompt_tokenizer
+from needlework.sources.control_tokens import describe, special_token_pattern, spelled_tokens
 from needlework.sources.texts import read_documents
 
+_log = logging.getLogger(__name__)
 SCHEMA = {"input_ids": pl.List(pl.Int32)}
 
 
@@ -34,7 +37,8 @@ def make_examples(
     lengths = config.lengths
     rows, row, filled = [], np.empty(lengths[0], np.int32), 0
     with track(description="rows of text", total=config.examples, unit="row") as progress:
-        for ids in _token_ids(config, prompt_tokenizer(tokenizer), end):
+        encoder = prompt_tokenizer(tokenizer, config.special_tokens)
+        for ids in _token_ids(config, encoder, end):
             while len(ids):
                 taken = min(len(ids), len(row) - filled)
                 row[filled : filled + taken] = ids[:taken]
@@ -59,8 +63,12 @@ def make_examples(
 
 def _token_ids(config: TextExamples, tokenizer: Tokenizer, end: int) -> Iterator[np.ndarray]:
     """Token ids of the documents in pieces, int32; `end` follows each document."""
+    pattern, is_warned = special_token_pattern(tokenizer), False
     for document in read_documents(config.path, config.column, config.split):
         for number, part in enumerate(document):
+            if not is_warned and (spelled := spelled_tokens(pattern, part)):
+                _log.warning("%s: %s", config.path, describe(spelled, config.special_tokens))
+                is_warned = True
             ids = tokenizer.encode(part, add_special_tokens=number == 0).ids
             yield np.array(ids, np.int32)
         yield np.array([end], np.int32)

@@ -1,7 +1,7 @@
 """Special tokens that a tokenizer adds around a text, and tokenizers that append none."""
 
 import json
-from typing import Any
+from typing import Any, Literal
 
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -20,13 +20,20 @@ def added_ids(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
     return encoding.ids[:first], encoding.ids[end:]
 
 
-def prompt_tokenizer(tokenizer: Tokenizer) -> Tokenizer:
+def prompt_tokenizer(
+    tokenizer: Tokenizer, special_tokens: Literal["text", "allow"] = "text"
+) -> Tokenizer:
     """The tokenizer itself, or a copy that neither truncates, pads nor appends special tokens.
 
     A model continues its prompt, so no end-of-text token may follow it.
+
+    Args:
+        special_tokens: what text that spells a special token becomes: its characters, or the token.
     """
     is_bounded = tokenizer.truncation is not None or tokenizer.padding is not None
-    if not is_bounded and not added_ids(tokenizer)[1]:
+    as_text = special_tokens == "text"
+    differs = tokenizer.encode_special_tokens != as_text
+    if not is_bounded and not differs and not added_ids(tokenizer)[1]:
         return tokenizer
     copy = Tokenizer.from_str(tokenizer.to_str())
     copy.no_truncation()
@@ -35,6 +42,7 @@ def prompt_tokenizer(tokenizer: Tokenizer) -> Tokenizer:
         state = json.loads(copy.to_str())
         state["post_processor"] = _without_appended(state["post_processor"])
         copy = Tokenizer.from_str(json.dumps(state))
+    copy.encode_special_tokens = as_text
     return copy
 
 

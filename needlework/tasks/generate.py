@@ -26,6 +26,7 @@ from needlework.config.tasks.base import Task
 from needlework.reasoning.formats import THINK
 from needlework.runtime.progress import track
 from needlework.sources.added_tokens import prompt_tokenizer
+from needlework.sources.control_tokens import describe
 from needlework.tasks.context import SampleContext, TaskContext
 from needlework.tasks.haystacks.needle_insertion import NeedlePrompt
 from needlework.tasks.prompts.budget import (
@@ -33,7 +34,6 @@ from needlework.tasks.prompts.budget import (
     ContentExhausted,
     PromptBuilder,
     fit_prompt,
-    prompt_text,
     shortest_tokens,
     smallest_length,
 )
@@ -47,6 +47,8 @@ _log = logging.getLogger(__name__)
 
 PROBED_SAMPLES = 128
 """Samples that a length suggested by an error message is checked with."""
+_NOT_SEEDED = {"path", "answers_in_haystack", "special_tokens"}
+"""Parameters that random streams do not depend on: paths, checks, and how text is encoded."""
 _BATCH_CHARACTERS = 50_000_000
 """Characters of prompts in one row group of a table that is written incrementally."""
 
@@ -85,28 +87,28 @@ class Sampler:
             training: generate training rows, from random streams that no evaluation uses.
         """
         self.task, self.task_name, self._seed = task, task_name, seed
-        self._tokenizer, self._chat_frame = prompt_tokenizer(tokenizer), chat_frame
-        self._haystack, self._unit, self._training = haystack, length_unit, training
+        self._chat_frame, self._haystack = chat_frame, haystack
+        self._unit, self._training = length_unit, training
         self._length_key = "length" if training else "lengths"
         self._new_tokens = task.max_new_tokens
         if thinking_tokens:
-            closing_text = self._tokenizer.encode(
-                (chat_frame.thought or THINK).closing_text, add_special_tokens=False
-            )
-            self._new_tokens += thinking_tokens + len(closing_text)
-        # The path of a file does not affect samples, only its contents do; nor does a check.
+            closing_text = (chat_frame.thought or THINK).closing_text
+            encode = prompt_tokenizer(tokenizer, "allow").encode
+            closing_ids = encode(closing_text, add_special_tokens=False)
+            self._new_tokens += thinking_tokens + len(closing_ids)
         self._parameters = {
             "type": task.type_name,
-            **task.model_dump(
-                mode="json", exclude_defaults=True, exclude={"path", "answers_in_haystack"}
-            ),
+            **task.model_dump(mode="json", exclude_defaults=True, exclude=_NOT_SEEDED),
         }
         task_depths = getattr(task, "depths", None)
         self._depths = depths if task_depths is None else task_depths
         counter_class = TokenCounter if length_unit == "tokens" else CharacterCounter
-        self._counter = counter_class(self._tokenizer, chat_frame)
+        self._counter = counter_class(tokenizer, chat_frame, task.special_tokens)
+        if haystack is not None and task.special_tokens == "allow":
+            # Its sentences were counted as text.
+            self._counter.additive = False
         self.length = length
-        self._warned_of_answers = False
+        self._warned_of_answers = self._warned_of_spelled = False
         self._factories: dict[int, Callable[[int], tuple[int, PromptBuilder]]] = {}
         self._verify_counts()
 
@@ -226,14 +228,23 @@ class Sampler:
             prompt = builder.build(self._budget(self.length))
         except ContentExhausted:
             return
-        if self._counter.count_whole(prompt_text(prompt, self._counter)) != prompt.tokens:
+        if self._counter.count_prompt(prompt) != prompt.tokens:
             self._counter.additive = False
 
     def _row(self, index: int, sample_seed: int, prompt: Prompt) -> dict[str, Any]:
-        text = prompt_text(prompt, self._counter)
+        text, spelled = self._chat_frame.text(prompt), self._counter.spelled(prompt)
+        if spelled and not self._warned_of_spelled:
+            _log.warning(
+                "tasks.%s: sample %d at %d %s",
+                self.task_name,
+                index,
+                self.length,
+                describe(spelled, self.task.special_tokens),
+            )
+            self._warned_of_spelled = True
         tokens, positions = prompt.tokens, [needle.token for needle in prompt.needles]
         if self._unit == "characters" or not self._counter.additive:
-            encoding = self._tokenizer.encode(text)
+            encoding = self._counter.encode_prompt(prompt)
             tokens = len(encoding)
             offset = len(self._chat_frame.head)
             positions = [
@@ -249,6 +260,8 @@ class Sampler:
             "question": prompt.question,
             "answer_prefix": prompt.answer_prefix,
             "prompt": text,
+            "control_spans": self._counter.control_spans(prompt),
+            "spelled_tokens": spelled.total(),
             "messages": self._messages(prompt),
             "outputs": list(prompt.outputs),
             "value_type": self.task.answer_type,

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from needlework.config.tasks.ruler_jsonl import RulerJsonl
 from needlework.tasks.context import SampleContext, TaskContext
 from needlework.tasks.formats.ruler_files import read_ruler_jsonl
-from needlework.tasks.prompts.budget import prompt_text
 from needlework.tasks.prompts.prompt import Prompt
 from needlework.tasks.prompts.token_counter import TokenCounter
 
@@ -23,7 +22,7 @@ class FixedPrompt:
     """A prompt builder for a prompt that exists already."""
 
     def __init__(self, prompt: Prompt, counter: TokenCounter, location: str):
-        tokens = counter.count_whole(prompt_text(prompt, counter))
+        tokens = counter.count_prompt(prompt)
         self._prompt, self._location = prompt._replace(tokens=tokens), location
 
     def build(self, max_tokens: int) -> Prompt:

@@ -25,6 +25,8 @@ SAMPLE_SCHEMA: dict[str, pl.DataType] = {
     "question": pl.String(),
     "answer_prefix": pl.String(),
     "prompt": pl.String(),
+    "control_spans": pl.List(pl.List(pl.Int64())),
+    "spelled_tokens": pl.Int64(),
     "messages": pl.List(_MESSAGE),
     "outputs": pl.List(pl.String()),
     "value_type": pl.String(),
@@ -32,7 +34,11 @@ SAMPLE_SCHEMA: dict[str, pl.DataType] = {
     "tokens": pl.Int64(),
     "max_new_tokens": pl.Int64(),
 }
-"""Columns of a table of samples, one row per sample."""
+"""Columns of a table of samples, one row per sample.
+
+control_spans: start and end, in characters of the prompt, of the chat template's special tokens;
+other text that spells one is text (null: it is the token). spelled_tokens: how often it does so.
+"""
 
 
 def iterate_samples(path: str | Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain, islice
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import polars as pl
@@ -18,6 +18,7 @@ from needlework.config.training import Finetune, FinetuneStage
 from needlework.models.checkpoint import open_model
 from needlework.models.convert import convert
 from needlework.sources.added_tokens import prompt_tokenizer
+from needlework.sources.control_tokens import SpecialTokens
 from needlework.tasks.seeds import stream_seed
 from needlework.training.checkpoints import Checkpoints
 from needlework.training.data_order import cycle_shuffled, mix_batches
@@ -189,10 +190,18 @@ def encode(
 def _encode_answered(tokenizer: PreTrainedTokenizerFast, rows: pl.DataFrame) -> list[Row]:
     if tokenizer.eos_token_id is None:
         raise ValueError("tokenizer: it has no eos_token to end answers with; set one")
-    encode_batch = prompt_tokenizer(tokenizer.backend_tokenizer).encode_batch
-    prompts = [encoding.ids for encoding in encode_batch(rows["prompt"].to_list())]
-    answers = tokenizer(rows["answer"].to_list(), add_special_tokens=False)["input_ids"]
-    return [(p, [*a, tokenizer.eos_token_id]) for p, a in zip(prompts, answers, strict=True)]
+    backend, end = tokenizer.backend_tokenizer, tokenizer.eos_token_id
+    encoders = {how: prompt_tokenizer(backend, how).encode for how in get_args(SpecialTokens)}
+    columns = ("prompt", "answer", "special_tokens")
+    if "special_tokens" not in rows.columns:
+        rows = rows.with_columns(pl.lit("text").alias("special_tokens"))
+    return [
+        (
+            encoders[how](prompt).ids,
+            [*encoders[how](answer, add_special_tokens=False).ids, end],
+        )
+        for prompt, answer, how in rows.select(columns).iter_rows()
+    ]
 
 
 def _check_tokenizer(

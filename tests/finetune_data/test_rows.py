@@ -6,10 +6,14 @@ from pathlib import Path
 import polars as pl
 import pytest
 from datasets import Dataset
+from support.paths import TINY
+from transformers import PreTrainedTokenizerFast
 
 from needlework.config.finetune_data import RowExamples
 from needlework.finetune_data.rows import make_examples
 from needlework.sources.added_tokens import prompt_tokenizer
+from needlework.tasks.prompts.tokenizer import open_tokenizer
+from needlework.training.finetune import encode
 
 ROWS = pl.DataFrame(
     {
@@ -43,7 +47,7 @@ def test_rows_equal_the_table(name, write, tmp_path, tokenizer):
     write(tmp_path / name)
     table = make_rows(tmp_path / name, tokenizer)
     assert table.select("prompt", "answer").equals(ROWS.select("prompt", "answer"))
-    for prompt, answer, size in table.iter_rows():
+    for prompt, answer, size, _ in table.iter_rows():
         parts = [
             prompt_tokenizer(tokenizer).encode(prompt).ids,
             tokenizer.encode(answer, add_special_tokens=False).ids,
@@ -107,3 +111,19 @@ def test_sources_without_rows_are_rejected(tmp_path, byte_tokenizer):
         ValueError, match=r"has 0 rows, fewer than examples: 1; write examples: null"
     ):
         make_rows(tmp_path / "empty.parquet", byte_tokenizer)
+
+
+@pytest.mark.parametrize(("how", "tokens"), [("text", 0), ("allow", 2)])
+def test_special_tokens_in_rows_are_text_unless_allowed(how, tokens, tmp_path, caplog):
+    path, tokenizer = tmp_path / "rows.jsonl", open_tokenizer(TINY)
+    rows = pl.DataFrame({"prompt": ["What </s> is it?"], "answer": [" red </s>"]})
+    rows.write_ndjson(path)
+    table = make_rows(path, tokenizer, special_tokens=how)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>")
+    ((prompt, answer),) = encode(fast, table, 64)
+    assert table["context_length"].to_list() == [len(prompt) + len(answer)]
+    assert [*prompt, *answer].count(fast.eos_token_id) == tokens + 1
+    assert "rows.jsonl: spells special tokens (</s> 2 times), encoded as" in caplog.text
+    assert encode(fast, table.drop("special_tokens"), 64) == encode(
+        fast, make_rows(path, tokenizer), 64
+    )

@@ -138,3 +138,13 @@ def test_memory_does_not_grow_with_the_text(tmp_path):
         check=True,
     )
     assert int(result.stdout) * 1024 < 100e6
+
+
+def test_special_tokens_in_text_are_text_unless_allowed(tmp_path, caplog):
+    tokenizer, path = merging_newlines(), tmp_path / "a.txt"
+    path.write_text("The end.</s> It goes on. " * 20)
+    end = tokenizer.token_to_id("</s>")
+    for how, found in (("text", 0), ("allow", 1)):
+        (row,) = make_rows(path, tokenizer, 1, 64, end=end, special_tokens=how)
+        assert (end in row) == found
+    assert "a.txt: spells special tokens (</s> 20 times), encoded as text" in caplog.text

@@ -13,7 +13,7 @@ from needlework.tasks import cwe
 from needlework.tasks.context import SampleContext, TaskContext
 from needlework.tasks.generate import PROBED_SAMPLES, Sampler, make_samples
 from needlework.tasks.haystacks.words import all_words
-from needlework.tasks.prompts.budget import ContentExhausted, prompt_text
+from needlework.tasks.prompts.budget import ContentExhausted
 from needlework.tasks.prompts.depth_sampler import DepthSampler
 from needlework.tasks.prompts.token_counter import TokenCounter
 from needlework.tasks.prompts.tokenizer import open_tokenizer
@@ -113,7 +113,7 @@ def test_summed_counts_match_the_tokenizer(name, task):
     for index, length in enumerate(range(3000, 9000, 200)):
         counter = counters[index % 2]
         prompt = make_builder(task, counter, length, index).build(length)
-        text = prompt_text(prompt, counter)
+        text = counter.chat_frame.text(prompt)
         encoding = prompt_tokenizer(tokenizer).encode(text)
         assert prompt.tokens == len(encoding)
         assert prompt.tokens <= length or length in range(4096, 4500)
@@ -163,7 +163,7 @@ def test_no_further_word_fits(byte_tokenizer):
     sizes = {}
     for tokens in range(3000, 3200):
         prompt = builder.build(tokens)
-        sizes[len(listed(split_example(prompt_text(prompt, counter))[1]))] = prompt.tokens
+        sizes[len(listed(split_example(counter.chat_frame.text(prompt))[1]))] = prompt.tokens
     assert sorted(sizes) == list(range(min(sizes), max(sizes) + 1, 2))
     for tokens in range(3050, 3200):
         assert builder.build(tokens).tokens == max(s for s in sizes.values() if s <= tokens)

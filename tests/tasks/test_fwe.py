@@ -13,7 +13,6 @@ from needlework.sources.added_tokens import prompt_tokenizer
 from needlework.tasks import fwe
 from needlework.tasks.context import SampleContext, TaskContext
 from needlework.tasks.generate import PROBED_SAMPLES, Sampler, make_samples
-from needlework.tasks.prompts.budget import prompt_text
 from needlework.tasks.prompts.depth_sampler import DepthSampler
 from needlework.tasks.prompts.token_counter import TokenCounter
 
@@ -109,7 +108,7 @@ def test_summed_counts_match_the_tokenizer(name, task):
     for index, length in enumerate(range(2500, 5500, 100)):
         counter = counters[index % 2]
         prompt = make_builder(task, counter, length, index).build(length)
-        text = prompt_text(prompt, counter)
+        text = counter.chat_frame.text(prompt)
         encoding = prompt_tokenizer(tokenizer).encode(text)
         assert prompt.tokens == len(encoding)
         assert 0.99 * length <= prompt.tokens <= length

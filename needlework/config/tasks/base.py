@@ -10,6 +10,7 @@ from pydantic import Field
 
 from needlework.config.base import Strict
 from needlework.config.depths import Depths
+from needlework.config.paths import SPECIAL_TOKENS
 
 MAX_NEEDLES = 40
 """RULER has 40 depths, and no two needles share one."""
@@ -30,6 +31,7 @@ class Task(Strict):
     """Whether samples are generated, or exist already and all have to be read to be checked."""
 
     max_new_tokens: int = Field(ge=1, description=MAX_NEW_TOKENS)
+    special_tokens: Literal["text", "allow"] = Field("text", description=SPECIAL_TOKENS)
 
     @property
     def type_name(self) -> str:

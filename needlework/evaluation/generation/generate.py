@@ -1,13 +1,12 @@
 """Answer samples by greedy generation, until EOS or max_new_tokens."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import astuple
 from typing import Any
 
 import polars as pl
 import torch
-from tokenizers import Encoding
 from transformers import (
     GenerationConfig,
     LogitsProcessorList,
@@ -29,7 +28,7 @@ from needlework.models.end_tokens import end_ids
 from needlework.reasoning.formats import THINK, format_of, opens_reasoning
 from needlework.runtime.memory import peak_memory_bytes
 from needlework.runtime.progress import track
-from needlework.sources.added_tokens import prompt_tokenizer
+from needlework.sources.control_tokens import ControlTokens
 
 _DENSITIES: Columns = {
     **CELL,
@@ -93,7 +92,7 @@ def generate_answers(
     """
     predictions, measurements = [], []
     thought = format_of(tokenizer.chat_template, thought_format) or THINK
-    encode = prompt_tokenizer(tokenizer.backend_tokenizer).encode
+    control = ControlTokens(tokenizer.backend_tokenizer)
     checkpoint = checkpoint or AnswerCheckpoint()
     layers: dict[tuple[str, int], list[LayerDensity]] = {}
     applied = apply(model, attention) if attention is not None else nullcontext()
@@ -109,7 +108,7 @@ def generate_answers(
                 if handle is not None:
                     handle.reset()
                     handle.prompt_tokens = row["tokens"]
-                answer, measured = _answer(model, tokenizer, encode, row, thinking_tokens, thought)
+                answer, measured = _answer(model, tokenizer, control, row, thinking_tokens, thought)
                 density = handle.density() if handle is not None else Density(1.0, 1.0)
                 answer["prefill_density"] = density.prefill
                 answer["decode_density"] = density.decode
@@ -179,14 +178,14 @@ def _greedy(
 def _answer(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
-    encode: Callable[[str], Encoding],
+    control: ControlTokens,
     row: dict[str, Any],
     thinking_tokens: int,
     thought: ThoughtFormat,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Answer one sample; return its answer and measurements."""
     prompt = row["prompt"]
-    ids = encode(prompt).ids
+    ids = control.ids(prompt, row.get("control_spans"))
     prompt_tokens = len(ids)
     if prompt_tokens != row["tokens"]:
         raise ValueError(

@@ -2,17 +2,22 @@
 
 import logging
 import os
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from needlework.sources.added_tokens import added_ids
+from needlework.sources.control_tokens import (
+    SpecialTokens,
+    describe,
+    special_token_pattern,
+    spelled_tokens,
+)
 from needlework.sources.texts import TEXT_SUFFIXES, read_column, read_texts
 
 _log = logging.getLogger(__name__)
@@ -125,7 +130,7 @@ def token_documents(
     dtype: str = "uint16",
     separator: int | None = None,
     start_ids: list[int] | None = None,
-    special_tokens: Literal["text", "allow"] = "text",
+    special_tokens: SpecialTokens = "text",
 ) -> Iterator[Pieces]:
     """Yield the documents of a source lazily, each as pieces of token ids.
 
@@ -193,7 +198,7 @@ def _files(path: Path) -> list[Path]:
     return [f for f in files if not any(p.startswith(".") for p in f.relative_to(path).parts)]
 
 
-def encoder(tokenizer: Any, special_tokens: Literal["text", "allow"] = "text") -> Tokenizer:
+def encoder(tokenizer: Any, special_tokens: SpecialTokens = "text") -> Tokenizer:
     """Return a copy of a tokenizer without truncation and padding.
 
     Args:
@@ -230,33 +235,23 @@ def encoded(
     """
     appended: list[int] = []
     spelled: Counter[str] = Counter()
+    pattern = None if tokenizer is None else special_token_pattern(tokenizer)
     for number, part in enumerate(parts):
         if tokenizer is None:
             raise ValueError(
                 f"{source}: holds text; pass a tokenizer, or name a source of token ids"
             )
-        spelled.update(_special_tokens_in(part, tokenizer))
+        spelled.update(spelled_tokens(pattern, part))
         ids = tokenizer.encode(part, add_special_tokens=False).ids
         if number == 0:
             prepended, appended = added_ids(tokenizer)
             ids = (prepended if start_ids is None else start_ids) + ids
         yield np.array(ids, dtype=np.int64)
     if tokenizer is not None and spelled:
-        names = ", ".join(f"{token} {count:,} times" for token, count in spelled.most_common())
-        how = "text" if tokenizer.encode_special_tokens else "special tokens"
-        _log.warning("%s: spells special tokens (%s), encoded as %s", source, names, how)
+        how: SpecialTokens = "text" if tokenizer.encode_special_tokens else "allow"
+        _log.warning("%s: %s", source, describe(spelled, how))
     if appended:
         yield np.array(appended, dtype=np.int64)
-
-
-def _special_tokens_in(text: str, tokenizer: Tokenizer) -> Iterator[str]:
-    """The special tokens that a text spells."""
-    tokens = [t.content for t in tokenizer.get_added_tokens_decoder().values() if t.special]
-    if tokens:
-        # The longest first, as one may start with another.
-        pattern = "|".join(map(re.escape, sorted(tokens, key=len, reverse=True)))
-        for match in re.finditer(pattern, text):
-            yield match[0]
 
 
 def _ids_of_row(row: Any, path: Path, number: int) -> Pieces:

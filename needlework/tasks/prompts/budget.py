@@ -58,7 +58,7 @@ def fit_prompt(
             if best is None:
                 raise
             break
-        tokens = counter.count_whole(prompt_text(prompt, counter) + answer)
+        tokens = counter.count_prompt(prompt, answer)
         if tokens <= budget_tokens and (best is None or tokens > best.tokens):
             best = prompt._replace(tokens=tokens)
         if tokens == budget_tokens or (best is not None and prompt.context in tried):
@@ -75,18 +75,12 @@ def fit_prompt(
     return best
 
 
-def prompt_text(prompt: Prompt, counter: TokenCounter) -> str:
-    """The full text the model reads, chat template included."""
-    closing = counter.closing_text(prompt.question, prompt.answer_prefix)
-    return counter.chat_frame.head + prompt.context + closing
-
-
 def shortest_tokens(builder: PromptBuilder, counter: TokenCounter, answer: str = "") -> int:
     """Tokens of the shortest prompt with `answer` appended, special tokens included."""
     prompt = builder.build(0)
     if counter.additive:
         return prompt.tokens
-    return counter.count_whole(prompt_text(prompt, counter) + answer)
+    return counter.count_prompt(prompt, answer)
 
 
 def smallest_length(too_small: int, required: Callable[[int], int]) -> int:

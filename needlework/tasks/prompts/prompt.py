@@ -51,6 +51,18 @@ class ChatFrame(NamedTuple):
     thought: ThoughtFormat | None = None
     """Format of the reasoning; None: `<think>`, or no reasoning."""
 
+    def closing_text(self, question: str, answer_prefix: str) -> str:
+        """The text after the context: question and answer prefix inside the chat template."""
+        if self.tail == "":
+            return question + answer_prefix
+        if not self.prefills:
+            return question + answer_prefix + self.tail
+        return question + self.tail + answer_prefix.lstrip()
+
+    def text(self, prompt: Prompt) -> str:
+        """The full text that the model reads."""
+        return self.head + prompt.context + self.closing_text(prompt.question, prompt.answer_prefix)
+
 
 NO_CHAT_FRAME = ChatFrame("", "", None, True)
 """No chat template: the prompt of a base model."""

@@ -5,13 +5,15 @@ merge across a line break before a letter or across the space before a word. Pie
 there are counted once and summed, so a prompt of a million tokens costs an addition.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 from tokenizers import Encoding, Tokenizer
 
-from needlework.sources.added_tokens import added_ids, prompt_tokenizer
-from needlework.tasks.prompts.prompt import NO_CHAT_FRAME, ChatFrame
+from needlework.sources.added_tokens import added_ids
+from needlework.sources.control_tokens import ControlTokens, SpecialTokens
+from needlework.tasks.prompts.prompt import NO_CHAT_FRAME, ChatFrame, Prompt
 
 _PROBE = "Go on.\nThe sky, at 12 noon:\nyes or-no 7.\nVAR X"
 _BOUNDARIES = ("\nThe", " sky", " at", " noon", "\nyes", " or", "\nVAR", " X")
@@ -19,10 +21,25 @@ _CHUNK_CHARACTERS = 1_000_000
 
 
 class TokenCounter:
-    """Counts the tokens of prompt pieces for one tokenizer and one chat template (or none)."""
+    """Counts the tokens of prompt pieces for one tokenizer and one chat template (or none).
 
-    def __init__(self, tokenizer: Tokenizer, chat_frame: ChatFrame = NO_CHAT_FRAME):
-        self.tokenizer, self.chat_frame = prompt_tokenizer(tokenizer), chat_frame
+    Args:
+        tokenizer: the model's.
+        chat_frame: the chat template; its special tokens count as tokens.
+        special_tokens: what special tokens in other text count as.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        chat_frame: ChatFrame = NO_CHAT_FRAME,
+        special_tokens: SpecialTokens = "text",
+    ):
+        self._control = ControlTokens(tokenizer)
+        is_text = special_tokens == "text"
+        self.tokenizer = self._control.tokenizer if is_text else self._control.allowing
+        self.chat_frame = chat_frame
+        self._frame = _marked(chat_frame, self._control) if is_text else chat_frame
         self.additive = _splits_between_pieces(tokenizer)
         """Whether counts of pieces add up. If not, every prompt is tokenized whole."""
         self.leading_specials = len(added_ids(self.tokenizer)[0])
@@ -40,20 +57,12 @@ class TokenCounter:
         Special tokens and the chat template count.
         """
         # The letter keeps two line breaks from merging: in the prompt, text follows them too.
-        text = f"{self.chat_frame.head}{text}A"
+        text = f"{self._frame.head}{text}A"
         return self.leading_specials + self._encoded_length(text) - self("A")
 
     def count_tail(self, question: str, answer_prefix: str, answer: str = "") -> int:
         """Tokens from the question, which starts a line, to the end of the prompt."""
-        return self(self.closing_text(question, answer_prefix) + answer)
-
-    def closing_text(self, question: str, answer_prefix: str) -> str:
-        """The text after the context: question and answer prefix inside the chat template."""
-        if self.chat_frame.tail == "":
-            return question + answer_prefix
-        if not self.chat_frame.prefills:
-            return question + answer_prefix + self.chat_frame.tail
-        return question + self.chat_frame.tail + answer_prefix.lstrip()
+        return self(self._frame.closing_text(question, answer_prefix) + answer)
 
     def count_words(self, words: Sequence[str]) -> np.ndarray:
         """Tokens of each word (or sentence) with the space before it. int64 [words]."""
@@ -108,8 +117,28 @@ class TokenCounter:
         encoding = self.tokenizer.encode(f"\n {word}", add_special_tokens=False)
         return self.token_at(encoding, 2) - self.token_at(encoding, 1)
 
+    def control_spans(self, prompt: Prompt) -> list[list[int]] | None:
+        """Start and end, in characters, of special tokens in the prompt; None: all that it has."""
+        if self.tokenizer is self._control.allowing:
+            return None
+        return self._control.spans(self.chat_frame.text(prompt), self._frame.text(prompt))
+
+    def spelled(self, prompt: Prompt) -> Counter[str]:
+        """How often the prompt's text, chat template apart, spells each special token."""
+        texts = (prompt.context, prompt.question, prompt.answer_prefix)
+        texts = (self.chat_frame.system_prompt or "", *texts)
+        return sum(map(self._control.spelled, texts), Counter())
+
+    def encode_prompt(self, prompt: Prompt) -> Encoding:
+        """The prompt's tokens and their offsets; ids of the chat template's tokens are not real."""
+        return self.tokenizer.encode(self._frame.text(prompt))
+
+    def count_prompt(self, prompt: Prompt, answer: str = "") -> int:
+        """Tokens of a whole prompt with `answer` appended, special tokens included."""
+        return self.count_whole(self._frame.text(prompt) + answer)
+
     def count_whole(self, text: str) -> int:
-        """Tokens of a whole prompt, special tokens included, by tokenizing it.
+        """Tokens of a whole text, special tokens before it included, by tokenizing it.
 
         Long texts are tokenized in chunks at safe boundaries, which bounds memory.
         """
@@ -138,8 +167,13 @@ class TokenCounter:
 class CharacterCounter(TokenCounter):
     """Counts characters instead of tokens. Special tokens count as zero."""
 
-    def __init__(self, tokenizer: Tokenizer, chat_frame: ChatFrame = NO_CHAT_FRAME):
-        super().__init__(tokenizer, chat_frame)
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        chat_frame: ChatFrame = NO_CHAT_FRAME,
+        special_tokens: SpecialTokens = "text",
+    ):
+        super().__init__(tokenizer, chat_frame, special_tokens)
         self.additive, self.leading_specials = True, 0
 
     def count_in_place(self, sentences: Sequence[str]) -> np.ndarray:
@@ -150,6 +184,12 @@ class CharacterCounter(TokenCounter):
 
     def _encoded_length(self, text: str) -> int:
         return len(text)
+
+
+def _marked(frame: ChatFrame, control: ControlTokens) -> ChatFrame:
+    """The frame with stand-ins for special tokens, except for those in the system prompt."""
+    head = control.mark(frame.head, (frame.system_prompt or "").strip())
+    return frame._replace(head=head, tail=control.mark(frame.tail))
 
 
 def _splits_between_pieces(tokenizer: Tokenizer) -> bool:

@@ -11,7 +11,6 @@ from needlework.tasks.context import SampleContext, TaskContext
 from needlework.tasks.prompts.budget import (
     BudgetTooSmall,
     fit_prompt,
-    prompt_text,
     shortest_tokens,
     smallest_length,
 )
@@ -39,14 +38,14 @@ def make_builder(module, task, counter, depth_percent=35.0):
 def test_fitted_prompt_is_the_longest_that_fits(byte_tokenizer, module, task, depth_percent):
     counter = TokenCounter(byte_tokenizer)
     built = {
-        len(byte_tokenizer.encode(prompt_text(builder.build(tokens), counter)))
+        len(byte_tokenizer.encode(counter.chat_frame.text(builder.build(tokens))))
         for builder in [make_builder(module, task, counter, depth_percent)]
         for tokens in range(200, 600)
     }
     for budget in range(320, 400, 3):
         builder = make_builder(module, task, counter, depth_percent)
         prompt = fit_prompt(builder, counter, budget)
-        assert prompt.tokens == len(byte_tokenizer.encode(prompt_text(prompt, counter)))
+        assert prompt.tokens == len(byte_tokenizer.encode(counter.chat_frame.text(prompt)))
         assert prompt.tokens == max(tokens for tokens in built if tokens <= budget)
 
 
@@ -83,11 +82,8 @@ class WordCounter:
 
     additive, chat_frame = False, NO_CHAT_FRAME
 
-    def count_whole(self, text):
-        return len(text.split())
-
-    def closing_text(self, question, answer_prefix):
-        return question + answer_prefix
+    def count_prompt(self, prompt, answer):
+        return len((prompt.context + answer).split())
 
 
 @pytest.mark.parametrize(("budget", "best"), [(330, 240), (339, 240), (340, 340), (140, 140)])
