@@ -4,7 +4,8 @@ import polars as pl
 import pytest
 from support.toy_tokenizers import byte_level
 
-from needlework.config.tasks import FreeNeedle, Needles, Passkey
+from needlework.config.tasks.needles import FreeNeedle, Needles
+from needlework.config.tasks.passkey import Passkey
 from needlework.sources.control_tokens import ControlTokens
 from needlework.tasks.generate import Sampler, make_samples
 from needlework.tasks.haystacks.punkt import sentence_table
