@@ -127,5 +127,5 @@ def test_dense_layers_keep_no_state():
 
 def test_untrained_gates_have_no_width(tmp_path):
     method = _method(type="seer", gates=str(tmp_path))
-    with pytest.raises(ValueError, match=r"no gates\.json with a gate_dim"):
+    with pytest.raises(ValueError, match=r"gates: .* has no gates\.json"):
         state_bytes(Shape(config_of("llama")), method, 100)

@@ -71,17 +71,18 @@ streams:
 
 
 def write_checkpoint(folder: Path) -> None:
-    """Write the checkpoint of EXPERIMENT, with 1024 positions, and folders of saved gates."""
+    """Write the checkpoint of EXPERIMENT, with 1024 positions, and folders of gates, saved and
+    released."""
     (folder / "checkpoint").mkdir()
     (folder / "checkpoint/config.json").write_text('{"max_position_embeddings": 1024}')
     (folder / "checkpoint/tokenizer.json").write_text("{}")
     stages = '"stages": ["prefill", "decode"]'
     for name, description in {
-        "saved": f'{{"block_size": 64, {stages}}}',
-        "half": '{"block_size": 64, "stages": ["prefill"]}',
+        "saved": f'{{"block_size": 64, "gate_dim": 128, {stages}}}',
+        "half": '{"block_size": 64, "gate_dim": 128, "stages": ["prefill"]}',
         "cut": '{"block',
         "list": "[]",
-        "none": f'{{"block_size": 0, {stages}}}',
+        "none": f'{{"block_size": 0, "gate_dim": 128, {stages}}}',
         "text": f'{{"block_size": "64", {stages}}}',
         "bool": f'{{"block_size": true, {stages}}}',
         "stageless": '{"block_size": 64}',
@@ -89,6 +90,14 @@ def write_checkpoint(folder: Path) -> None:
         (folder / name).mkdir()
         (folder / name / "gates.json").write_text(description)
         (folder / name / "gates.safetensors").touch()
+    for name, pooling in {"released": "Qproj", "foreign": "Qorig"}.items():
+        (folder / name).mkdir()
+        (folder / name / "config.json").write_text(
+            '{"seerattn_gate_block_size": 64, "seerattn_gate_hidden_size": 128, '
+            '"seerattn_k_seq_pooling_type": "Kmaxminavg", '
+            f'"seerattn_q_head_pooling_type": "{pooling}"}}'
+        )
+        (folder / name / "attn_gate_weights.pth").touch()
 
 
 def read(text: str) -> Experiment:

@@ -4,12 +4,10 @@ Prefill scores blocks with the mean query of each row, per query head; decode wi
 query, per key head. Both gates compare queries with pooled keys (attention/seer/gates.py).
 """
 
-import json
 import math
 from collections.abc import Callable
 from functools import cached_property
 from itertools import repeat
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -23,15 +21,11 @@ from needlework.attention.blocks import Blocks
 from needlework.attention.density import STAGES
 from needlework.attention.layers import LayerShape
 from needlework.attention.rope import Name, Rotation
-from needlework.attention.seer.gates import (
-    DESCRIPTION,
-    DecodeGate,
-    Gates,
-    PrefillGate,
-    pool_keys,
-)
+from needlework.attention.seer.gates import DecodeGate, PrefillGate, pool_keys
+from needlework.attention.seer.released import open_gates
 from needlework.config.attention.base import Stage
 from needlework.config.attention.seer import Seer
+from needlework.config.saved_gates import saved_gates
 
 NUMBERS_AT_ONCE = 2**20
 """Largest number of query or key elements rotated back together, or of logits ranked together,
@@ -60,7 +54,7 @@ class Method(RankedSelector[Seer]):
                 stage that is sparse.
         """
         system = self.system
-        self._gates = Gates.open(system.gates, model)
+        self._gates = open_gates(system.gates, model)
         description = self._gates.description
         if description.block_size != system.block_size:
             raise ValueError(
@@ -84,13 +78,12 @@ class Method(RankedSelector[Seer]):
         """Width of the gates, read from their folder.
 
         Raises:
-            ValueError: the folder has no description of gates.
+            ValueError: the folder has no gates, or unsupported ones.
         """
-        folder = self.system.gates
         try:
-            return int(json.loads((Path(folder) / DESCRIPTION).read_text())["gate_dim"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{folder}: no {DESCRIPTION} with a gate_dim ({error})") from None
+            return saved_gates(self.system.gates).gate_dim
+        except ValueError as error:
+            raise ValueError(f"gates: {self.system.gates} {error}") from None
 
     def scores(self, layer: int, query: Tensor, key: Tensor, forward: Forward) -> Tensor | None:
         """Logits of the gate, or +-inf if a threshold or share decides, float32; -inf for blocks

@@ -6,7 +6,8 @@ first token of each block, and multiplies them. Only gates are trained; the base
 
 import math
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -15,14 +16,16 @@ from pydantic import Field, ValidationError, field_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn.functional import rms_norm
 from transformers import PreTrainedModel
 
 from needlework.attention.rope import Angles, Rotation, rotate
 from needlework.config.base import Strict
+from needlework.config.saved_gates import DESCRIPTION, WEIGHTS
 
-WEIGHTS, DESCRIPTION = "gates.safetensors", "gates.json"
 Stage = Literal["prefill", "decode"]
 STAGES: tuple[Stage, ...] = ("prefill", "decode")
+NORM_EPS = 1e-6
 SIGNATURE_PARTS = 16
 
 
@@ -73,25 +76,28 @@ class DecodeGate(nn.Module):
     """Scores blocks of keys for single queries, jointly for all query heads of a kv head.
 
     Weights are `query` [kv heads, group, d, g], which projects the concatenated queries of the
-    group, and `key` [kv heads, 3 d, g].
+    group, and `key` [kv heads, 3 d, g]. With `norms`, projected queries and keys are divided by
+    their root mean square and multiplied by `query_norm` and `key_norm` [g], before RoPE.
     """
 
-    def __init__(self, heads: int, kv_heads: int, d: int, gate_dim: int):
+    def __init__(self, heads: int, kv_heads: int, d: int, gate_dim: int, norms: bool = False):
         super().__init__()
         self.kv_heads = kv_heads
         group = heads // kv_heads
         self.query = _projection(kv_heads, group * d, gate_dim)
         self.query = nn.Parameter(self.query.detach().unflatten(1, (group, d)))
         self.key = _projection(kv_heads, 3 * d, gate_dim)
+        self.query_norm = nn.Parameter(torch.ones(gate_dim)) if norms else None
+        self.key_norm = nn.Parameter(torch.ones(gate_dim)) if norms else None
 
     def queries(self, query: Tensor, angles: Angles) -> Tensor:
         """Project queries [batch, heads, n, d] to [batch, kv heads, n, g], float32."""
         query = query.float().unflatten(1, (self.kv_heads, -1)).transpose(2, 3).flatten(3)
-        return rotate(query @ self.query.flatten(1, 2), angles)
+        return rotate(_normed(query @ self.query.flatten(1, 2), self.query_norm), angles)
 
     def keys(self, pools: Tensor, angles: Angles) -> Tensor:
         """Project pools [batch, kv heads, blocks, 3 d] to [batch, kv heads, blocks, g], float32."""
-        return rotate(pools.float() @ self.key, angles)
+        return rotate(_normed(pools.float() @ self.key, self.key_norm), angles)
 
     def logits(self, queries: Tensor, keys: Tensor) -> Tensor:
         """Unmasked logits [batch, kv heads, n, blocks] of projected queries and keys."""
@@ -106,6 +112,10 @@ class DecodeGate(nn.Module):
         before RoPE; angles are those of the queries, and of each block's first token.
         """
         return self.logits(self.queries(query, query_angles), self.keys(pools, key_angles))
+
+
+def _normed(x: Tensor, weight: Tensor | None) -> Tensor:
+    return x if weight is None else rms_norm(x, weight.shape, weight, NORM_EPS)
 
 
 def _projection(heads: int, inputs: int, outputs: int) -> nn.Parameter:
@@ -139,6 +149,8 @@ class Description(Strict):
     """Tokens per block."""
     gate_dim: int = Field(ge=2, multiple_of=2)
     stages: tuple[Stage, ...]
+    norms: bool = False
+    """Whether decode gates normalize projected queries and keys."""
     layers: tuple[int, ...]
     heads: int
     kv_heads: int
@@ -173,7 +185,10 @@ class Gates(nn.Module):
         super().__init__()
         self.description = d = description
         shape = d.heads, d.kv_heads, d.head_dim, d.gate_dim
-        kinds = {"prefill": PrefillGate, "decode": DecodeGate}
+        kinds: dict[Stage, Callable[..., nn.Module]] = {
+            "prefill": PrefillGate,
+            "decode": partial(DecodeGate, norms=d.norms),
+        }
         for stage, kind in kinds.items():
             layers = d.layers if stage in d.stages else ()
             setattr(self, stage, nn.ModuleDict({str(layer): kind(*shape) for layer in layers}))
@@ -195,7 +210,7 @@ class Gates(nn.Module):
             ValueError: gate_dim is odd or block_size below 1, the model's layers differ in shape,
                 its RoPE cannot be undone, or `apply` would refuse it.
         """
-        description = _describe(model, block_size, gate_dim, tuple(stages))
+        description = describe(model, block_size, gate_dim, tuple(stages))
         return cls(description).to(model.device)
 
     def save(self, folder: str | Path) -> None:
@@ -236,28 +251,49 @@ class Gates(nn.Module):
             message = first["msg"].removeprefix("Value error, ")
             raise _broken(folder / DESCRIPTION, f"{key}: {message}" if key else message) from None
         d = description
-        model_description = _describe(model, d.block_size, d.gate_dim, d.stages)
+        model_description = describe(model, d.block_size, d.gate_dim, d.stages)
         _check_same_model(folder, description, model_description)
-        with torch.device("meta"):
-            gates = cls(description)
         try:
-            expected, saved = gates.state_dict(), load_file(folder / WEIGHTS)
+            weights = load_file(folder / WEIGHTS)
         except SafetensorError as error:
             raise _broken(folder / WEIGHTS, str(error)) from None
-        for name in sorted(expected.keys() | saved.keys()):
-            if name not in saved or name not in expected:
-                state = "missing" if name not in saved else "not one of these gates"
-                raise _broken(folder / WEIGHTS, f"{name} is {state}")
-            if saved[name].shape != expected[name].shape:
-                shapes = f"{list(saved[name].shape)}, not {list(expected[name].shape)}"
-                raise _broken(folder / WEIGHTS, f"{name} has shape {shapes}")
-        gates.load_state_dict(saved, assign=True)
+        return cls.of(description, weights, folder / WEIGHTS, model)
+
+    @classmethod
+    def of(
+        cls,
+        description: Description,
+        weights: dict[str, Tensor],
+        file: Path,
+        model: PreTrainedModel,
+    ) -> "Gates":
+        """Gates with `weights`, read from `file`, in float32 on the device of `model`.
+
+        Raises:
+            ValueError: a weight is missing, unknown or of another shape.
+        """
+        with torch.device("meta"):
+            gates = cls(description)
+        expected = gates.state_dict()
+        for name in sorted(expected.keys() | weights.keys()):
+            if name not in weights or name not in expected:
+                state = "missing" if name not in weights else "not one of these gates"
+                raise _broken(file, f"{name} is {state}")
+            if weights[name].shape != expected[name].shape:
+                shapes = f"{list(weights[name].shape)}, not {list(expected[name].shape)}"
+                raise _broken(file, f"{name} has shape {shapes}")
+        gates.load_state_dict(weights, assign=True)
         return gates.to(model.device, torch.float32).eval().requires_grad_(False)
 
 
-def _describe(
+def describe(
     model: PreTrainedModel, block_size: int, gate_dim: int | None, stages: tuple[Stage, ...]
 ) -> Description:
+    """What gates of this shape for `model` would say of it; gate_dim None: its head dimension.
+
+    Raises:
+        ValueError: as `Gates.new`.
+    """
     rotation = Rotation(model)
     rotation.remove()
     shapes = set(rotation.shapes.values())

@@ -18,7 +18,7 @@ class Seer(Ranked):
 
     type: Literal["seer"] = "seer"
     gates: str = Field(
-        min_length=1, description="a name under gates, or a folder with gates.safetensors"
+        min_length=1, description="a name under gates, or a folder of saved or released gates"
     )
     dense_layers: int = Field(0, ge=0, description="first layers, which keep the stock attention")
     threshold: float | None = Field(

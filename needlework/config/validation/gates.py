@@ -8,7 +8,7 @@ from needlework.config.attention.seer import Seer
 from needlework.config.errors import Location, Problem, suggest
 from needlework.config.experiment import Experiment
 from needlework.config.model_info import BEHIND_API, is_behind_api
-from needlework.config.paths import json_object
+from needlework.config.saved_gates import saved_gates
 from needlework.config.validation.training import process_problems, row_problems
 
 
@@ -34,11 +34,16 @@ def seer_problems(
     at = (*where, "attention", "gates")
     gates = experiment.gates.get(attention.gates)
     if gates is None:
-        saved = _saved_gates(experiment, attention.gates)
-        if isinstance(saved, str):
-            yield at, saved
+        if not Path(attention.gates).is_dir():
+            known = suggest(experiment.gates, attention.gates)
+            yield at, f"unknown gates; {known}, or a folder of saved gates"
             return
-        block_size, stages = saved
+        try:
+            saved = saved_gates(attention.gates)
+        except ValueError as error:
+            yield at, str(error)
+            return
+        block_size, stages = saved.block_size, list[str](saved.stages)
     else:
         block_size, stages = gates.block_size, list[str](gates.stages)
         if gates.model != model:
@@ -58,20 +63,3 @@ def seer_problems(
             (*where, "attention", "block_size"),
             f"differs from the gates' block size; write {block_size}, or use other gates",
         )
-
-
-def _saved_gates(experiment: Experiment, path: str) -> tuple[int, list[str]] | str:
-    """Block size and stages of the gates saved in a folder, or what is wrong with it."""
-    folder = Path(path)
-    if not folder.is_dir():
-        return f"unknown gates; {suggest(experiment.gates, path)}, or a folder of saved gates"
-    for file in ("gates.json", "gates.safetensors"):
-        if not (folder / file).is_file():
-            return f"has no {file}; write the path of a folder of saved gates"
-    saved = json_object(folder / "gates.json")
-    if saved is None:
-        return "has a gates.json that is not a JSON object; download it again"
-    block_size, stages = saved.get("block_size"), saved.get("stages")
-    if type(block_size) is not int or block_size < 1 or not isinstance(stages, list):
-        return "has a gates.json without block_size or stages; distill or copy the gates again"
-    return block_size, stages

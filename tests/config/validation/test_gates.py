@@ -1,5 +1,5 @@
 import pytest
-from support.experiment_file import case, check_error
+from support.experiment_file import EXPERIMENT, case, check_error, read
 
 
 @pytest.mark.usefixtures("experiment_folder")
@@ -34,27 +34,39 @@ from support.experiment_file import case, check_error
         case(
             "gates: saved",
             "gates: none",
-            "systems.given.attention.gates = 'none': has a gates.json without block_size or stages",
+            "systems.given.attention.gates = 'none': has a gates.json without block_size, gate_dim",
         ),
         case(
             "gates: saved",
             "gates: text",
-            "systems.given.attention.gates = 'text': has a gates.json without block_size or stages",
+            "systems.given.attention.gates = 'text': has a gates.json without block_size, gate_dim",
         ),
         case(
             "gates: saved",
             "gates: bool",
-            "systems.given.attention.gates = 'bool': has a gates.json without block_size or stages",
+            "systems.given.attention.gates = 'bool': has a gates.json without block_size, gate_dim",
         ),
         case(
             "gates: saved",
             "gates: stageless",
-            "systems.given.attention.gates = 'stageless': has a gates.json without block_size or",
+            "systems.given.attention.gates = 'stageless': has a gates.json without block_size,",
         ),
         case(
             "gates: saved",
             "gates: half",
             "systems.given.attention.gates = 'half': has no gates for decode; set stages: prefill",
+        ),
+        case(
+            "gates: saved",
+            "gates: released",
+            "systems.given.attention.gates = 'released': has no gates for prefill; set stages: "
+            "decode",
+        ),
+        case(
+            "gates: saved",
+            "gates: foreign",
+            "systems.given.attention.gates = 'foreign': has a config.json whose "
+            "seerattn_q_head_pooling_type is 'Qorig'; use gates where it is one of Qproj",
         ),
         case(
             "base, block_size: 32",
@@ -91,3 +103,9 @@ from support.experiment_file import case, check_error
 )
 def test_missing_or_unfit_gates_are_rejected(old, new, message, at):
     check_error(old, new, message, at)
+
+
+@pytest.mark.usefixtures("experiment_folder")
+def test_released_gates_are_accepted():
+    released = "gates: released, stages: decode, block_size: 64"
+    read(EXPERIMENT.replace("gates: saved, block_size: 64", released))

@@ -9,7 +9,8 @@ import pytest
 import torch
 from support.paths import PYTHONPATH
 from support.random_checkpoints import TOKENIZER, save_checkpoint
-from transformers import AutoTokenizer
+from support.released_gates import DECODE, released_config, released_weights, write_released
+from transformers import AutoConfig, AutoTokenizer
 
 from needlework.config.attention.infini import Infini
 from needlework.config.opening import ModelSpec, Opening
@@ -100,6 +101,24 @@ def test_offloading_to_disk_does_not_change_answers(
     assert predictions.equals(predicted(folder, samples, system))
     with pytest.raises(ValueError, match=r"do not fit; write .*offload_folder"):
         predicted(folder, samples, system, **keys)
+
+
+def test_released_gates_choose_the_blocks_of_answers(checkpoint, samples, tmp_path):
+    folder = checkpoint("qwen3")
+    config = AutoConfig.from_pretrained(folder)
+    stated = released_config(config, 16, 8, DECODE)
+    gates = write_released(tmp_path / "gates", stated, released_weights(stated, config.head_dim))
+    system = {"type": "seer", "gates": gates, "block_size": 16, "stages": "decode"}
+    budget = {**system, "token_budget": 32}
+    answers = predicted(folder, samples, budget)
+    dense = predicted(folder, samples)
+    assert answers["prediction"].to_list() != dense["prediction"].to_list()
+    assert answers["prefill_density"].to_list() == [1.0] * 3
+    # Two blocks and the token's own.
+    tokens = pl.read_parquet(samples)["tokens"].max()
+    assert answers["decode_density"].max() < 4 * 16 / tokens
+    everything = predicted(folder, samples, {**system, "density": 1.0})
+    assert everything["prediction"].equals(dense["prediction"])
 
 
 def test_an_infini_model_answers_from_disk(checkpoint, samples, tmp_path):

@@ -1,5 +1,7 @@
 """Systems of the experiment: which rule evaluates each, with what, after which lengths."""
 
+from needlework.config.saved_gates import saved_gates
+
 
 def system_of(wildcards):
     """System {system}: the experiment's, or one that only stream {stream} defines."""
@@ -33,8 +35,14 @@ def gates_folder(system):
 
 def system_gates(wildcards):
     """The gates of system {system}: made by a rule, or found in the user's folder."""
-    folder = gates_folder(system_of(wildcards))
-    files = [] if folder is None else ["gates.safetensors", "gates.json"]
+    system = system_of(wildcards)
+    folder = gates_folder(system)
+    if folder is None:
+        return []
+    files = ["gates.safetensors", "gates.json"]
+    if system.attention.gates_name not in experiment.gates:
+        saved = saved_gates(folder)
+        files = [saved.weights, saved.description]
     return [f"{folder}/{file}" for file in files]
 
 
