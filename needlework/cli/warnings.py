@@ -1,10 +1,10 @@
 """Settings of a valid experiment that are probably a mistake."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 from needlework.config.experiment import Experiment
+from needlework.config.models.tokenizer_files import chat_templates
 from needlework.tasks.prompts.tokenizer import tokenizer_folder
 
 
@@ -21,14 +21,10 @@ def warnings(experiment: Experiment, fetch: bool = False) -> Iterator[str]:
 
 def has_chat_template(folder: Path) -> bool:
     """Whether the tokenizer of a checkpoint has a chat template."""
-    files = ("chat_template.jinja", "additional_chat_templates/default.jinja")
-    if any((folder / file).is_file() for file in files):
-        return True
     try:
-        config = json.loads((folder / "tokenizer_config.json").read_bytes())
-    except (OSError, ValueError):
+        return bool(chat_templates(folder))
+    except ValueError:
         return False
-    return isinstance(config, dict) and bool(config.get("chat_template"))
 
 
 def _missing_chat_templates(experiment: Experiment, fetch: bool) -> Iterator[str]:

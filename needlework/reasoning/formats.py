@@ -65,7 +65,12 @@ def outcome(prediction: str, own: ThoughtFormat | None = None) -> Outcome:
 
 
 def format_of(template: object, own: ThoughtFormat | None = None) -> ThoughtFormat | None:
-    """The format whose tags occur in a chat template, or `own`; None if there is none."""
+    """The format whose tags occur in a chat template, or in one of several by name, or `own`.
+
+    None if there is none.
+    """
+    if isinstance(template, dict):
+        template = "\n".join(template.values())
     if own is not None or not isinstance(template, str):
         return own
     # The longest tag first: one may be part of another.

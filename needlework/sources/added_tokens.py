@@ -32,7 +32,8 @@ def prompt_tokenizer(
     """
     is_bounded = tokenizer.truncation is not None or tokenizer.padding is not None
     as_text = special_tokens == "text"
-    differs = tokenizer.encode_special_tokens != as_text
+    has_special = any(token.special for token in tokenizer.get_added_tokens_decoder().values())
+    differs = has_special and tokenizer.encode_special_tokens != as_text
     if not is_bounded and not differs and not added_ids(tokenizer)[1]:
         return tokenizer
     copy = Tokenizer.from_str(tokenizer.to_str())

@@ -141,3 +141,20 @@ def test_an_invalid_name_is_reported_as_a_missing_folder(hub: Hub, tmp_path: Pat
     assert (
         line == "no/such/folder: no such folder; name an existing one, or owner/name on the hub\n"
     )
+
+
+def test_a_tokenizer_is_fetched_with_every_file_that_is_read(tmp_path):
+    folder = tmp_path / "model"
+    (folder / "additional_chat_templates").mkdir(parents=True)
+    read = [
+        *("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
+        *("added_tokens.json", "chat_template.jinja", "chat_template.json", "tokenizer.model"),
+        *("additional_chat_templates/rag.jinja", "processor_config.json", "merges.txt"),
+    ]
+    for name in [*read, "model.safetensors", "README.md"]:
+        (folder / name).write_text("{}")
+    with serving(Hub({"model": {"main": folder}})) as hub:
+        done = python(hub, tmp_path / "cache", "-c", TOKENIZER, "nobody/model")
+    fetched = Path(done.stdout.strip())
+    files = {str(file.relative_to(fetched)) for file in fetched.rglob("*") if file.is_file()}
+    assert files == set(read), done.stderr

@@ -85,14 +85,15 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(kind, file, *found[revision or "main"])
 
     def _answer(self, kind: str | None, name: str, commit: str, folder: Path):
-        files = sorted(folder.iterdir())
+        files = sorted(file for file in folder.rglob("*") if file.is_file())
+        paths = [str(file.relative_to(folder)) for file in files]
         if kind == "tree" and not name:
             body = [
-                {"type": "file", "path": f.name, "size": f.stat().st_size, "oid": _etag(f)}
-                for f in files
+                {"type": "file", "path": path, "size": f.stat().st_size, "oid": _etag(f)}
+                for path, f in zip(paths, files, strict=True)
             ]
         elif not name:
-            body = {"id": "", "sha": commit, "siblings": [{"rfilename": f.name} for f in files]}
+            body = {"id": "", "sha": commit, "siblings": [{"rfilename": path} for path in paths]}
         elif not (folder / name).is_file():
             return self._send(_NO_FILE[0], {**_NO_FILE[1], "X-Repo-Commit": commit}, b"")
         else:

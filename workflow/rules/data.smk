@@ -61,7 +61,7 @@ rule generate_samples:
 
 rule generate_finetune_data:
     input:
-        tokenizer=files_for_finetune_data,
+        tokenizer=files_for_prompts,
         text=finetune_data_files,
         haystacks=finetune_data_haystacks,
     output:

@@ -1,6 +1,5 @@
 """Models behind an OpenAI-compatible API, and what they charge."""
 
-from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 from urllib.parse import urlsplit
 
@@ -9,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 from needlework.config.base import Strict, Text
 from needlework.config.models.base import Model, TokenizerSource
 from needlework.config.models.thought import ThoughtFormat
+from needlework.config.models.tokenizer_files import TOKENIZER_FILES, files_in
 
 
 class Price(Strict):
@@ -144,8 +144,7 @@ class Api(Model):
 
     @property
     def files(self) -> list[str]:
-        file = Path(self.tokenizer or "") / "tokenizer.json"
-        return [str(file)] if self.tokenizer is not None and file.is_file() else []
+        return [] if self.tokenizer is None else files_in(self.tokenizer, TOKENIZER_FILES)
 
     @property
     def own_attention(self) -> None:

@@ -34,6 +34,8 @@ class TokenizerSource(NamedTuple):
 class Chat(Strict):
     """How prompts are put into a model's chat template."""
 
+    template: str | None
+    """Name of the template; None: the default."""
     system_prompt: str | None
     thinking_tokens: int
     thought_format: ThoughtFormat | None

@@ -7,9 +7,16 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
-from needlework.config.errors import Problem
+from needlework.config.errors import Problem, suggest
 from needlework.config.models.base import Chat, LocalModel, TokenizerSource
 from needlework.config.models.thought import ThoughtFormat
+from needlework.config.models.tokenizer_files import (
+    TEMPLATES,
+    TOKENIZER_FILES,
+    chat_templates,
+    files_in,
+    has_vocabulary,
+)
 from needlework.config.opening import ModelSpec, Opening
 from needlework.config.paths import is_hub_name, json_object
 from needlework.config.rope import RopeScaling, positions_of
@@ -49,9 +56,10 @@ class Checkpoint(Opening, LocalModel):
         description="rotary position scaling for longer texts, such as {rope_type: yarn, factor: "
         "4.0}; null: as config.json states it",
     )
-    chat_template: bool = Field(
+    chat_template: bool | str = Field(
         False,
-        description="true: prompts in the tokenizer's chat template, which also starts the answer",
+        description="true: prompts in the tokenizer's chat template, which also starts the answer; "
+        "a name: in its template of that name, such as tool_use",
     )
     system_prompt: str | None = Field(None, description="system message of the chat template")
     thinking_tokens: int = Field(
@@ -96,8 +104,8 @@ class Checkpoint(Opening, LocalModel):
     @property
     def files(self) -> list[str]:
         kinds = ["json", "jinja", "safetensors", *(["bin"] if self.allow_pickle else [])]
-        folder = Path(self.path)
-        return sorted(str(file) for kind in kinds for file in folder.glob(f"*.{kind}"))
+        patterns = [*(f"*.{kind}" for kind in kinds), *TOKENIZER_FILES, *TEMPLATES]
+        return files_in(self.path, patterns)
 
     @property
     def config_json(self) -> dict[str, Any]:
@@ -135,6 +143,7 @@ class Checkpoint(Opening, LocalModel):
         if not self.chat_template:
             return None
         return Chat(
+            template=self.chat_template if isinstance(self.chat_template, str) else None,
             system_prompt=self.system_prompt,
             thinking_tokens=self.thinking_tokens,
             thought_format=self.thought_format,
@@ -156,11 +165,12 @@ class Checkpoint(Opening, LocalModel):
             if not is_hub_name(self.path):
                 yield ("path",), "no such folder; name an existing one, or owner/name on the hub"
             return
-        for file in ("config.json", "tokenizer.json"):
-            if not (folder / file).is_file():
-                yield ("path",), f"has no {file}; name a Hugging Face checkpoint folder"
-            elif file == "config.json" and json_object(folder / file) is None:
-                yield ("path",), f"{file} is not a JSON object; download it again"
+        config = folder / "config.json"
+        is_there = {"config.json": config.is_file(), "tokenizer.json": has_vocabulary(folder)}
+        for file in (file for file, exists in is_there.items() if not exists):
+            yield ("path",), f"has no {file}; name a Hugging Face checkpoint folder"
+        if config.is_file() and json_object(config) is None:
+            yield ("path",), "config.json is not a JSON object; download it again"
         kinds = {path.suffix for path in folder.glob("*")}
         if ".bin" in kinds and ".safetensors" not in kinds and not self.allow_pickle:
             yield (
@@ -175,17 +185,20 @@ class Checkpoint(Opening, LocalModel):
                 if getattr(self, key):
                     yield (key,), "needs a chat template; write chat_template: true, or remove it"
             return
-        folder = Path(self.path)
-        templates = ("chat_template.jinja", "additional_chat_templates/default.jinja")
-        if not folder.is_dir() or any((folder / name).is_file() for name in templates):
+        if not Path(self.path).is_dir():
             return
-        file = folder / "tokenizer_config.json"
-        config = json_object(file) if file.is_file() else {}
-        if config is None:
-            yield ("path",), "tokenizer_config.json is not a JSON object; download it again"
-        elif "chat_template" not in config:
+        try:
+            names = list(chat_templates(self.path))
+        except ValueError as error:
+            yield ("path",), str(error)
+            return
+        if not names:
             yield (
                 ("chat_template",),
-                f"has no template: {folder} has neither chat_template.jinja nor one in "
+                f"has no template: {self.path} has neither chat_template.jinja nor one in "
                 "tokenizer_config.json; write false, or name an instruct model",
             )
+        elif isinstance(self.chat_template, str) and self.chat_template not in names:
+            yield ("chat_template",), f"no such template; {suggest(names, self.chat_template)}"
+        elif self.chat_template is True and "default" not in names:
+            yield ("chat_template",), f"no default template; write one of {', '.join(names)}"

@@ -7,6 +7,7 @@ from needlework.config.errors import Location, Problem, suggest
 from needlework.config.experiment import Experiment
 from needlework.config.model_info import BEHIND_API, is_behind_api
 from needlework.config.models.api import Api
+from needlework.config.models.tokenizer_files import has_vocabulary
 from needlework.config.paths import is_hub_name
 from needlework.config.training import Finetune
 from needlework.config.validation.training import process_problems, row_problems
@@ -59,7 +60,7 @@ def _tokenizer_problems(experiment: Experiment, model: Location, api: Api) -> It
                 "runs behind an API itself; name a model whose tokenizer is here, or a folder",
             )
     elif Path(name).is_dir():
-        if not (Path(name) / "tokenizer.json").is_file():
+        if not has_vocabulary(name):
             yield where, "has no tokenizer.json; name a folder that has one"
     elif not is_hub_name(name):
         names = [other for other in experiment.models if not is_behind_api(experiment, other)]

@@ -17,6 +17,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from needlework.config.models.thought import ThoughtFormat
+from needlework.config.models.tokenizer_files import chat_templates
 from needlework.reasoning.formats import (
     THINK,
     complete_final,
@@ -38,6 +39,7 @@ def load_chat_frame(
     path: str | Path,
     revision: str | None = None,
     *,
+    template: str | None = None,
     system_prompt: str | None = None,
     thinking_tokens: int = 0,
     thought_format: ThoughtFormat | dict[str, str] | None = None,
@@ -50,9 +52,9 @@ def load_chat_frame(
     a thinking block that the template opens anyway is closed empty.
 
     Args:
-        path: checkpoint folder or hub name. Reads chat_template.jinja or, without it,
-            `chat_template` of tokenizer_config.json.
+        path: checkpoint folder or hub name; see `chat_templates` for the files that are read.
         revision: commit or tag of a hub name.
+        template: the template's name; None: the default one.
         system_prompt: the system message; None leaves it to the template.
         thinking_tokens: token budget for thinking.
         thought_format: the format of its reasoning; None: the known one in the template.
@@ -64,8 +66,7 @@ def load_chat_frame(
             opens reasoning.
     """
     folder = tokenizer_folder(path, revision)
-    config = _tokenizer_config(folder)
-    source = _template_source(folder, config)
+    source = _template_source(folder, template)
     thinks = thinking_tokens > 0
     tokens = {k: v for k, v in special_tokens(folder).items() if k in _SPECIAL_TOKENS}
     variables = {
@@ -194,28 +195,18 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _template_source(folder: Path, config: dict[str, Any]) -> str:
-    """The template's source; chat_template.jinja takes precedence, as in transformers."""
-    source = _read(folder, "chat_template.jinja")
+def _template_source(folder: Path, name: str | None) -> str:
+    """The source of the template of a name, or of the default one."""
+    templates = chat_templates(folder)
+    source = templates.get(name or "default")
+    if source is None and templates:
+        missing = "no default chat template" if name is None else f"no chat template {name!r}"
+        raise ValueError(f"{folder}: has {missing}; set chat_template: {' or '.join(templates)}")
     if source is None:
-        source = config.get("chat_template")
-    if isinstance(source, list):
-        source = {entry["name"]: entry["template"] for entry in source}.get("default")
-    if source is None:
-        source = _read(folder, "additional_chat_templates/default.jinja")
-    if not isinstance(source, str):
         raise ValueError(
             f"{folder}: has no chat template; set chat_template: false, or use an instruct model"
         )
     return source
-
-
-def _tokenizer_config(folder: Path) -> dict[str, Any]:
-    text = _read(folder, "tokenizer_config.json")
-    try:
-        return {} if text is None else json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{folder}: tokenizer_config.json is not JSON: {error}") from None
 
 
 def _leading_special_tokens(folder: Path) -> list[str]:
@@ -223,13 +214,3 @@ def _leading_special_tokens(folder: Path) -> list[str]:
     encoding = open_tokenizer(folder).encode("a")
     first = encoding.special_tokens_mask.index(0) if 0 in encoding.special_tokens_mask else 0
     return encoding.tokens[:first]
-
-
-def _read(folder: Path, file: str) -> str | None:
-    """The text of a file in the tokenizer's folder, or None if there is no such file."""
-    try:
-        return (folder / file).read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{folder}: {file} cannot be read: {_one_line(error)}") from None

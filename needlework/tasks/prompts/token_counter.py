@@ -125,8 +125,8 @@ class TokenCounter:
 
     def spelled(self, prompt: Prompt) -> Counter[str]:
         """How often the prompt's text, chat template apart, spells each special token."""
-        texts = (prompt.context, prompt.question, prompt.answer_prefix)
-        texts = (self.chat_frame.system_prompt or "", *texts)
+        system = self.chat_frame.system_prompt or ""
+        texts = (system, prompt.context, prompt.question, prompt.answer_prefix)
         return sum(map(self._control.spelled, texts), Counter())
 
     def encode_prompt(self, prompt: Prompt) -> Encoding:

@@ -2,22 +2,19 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import snapshot_download
-from tokenizers import Regex, Tokenizer
+from tokenizers import AddedToken, Regex, Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Split
 
+from needlework.config.models.tokenizer_files import TEMPLATES, TOKENIZER_FILES, has_vocabulary
 from needlework.sources import hub
 from needlework.sources.added_tokens import added_ids
+from needlework.sources.tokenizer_conversion import converted
 
-_FILES = [
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-    "additional_chat_templates/*.jinja",
-]
+_NAMED = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
 
 
 def tokenizer_folder(path: str | Path, revision: str | None = None) -> Path:
@@ -29,8 +26,9 @@ def tokenizer_folder(path: str | Path, revision: str | None = None) -> Path:
     if Path(path).is_dir():
         return Path(path)
     hub.unreachable()
+    patterns = ["config.json", *TOKENIZER_FILES, *TEMPLATES]
     try:
-        return Path(snapshot_download(str(path), revision=revision, allow_patterns=_FILES))
+        return Path(snapshot_download(str(path), revision=revision, allow_patterns=patterns))
     except Exception as error:  # the hub's errors have no common base class
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(
@@ -41,7 +39,7 @@ def tokenizer_folder(path: str | Path, revision: str | None = None) -> Path:
 
 
 def open_tokenizer(path: str | Path | None, revision: str | None = None) -> Tokenizer:
-    """Open the tokenizer of a checkpoint folder or hub repository.
+    """Open the tokenizer of a checkpoint folder or hub repository, as AutoTokenizer does.
 
     None gives a tokenizer with one token per character, for models without a public tokenizer.
 
@@ -52,13 +50,54 @@ def open_tokenizer(path: str | Path | None, revision: str | None = None) -> Toke
         tokenizer = Tokenizer(WordLevel({"any": 0}, unk_token="any"))
         tokenizer.pre_tokenizer = Split(Regex(r"[\s\S]"), "isolated")
         return tokenizer
-    file = tokenizer_folder(path, revision) / "tokenizer.json"
+    folder = tokenizer_folder(path, revision)
+    file = folder / "tokenizer.json"
     if not file.is_file():
-        raise ValueError(f"{path}: has no tokenizer.json; write the path of a checkpoint with one")
+        if not has_vocabulary(folder):
+            raise ValueError(
+                f"{path}: has no tokenizer.json; write the path of a checkpoint with one"
+            )
+        return Tokenizer.from_str(converted(folder))
     try:
-        return Tokenizer.from_file(str(file))
+        tokenizer = Tokenizer.from_file(str(file))
     except Exception as error:  # tokenizers raises nothing more specific
         raise ValueError(f"{path}: cannot read its tokenizer.json: {error}") from None
+    _add_tokens(tokenizer, folder)
+    return tokenizer
+
+
+def _add_tokens(tokenizer: Tokenizer, folder: Path) -> None:
+    """Add the tokens that only other files than tokenizer.json list, in transformers' order."""
+    settings = _settings(folder)
+    known = tokenizer.get_added_tokens_decoder()
+    listed = settings.get("added_tokens_decoder", {})
+    added = [_as_token(entry) for _, entry in sorted(listed.items(), key=lambda item: int(item[0]))]
+    named = [settings[key] for key in _NAMED if settings.get(key)]
+    extra = settings.get("extra_special_tokens") or settings.get("additional_special_tokens") or []
+    special = [_as_token(entry) for entry in (*named, *(extra if isinstance(extra, list) else ()))]
+    if not listed:
+        names = {token.content for token in special}
+        added = [
+            AddedToken(text, normalized=text not in names, special=text in names)
+            for text, _ in sorted(
+                _json_object(folder / "added_tokens.json").items(), key=lambda item: item[1]
+            )
+            if all(text != token.content for token in known.values())
+        ]
+    states = [token.__getstate__() for token in known.values()]
+    tokens = [token for token in added if token.__getstate__() not in states]
+    texts = {token.content for token in (*known.values(), *tokens)}
+    for token in special:
+        if token.content not in texts:
+            tokens.append(token)
+            texts.add(token.content)
+    tokenizer.add_tokens(tokens)
+
+
+def _as_token(entry: str | dict[str, Any]) -> AddedToken:
+    if isinstance(entry, str):
+        return AddedToken(entry, special=True)
+    return AddedToken(**{"special": True} | {k: v for k, v in entry.items() if k != "__type"})
 
 
 def special_tokens(folder: Path) -> dict[str, str]:
@@ -71,21 +110,33 @@ def special_tokens(folder: Path) -> dict[str, str]:
         ValueError: a file is not a JSON object.
     """
     tokens: dict[str, str] = {}
-    for name in ("tokenizer_config.json", "special_tokens_map.json"):
-        file = folder / name
-        if not file.is_file():
-            continue
-        try:
-            entries = dict(json.loads(file.read_bytes()).items())
-        except (OSError, ValueError, AttributeError) as error:
-            raise ValueError(f"{file}: cannot be read: {error}; fetch it again") from None
-        for key, value in entries.items():
-            text = value.get("content") if isinstance(value, dict) else value
-            if key.endswith("_token") and isinstance(text, str):
-                tokens[key] = text
-        if "added_tokens_decoder" in entries:
-            break
+    for key, value in _settings(folder).items():
+        text = value.get("content") if isinstance(value, dict) else value
+        if key.endswith("_token") and isinstance(text, str):
+            tokens[key] = text
     return tokens
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    """The keys of tokenizer_config.json and, where transformers reads it, special_tokens_map.json.
+
+    Raises:
+        ValueError: a file is not a JSON object.
+    """
+    settings = _json_object(folder / "tokenizer_config.json")
+    if "added_tokens_decoder" in settings:
+        return settings
+    return {**settings, **_json_object(folder / "special_tokens_map.json")}
+
+
+def _json_object(file: Path) -> dict[str, Any]:
+    """The content of a JSON file; nothing if there is no such file."""
+    if not file.is_file():
+        return {}
+    try:
+        return dict(json.loads(file.read_bytes()).items())
+    except (OSError, ValueError, AttributeError) as error:
+        raise ValueError(f"{file}: cannot be read: {error}; fetch it again") from None
 
 
 def start_ids(path: str | Path, revision: str | None, bos: str) -> list[int] | None:

@@ -95,3 +95,23 @@ def test_a_truncated_config_json_is_named(experiment_folder):
 def test_a_config_json_without_an_object_is_named(experiment_folder):
     (experiment_folder / "checkpoint/config.json").write_text("[]")
     assert "config.json is not a JSON object; download it again" in error_of(EXPERIMENT)
+
+
+def test_a_chat_template_can_be_named(experiment_folder):
+    text = EXPERIMENT.replace("path: checkpoint", "path: checkpoint, chat_template: rags", 1)
+    checkpoint = experiment_folder / "checkpoint"
+    assert "chat_template = 'rags': has no template" in error_of(text)
+    (checkpoint / "additional_chat_templates").mkdir()
+    for name in ("rag", "tool_use"):
+        (checkpoint / f"additional_chat_templates/{name}.jinja").write_text("x")
+    assert error_of(text).endswith(
+        "chat_template = 'rags': no such template; did you mean `rag`? write one of rag, tool_use"
+    )
+    assert "no default template; write one of rag, tool_use" in error_of(
+        text.replace("rags", "true")
+    )
+    chat = read(text.replace("rags", "rag")).models["base"].chat
+    assert chat is not None
+    assert chat.template == "rag"
+    files = read(text.replace("rags", "rag")).models["base"].files
+    assert any(file.endswith("additional_chat_templates/rag.jinja") for file in files)

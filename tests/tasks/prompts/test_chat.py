@@ -314,7 +314,7 @@ INVALID = {
     "twice": ("{{ messages[0].content * 2 }}", "changes or repeats its message"),
     "escaped": ("{{ messages[0].content | tojson }}", "changes or repeats its message"),
     "list": ("{% for part in messages[0].content %}{{ part.text }}{% endfor %}", "changes"),
-    "nameless": ([{"name": "tool_use", "template": "x"}], "has no chat template"),
+    "nameless": ([{"name": "tool_use", "template": "x"}], "has no default chat template; set"),
     "none": (
         None,
         "has no chat template; set chat_template: false, or use an instruct model",
@@ -349,11 +349,11 @@ def test_a_rejected_system_message_is_reported(tmp_path, template, message):
 def test_unreadable_files_are_reported(tmp_path):
     folder = save(tmp_path, PHI)
     (folder / "tokenizer_config.json").write_text("{")
-    with pytest.raises(ValueError, match=r"tokenizer_config\.json is not JSON"):
+    with pytest.raises(ValueError, match=r"tokenizer_config\.json: is not a JSON object"):
         load_chat_frame(folder)
     (folder / "tokenizer_config.json").write_text("{}")
     (folder / "chat_template.jinja").write_bytes(b"\xff")
-    with pytest.raises(ValueError, match=r"chat_template\.jinja cannot be read"):
+    with pytest.raises(ValueError, match=r"chat_template\.jinja: cannot be read"):
         load_chat_frame(folder)
 
 
@@ -378,3 +378,24 @@ def test_a_hub_name_is_read_from_the_hub_cache(tmp_path):
     assert failed.startswith(
         "ValueError: owner/other: no such folder, and the hub cannot be reached"
     )
+
+
+def test_templates_are_selected_by_name(tmp_path):
+    folder = save(
+        tmp_path, [{"name": "default", "template": PHI}, {"name": "rag", "template": "x"}]
+    )
+    (tmp_path / "additional_chat_templates").mkdir()
+    (tmp_path / "additional_chat_templates" / "rag.jinja").write_text(GEMMA)
+    assert load_chat_frame(folder).tail == "<|end|>\n<|assistant|>\n"
+    assert load_chat_frame(folder, template="rag").tail == "<end>\n<turn>model\n"
+    with pytest.raises(ValueError, match="has no chat template 'tool'; set chat_template: default"):
+        load_chat_frame(folder, template="tool")
+
+
+@pytest.mark.parametrize("name", ["chat_template.json", "processor_config.json"])
+def test_a_template_of_a_processor_is_used_if_the_tokenizer_has_none(tmp_path, name):
+    folder = save(tmp_path, None)
+    (folder / name).write_text(json.dumps({"chat_template": GEMMA}))
+    assert load_chat_frame(folder).tail == "<end>\n<turn>model\n"
+    (folder / "chat_template.jinja").write_text(PHI)
+    assert load_chat_frame(folder).tail == "<|end|>\n<|assistant|>\n"

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from needlework.config.models.tokenizer_files import TEMPLATES, TOKENIZER_FILES
+
 MODEL_FILES = [
     "config.json",
     "generation_config.json",
@@ -66,18 +68,14 @@ def tokenizer_revision(wildcards):
 
 def files_for_prompts(wildcards):
     """The files that make prompts of model {tokenizer}: its tokenizer and chat template."""
-    names = {"tokenizer.json"}
+    patterns = [*TOKENIZER_FILES]
     if experiment.models[wildcards.tokenizer].chat is not None:
-        names |= {"tokenizer_config.json", "chat_template.jinja"}
-    return files_named(names, model_files(wildcards.tokenizer))
-
-
-def files_for_finetune_data(wildcards):
-    """Those files; for texts also the one that names the token at a text's end."""
-    names = {Path(file).name for file in files_for_prompts(wildcards)}
-    if experiment.finetune_data[wildcards.data].type == "text":
-        names |= {"tokenizer_config.json"}
-    return files_named(names, model_files(wildcards.tokenizer))
+        patterns += TEMPLATES
+    return [
+        file
+        for file in model_files(wildcards.tokenizer)
+        if any(Path(file).match(pattern) for pattern in patterns)
+    ]
 
 
 def chat_of(wildcards):
