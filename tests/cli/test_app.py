@@ -10,7 +10,7 @@ import pytest
 from support.paths import ROOT
 from typer.testing import CliRunner
 
-from needlework.cli.app import app
+from needlework.cli.app import app, main
 from needlework.config.schema import experiment_schema
 from needlework.pipeline import provenance
 
@@ -47,18 +47,6 @@ def run(tmp_path, monkeypatch) -> Path:
     _make(SUMMARY, [SAMPLES], "summarize_scores")
     _make(FIGURE, [SUMMARY, SAMPLES], "plot_accuracy")
     return tmp_path
-
-
-def _command(*args: str, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Run the console command in a separate process."""
-    return subprocess.run(
-        [sys.executable, "-m", "needlework", *args],
-        cwd=folder,
-        env={"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
 
 
 def test_lineage_reaches_the_sources(run):
@@ -164,29 +152,46 @@ def test_committed_reference_is_up_to_date():
         (["run", "--forcerun", "bad.yaml"], "config.yaml: no such file; name an experiment file"),
     ],
 )
-def test_a_user_error_is_one_line(tmp_path, args, message):
+def test_a_user_error_is_one_line(tmp_path, monkeypatch, capfd, args, message):
     text = (ROOT / "config.yaml").read_text()
     (tmp_path / "bad.yaml").write_text(f"# wrong\nsampels: 3\n{text}")
     shutil.copytree(ROOT / "resources", tmp_path / "resources")
-    done = _command(*args, folder=tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["needlework", *args])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    # Python prints a message that is not a status, and exits with status 1.
+    assert str(ended.value).startswith(f"needlework: {message}")
+    assert "\n" not in str(ended.value)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_module_runs_the_command_and_exits_with_an_error(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "needlework", "check", "none.yaml"],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 1
     assert done.stdout == ""
-    (line,) = done.stderr.splitlines()
-    assert line.startswith(f"needlework: {message}")
+    assert done.stderr == "needlework: none.yaml: cannot be read: No such file or directory\n"
 
 
 def test_help_lists_every_command():
-    done = _command()
-    assert "Usage" in done.stdout
+    shown = CliRunner().invoke(app, []).output
+    assert "Usage" in shown
     for name in COMMANDS:
-        assert f" {name} " in done.stdout
+        assert f" {name} " in shown
 
 
-def test_shells_complete_the_commands():
-    environment = {"_NEEDLEWORK_COMPLETE": "complete_bash", "COMP_WORDS": "needlework ni"}
-    environment |= {"COMP_CWORD": "1", "PYTHONPATH": str(ROOT)}
-    program = "import sys; sys.argv = ['needlework']; from needlework.cli.app import main; main()"
-    done = subprocess.run(
-        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
-    )
-    assert done.stdout.split() == ["niah"]
+def test_shells_complete_the_commands(monkeypatch, capsys):
+    monkeypatch.setenv("_NEEDLEWORK_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", "needlework ni")
+    monkeypatch.setenv("COMP_CWORD", "1")
+    monkeypatch.setattr(sys, "argv", ["needlework"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert not ended.value.code
+    assert capsys.readouterr().out.split() == ["niah"]

@@ -11,30 +11,23 @@ import numpy as np
 import polars as pl
 import pytest
 from safetensors import safe_open
-from support.paths import ROOT
+from support.paths import ROOT, TINY
+from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+from typer.testing import CliRunner
+
+from needlework.cli.app import app
 
 pytestmark = pytest.mark.slow
 
 TOKENS = 1600
-# The command with another saving interval, which also counts the tokens that the model reads.
+# The command, saving after each chunk.
 COMMAND = """
-import sys
-from torch import nn
-from torch.nn.modules.module import register_module_forward_pre_hook
 from needlework.cli.app import app
 from needlework.evaluation.streaming.checkpoint import StreamCheckpoint
 
-StreamCheckpoint.__init__.__defaults__ = (float(sys.argv.pop()),)
-read = 0
-
-def count(module, args):
-    global read
-    if isinstance(module, nn.Embedding):
-        read += args[0].numel()
-
-register_module_forward_pre_hook(count)
-app(standalone_mode=False)
-print("read", read)
+StreamCheckpoint.__init__.__defaults__ = (0.0,)
+app()
 """
 
 
@@ -44,51 +37,47 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     np.random.default_rng(0).integers(3, 900, TOKENS).astype(np.uint16).tofile("ids.bin")
 
 
-def start(folder: str, seconds: str = "60") -> subprocess.Popen:
-    model = str(ROOT / "resources" / "needlework-tiny")
-    arguments = [
-        "ids.bin",
-        "--model",
-        model,
-        "--chunk-size",
-        "32",
-        "--tokens",
-        str(TOKENS),
-        "--output",
-        folder,
-        seconds,
-    ]
-    return subprocess.Popen(
-        [sys.executable, "-c", COMMAND, "stream", *arguments],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def arguments(folder: str) -> list[str]:
+    options = ["--chunk-size", "32", "--tokens", str(TOKENS), "--output", folder]
+    return ["stream", "ids.bin", "--model", str(TINY), *options]
 
 
-def finish(process: subprocess.Popen) -> tuple[str, int]:
+def run(folder: str) -> tuple[str, int]:
     """The line with the perplexity, and the number of tokens that the model read."""
-    stdout, stderr = process.communicate(timeout=120)
-    assert process.returncode == 0, stderr
-    lines = stdout.splitlines()
-    return lines[0], int(lines[-1].split()[1])
+    read = 0
+
+    def count(module, args):
+        nonlocal read
+        if isinstance(module, nn.Embedding):
+            read += args[0].numel()
+
+    hook = register_module_forward_pre_hook(count)
+    try:
+        done = CliRunner().invoke(app, arguments(folder), catch_exceptions=False)
+    finally:
+        hook.remove()
+    assert done.exit_code == 0
+    return done.stdout.splitlines()[0], read
 
 
 def test_a_killed_run_resumes_after_its_last_saved_chunk():
-    line, read = finish(start("whole"))
-    killed, state = start("killed", seconds="0"), Path("killed/state")
+    line, read = run("whole")
+    killed = subprocess.Popen(
+        [sys.executable, "-c", COMMAND, *arguments("killed")],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.DEVNULL,
+    )
+    state = Path("killed/state")
     while not state.exists():
         assert killed.poll() is None
         time.sleep(0.01)
     killed.kill()
-    killed.communicate()
-    assert killed.returncode == -9
+    assert killed.wait() == -9
     assert not Path("killed/stream.csv").exists()
     with safe_open(state, framework="np") as file:
         at = json.loads(file.metadata()["checkpoint"])["at"]
     assert 0 < at < TOKENS
-    again, read_again = finish(start("killed"))
+    again, read_again = run("killed")
     assert again == line
     # The first run also checks on a few tokens that chunks equal one pass.
     assert TOKENS - at <= read_again <= read - at

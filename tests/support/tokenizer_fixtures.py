@@ -10,6 +10,12 @@ def tokenizer(request) -> Tokenizer:
     return KINDS[request.param]()
 
 
+@pytest.fixture(scope="session", params=["byte_level", "metaspace"])
+def either_tokenizer(request) -> Tokenizer:
+    """One with counts that add up, and one without."""
+    return KINDS[request.param]()
+
+
 @pytest.fixture(scope="session", params=["byte_level", "merging_newlines"])
 def additive_tokenizer(request) -> Tokenizer:
     return KINDS[request.param]()

@@ -4,16 +4,19 @@ import logging
 import textwrap
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice
+from typing import TYPE_CHECKING
 
 import polars as pl
-from nltk.data import find
-from nltk.tokenize.punkt import PunktSentenceTokenizer, PunktTokenizer, PunktTrainer
 from tokenizers import Tokenizer
 
 from needlework.runtime.progress import track
 from needlework.sources.added_tokens import prompt_tokenizer
 from needlework.tasks.haystacks.sentence_ends import split_at_ends
 from needlework.tasks.prompts.token_counter import TokenCounter
+
+# nltk imports scipy.stats, which takes seconds: only where a text is split.
+if TYPE_CHECKING:
+    from nltk.tokenize.punkt import PunktSentenceTokenizer
 
 TRAINING_CHARACTERS = 2_000_000
 """Text that Punkt is trained on if nltk's data is not installed."""
@@ -55,8 +58,10 @@ def split_sentences(texts: Iterable[str]) -> Iterator[str]:
                     )
 
 
-def _train_punkt(text: str) -> PunktSentenceTokenizer:
+def _train_punkt(text: str) -> "PunktSentenceTokenizer":
     """Learn abbreviations, collocations and sentence starters from `text`."""
+    from nltk.tokenize.punkt import PunktSentenceTokenizer, PunktTrainer
+
     parameters = PunktTrainer(text).get_params()
     _log.info(
         "sentences: Punkt trained on %d characters of the text, %d abbreviations found"
@@ -67,7 +72,10 @@ def _train_punkt(text: str) -> PunktSentenceTokenizer:
     return PunktSentenceTokenizer(parameters)
 
 
-def _installed_punkt() -> PunktSentenceTokenizer | None:
+def _installed_punkt() -> "PunktSentenceTokenizer | None":
+    from nltk.data import find
+    from nltk.tokenize.punkt import PunktTokenizer
+
     try:
         location = find("tokenizers/punkt_tab/english/")
     except LookupError:

@@ -40,9 +40,9 @@ def test_fitted_prompt_is_the_longest_that_fits(byte_tokenizer, module, task, de
     built = {
         len(byte_tokenizer.encode(counter.chat_frame.text(builder.build(tokens))))
         for builder in [make_builder(module, task, counter, depth_percent)]
-        for tokens in range(200, 600)
+        for tokens in range(260, 440)
     }
-    for budget in range(320, 400, 3):
+    for budget in range(320, 400, 7):
         builder = make_builder(module, task, counter, depth_percent)
         prompt = fit_prompt(builder, counter, budget)
         assert prompt.tokens == len(byte_tokenizer.encode(counter.chat_frame.text(prompt)))
