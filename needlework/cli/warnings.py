@@ -5,6 +5,7 @@ from pathlib import Path
 
 from needlework.config.experiment import Experiment
 from needlework.config.models.tokenizer_files import chat_templates
+from needlework.config.paths import json_object
 from needlework.tasks.prompts.tokenizer import tokenizer_folder
 
 
@@ -15,6 +16,7 @@ def warnings(experiment: Experiment, fetch: bool = False) -> Iterator[str]:
         fetch: also look into models on the hub.
     """
     yield from _missing_chat_templates(experiment, fetch)
+    yield from _contradictory_files(experiment)
     yield from _too_few_samples(experiment)
     yield from _perplexity_is_no_likelihood(experiment)
 
@@ -42,6 +44,33 @@ def _missing_chat_templates(experiment: Experiment, fetch: bool) -> Iterator[str
                 f"models.{name}: the checkpoint has a chat template that prompts do not use, which "
                 "can lower its scores and make them invalid; write `chat_template: true` (or "
                 "`false` for a base model)"
+            )
+
+
+def _contradictory_files(experiment: Experiment) -> Iterator[str]:
+    """Settings that a checkpoint's files state otherwise than the experiment, or each other."""
+    for name, model in experiment.models.items():
+        config = {} if model.local is None else model.local.config_json
+        text = config.get("text_config") or config
+        # transformers prefers the newer key.
+        stored = config.get("dtype") or config.get("torch_dtype") or text.get("dtype")
+        if model.local is not None and stored == "bfloat16" and model.local.dtype == "float16":
+            yield (
+                f"models.{name}.dtype: float16 cannot hold the largest values of bfloat16, in "
+                "which the checkpoint is stored; write dtype: bfloat16"
+            )
+        source, positions = model.tokenizer_source, model.positions
+        if source is None or positions is None or not Path(source.path).is_dir():
+            continue
+        limit = (json_object(Path(source.path) / "tokenizer_config.json") or {}).get(
+            "model_max_length"
+        )
+        longest = max(experiment.lengths, default=0)
+        if isinstance(limit, int) and limit < longest <= positions:
+            yield (
+                f"models.{name}: lengths up to {longest} fit its {positions} positions, which "
+                f"config.json decides, but its tokenizer's model_max_length is {limit}; write the "
+                "lengths that the model was made for"
             )
 
 

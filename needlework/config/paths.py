@@ -34,9 +34,9 @@ def source_problems(where: Location, path: str) -> Iterator[Problem]:
 
 
 def json_object(file: Path) -> dict | None:
-    """The JSON object in `file`; None if the file holds anything else."""
+    """The JSON object in `file`; None if there is no such file, or it holds anything else."""
     try:
         content = json.loads(file.read_bytes())
-    except ValueError:
+    except (FileNotFoundError, ValueError):
         return None
     return content if isinstance(content, dict) else None

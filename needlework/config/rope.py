@@ -50,9 +50,11 @@ class RopeScaling(Strict):
 def positions_of(config: Mapping[str, Any], scaling: RopeScaling | None = None) -> int | None:
     """Positions that a model is made for, with its rotary scaling; None if unknown.
 
-    linear and dynamic scaling extend max_position_embeddings by their factor, yarn extends
-    original_max_position_embeddings. llama3, longrope and scalings by layer type (Gemma 3) state
-    the extended number in max_position_embeddings already.
+    yarn extends original_max_position_embeddings by its factor, and so does linear scaling if the
+    config has that key. Without it max_position_embeddings is the original number, as the
+    documentation of transformers demands of linear and dynamic scaling; dynamic scaling always
+    starts from it there. llama3, longrope and scalings by layer type (Gemma 3) state the extended
+    number in max_position_embeddings already.
 
     Args:
         config: the keys of config.json.
@@ -63,15 +65,17 @@ def positions_of(config: Mapping[str, Any], scaling: RopeScaling | None = None) 
     if stated is None:
         return None
     rope = text.get("rope_scaling") or text.get("rope_parameters") or {}
+    original = rope.get("original_max_position_embeddings")
+    # Phi-3 states it beside the scaling, and transformers prefers that.
+    original = text.get("original_max_position_embeddings") or original
     if scaling is not None:
-        original = rope.get("original_max_position_embeddings", stated)
-        rope = {"original_max_position_embeddings": original, **scaling.keys()}
+        rope = scaling.keys()
+        original = rope.get("original_max_position_embeddings") or original
     kind, factor = rope.get("rope_type", rope.get("type")), rope.get("factor")
     if factor is None or "gemma3" in str(text.get("model_type")):
         return stated
-    if kind in ("linear", "dynamic"):
+    if kind == "dynamic" or (kind == "linear" and original is None):
         return int(stated * factor)
-    if kind == "yarn" or (scaling is not None and kind in ("llama3", "longrope")):
-        original = rope.get("original_max_position_embeddings") or stated
-        return max(stated, int(original * factor))
+    if kind in ("linear", "yarn") or (scaling is not None and kind in ("llama3", "longrope")):
+        return max(stated, int((original or stated) * factor))
     return stated

@@ -20,8 +20,8 @@ from transformers.utils.logging import disable_progress_bar
 
 from needlework.config.models.base import LocalModel
 from needlework.config.opening import ModelSpec
-from needlework.models.end_tokens import end_ids
 from needlework.models.loading import explain_error, loading_arguments, out_of_device_memory
+from needlework.models.special_ids import end_ids
 from needlework.sources import hub
 
 # Stages show their own progress bar.
@@ -93,6 +93,7 @@ def open_config(spec: ModelSpec) -> PreTrainedConfig:
         _register_attention(spec.path, kwargs)
         config = AutoConfig.from_pretrained(spec.path, **kwargs)
         _scale_positions(spec, config)
+        _drop_invalid_pad(config)
         return config
     except (OSError, ValueError, ImportError) as error:
         if str(error).startswith(f"{spec.path}: "):
@@ -117,6 +118,14 @@ def _scale_positions(spec: ModelSpec, config: PreTrainedConfig) -> None:
         original = rope.get("original_max_position_embeddings", text.max_position_embeddings)
         scaling.setdefault("original_max_position_embeddings", original)
     text.rope_parameters = {**kept, **scaling}
+
+
+def _drop_invalid_pad(config: PreTrainedConfig) -> None:
+    """Remove a pad token without an embedding, with which torch cannot make the embeddings."""
+    for part in (config, config.get_text_config(decoder=True)):
+        pad, rows = getattr(part, "pad_token_id", None), getattr(part, "vocab_size", None)
+        if isinstance(pad, int) and isinstance(rows, int) and not 0 <= pad < rows:
+            part.pad_token_id = None
 
 
 def config_of(model: LocalModel) -> PreTrainedConfig:

@@ -17,6 +17,7 @@ from needlework.config.opening import ModelSpec
 from needlework.config.training import Finetune, FinetuneStage
 from needlework.models.checkpoint import open_model
 from needlework.models.convert import convert
+from needlework.models.special_ids import pad_id
 from needlework.sources.added_tokens import prompt_tokenizer
 from needlework.sources.control_tokens import SpecialTokens
 from needlework.tasks.seeds import stream_seed
@@ -88,7 +89,7 @@ def finetune(
         _check_tokenizer(model, tables[name], table, of_table)
         row_numbers[of_table] = range(len(encoded), len(encoded) + len(table))
         encoded += table
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    pad = pad_id(model, tokenizer)
     generator = torch.Generator().manual_seed(seed)
     offset = None
     if _gates(model):

@@ -53,6 +53,38 @@ def test_a_template_is_found_in_either_file(chat_model):
     assert not has_chat_template(chat_model)
 
 
+@pytest.mark.parametrize(
+    ("stored", "asked", "warned"),
+    [
+        ({"torch_dtype": "bfloat16", "dtype": None}, "float16", True),
+        ({"torch_dtype": "float16", "dtype": "bfloat16"}, "float16", True),
+        ({"torch_dtype": "bfloat16", "dtype": "float32"}, "float16", False),
+        ({"dtype": "bfloat16"}, "bfloat16", False),
+        ({"dtype": "bfloat16"}, "float32", False),
+    ],
+)
+def test_a_dtype_that_overflows_is_reported(tmp_path, stored, asked, warned):
+    model = shutil.copytree(TINY, tmp_path / "m")
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | stored))
+    lines = warn({"path": str(model), "dtype": asked})
+    assert lines == warned * [
+        "models.m.dtype: float16 cannot hold the largest values of bfloat16, in which the "
+        "checkpoint is stored; write dtype: bfloat16"
+    ]
+
+
+@pytest.mark.parametrize(("limit", "warned"), [(256, True), (512, False), (10**30, False)])
+def test_lengths_past_the_limit_of_the_tokenizer_are_reported(tmp_path, limit, warned):
+    model = shutil.copytree(TINY, tmp_path / "m")
+    config = json.loads((model / "tokenizer_config.json").read_text())
+    config["model_max_length"] = limit
+    (model / "tokenizer_config.json").write_text(json.dumps(config))
+    lines = warn({"path": str(model)})
+    assert len(lines) == warned
+    assert all("tokenizer's model_max_length is 256" in line for line in lines)
+
+
 def test_fewer_samples_than_depths_are_reported():
     (line,) = warn({"path": str(TINY)}, samples=4)
     assert line == (

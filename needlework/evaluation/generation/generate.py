@@ -24,7 +24,7 @@ from needlework.evaluation.generation.answer_checkpoint import AnswerCheckpoint
 from needlework.evaluation.generation.thinking_budget import ThinkingBudget
 from needlework.evaluation.memory_monitor import MemoryMonitor
 from needlework.evaluation.meter import FirstTokenClock, cache_bytes
-from needlework.models.end_tokens import end_ids
+from needlework.models.special_ids import end_ids, pad_id
 from needlework.reasoning.formats import THINK, format_of, opens_reasoning
 from needlework.runtime.memory import peak_memory_bytes
 from needlework.runtime.progress import track
@@ -159,7 +159,7 @@ def _greedy(
     model.generation_config = GenerationConfig(
         bos_token_id=original.bos_token_id,
         eos_token_id=end_ids(model, tokenizer) or None,
-        pad_token_id=original.pad_token_id,
+        pad_token_id=pad_id(model, tokenizer),
         do_sample=False,
         num_beams=1,
         return_dict_in_generate=True,

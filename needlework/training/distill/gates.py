@@ -16,6 +16,7 @@ from needlework.config.gates import SeerGates
 from needlework.config.opening import ModelSpec
 from needlework.config.training import Distill
 from needlework.models.checkpoint import open_model
+from needlework.models.special_ids import pad_id
 from needlework.training.checkpoints import Checkpoints
 from needlework.training.data_order import cycle_shuffled
 from needlework.training.distill.distiller import GateDistiller
@@ -51,7 +52,7 @@ def distill(
     """
     recipe = config.distill
     encoded = encode(tokenizer, rows, recipe.sequence_length)
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    pad = pad_id(model, tokenizer)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         gates = Gates.new(

@@ -1,9 +1,12 @@
 import pytest
 from support.streamed_models import make
 from support.streaming import WINDOW, evaluator_of, random_ids
+from transformers import Qwen2Config, Qwen2ForCausalLM
 
+from needlework.attention.layers import full_attention_layers
 from needlework.attention.seer.gates import Gates
 from needlework.config.attention.seer import Seer
+from needlework.evaluation.streaming.model_limits import context_span
 
 
 def test_systems_that_depend_on_the_length_of_the_text_are_refused(tmp_path):
@@ -51,3 +54,17 @@ def test_default_chunk_sizes_follow_from_the_model():
     assert chunk_size("llama") == chunk_size("llama", overlap=64) == 4096
     assert chunk_size("llama", attention=WINDOW) == 50
     assert chunk_size("mamba2") == 8192
+
+
+@pytest.mark.parametrize(("used", "span"), [(True, 8), (False, 0)])
+def test_a_sliding_window_that_is_not_used_is_none(used, span):
+    config = Qwen2Config(
+        **{"vocab_size": 8, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 2},
+        **{"num_attention_heads": 2, "num_key_value_heads": 2},
+        use_sliding_window=used,
+        sliding_window=8,
+        max_window_layers=1,
+    )
+    model = Qwen2ForCausalLM(config)
+    assert context_span(model, None) == span
+    assert full_attention_layers(model) == ([0] if used else [0, 1])
