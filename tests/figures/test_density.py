@@ -74,7 +74,8 @@ def test_a_stage_that_was_not_measured_has_no_panel(drawn):
 def test_every_system_and_enough_layers_are_labelled(drawn):
     systems = [f"sketchwalk_top_k_blocks{k}_block_size32_dense_layers2" for k in range(20)]
     texts, _ = drawn(density([_densities(systems, (512,), 80)]))
-    assert set(systems) <= set(texts)
+    # Lines of a wrapped name follow each other.
+    assert all(system in "".join(texts) for system in systems)
     assert {"0", "40", "76"} <= set(texts)
 
 
