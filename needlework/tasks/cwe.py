@@ -4,20 +4,21 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from needlework.config.tasks.words import CommonWords
+from needlework.config.tasks.words import CommonWords, CommonWordsTemplates
 from needlework.tasks.context import SampleContext, TaskContext
+from needlework.tasks.haystacks.sentence_ends import blank_after
 from needlework.tasks.haystacks.shuffling import shuffled
 from needlework.tasks.haystacks.words import all_words
 from needlework.tasks.prompts.budget import ContentExhausted
 from needlework.tasks.prompts.prompt import Needle, Prompt
 from needlework.tasks.prompts.token_counter import TokenCounter
 
-INTRO = (
-    "Below is a numbered list of words. In these words, some appear more often than others."
-    " Memorize the ones that appear most often."
+ENGLISH = CommonWordsTemplates(
+    intro="Below is a numbered list of words. In these words, some appear more often than others."
+    " Memorize the ones that appear most often.",
+    question="Question: What are the {count} most common words in the above list?",
+    answer_prefix="Answer: The top {count} words that appear most often in the list are:",
 )
-QUESTION = "Question: What are the {count} most common words in the above list?"
-ANSWER_PREFIX = " Answer: The top {count} words that appear most often in the list are:"
 _SHORT_LENGTH = 4096
 _REPEATS, _SHORT_REPEATS = (30, 3), (6, 1)
 """How often a common word and any other word appear."""
@@ -59,6 +60,7 @@ class WordListPrompt:
         common_words: int,
         repeats: tuple[int, int],
         example: tuple[int, int, int],
+        templates: CommonWordsTemplates,
     ):
         """`common_words` are the answer; `repeats` says how often they and other words appear."""
         self._counter, self._items = counter, items
@@ -68,10 +70,13 @@ class WordListPrompt:
         numbers = np.random.Generator(np.random.PCG64(random.getrandbits(64)))
         self._words = numbers.random(len(items.words)).argsort(kind="stable")
         self._seed = random.getrandbits(64)
-        self._question = QUESTION.format(count=common_words)
-        self._prefix = ANSWER_PREFIX.format(count=common_words)
+        self._instruction = templates.intro.format()
+        self._question = templates.question.format(count=common_words)
+        self._prefix = blank_after(self._question) + templates.answer_prefix.format(
+            count=common_words
+        )
         worked_example = self._worked_example(*example, random.getrandbits(64))
-        self._intro = f"{worked_example}{INTRO}\n"
+        self._intro = f"{worked_example}{self._instruction}\n"
         self._head = counter.count_head(self._intro)
         self._tail = counter.count_tail(self._question, self._prefix)
 
@@ -140,7 +145,7 @@ class WordListPrompt:
         drawn = [words[i] for i in shuffled(repeats, seed)[0].tolist()]
         answer = _numbered(words[: self._common])
         # RULER has no space before the answer.
-        return f"{INTRO}\n{_numbered(drawn)}\n{self._question}{self._prefix}{answer}\n"
+        return f"{self._instruction}\n{_numbered(drawn)}\n{self._question}{self._prefix}{answer}\n"
 
 
 def prepare(
@@ -165,6 +170,7 @@ def prepare(
             common_words=task.common_words,
             repeats=(common_repeats, other_repeats),
             example=_SHORT_EXAMPLE if short else _EXAMPLE,
+            templates=task.templates or ENGLISH,
         )
 
     return prompt_builder

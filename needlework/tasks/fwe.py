@@ -8,22 +8,20 @@ from string import ascii_lowercase
 import numpy as np
 from scipy.special import zeta
 
-from needlework.config.tasks.words import FrequentWords
+from needlework.config.tasks.words import FrequentWords, FrequentWordsTemplates
 from needlework.tasks.context import SampleContext, TaskContext
+from needlework.tasks.haystacks.sentence_ends import blank_after
 from needlework.tasks.haystacks.shuffling import shuffled
 from needlework.tasks.prompts.prompt import Needle, Prompt
 from needlework.tasks.prompts.token_counter import TokenCounter
 
-INTRO = (
-    "Read the following coded text and track the frequency of each coded word."
-    " Find the three most frequently appeared coded words."
-)
-QUESTION = (
-    "Question: Do not provide any explanation. Please ignore the dots '....'."
-    " What are the three most frequently appeared words in the above coded text?"
-)
-ANSWER_PREFIX = (
-    " Answer: According to the coded text above, the three most frequently appeared words are:"
+ENGLISH = FrequentWordsTemplates(
+    intro="Read the following coded text and track the frequency of each coded word."
+    " Find the three most frequently appeared coded words.",
+    question="Question: Do not provide any explanation. Please ignore the dots '....'."
+    " What are the three most frequently appeared words in the above coded text?",
+    answer_prefix="Answer: According to the coded text above, the three most frequently appeared"
+    " words are:",
 )
 DOTS = "..."
 """The most frequent word, which the question excludes."""
@@ -55,11 +53,13 @@ class Zipf:
 
 
 class _FixedParts:
-    """Tokens of everything around the coded words, shared by all samples."""
+    """Everything around the coded words and its tokens, shared by all samples."""
 
-    def __init__(self, counter: TokenCounter):
-        self.head = counter.count_head(INTRO)
-        self.tail = counter.count_tail(QUESTION, ANSWER_PREFIX)
+    def __init__(self, counter: TokenCounter, templates: FrequentWordsTemplates):
+        self.intro, self.question = templates.intro.format(), templates.question.format()
+        self.answer_prefix = blank_after(self.question) + templates.answer_prefix.format()
+        self.head = counter.count_head(self.intro)
+        self.tail = counter.count_tail(self.question, self.answer_prefix)
         self.dots = counter(f" {DOTS}")
         self.line_end = counter.line_end_cost("coded")
 
@@ -126,16 +126,16 @@ class CodedTextPrompt:
                 word,
                 word,
                 round(100 * self._slots[j], 2),
-                character=len(INTRO) + 1 + int(characters[before].sum()),
+                character=len(fixed.intro) + 1 + int(characters[before].sum()),
                 token=fixed.head + tokens_before + self._counter.space_cost(word),
             )
 
         needles = tuple(needle(j) for j in range(len(_ANSWER_RANKS)))
         line_end = self._counter.line_end_cost(text[-1])
         return Prompt(
-            f"{INTRO} {' '.join(text)}\n",
-            QUESTION,
-            ANSWER_PREFIX,
+            f"{fixed.intro} {' '.join(text)}\n",
+            fixed.question,
+            fixed.answer_prefix,
             tuple(needle.key for needle in needles),
             needles,
             fixed.head + int(counts @ word_tokens) + line_end + fixed.tail,
@@ -159,7 +159,7 @@ def prepare(
     smallest = max(_ANSWER_RANKS) + 2
     by_length = max(smallest, task_context.length // _TOKENS_PER_VOCABULARY_WORD)
     max_vocabulary = task.vocabulary or min(possible, by_length)
-    fixed, zipf = _FixedParts(counter), Zipf(task.alpha)
+    fixed, zipf = _FixedParts(counter, task.templates or ENGLISH), Zipf(task.alpha)
 
     def prompt_builder(sample: SampleContext) -> CodedTextPrompt:
         return CodedTextPrompt(

@@ -28,10 +28,10 @@ from needlework.runtime.progress import track
 from needlework.sources.added_tokens import prompt_tokenizer
 from needlework.sources.control_tokens import describe
 from needlework.tasks.context import SampleContext, TaskContext
-from needlework.tasks.haystacks.needle_insertion import NeedlePrompt
 from needlework.tasks.prompts.budget import (
     BudgetTooSmall,
     ContentExhausted,
+    FindsAnswers,
     PromptBuilder,
     fit_prompt,
     shortest_tokens,
@@ -107,8 +107,13 @@ class Sampler:
         if haystack is not None and task.special_tokens == "allow":
             # Its sentences were counted as text.
             self._counter.additive = False
+        templates = getattr(task, "templates", None)
+        if templates is not None and not templates.is_ascii and length_unit == "tokens":
+            self._counter.additive = False
         self.length = length
-        self._warned_of_answers = self._warned_of_spelled = False
+        self._warned_of_spelled = False
+        self.samples_with_answers = 0
+        """Samples so far in whose context an answer occurs outside its needle."""
         self._factories: dict[int, Callable[[int], tuple[int, PromptBuilder]]] = {}
         self._verify_counts()
 
@@ -143,18 +148,21 @@ class Sampler:
 
     def _check_answers(self, builder: PromptBuilder, prompt: Prompt) -> None:
         """Warn of, or refuse, answers that can be found without reading the needle."""
-        mode = getattr(self.task, "answers_in_haystack", None)
-        if mode is None or not isinstance(builder, NeedlePrompt) or self._warned_of_answers:
+        if not isinstance(builder, FindsAnswers):
             return
-        for answer, count in builder.answers_elsewhere(prompt).items():
-            message = (
-                f"tasks.{self.task_name}: the answer {answer!r:.40} occurs {count} times in the "
-                f"context at {self.length} outside its needle; write another answer or haystack"
-            )
-            if mode == "refuse":
-                raise ValueError(f"{message}, or answers_in_haystack: warn")
+        found = builder.answers_elsewhere(prompt)
+        if not found:
+            return
+        answer, count = max(found.items(), key=lambda item: item[1])
+        message = (
+            f"tasks.{self.task_name}: the answer {answer!r:.40} occurs {count} times in the "
+            f"context at {self.length} outside its needle; write {self.task.answers_remedy}"
+        )
+        if getattr(self.task, "answers_in_haystack", None) == "refuse":
+            raise ValueError(f"{message}, or answers_in_haystack: warn")
+        if not self.samples_with_answers:
             _log.warning("%s", message)
-            self._warned_of_answers = True
+        self.samples_with_answers += 1
 
     @property
     def is_additive(self) -> bool:
@@ -319,3 +327,8 @@ def _rows(sampler: Sampler, count: int) -> Iterator[dict[str, Any]]:
         unit="sample",
     ):
         yield sampler.sample(index)
+    if sampler.samples_with_answers > 1:
+        _log.warning(
+            "tasks.%s: %d of %d samples at %d have an answer in the context outside its needle",
+            *(sampler.task_name, sampler.samples_with_answers, count, sampler.length),
+        )

@@ -9,6 +9,7 @@ from needlework.tasks.context import SampleContext, TaskContext
 from needlework.tasks.haystacks.haystack import NEEDLE, make_haystack
 from needlework.tasks.haystacks.needle_insertion import NeedlePlacement, NeedlePrompt
 from needlework.tasks.haystacks.needle_values import draw_values
+from needlework.tasks.haystacks.sentence_ends import blank_after
 from needlework.tasks.prompts.depth_sampler import RULER_DEPTHS
 from needlework.tasks.prompts.token_counter import TokenCounter
 
@@ -46,7 +47,7 @@ def prepare(
     )
     if task.templates is not None:
         intro, question = task.templates.intro, task.templates.question
-        answer_prefix = f" {task.templates.answer_prefix}"
+        answer_prefix = blank_after(question) + task.templates.answer_prefix
     elif task.queries * task.values == 1:
         intro, question, answer_prefix = INTRO_ONE, QUESTION_ONE, ANSWER_PREFIX_ONE
     else:

@@ -3,9 +3,11 @@
 from collections.abc import Callable
 from random import Random
 
-from needlework.config.tasks.qa import QuestionAnswering
+from needlework.config.tasks.qa import QuestionAnswering, QuestionAnsweringTemplates
 from needlework.tasks.context import SampleContext, TaskContext
 from needlework.tasks.formats.question_sets import Question, read_hotpotqa, read_squad
+from needlework.tasks.haystacks.answers import answer_pattern, occurrences
+from needlework.tasks.haystacks.sentence_ends import blank_after
 from needlework.tasks.prompts.budget import ContentExhausted
 from needlework.tasks.prompts.prompt import Needle, Prompt
 from needlework.tasks.prompts.token_counter import TokenCounter
@@ -15,10 +17,12 @@ INSTRUCTION = (
     "Answer the question based on the given documents. Only give me the answer and do not output"
     " any other words."
 )
-INTRO = f"{INSTRUCTION}\n\nThe following are given documents.\n\n"
-QUESTION = f"{INSTRUCTION}\n\nQuestion: {{query}}"
-ANSWER_PREFIX = " Answer:"
-TITLE = "Document {number}:\n"
+ENGLISH = QuestionAnsweringTemplates(
+    intro=f"{INSTRUCTION}\n\nThe following are given documents.",
+    title="Document {number}:",
+    question=f"{INSTRUCTION}\n\nQuestion: {{query}}",
+    answer_prefix="Answer:",
+)
 _MAX_MISFITS = 20
 """Paragraphs that may turn out too long for the remaining room before the search stops."""
 
@@ -38,8 +42,10 @@ class QuestionPrompt:
         self._documents, self._question, self._distractors = documents, question, distractors
         self._gold_depths = dict(zip(question.gold, gold_depths, strict=True))
         self._shuffle_seed = random.getrandbits(64)
-        self._question_text = QUESTION.format(query=question.question)
-        self._tail = documents.counter.count_tail(self._question_text, ANSWER_PREFIX)
+        templates = documents.templates
+        self._question_text = templates.question.format(query=question.question)
+        self._prefix = blank_after(self._question_text) + templates.answer_prefix.format()
+        self._tail = documents.counter.count_tail(self._question_text, self._prefix)
 
     def build(self, max_tokens: int) -> Prompt:
         documents, gold = self._documents, self._question.gold
@@ -71,33 +77,64 @@ class QuestionPrompt:
         last = len(order) + len(gold) - 1
         for document in sorted(gold, key=depths.__getitem__):
             order.insert(round(depths[document] / 100 * last), document)
-        text, token, character = [INTRO], documents.head, len(INTRO)
+        text, token, character = [documents.intro], documents.head, len(documents.intro)
         places = {}
         for number, document in enumerate(order, start=1):
             places[document] = (number, character, token)
-            text.append(f"{TITLE.format(number=number)}{documents.texts[document]}\n\n")
+            text.append(f"{documents.title(number)}{documents.texts[document]}\n\n")
             character += len(text[-1])
             token += documents.title_tokens(number) + documents.tokens(document)
         answers = self._question.answers
 
         def placed(document: int) -> Needle:
             number, character, token = places[document]
-            title = f"Document {number}"
+            title = documents.title(number).strip().rstrip(":\N{FULLWIDTH COLON}")
             return Needle(title, answers[0], depths[document], character, token)
 
         needles = tuple(placed(document) for document in gold)
         context = "".join(text)
-        return Prompt(context, self._question_text, ANSWER_PREFIX, answers, needles, total)
+        return Prompt(context, self._question_text, self._prefix, answers, needles, total)
+
+    def answers_elsewhere(self, prompt: Prompt) -> dict[str, int]:
+        """How often each answer that the question's documents state occurs in other documents."""
+        documents = self._documents
+        gold = [documents.texts[document] for document in self._question.gold]
+        stated = documents.stated_answers(self._question)
+        return occurrences(stated, prompt.context, gold, whole_words=True)
 
 
 class CountedDocuments:
     """Paragraphs with their token counts, computed on first use."""
 
-    def __init__(self, counter: TokenCounter, texts: list[str]):
-        self.counter, self.texts = counter, texts
-        self.head = counter.count_head(INTRO)
+    def __init__(
+        self, counter: TokenCounter, texts: list[str], templates: QuestionAnsweringTemplates
+    ):
+        self.counter, self.texts, self.templates = counter, texts, templates
+        self.intro = f"{templates.intro.format()}\n\n"
+        self.head = counter.count_head(self.intro)
+        self._folded: list[str] = []
         self._tokens: dict[int, int] = {}
         self._title_tokens: dict[int, int] = {}
+
+    def title(self, number: int) -> str:
+        """The line before a paragraph."""
+        return f"{self.templates.title.format(number=number)}\n"
+
+    def stated_answers(self, question: Question) -> dict[str, int]:
+        """The answers that the question's own documents state; yes and no often are not."""
+        gold = "\n".join(self.texts[document] for document in question.gold)
+        return occurrences(question.answers, gold, [], whole_words=True)
+
+    def without_answers(self, question: Question, documents: list[int]) -> list[int]:
+        """The documents that state none of the question's answers."""
+        if not self._folded:
+            self._folded = [text.casefold() for text in self.texts]
+        patterns = [answer_pattern(answer, True) for answer in self.stated_answers(question)]
+        return [
+            document
+            for document in documents
+            if not any(pattern.search(self._folded[document]) for pattern in patterns)
+        ]
 
     def tokens(self, document: int) -> int:
         """Tokens of a paragraph and the empty line after it."""
@@ -110,7 +147,7 @@ class CountedDocuments:
     def title_tokens(self, number: int) -> int:
         """Tokens of the line before a paragraph."""
         if number not in self._title_tokens:
-            self._title_tokens[number] = self.counter(TITLE.format(number=number))
+            self._title_tokens[number] = self.counter(self.title(number))
         return self._title_tokens[number]
 
     def longest_tokens(self) -> int:
@@ -128,7 +165,7 @@ def prepare(
     """
     read = read_squad if task.format == "squad" else read_hotpotqa
     questions = read(task.path)
-    documents = CountedDocuments(counter, questions.documents)
+    documents = CountedDocuments(counter, questions.documents, task.templates or ENGLISH)
     order = Random(stream_seed("questions", *task_context.seed_parts)).sample(
         range(len(questions.questions)), len(questions.questions)
     )
@@ -140,7 +177,10 @@ def prepare(
         known = {*question.gold, *related}
         unrelated = [i for i in range(len(questions.documents)) if i not in known]
         random.shuffle(unrelated)
+        distractors = [*related, *unrelated]
+        if task.answers_in_haystack == "exclude":
+            distractors = documents.without_answers(question, distractors)
         depths = sample.depth_sampler.depths(sample.index, len(question.gold))
-        return QuestionPrompt(documents, question, [*related, *unrelated], depths, random)
+        return QuestionPrompt(documents, question, distractors, depths, random)
 
     return prompt_builder

@@ -4,19 +4,20 @@ from collections.abc import Callable, Sequence
 from random import Random
 from string import ascii_uppercase
 
-from needlework.config.tasks.vt import VariableTracking
+from needlework.config.tasks.vt import VariableTracking, VariableTrackingTemplates
 from needlework.tasks.context import SampleContext, TaskContext
 from needlework.tasks.haystacks.haystack import Haystack, HaystackSample, make_haystack
 from needlework.tasks.haystacks.needle_insertion import NeedlePlacement, NeedlePrompt
+from needlework.tasks.haystacks.sentence_ends import blank_after
 from needlework.tasks.prompts.depth_sampler import RULER_DEPTHS
 from needlework.tasks.prompts.token_counter import TokenCounter
 from needlework.tasks.seeds import stream_seed
 
-INTRO = "Memorize and track the chain(s) of variable assignment hidden in the following text."
-QUESTION = "Question: Find all variables that are assigned the value {value} in the text above."
-ANSWER_PREFIX = (
-    " Answer: According to the chain(s) of variable assignment in the text above, {count}"
-    " variables are assigned the value {value}, they are:"
+ENGLISH = VariableTrackingTemplates(
+    intro="Memorize and track the chain(s) of variable assignment hidden in the following text.",
+    question="Question: Find all variables that are assigned the value {value} in the text above.",
+    answer_prefix="Answer: According to the chain(s) of variable assignment in the text above,"
+    " {count} variables are assigned the value {value}, they are:",
 )
 _VALUES = range(10_000, 99_999)
 _LETTERS, _EXAMPLE_LETTERS = 5, 3
@@ -46,6 +47,7 @@ def prepare(
     RULER, no blank follows "VAR B = VAR A", because token counts do not add up across it.
     """
     haystack = make_haystack(task.haystack, counter, task_context)
+    templates = task.templates or ENGLISH
     example_haystack = _example_haystack(task, counter, task_context, haystack)
 
     def prompt_builder(sample: SampleContext) -> NeedlePrompt:
@@ -63,7 +65,8 @@ def prepare(
             haystack.sample(random),
             _chains(random, _LETTERS, values, depths, chain_length, haystack),
             chain_length,
-            intro=f"{example}{INTRO}\n",
+            templates,
+            example,
         )
 
     return prompt_builder
@@ -84,7 +87,7 @@ def _worked_example(
     ]
     assignments = _chains(random, _EXAMPLE_LETTERS, values, depths, chain_length, haystack)
     prompt = _needle_prompt(
-        counter, haystack, haystack_sample, assignments, chain_length, intro=f"{INTRO}\n"
+        counter, haystack, haystack_sample, assignments, chain_length, task.templates or ENGLISH
     ).build(0)
     answer = " ".join(prompt.outputs)
     return f"{prompt.context}{prompt.question}{prompt.answer_prefix} {answer}\n\n"
@@ -113,18 +116,20 @@ def _needle_prompt(
     haystack_sample: HaystackSample,
     assignments: list[NeedlePlacement],
     chain_length: int,
-    intro: str,
+    templates: VariableTrackingTemplates,
+    example: str = "",
 ) -> NeedlePrompt:
     """A prompt that asks for the first chain, which has `chain_length` assignments."""
     fields = {"value": assignments[0].value, "count": chain_length}
+    question = templates.question.format(**fields)
     return NeedlePrompt(
         counter,
         haystack,
         haystack_sample,
         assignments,
-        intro=intro,
-        question=QUESTION.format(**fields),
-        answer_prefix=ANSWER_PREFIX.format(**fields),
+        intro=f"{example}{templates.intro.format()}\n",
+        question=question,
+        answer_prefix=blank_after(question) + templates.answer_prefix.format(**fields),
         outputs=tuple(assignment.key for assignment in assignments[:chain_length]),
     )
 

@@ -17,6 +17,8 @@ MAX_NEEDLES = 40
 Metric = Literal["all", "part"]
 ValueType = Literal["numbers", "words", "uuids"]
 AnswerType = Literal["numbers", "words", "uuids", "text", "choice"]
+AnswersInHaystack = Literal["refuse", "warn"]
+ANSWERS_IN_HAYSTACK = "what to do if an answer occurs in the context outside its needle"
 MAX_NEW_TOKENS = "token budget of the answer"
 
 
@@ -27,6 +29,8 @@ class Task(Strict):
     """The module that generates the samples; see needlework/tasks/generate.py."""
     has_depths: ClassVar[bool] = True
     """Whether each answer has one depth, so that the task has a heatmap."""
+    answers_remedy: ClassVar[str] = "another answer or haystack"
+    """What to write if an answer occurs in the context outside its needle."""
     generated: ClassVar[bool] = True
     """Whether samples are generated, or exist already and all have to be read to be checked."""
 

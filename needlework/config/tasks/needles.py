@@ -5,7 +5,13 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from needlework.config.base import Name, Strict, Text
-from needlework.config.tasks.base import MAX_NEEDLES, MAX_NEW_TOKENS, DepthTask
+from needlework.config.tasks.base import (
+    ANSWERS_IN_HAYSTACK,
+    MAX_NEEDLES,
+    MAX_NEW_TOKENS,
+    AnswersInHaystack,
+    DepthTask,
+)
 from needlework.config.tasks.haystack import HAYSTACK
 
 
@@ -32,9 +38,7 @@ class Needles(DepthTask):
         description="instruction before the haystack",
     )
     answer_prefix: str = Field("Answer:", description="start of the answer")
-    answers_in_haystack: Literal["refuse", "warn"] = Field(
-        "warn", description="what to do if an answer occurs in the context outside its needle"
-    )
+    answers_in_haystack: AnswersInHaystack = Field("warn", description=ANSWERS_IN_HAYSTACK)
     max_new_tokens: int = Field(64, ge=1, description=MAX_NEW_TOKENS)
 
     @property

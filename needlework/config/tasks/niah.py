@@ -1,36 +1,35 @@
 """Parameters of RULER's needle-in-a-haystack tasks."""
 
-from string import Formatter
+from collections.abc import Mapping
 from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from needlework.config.base import Name, Strict, Text
-from needlework.config.tasks.base import MAX_NEEDLES, MAX_NEW_TOKENS, DepthTask, ValueType
+from needlework.config.base import Name
+from needlework.config.tasks.base import (
+    ANSWERS_IN_HAYSTACK,
+    MAX_NEEDLES,
+    MAX_NEW_TOKENS,
+    AnswersInHaystack,
+    DepthTask,
+    ValueType,
+)
 from needlework.config.tasks.haystack import HAYSTACK
+from needlework.config.tasks.templates import TEMPLATES, Sentence, Templates
 
 
-class NiahTemplates(Strict):
-    """The sentences of a needle-in-a-haystack prompt, for other languages."""
+class NiahTemplates(Templates):
+    """The sentences of a needle-in-a-haystack prompt."""
 
-    needle: Text = Field(description="sentence to hide, with {key} and {value}")
-    intro: Text = Field(description="first line of the prompt")
-    question: Text = Field(description="question, with {query} for the keys asked for")
-    answer_prefix: Text = Field(description="beginning of the answer; may have {query}")
+    required: ClassVar[Mapping[str, frozenset[str]]] = {
+        "needle": frozenset({"key", "value"}),
+        "question": frozenset({"query"}),
+    }
+    optional: ClassVar[Mapping[str, frozenset[str]]] = {"answer_prefix": frozenset({"query"})}
 
-    @model_validator(mode="after")
-    def _check_placeholders(self) -> Self:
-        needed = {"needle": {"key", "value"}, "intro": set(), "question": {"query"}}
-        for name, text in self:
-            try:
-                found = {field for _, field, _, _ in Formatter().parse(text) if field is not None}
-            except ValueError as error:
-                raise ValueError(f"{name}: {error}; write {{{{ for a brace") from None
-            for field in sorted(needed.get(name, set()) - found):
-                raise ValueError(f"{name} has no {{{field}}}; write it where it belongs")
-            for field in sorted(found - needed.get(name, {"query"})):
-                raise ValueError(f"{name} has the unknown {{{field}}}; remove it")
-        return self
+    needle: Sentence = Field(description="sentence to hide, with {key} and {value}")
+    question: Sentence = Field(description="question, with {query} for the keys asked for")
+    answer_prefix: Sentence = Field(description="beginning of the answer; may have {query}")
 
 
 class NiahTask(DepthTask):
@@ -39,9 +38,7 @@ class NiahTask(DepthTask):
     module: ClassVar[str] = "needlework.tasks.niah"
 
     haystack: Name = Field("noise", description=HAYSTACK)
-    answers_in_haystack: Literal["refuse", "warn"] = Field(
-        "warn", description="what to do if an answer occurs in the context outside its needle"
-    )
+    answers_in_haystack: AnswersInHaystack = Field("warn", description=ANSWERS_IN_HAYSTACK)
     key_type: ValueType = Field("words", description="kind of keys; words: adjective-noun")
     value_type: ValueType = Field("numbers", description="kind of values")
     digits: int = Field(7, ge=1, le=20, description="number of digits of numeric keys and values")
@@ -51,9 +48,7 @@ class NiahTask(DepthTask):
     key_words: Literal["all", "held_out"] = Field(
         "all", description="held_out: only words that the embedded model was not trained on"
     )
-    templates: NiahTemplates | None = Field(
-        None, description="sentences of your own, in any language; null: RULER's"
-    )
+    templates: NiahTemplates | None = Field(None, description=TEMPLATES)
     max_new_tokens: int = Field(128, ge=1, description=MAX_NEW_TOKENS)
 
     @property

@@ -1,21 +1,43 @@
 """Parameters of RULER's question answering."""
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from needlework.config.tasks.base import MAX_NEW_TOKENS, Metric, Task
+from needlework.config.tasks.templates import TEMPLATES, Sentence, Templates
+
+
+class QuestionAnsweringTemplates(Templates):
+    """The sentences of a question answering prompt."""
+
+    required: ClassVar[Mapping[str, frozenset[str]]] = {
+        "title": frozenset({"number"}),
+        "question": frozenset({"query"}),
+    }
+
+    intro: Sentence = Field(description="instruction before the documents")
+    title: Sentence = Field(description="line before each document, with {number}")
+    question: Sentence = Field(description="text after the documents, with {query} for a question")
 
 
 class QuestionAnsweringTask(Task):
     """A question about one or two paragraphs among many."""
 
     module: ClassVar[str] = "needlework.tasks.qa"
+    answers_remedy: ClassVar[str] = "answers_in_haystack: exclude"
 
     path: str = Field(
         min_length=1, description="question set: the JSON file that its authors publish"
     )
     format: Literal["squad", "hotpotqa"] = Field("squad", description="format of the file")
+    answers_in_haystack: Literal["refuse", "exclude", "warn"] = Field(
+        "warn",
+        description="what to do if an answer occurs in a document that is not one of the "
+        "question's own; exclude: leave such documents out",
+    )
+    templates: QuestionAnsweringTemplates | None = Field(None, description=TEMPLATES)
     max_new_tokens: int = Field(32, ge=1, description=MAX_NEW_TOKENS)
 
     @property

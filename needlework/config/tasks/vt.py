@@ -1,12 +1,35 @@
 """Parameters of RULER's variable tracking."""
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from needlework.config.base import Name
-from needlework.config.tasks.base import MAX_NEEDLES, MAX_NEW_TOKENS, DepthTask
+from needlework.config.tasks.base import (
+    ANSWERS_IN_HAYSTACK,
+    MAX_NEEDLES,
+    MAX_NEW_TOKENS,
+    AnswersInHaystack,
+    DepthTask,
+)
 from needlework.config.tasks.haystack import HAYSTACK
+from needlework.config.tasks.templates import TEMPLATES, Sentence, Templates
+
+
+class VariableTrackingTemplates(Templates):
+    """The sentences of a variable tracking prompt; the assignments stay `VAR X = 12345`."""
+
+    required: ClassVar[Mapping[str, frozenset[str]]] = {"question": frozenset({"value"})}
+    optional: ClassVar[Mapping[str, frozenset[str]]] = {
+        "question": frozenset({"count"}),
+        "answer_prefix": frozenset({"count", "value"}),
+    }
+
+    question: Sentence = Field(description="question, with {value}; may have {count}")
+    answer_prefix: Sentence = Field(
+        description="beginning of the answer; may have {value} and {count}, the number of variables"
+    )
 
 
 class VariableTracking(DepthTask):
@@ -18,6 +41,8 @@ class VariableTracking(DepthTask):
     haystack: Name = Field("noise", description=HAYSTACK)
     chains: int = Field(1, ge=1, description="chains of assignments; the first is queried")
     hops: int = Field(4, ge=1, description="assignments of a chain after its first")
+    answers_in_haystack: AnswersInHaystack = Field("warn", description=ANSWERS_IN_HAYSTACK)
+    templates: VariableTrackingTemplates | None = Field(None, description=TEMPLATES)
     max_new_tokens: int = Field(30, ge=1, description=MAX_NEW_TOKENS)
 
     @property

@@ -1,10 +1,26 @@
 """Parameters of RULER's aggregation tasks: common and frequent words."""
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from needlework.config.tasks.base import MAX_NEW_TOKENS, Task
+from needlework.config.tasks.templates import TEMPLATES, Sentence, Templates
+
+
+class CommonWordsTemplates(Templates):
+    """The sentences of a common words prompt."""
+
+    required: ClassVar[Mapping[str, frozenset[str]]] = {"question": frozenset({"count"})}
+    optional: ClassVar[Mapping[str, frozenset[str]]] = {"answer_prefix": frozenset({"count"})}
+
+    question: Sentence = Field(description="question, with {count}, the number of common words")
+    answer_prefix: Sentence = Field(description="beginning of the answer; may have {count}")
+
+
+class FrequentWordsTemplates(Templates):
+    """The sentences of a frequent words prompt, which asks for three words and ignores `...`."""
 
 
 class CommonWords(Task):
@@ -21,6 +37,7 @@ class CommonWords(Task):
     other_repeats: int | None = Field(
         None, ge=1, description="repeats of each other word; null: 3, below 4096 tokens 1"
     )
+    templates: CommonWordsTemplates | None = Field(None, description=TEMPLATES)
     max_new_tokens: int = Field(120, ge=1, description=MAX_NEW_TOKENS)
 
     @property
@@ -53,6 +70,7 @@ class FrequentWords(Task):
     vocabulary: int | None = Field(
         None, ge=5, description="number of coded words; null: a fiftieth of the length"
     )
+    templates: FrequentWordsTemplates | None = Field(None, description=TEMPLATES)
     max_new_tokens: int = Field(50, ge=1, description=MAX_NEW_TOKENS)
 
     @property

@@ -1,7 +1,6 @@
 """Repeated filler text that can be cut after any token."""
 
-import re
-
+from needlework.tasks.haystacks.sentence_ends import blank_after, sentence_ends
 from needlework.tasks.prompts.token_counter import TokenCounter
 
 PARAGRAPH = (
@@ -18,12 +17,12 @@ class Filler:
     """
 
     def __init__(self, counter: TokenCounter, paragraph: str = PARAGRAPH):
-        self.paragraph = paragraph
+        self.paragraph, self._blank = paragraph, blank_after(paragraph)
         encoding = counter.tokenizer.encode(f"\n{paragraph}", add_special_tokens=False)
         token_ends = {end - 1 for _, end in encoding.offsets if end > 1} | {len(paragraph)}
         ends = [end for end in sorted(token_ends) if not paragraph[end - 1].isspace()]
         cuts = [f"{paragraph[:end]}\n" for end in ends]
-        tokens = counter.count_batch([*cuts, *(f"{paragraph} {text}" for text in cuts)])
+        tokens = counter.count_batch([*cuts, *(f"{paragraph}{self._blank}{text}" for text in cuts)])
         first, second = tokens[: len(cuts)], tokens[len(cuts) :]
         self._line, self._repeat = first[-1], max(1, second[-1] - first[-1])
         self.min_tokens = self._line
@@ -31,8 +30,10 @@ class Filler:
         # Tokens of a cut, by its end: as the line's first paragraph, or after another one.
         self._first_cuts = {0: 0} | dict(zip(ends, first, strict=True))
         self._later_cuts = {0: 0} | {e: c - self._line for e, c in zip(ends, second, strict=True)}
-        sentences = (match.end() for match in re.finditer(r"[.!?](?=\s|$)", paragraph))
-        self._sentence_ends = [0, *(end for end in sentences if end in self._first_cuts)]
+        self._sentence_ends = [
+            0,
+            *(end for end in sentence_ends(paragraph) if end in self._first_cuts),
+        ]
 
     def line_within(self, max_tokens: int) -> tuple[str, int]:
         """The longest single line of at most `max_tokens` tokens, and its token count.
@@ -81,7 +82,7 @@ class Filler:
 
     def _text(self, paragraphs: int, end: int) -> tuple[str, int]:
         parts = [self.paragraph] * paragraphs + [self.paragraph[:end]] * (end > 0)
-        return " ".join(parts) + "\n" * bool(parts), self._tokens(paragraphs, end)
+        return self._blank.join(parts) + "\n" * bool(parts), self._tokens(paragraphs, end)
 
 
 def _longest_cut(cuts: dict[int, int], max_tokens: int) -> int:

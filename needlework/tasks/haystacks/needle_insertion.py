@@ -3,6 +3,7 @@
 from itertools import accumulate
 from typing import NamedTuple
 
+from needlework.tasks.haystacks.answers import occurrences
 from needlework.tasks.haystacks.haystack import Haystack, HaystackSample
 from needlework.tasks.haystacks.sentence_ends import join_sentences, needs_no_blank
 from needlework.tasks.prompts.prompt import Needle, Prompt
@@ -61,14 +62,8 @@ class NeedlePrompt:
 
     def answers_elsewhere(self, prompt: Prompt) -> dict[str, int]:
         """How often each answer occurs in the context outside the needles, ignoring case."""
-        texts = [prompt.context, *(needle.text for needle in self._needles)]
-        context, *needles = [text.casefold() for text in texts]
-        counts = {
-            answer: context.count(answer.casefold())
-            - sum(needle.count(answer.casefold()) for needle in needles)
-            for answer in self._outputs
-        }
-        return {answer: count for answer, count in counts.items() if count > 0}
+        own = [needle.text for needle in self._needles]
+        return occurrences(self._outputs, prompt.context, own)
 
     def _prompt(self, units: list[str], counts: list[int]) -> Prompt:
         merged: list[str] = []

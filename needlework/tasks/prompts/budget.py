@@ -1,7 +1,7 @@
 """Fit a prompt to a token budget: by arithmetic, or by trial where token counts do not add up."""
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from needlework.tasks.prompts.prompt import Prompt
 from needlework.tasks.prompts.token_counter import TokenCounter
@@ -18,6 +18,14 @@ class PromptBuilder(Protocol):
         Raises:
             ContentExhausted: the task has too little content to fill the budget.
         """
+
+
+@runtime_checkable
+class FindsAnswers(Protocol):
+    """A prompt builder that knows which text states the answers."""
+
+    def answers_elsewhere(self, prompt: Prompt) -> dict[str, int]:
+        """How often each answer occurs in the context outside that text; only if it does."""
 
 
 class BudgetTooSmall(Exception):
