@@ -16,6 +16,7 @@ import torch
 
 from benchmarks.attention import attention_table
 from benchmarks.generation import generation_table
+from benchmarks.official import official_table
 from benchmarks.opening import opening_table
 from benchmarks.plan import plan_table
 from benchmarks.streaming import streaming_table
@@ -30,6 +31,7 @@ def main() -> None:
     parts = {
         "attention": attention_table,
         "generation": generation_table,
+        "official": official_table,
         "opening": opening_table,
         "plan": plan_table,
         "streaming": streaming_table,

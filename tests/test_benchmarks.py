@@ -5,12 +5,14 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from support.sketchwalk_reference import reference_walk
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import attention_model, attention_operator, run
+from benchmarks import attention_model, attention_operator, official, run
 from benchmarks.attention_operator import CPU, CUDA, operator_table
 from benchmarks.opening import CPU as OPENING_CASE
 from benchmarks.opening import opening_table
@@ -178,3 +180,26 @@ def test_opening_table_compares_each_option_with_its_plan(monkeypatch):
         assert all(row.values())
     # A model that cannot be opened gives the reason, and the others continue.
     assert "tp" in undivided["cache planned"]
+
+
+def test_differences_from_the_released_code_start_from_our_walk():
+    """The plain formulae of `official.OURS` are those of the reference, in both stages."""
+    generator = torch.Generator().manual_seed(0)
+    n, d, layers = 64 * 3 + 20, 8, []
+    for _ in range(2):
+        query, key = (torch.randn(2, n, d, generator=generator) * 3 for _ in range(2))
+        layers.append(official.Layer(query, key))
+    both = [torch.stack([layer[i] for layer in layers]).double().numpy() for i in range(2)]
+    walks, _ = official.prefill_walks(layers, official.OURS)
+    expected = reference_walk(official.SYSTEM, *both, False, np.eye(d))
+    for got, reference in zip(walks, expected, strict=True):
+        np.testing.assert_allclose(got, reference, atol=1e-6)
+    decoded = official.decode_walks(layers, official.OURS)
+    assert len(decoded) == 2 * official.DECODED
+    for (tokens, row), layer in zip(decoded[-2:], range(2), strict=True):
+        reference = reference_walk(official.SYSTEM, *both, True, np.eye(d))[layer]
+        assert tokens == n
+        np.testing.assert_allclose(row, reference[-1], atol=1e-6)
+    masked = official.VARIANTS["future blocks masked after the softmax"]
+    theirs = official.prefill_walks(layers, masked)[0][0]
+    assert official.comparison(walks[0][2], theirs[2], 2, n).divergence > 1e-4

@@ -26,7 +26,7 @@ class Infini(Segmented):
     """Infini-attention (Munkhdalai et al., 2024): local attention by segments and a memory.
 
     The defaults are those of the open replication (nanotron), whose gate is a hard sigmoid.
-    `preset: paper` sets the defaults of the paper (segment_length 2048, balance_act_type sigmoid,
+    `preset: paper` sets what the paper states (segment_length 2048, balance_act_type sigmoid,
     gate_empty_memory true); a key that is given wins.
     """
 
