@@ -22,7 +22,7 @@ from needlework.config.attention.window import Window
 from needlework.config.opening import ModelSpec
 from needlework.evaluation.streaming.accumulator import Accumulator
 from needlework.evaluation.streaming.evaluator import StreamingEvaluator
-from needlework.evaluation.streaming.token_source import TokenFile, encoded, write_tokens
+from needlework.evaluation.streaming.token_source import TokenFile, sized, write_tokens
 from needlework.finetune_data.recall_text import recall_text
 from needlework.models.checkpoint import open_model
 from needlework.models.convert import convert
@@ -40,7 +40,7 @@ def streaming_table() -> str:
         file = Path(folder) / "tokens.npy"
         sentences = recall_text(1, 0.5)
         text = iter(lambda: "".join(islice(sentences, 256)), "")
-        write_tokens([encoded(text, tokenizer.backend_tokenizer)], file, max(LENGTHS))
+        write_tokens([sized(text, tokenizer.backend_tokenizer)], file, max(LENGTHS))
         ids = np.load(file, mmap_mode="r")[:TOKENS].astype(np.int64)
         parts = [_against_guide(model, ids), _overlaps(model, ids), _chunks(model, infini, ids)]
         parts += [_millions(infini, file)]

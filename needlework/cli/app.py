@@ -30,6 +30,14 @@ class Mode(StrEnum):
     strided = "strided"
 
 
+class Bos(StrEnum):
+    """Where BOS stands in a stream."""
+
+    each_window = "each_window"
+    first = "first"
+    none = "none"
+
+
 ConfigFile = Annotated[Path, typer.Argument(help="An experiment file.")]
 Cores = Annotated[str, typer.Option(help="CPU cores to use: a number or `all`.")]
 Verbose = Annotated[
@@ -292,6 +300,14 @@ def stream(
     separate_documents: Annotated[
         bool, typer.Option(help="Start each document with an empty context.")
     ] = False,
+    bos: Annotated[
+        Bos,
+        typer.Option(
+            help="Where BOS stands. each_window: at the start of each document and strided window, "
+            "as models such as Gemma need. first: at the start of each document, if the tokenizer "
+            "adds it. none: nowhere."
+        ),
+    ] = Bos.first,
     output: Annotated[
         Path | None, typer.Option(help="Folder for the tables. Default: results/stream/NAME.")
     ] = None,
@@ -315,6 +331,7 @@ def stream(
         "tokens": tokens,
         "separate_documents": separate_documents,
         "chunk_size": chunk_size,
+        "bos": bos.value,
     }
     if mode is Mode.strided and chunk_size is not None:
         settings["overlap"] = max(1, chunk_size // 2) if overlap is None else overlap

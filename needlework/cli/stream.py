@@ -12,7 +12,7 @@ from needlework.cli.inline_experiment import NAME, inline_experiment
 from needlework.evaluation.streaming.checkpoint import StreamCheckpoint
 from needlework.evaluation.streaming.evaluator import StreamingEvaluator, fingerprint
 from needlework.evaluation.streaming.tables import stream_tables
-from needlework.evaluation.streaming.token_source import TokenFile, token_documents, write_tokens
+from needlework.evaluation.streaming.token_source import TokenFile, sized_documents, write_tokens
 from needlework.models.checkpoint import open_model
 from needlework.models.convert import convert
 from needlework.scoring.positions import by_position, whole_streams
@@ -68,7 +68,7 @@ def evaluate_stream(
         attention=method,
     )
     folder.mkdir(parents=True, exist_ok=True)
-    documents = token_documents(
+    documents = sized_documents(
         text.path,
         open_tokenizer(spec.path, spec.revision),
         column=text.column,
@@ -78,13 +78,20 @@ def evaluate_stream(
         special_tokens=text.special_tokens,
         start_ids=start_ids(spec.path, spec.revision, text.bos),
     )
-    tokens = folder / "tokens.npy"
-    starts = write_tokens(documents, tokens, text.tokens)
+    tokens, sizes = folder / "tokens.npy", folder / "sizes.npy"
+    starts = np.array(write_tokens(documents, tokens, text.tokens, sizes), dtype=np.int64)
     key = [fingerprint(opened), repr(method), repr(evaluator.plan), text.model_dump()]
     progress = StreamCheckpoint(folder / "state", json.dumps(key))
-    source = TokenFile(tokens, starts=np.array(starts, dtype=np.int64))
+    source = TokenFile(tokens, starts=starts)
     tables = stream_tables(
-        evaluator, source, system=NAME, stream=NAME, shard=0, checkpoint=progress
+        evaluator,
+        source,
+        system=NAME,
+        stream=NAME,
+        shard=0,
+        checkpoint=progress,
+        sizes=np.load(sizes, mmap_mode="r"),
+        starts=starts,
     )
     whole = whole_streams(*tables[:2])
     _write(folder, [tables[0], by_position(tables[1]), tables[2]], whole)
@@ -112,6 +119,11 @@ def _write(folder: Path, tables: list[pl.DataFrame], whole: pl.DataFrame) -> Non
 def _describe(row: dict[str, Any], seconds: float, folder: Path) -> Iterator[str]:
     exact = "approximate: windows" if row["mode"] == "strided" else "exact"
     yield f"perplexity: {row['perplexity']:.4f} ({row['loss']:.5f} nats per token)"
+    if row["bits_per_byte"] is not None:
+        yield (
+            f"  {row['bits_per_byte']:.4f} bits per byte, {row['bits_per_character']:.4f} per "
+            "character"
+        )
     yield f"  mode {row['mode']} ({exact}), chunks of {row['chunk_size']:,} tokens"
     rate = row["tokens"] / seconds
     yield f"  {row['tokens']:,} tokens scored in {seconds:.1f} s, {rate:,.0f} per second"

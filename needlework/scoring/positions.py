@@ -70,12 +70,14 @@ def whole_streams(chunks: pl.DataFrame, positions: pl.DataFrame) -> pl.DataFrame
     """One row per system and stream, all shards pooled.
 
     Args:
-        chunks: system, stream, shard, tokens, tokens_read, loss, mode, out_of_memory, state_bytes.
+        chunks: system, stream, shard, tokens, tokens_read, text_bytes, characters, loss, mode,
+            out_of_memory, state_bytes.
         positions: as in `by_position`.
 
     Returns:
         system, stream, mode, shards, tokens, chunks, chunk_size (tokens of the longest chunk),
-        loss, perplexity, perplexity_second_half (of positions beyond half of the last), state_bytes
+        loss, perplexity, perplexity_second_half (of positions beyond half of the last),
+        bits_per_byte and bits_per_character (null if the bytes of a chunk are unknown), state_bytes
         (largest), out_of_memory (how often).
     """
     last = pl.col("end_position").max().over(_CELL)
@@ -90,6 +92,8 @@ def whole_streams(chunks: pl.DataFrame, positions: pl.DataFrame) -> pl.DataFrame
             chunks=pl.len().cast(pl.Int64),
             chunk_size=pl.col("tokens_read").max(),
             loss=_mean_loss(),
+            bits_per_byte=_bits_per("text_bytes"),
+            bits_per_character=_bits_per("characters"),
             state_bytes=pl.col("state_bytes").max(),
             out_of_memory=pl.col("out_of_memory").sum(),
         )
@@ -105,6 +109,8 @@ def whole_streams(chunks: pl.DataFrame, positions: pl.DataFrame) -> pl.DataFrame
             "loss",
             "perplexity",
             "perplexity_second_half",
+            "bits_per_byte",
+            "bits_per_character",
             "state_bytes",
             "out_of_memory",
         )
@@ -113,6 +119,12 @@ def whole_streams(chunks: pl.DataFrame, positions: pl.DataFrame) -> pl.DataFrame
 
 def _mean_loss() -> pl.Expr:
     return (pl.col("loss") * pl.col("tokens")).sum() / pl.col("tokens").sum()
+
+
+def _bits_per(unit: str) -> pl.Expr:
+    bits = (pl.col("loss") * pl.col("tokens")).sum() / math.log(2)
+    is_known = pl.col(unit).is_not_null().all() & (pl.col(unit).sum() > 0)
+    return pl.when(is_known).then(bits / pl.col(unit).sum())
 
 
 def _exp(loss: pl.Expr) -> pl.Expr:

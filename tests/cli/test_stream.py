@@ -17,6 +17,7 @@ from needlework.config.opening import ModelSpec
 from needlework.evaluation.streaming.checkpoint import StreamCheckpoint
 from needlework.evaluation.streaming.evaluator import StreamingEvaluator
 from needlework.models.checkpoint import open_model
+from needlework.tasks.prompts.tokenizer import open_tokenizer
 
 pytestmark = pytest.mark.slow
 
@@ -166,3 +167,33 @@ def test_option_errors_leave_no_output(args, message):
     with pytest.raises(ValueError, match=message):
         _lines(*args)
     assert not Path("results").exists()
+
+
+def test_bits_per_byte_and_character_are_those_of_one_pass():
+    text = "Der Fluß führt 水 und 🌊.\nThe sky is blue. " * 12
+    Path("a.txt").write_text(text, encoding="utf-8")
+    tokenizer = open_tokenizer(TINY)
+    ids = torch.tensor([tokenizer.encode(text).ids[:300]])
+    model, _ = open_model(ModelSpec(path=TINY))
+    with torch.no_grad():
+        logits = model(ids).logits[0, :-1].double()
+    bits = torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum").item()
+    bits /= math.log(2)
+    # The tokenizer is byte-level; its first token is BOS.
+    raw = text.encode()[: sum(map(len, map(tokenizer.id_to_token, ids[0, 1:].tolist())))]
+    _lines("--chunk-size", "64", "--tokens", "300", text="a.txt")
+    (row,) = pl.read_csv("results/stream/a/stream.csv").to_dicts()
+    assert row["bits_per_byte"] == pytest.approx(bits / len(raw), rel=1e-4)
+    characters = len(raw.decode("utf-8", errors="ignore"))
+    assert row["bits_per_character"] == pytest.approx(bits / characters, rel=1e-4)
+
+
+@pytest.mark.parametrize("bos", ["first", "none", "each_window"])
+def test_bos_is_an_option(bos):
+    Path("a.txt").write_text("The sky is blue.\n" * 9)
+    args = ["--mode", "strided", "--chunk-size", "16", "--overlap", "4", "--bos", bos]
+    _lines(*args, "--tokens", "80", text="a.txt")
+    starts = np.load("results/stream/a/tokens.npy")[0] == open_tokenizer(TINY).token_to_id("<s>")
+    assert starts == (bos != "none")
+    read = pl.read_parquet("results/stream/a/chunks.parquet")
+    assert read["tokens"].to_list()[1] == (11 if bos == "each_window" else 12)

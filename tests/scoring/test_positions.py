@@ -61,6 +61,8 @@ def test_whole_streams_are_weighted_by_tokens():
             "shard": [0, 1, 0],
             "tokens": [10, 30, 5],
             "tokens_read": [10, 30, 5],
+            "text_bytes": [40, 100, None],
+            "characters": [35, 70, 10],
             "loss": [1.0, 2.0, 3.0],
             "mode": ["state", "state", "strided"],
             "out_of_memory": [0, 2, 0],
@@ -85,5 +87,10 @@ def test_whole_streams_are_weighted_by_tokens():
     assert result[0]["perplexity_second_half"] == pytest.approx(math.exp(2))
     assert (result[0]["shards"], result[0]["chunks"], result[0]["tokens"]) == (2, 2, 40)
     assert (result[0]["state_bytes"], result[0]["out_of_memory"]) == (9, 2)
+    bits = (10 * 1.0 + 30 * 2.0) / math.log(2)
+    assert result[0]["bits_per_byte"] == pytest.approx(bits / 140)
+    assert result[0]["bits_per_character"] == pytest.approx(bits / 105)
+    assert result[1]["bits_per_byte"] is None
+    assert result[1]["bits_per_character"] == pytest.approx(15 / math.log(2) / 10)
     assert result[1]["mode"] == "strided"
     assert result[1]["perplexity"] == pytest.approx(math.exp(3))

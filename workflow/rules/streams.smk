@@ -5,6 +5,7 @@ rule tokenize_stream:
     output:
         tokens=f"{RESULTS}/tokens/{{tokenizer}}/{{stream}}/{{shard}}.npy",
         starts=f"{RESULTS}/tokens/{{tokenizer}}/{{stream}}/{{shard}}.starts.npy",
+        sizes=f"{RESULTS}/tokens/{{tokenizer}}/{{stream}}/{{shard}}.sizes.npy",
     log:
         f"{RESULTS}/logs/tokenize_stream/{{tokenizer}}/{{stream}}/{{shard}}.log",
     benchmark:
@@ -31,6 +32,7 @@ rule stream_perplexity:
         gates=system_gates,
         tokens=stream_tokens(".npy"),
         starts=stream_tokens(".starts.npy"),
+        sizes=stream_tokens(".sizes.npy"),
     output:
         chunks=f"{RESULTS}/streams/{{system}}/{{stream}}/{{shard}}.parquet",
         positions=f"{RESULTS}/positions/{{system}}/{{stream}}/{{shard}}.parquet",

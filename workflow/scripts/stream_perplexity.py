@@ -27,13 +27,16 @@ with stage(snakemake) as s:
         attention=TypeAdapter(AnyAttention | None).validate_python(s.params.attention),
     )
     checkpoint = StreamCheckpoint(s.checkpoint_path("state"), s.key)
+    starts = np.load(s.input.starts)
     chunks, positions, measurements = stream_tables(
         evaluator,
-        TokenFile(s.input.tokens, starts=np.load(s.input.starts)),
+        TokenFile(s.input.tokens, starts=starts),
         system=s.wildcards.system,
         stream=s.wildcards.stream,
         shard=int(s.wildcards.shard),
         checkpoint=checkpoint,
+        sizes=np.load(s.input.sizes, mmap_mode="r"),
+        starts=starts,
     )
     chunks.write_parquet(s.output.chunks)
     positions.write_parquet(s.output.positions)

@@ -8,7 +8,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from needlework.config.streams import Stream
-from needlework.evaluation.streaming.token_source import encoded, token_documents, write_tokens
+from needlework.evaluation.streaming.token_source import (
+    SizedPieces,
+    sized,
+    sized_documents,
+    write_tokens,
+)
 from needlework.finetune_data.recall_text import recall_text
 from needlework.pipeline.stage import stage
 from needlework.sources.added_tokens import prompt_tokenizer
@@ -32,18 +37,18 @@ with stage(snakemake) as s:
     stream, shard = Stream.model_validate(s.params.stream), int(s.wildcards.shard)
     tokenizer = open_tokenizer(s.params.tokenizer, s.params.revision)
     starting = start_ids(s.params.tokenizer, s.params.revision, stream.bos)
-    documents: Iterable[Iterable[np.ndarray]]
+    documents: Iterable[SizedPieces]
     if stream.path is None:
         seed = stream_seed(s.params.seed, "stream", s.wildcards.stream, shard)
         documents = [
-            encoded(
+            sized(
                 generated_text(seed, stream.recall_fraction),
                 prompt_tokenizer(tokenizer),
                 start_ids=starting,
             )
         ]
     else:
-        every_document = token_documents(
+        every_document = sized_documents(
             stream.path,
             tokenizer,
             column=stream.column,
@@ -54,5 +59,5 @@ with stage(snakemake) as s:
             special_tokens=stream.special_tokens,
         )
         documents = islice(every_document, shard, None, stream.shards)
-    starts = write_tokens(documents, Path(s.output.tokens), stream.tokens)
+    starts = write_tokens(documents, Path(s.output.tokens), stream.tokens, Path(s.output.sizes))
     np.save(s.output.starts, np.array(starts, dtype=np.int64))

@@ -6,11 +6,12 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from tokenizers import Tokenizer
 
+from needlework.evaluation.streaming.text_sizes import text_sizes
 from needlework.sources.added_tokens import added_ids
 from needlework.sources.control_tokens import (
     SpecialTokens,
@@ -27,6 +28,8 @@ PIECE_TOKENS = 2**20
 
 Pieces = Iterator[np.ndarray]
 """A document as consecutive arrays of token ids."""
+SizedPieces = Iterator[tuple[np.ndarray, np.ndarray | None]]
+"""The same, each with the bytes and characters of its tokens [tokens, 2]; None: unknown."""
 
 
 class TokenFile:
@@ -132,7 +135,34 @@ def token_documents(
     start_ids: list[int] | None = None,
     special_tokens: SpecialTokens = "text",
 ) -> Iterator[Pieces]:
-    """Yield the documents of a source lazily, each as pieces of token ids.
+    """Yield the documents of a source lazily, as pieces of token ids; see `sized_documents`."""
+    documents = sized_documents(
+        path,
+        tokenizer,
+        column=column,
+        split=split,
+        dtype=dtype,
+        separator=separator,
+        start_ids=start_ids,
+        special_tokens=special_tokens,
+        measure=False,
+    )
+    return ((ids for ids, _ in document) for document in documents)
+
+
+def sized_documents(
+    path: str | Path,
+    tokenizer: Any = None,
+    *,
+    column: str | None = None,
+    split: str = "train",
+    dtype: str = "uint16",
+    separator: int | None = None,
+    start_ids: list[int] | None = None,
+    special_tokens: SpecialTokens = "text",
+    measure: bool = True,
+) -> Iterator[SizedPieces]:
+    """Yield the documents of a source lazily, each as pieces of token ids with their sizes.
 
     Args:
         path: a token file (.bin, .npy) or a folder of them; or a source of
@@ -148,6 +178,7 @@ def token_documents(
         start_ids: ids that start each document, added where it does not start with them, in place
             of those that the tokenizer adds there; None: those.
         special_tokens: what text that spells a special token becomes: its characters, or the token.
+        measure: whether to give the sizes of tokens that are made of text.
 
     Raises:
         ValueError: as TokenFile and `read_texts`; or the source is text and there is no tokenizer.
@@ -158,13 +189,13 @@ def token_documents(
         for file in files:
             if file.suffix in TOKEN_SUFFIXES:
                 for document in TokenFile(file, dtype, separator):
-                    yield _starting_with(start_ids or [], document)
+                    yield _unsized(_starting_with(start_ids or [], document))
         return
     text_files = [file for file in files if file.suffix.lower() in TEXT_SUFFIXES]
     encode = None if tokenizer is None else encoder(tokenizer, special_tokens)
     if text_files and len(text_files) == len(files):
         for file in text_files:
-            yield encoded(read_texts(file), encode, file, start_ids)
+            yield sized(read_texts(file), encode, file, start_ids, measure)
         return
     columns = ("input_ids", "text") if column is None else (column,)
     is_empty = True
@@ -173,9 +204,9 @@ def token_documents(
             continue
         is_empty = False
         yield (
-            encoded([row], encode, path, start_ids)
+            sized([row], encode, path, start_ids, measure)
             if isinstance(row, str)
-            else _starting_with(start_ids or [], _ids_of_row(row, path, number))
+            else _unsized(_starting_with(start_ids or [], _ids_of_row(row, path, number)))
         )
     if is_empty:
         raise ValueError(f"{path}: is empty; name a source with text or tokens")
@@ -188,6 +219,10 @@ def _starting_with(ids: list[int], document: Pieces) -> Pieces:
         yield np.array(ids, dtype=head.dtype)
     yield head
     yield from document
+
+
+def _unsized(document: Pieces) -> SizedPieces:
+    return ((ids, None) for ids in document)
 
 
 def _files(path: Path) -> list[Path]:
@@ -225,10 +260,24 @@ def encoded(
     source: str | Path = "text",
     start_ids: list[int] | None = None,
 ) -> Pieces:
-    """Yield the token ids of one text that comes in parts.
+    """Yield the token ids of one text that comes in parts; see `sized`."""
+    return (ids for ids, _ in sized(parts, tokenizer, source, start_ids, measure=False))
+
+
+def sized(
+    parts: Iterable[str],
+    tokenizer: Tokenizer | None,
+    source: str | Path = "text",
+    start_ids: list[int] | None = None,
+    measure: bool = True,
+) -> SizedPieces:
+    """Yield the token ids of one text that comes in parts, each with the sizes of its tokens.
 
     Special tokens that the tokenizer adds stand only at the text's own start and end; `start_ids`
-    replaces those at its start.
+    replaces those at its start. They have no bytes and characters.
+
+    Args:
+        measure: whether to give sizes, or None in their place.
 
     Raises:
         ValueError: there is no tokenizer; the message names `source`.
@@ -242,16 +291,21 @@ def encoded(
                 f"{source}: holds text; pass a tokenizer, or name a source of token ids"
             )
         spelled.update(spelled_tokens(pattern, part))
-        ids = tokenizer.encode(part, add_special_tokens=False).ids
+        encoding = tokenizer.encode(part, add_special_tokens=False)
+        ids = encoding.ids
+        sizes = text_sizes(part, encoding, tokenizer) if measure else None
         if number == 0:
             prepended, appended = added_ids(tokenizer)
-            ids = (prepended if start_ids is None else start_ids) + ids
-        yield np.array(ids, dtype=np.int64)
+            prepended = prepended if start_ids is None else start_ids
+            ids = prepended + ids
+            sizes = sizes if sizes is None else np.pad(sizes, ((len(prepended), 0), (0, 0)))
+        yield np.array(ids, dtype=np.int64), sizes
     if tokenizer is not None and spelled:
         how: SpecialTokens = "text" if tokenizer.encode_special_tokens else "allow"
         _log.warning("%s: %s", source, describe(spelled, how))
     if appended:
-        yield np.array(appended, dtype=np.int64)
+        no_sizes = np.zeros((len(appended), 2), np.uint32) if measure else None
+        yield np.array(appended, dtype=np.int64), no_sizes
 
 
 def _ids_of_row(row: Any, path: Path, number: int) -> Pieces:
@@ -268,9 +322,16 @@ def _ids_of_row(row: Any, path: Path, number: int) -> Pieces:
 
 
 def write_tokens(
-    documents: Iterable[Iterable[np.ndarray]], path: Path, limit: int | None
+    documents: Iterable[Pieces | SizedPieces],
+    path: Path,
+    limit: int | None,
+    sizes_path: Path | None = None,
 ) -> list[int]:
     """Write up to `limit` tokens of documents to a .npy file of uint32.
+
+    Args:
+        sizes_path: .npy file of uint32 [tokens, 2] for the sizes of the tokens, without rows if
+            those of a token are unknown.
 
     Returns:
         index of the first token of each document.
@@ -278,38 +339,65 @@ def write_tokens(
     Raises:
         ValueError: there are no tokens, or an id is negative or too large.
     """
-    starts, total = [], 0
-    raw = path.with_suffix(".raw")
-    try:
-        with raw.open("wb") as file:
-            for document in documents:
-                start = total
-                for piece in document:
-                    piece = piece if limit is None else piece[: limit - total]
-                    if len(piece) and not 0 <= int(piece.min()) <= int(piece.max()) < 2**32:
-                        invalid = piece[(piece < 0) | (piece >= 2**32)][0]
-                        raise ValueError(
-                            f"token id {invalid}: is out of range; make the tokens again"
-                        )
-                    file.write(piece.astype("<u4").tobytes())
-                    total += len(piece)
-                    if total == limit:
-                        break
-                starts += [start] if total > start else []
+    starts, total, is_measured = [], 0, True
+    with _Rows(path) as tokens, _Rows(sizes_path or path.with_suffix(".sizes"), 2) as all_sizes:
+        for document in documents:
+            start = total
+            for piece in document:
+                ids, sizes = piece if isinstance(piece, tuple) else (piece, None)
+                ids = ids if limit is None else ids[: limit - total]
+                if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < 2**32:
+                    invalid = ids[(ids < 0) | (ids >= 2**32)][0]
+                    raise ValueError(f"token id {invalid}: is out of range; make the tokens again")
+                tokens.add(ids)
+                is_measured &= sizes is not None
+                if sizes is not None and sizes_path is not None:
+                    all_sizes.add(sizes[: len(ids)])
+                total += len(ids)
                 if total == limit:
                     break
+            starts += [start] if total > start else []
+            if total == limit:
+                break
         if not total:
             raise ValueError(
                 "no tokens: the source is empty, or has fewer documents than shards; name another "
                 "source, or write fewer shards"
             )
-        with path.open("wb") as file:
-            header = {"descr": "<u4", "fortran_order": False, "shape": (total,)}
-            np.lib.format.write_array_header_1_0(file, header)
-            with raw.open("rb") as tokens:
-                while block := tokens.read(2**24):
-                    file.write(block)
-            os.fsync(file.fileno())
-    finally:
-        raw.unlink(missing_ok=True)
+        tokens.save(total)
+        if sizes_path is not None:
+            all_sizes.save(total if is_measured else 0)
     return starts
+
+
+class _Rows:
+    """Rows of numbers on their way to a .npy file of uint32, which states their count first."""
+
+    def __init__(self, path: Path, columns: int | None = None):
+        self._path, self._columns = path, columns
+        self._raw = path.with_suffix(".raw") if columns is None else path.with_suffix(".raw2")
+
+    def __enter__(self) -> Self:
+        self._file = self._raw.open("wb")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+        self._raw.unlink(missing_ok=True)
+
+    def add(self, rows: np.ndarray) -> None:
+        self._file.write(rows.astype("<u4").tobytes())
+
+    def save(self, count: int) -> None:
+        """Write the file with the first `count` rows."""
+        self._file.close()
+        shape = (count,) if self._columns is None else (count, self._columns)
+        left = 4 * count * (self._columns or 1)
+        with self._path.open("wb") as file:
+            header = {"descr": "<u4", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            with self._raw.open("rb") as rows:
+                while left and (block := rows.read(min(left, 2**24))):
+                    file.write(block)
+                    left -= len(block)
+            os.fsync(file.fileno())
