@@ -48,7 +48,7 @@ def stream_tables(
         )
     key = {"system": system, "stream": stream, "shard": shard}
     columns = ("document", "first_token", "tokens", "tokens_read")
-    text_bytes = characters = None
+    text_bytes = characters = [None] * len(accumulator)
     if sizes is not None and starts is not None and len(sizes):
         begins = starts[accumulator["document"]] if evaluator.plan.separate_documents else 0
         text_bytes, characters = chunk_sizes(
