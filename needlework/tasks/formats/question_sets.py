@@ -4,7 +4,7 @@ Files are the original JSON, or the hub's rows in JSON, JSON lines or Parquet, a
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, Self, TypeVar
 
@@ -19,13 +19,17 @@ from pydantic import (
 )
 
 from needlework.config.base import Text
-from needlework.sources.records import read_bytes, read_records
+from needlework.sources.records import Record, read_records, require_columns
 from needlework.tasks.formats.validation_errors import describe_error
 
 _SQUAD = "write the path of SQuAD v2's JSON, such as dev-v2.0.json"
 _HOTPOTQA = (
     "write the path of HotpotQA's JSON with distractors, such as hotpot_dev_distractor_v1.json"
 )
+
+
+_SQUAD_COLUMNS = ("context", "question", "answers")
+_HOTPOT_COLUMNS = ("question", "answer", "supporting_facts", "context")
 
 
 class Question(NamedTuple):
@@ -121,29 +125,27 @@ def _zipped(value: object, *names: str) -> object:
     return list(zip(*(value[name] for name in names), strict=False))
 
 
-def _original(rows: list[dict[str, Any]], is_squad: bool) -> object:
-    """The rows of a table as the original file has them."""
-    if not is_squad:
-        return [
-            row
-            | {
-                name: _zipped(row[name], "title", other)
-                for name, other in (("supporting_facts", "sent_id"), ("context", "sentences"))
-                if name in row
-            }
-            for row in rows
-        ]
-    if "data" in rows[0]:
-        return rows[0]
-    return _squad_of_rows(rows) if "context" in rows[0] else rows
+def _hotpot_of_records(records: list[Record]) -> object:
+    """The rows as the original file has them, whose lists of pairs the hub's rows have in two."""
+    rows = []
+    for record in records:
+        require_columns(record, _HOTPOT_COLUMNS)
+        row = dict(record.values)
+        for name, other in (("supporting_facts", "sent_id"), ("context", "sentences")):
+            row[name] = _zipped(row[name], "title", other)
+        rows.append(row)
+    return rows
 
 
-def _squad_of_rows(rows: list[dict[str, Any]]) -> object:
-    """The hub's rows (title, context, question, answers) as the original file."""
+def _squad_of_records(records: list[Record]) -> object:
+    """The original file, also of the hub's rows, which have one question each."""
+    require_columns(records[0], ("data",), _SQUAD_COLUMNS)
+    if "data" in records[0].values:
+        return records[0].values
     articles: dict[str, dict[str, list[dict[str, Any]]]] = {}
-    for row in rows:
-        if not {"context", "question", "answers"} <= row.keys():
-            return rows
+    for record in records:
+        require_columns(record, _SQUAD_COLUMNS)
+        row = record.values
         answers = row["answers"]
         texts = answers.get("text", []) if isinstance(answers, dict) else answers
         question = {
@@ -171,7 +173,7 @@ def read_squad(path: str | Path) -> QuestionSet:
     Raises:
         ValueError: the file is missing, is not SQuAD's JSON, or has no answerable question.
     """
-    squad = _read(path, _SQUAD_FILE, _SQUAD)
+    squad = _read(path, _SQUAD_FILE, _squad_of_records, _SQUAD)
     documents: dict[str, None] = {}
     questions = []
     for article in squad.data:
@@ -194,7 +196,7 @@ def read_hotpotqa(path: str | Path) -> QuestionSet:
     """
     documents: dict[str, None] = {}
     questions = []
-    for entry in _read(path, _HOTPOT_FILE, _HOTPOTQA):
+    for entry in _read(path, _HOTPOT_FILE, _hotpot_of_records, _HOTPOTQA):
         paragraphs = list(entry.paragraphs.values())
         documents.update(dict.fromkeys(paragraphs))
         questions.append((entry.question, [entry.answer], entry.gold, paragraphs))
@@ -228,15 +230,19 @@ def _question_set(
 _T = TypeVar("_T")
 
 
-def _read(path: str | Path, adapter: TypeAdapter[_T], expected: str) -> _T:
+def _read(
+    path: str | Path,
+    adapter: TypeAdapter[_T],
+    original: Callable[[list[Record]], object],
+    expected: str,
+) -> _T:
+    records = read_records(path, expected)
     try:
-        records = read_records(path)
-        content = read_bytes(path) if records is None else b""
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such file; {expected}") from None
+        content = original(records)
+    except ValueError as error:
+        raise ValueError(f"{error}; {expected}") from None
     try:
-        if records is not None:
-            content = json.dumps(_original(records, adapter is _SQUAD_FILE)).encode()
-        return adapter.validate_json(content)
+        # As JSON, whose arrays strict validation reads as tuples.
+        return adapter.validate_json(json.dumps(content, default=str))
     except ValidationError as error:
         raise ValueError(f"{path}: {describe_error(error, 'the file')}; {expected}") from None

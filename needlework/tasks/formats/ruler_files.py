@@ -1,45 +1,86 @@
-"""Read RULER's samples: JSON lines, JSON or Parquet, in the columns of several projects."""
+"""Read samples that exist already, in the columns of several projects.
 
-import re
+RULER's are `input` and `outputs`; kvpress' `context`, `question`, `answer_prefix` and `answer`; a
+conversation is a list of messages in `messages` or `prompt`, as in OpenAI's MRCR.
+"""
+
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import from_json
 
 from needlework.config.base import Text
-from needlework.sources.records import read_bytes, read_records
+from needlework.sources.records import Record, read_records, require_columns
 from needlework.tasks.formats.validation_errors import describe_error
 
-_EXPECTED = "write a file in RULER's JSON lines"
+_EXPECTED = "write a JSON lines, JSON or Parquet file with samples"
+_ROW = ConfigDict(strict=True, frozen=True)
+
+
+class ChatMessage(BaseModel):
+    """A message of a conversation. Other keys are ignored."""
+
+    model_config = _ROW
+
+    role: Text
+    content: str
+
+    @field_validator("content", mode="before")
+    @classmethod
+    def _join_parts(cls, content: object) -> object:
+        """The text of OpenAI's list of parts."""
+        if not isinstance(content, list):
+            return content
+        texts = [part.get("text") if isinstance(part, dict) else part for part in content]
+        if not all(isinstance(text, str) for text in texts):
+            raise ValueError("has a part that is no text; write text only")
+        return "".join(texts)
 
 
 class RulerRow(BaseModel):
     """One sample. Keys that needlework does not use are ignored."""
 
-    model_config = ConfigDict(strict=True, frozen=True)
+    model_config = _ROW
 
     index: int
-    input: str
+    input: str = ""
+    messages: list[ChatMessage] = []
+    """A conversation in place of the input; it ends with the user's turn, or begins the answer."""
     # An empty output would match any answer.
     outputs: Annotated[list[Text], Field(min_length=1)]
     answer_prefix: str = ""
     """Empty if the input already ends with it."""
     gen_prefix: str = ""
     """lm-evaluation-harness' name of the answer prefix; it omits the space before it."""
+    required_prefix: str = ""
+    """Text that a right answer starts with."""
     length: int | None = None
     max_length: int | None = None
     """Tokens of prompt and answer, as `length`."""
 
-    @field_validator("length", "max_length", mode="before")
-    @classmethod
-    def _not_null(cls, value: object) -> object:
-        if value is None:
-            raise ValueError("is null; write a whole number, or omit the key")
-        return value
+    @model_validator(mode="after")
+    def _ends_with_a_question(self) -> Self:
+        if self.messages and (not self.turns or self.turns[-1].role != "user"):
+            roles = ", ".join(message.role for message in self.messages)
+            raise ValueError(
+                f"has messages of {roles}; end with one of the user, or with the beginning of the "
+                "answer after it"
+            )
+        return self
 
     @property
     def prefix(self) -> str:
         """The answer prefix as it follows the input."""
+        if self.messages and self.messages[-1].role == "assistant":
+            return self.messages[-1].content
         if "answer_prefix" in self.model_fields_set:
             return self.answer_prefix
         starts_with_space = self.gen_prefix[:1].isspace() or self.input[-1:].isspace()
@@ -47,65 +88,60 @@ class RulerRow(BaseModel):
             self.gen_prefix if starts_with_space or not self.gen_prefix else f" {self.gen_prefix}"
         )
 
+    @property
+    def turns(self) -> list[ChatMessage]:
+        """The messages up to the question, which is the last one."""
+        last_answers = bool(self.messages) and self.messages[-1].role == "assistant"
+        return self.messages[:-1] if last_answers else self.messages
+
 
 def read_ruler_jsonl(path: str | Path) -> list[RulerRow]:
-    """Read the rows of a file in order; empty lines are skipped.
+    """Read the rows of a file in order; see `read_records` for its format.
 
-    Files are JSON lines, a JSON list (.json) or Parquet (.parquet), also compressed (.gz). Columns
-    are those of RulerRow, or context, question, answer_prefix and answer; without an index, rows
-    are numbered.
+    A null is the same as no column. Without an index, rows are numbered.
 
     Raises:
-        ValueError: the file is missing or empty, or a line is invalid; the message names the line
-            and the key.
+        ValueError: the file is missing or empty, or a row is invalid; the message names the row or
+            line, and the column.
     """
-    path = Path(path)
-    try:
-        is_lines = ".jsonl" in path.suffixes
-        records = None if is_lines else read_records(path)
-        content = b"" if path.suffix == ".parquet" else read_bytes(path)
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such file; {_EXPECTED}") from None
-    if records is not None:
-        return [_row(record, i, f"{path}: row {i + 1}") for i, record in enumerate(records)]
-    rows = [
-        _parse(line, f"{path}:{number}")
-        for number, line in enumerate(content.split(b"\n"), start=1)
-        if line.strip()
-    ]
-    if not rows:
-        raise ValueError(f"{path}: empty; {_EXPECTED}")
-    return rows
+    return [_row(record, i) for i, record in enumerate(read_records(path, _EXPECTED))]
 
 
-def _row(record: dict[str, Any], index: int, location: str) -> RulerRow:
+def _row(record: Record, index: int) -> RulerRow:
     """The row of a record, whose columns have one of several names."""
-    record = {name: value for name, value in record.items() if value is not None}
-    names = ", ".join(record)
-    record.setdefault("index", index)
-    if "input" not in record and {"context", "question"} <= record.keys():
-        context, question = str(record["context"]), str(record["question"])
+    values = {name: value for name, value in record.values.items() if value is not None}
+    given = record._replace(values=values.copy())
+    values.setdefault("index", index)
+    if (messages := _message_list(values.get("prompt"))) is not None:
+        values.setdefault("messages", messages)
+    if isinstance(values.get("messages"), str):
+        values["messages"] = _message_list(values["messages"]) or values["messages"]
+    if "input" not in values and {"context", "question"} <= values.keys():
+        context, question = str(values["context"]), str(values["question"])
         joined = context[-1:].isspace() or question[:1].isspace() or not question or not context
-        record["input"] = f"{context}{question}" if joined else f"{context}\n{question}"
+        values["input"] = f"{context}{question}" if joined else f"{context}\n{question}"
     for name in ("answer", "answers"):
-        if "outputs" not in record and name in record:
-            value = record[name]
-            record["outputs"] = value if isinstance(value, list) else [value]
-    for name, others in {"input": "context and question", "outputs": "answer"}.items():
-        if name not in record:
-            raise ValueError(f"{location}: no column {name}, or {others}; its columns are {names}")
+        if "outputs" not in values and name in values:
+            value = values[name]
+            values["outputs"] = value if isinstance(value, list) else [value]
+    if "random_string_to_prepend" in values:
+        values.setdefault("required_prefix", values["random_string_to_prepend"])
+    if not {"input", "messages"} & values.keys():
+        require_columns(given, ("input",), ("context", "question"), ("messages",))
+    if "outputs" not in values:
+        require_columns(given, ("outputs",), ("answer",))
     try:
-        return RulerRow.model_validate(record)
+        return RulerRow.model_validate(values)
     except ValidationError as error:
-        raise ValueError(f"{location}: {describe_error(error, 'the row')}") from None
+        raise ValueError(f"{record.location}: {describe_error(error, 'the row')}") from None
 
 
-def _parse(line: bytes, location: str) -> RulerRow:
-    try:
-        return RulerRow.model_validate_json(line)
-    except ValidationError as error:
-        # Every line is parsed separately, so the parser always names line 1.
-        problem = re.sub(r" at line 1 column", " at column", describe_error(error, "the line"))
-        raise ValueError(
-            f"{location}: {problem}; write an object with index, input and outputs"
-        ) from None
+def _message_list(value: Any) -> list[Any] | None:
+    """A list of messages, also as JSON in a text; None for anything else."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            value = from_json(value)
+        except ValueError:
+            return None
+    is_list = isinstance(value, list) and bool(value)
+    return value if is_list and all(isinstance(m, dict) and "role" in m for m in value) else None

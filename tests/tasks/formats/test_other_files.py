@@ -46,7 +46,7 @@ def test_question_sets_are_read_in_every_format(tmp_path: Path, suffix: str):
     assert squad.questions[0][:3] == ("When?", ("1970",), (0,))
 
 
-@pytest.mark.parametrize("suffix", [s for s in SUFFIXES if "jsonl" not in s])
+@pytest.mark.parametrize("suffix", SUFFIXES)
 def test_ruler_samples_are_read_in_every_format(tmp_path: Path, suffix: str):
     (row,) = read_ruler_jsonl(save(tmp_path, [{"input": "Q?", "outputs": ["7"]}], suffix))
     assert (row.index, row.input, row.outputs) == (0, "Q?", ["7"])
@@ -57,5 +57,29 @@ def test_ruler_samples_are_read_in_every_format(tmp_path: Path, suffix: str):
 
 def test_a_missing_column_is_named(tmp_path: Path):
     path = save(tmp_path, [{"prompt": "Q?", "outputs": ["7"]}], ".parquet")
-    with pytest.raises(ValueError, match=r"row 1: no column input, or context and question; its"):
+    with pytest.raises(
+        ValueError, match=r"row 1: no column input, or context and question, or messages; its"
+    ):
         read_ruler_jsonl(path)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_every_format_names_the_missing_column(tmp_path: Path, suffix: str):
+    place = ":1" if "jsonl" in suffix else ": row 1"
+    for read, row, missing in (
+        (read_ruler_jsonl, {"input": "Q?", "output": "7"}, "outputs, or answer"),
+        (read_squad, {"context": "It was 1970.", "question": "When?"}, "data, or context and"),
+        (read_hotpotqa, {"question": "Q?", "answer": "A"}, "question and answer and supporting"),
+    ):
+        path = save(tmp_path, [row], suffix)
+        with pytest.raises(ValueError, match=f"{place}: no column {missing}") as caught:
+            read(path)
+        assert f"its columns are {', '.join(row)}" in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_lines_are_read_from_a_file_with_another_name(tmp_path: Path):
+    rows = [{"input": f"Q{i}?", "outputs": ["7"]} for i in range(3)]
+    for name in ("validation", "set.json", "set.txt"):
+        (tmp_path / name).write_text("\n".join(map(json.dumps, rows)))
+        assert [row.input for row in read_ruler_jsonl(tmp_path / name)] == ["Q0?", "Q1?", "Q2?"]

@@ -107,8 +107,16 @@ def hotpot(**row) -> list[dict]:
             "no such file; write the path of SQuAD v2's JSON, such as dev-v2.0.json",
         ),
         (read_squad, "[1,\n2", "not JSON: EOF while parsing a list at line 2 column 1; write"),
-        (read_squad, hotpot(), "the file is [{'question': 'Q?'"),
-        (read_squad, {"rows": []}, "data is missing; write the path of SQuAD v2's JSON"),
+        (
+            read_squad,
+            hotpot(),
+            "row 1: no column data, or context and question and answers; its col",
+        ),
+        (
+            read_squad,
+            {"rows": []},
+            "row 1: no column data, or context and question and answers; its columns are rows; wri",
+        ),
         (read_squad, {"data": {}}, "data is {}; it should be a valid array; write the path of"),
         (read_squad, {"data": []}, "no question has an answer; write the path of another file"),
         (read_squad, squad({"qas": []}), "data[0].paragraphs[0].context is missing; write the"),
@@ -137,8 +145,12 @@ def hotpot(**row) -> list[dict]:
             squad(paragraph("a", is_impossible=True)),
             "no question has an answer; write the path of another file",
         ),
-        (read_hotpotqa, squad(), "the file is {'data': "),
-        (read_hotpotqa, [], "no question has an answer; write the path of another file"),
+        (
+            read_hotpotqa,
+            squad(),
+            "row 1: no column question and answer and supporting_facts and conte",
+        ),
+        (read_hotpotqa, [], "empty; write the path of HotpotQA's JSON with distractors"),
         (read_hotpotqa, hotpot(answer=3), "[0].answer is 3; it should be a valid string; write"),
         (read_hotpotqa, hotpot(context=[["T"]]), "[0].context[0][1] is missing; write the path of"),
         (

@@ -43,33 +43,37 @@ def test_prefix_follows_the_input_after_one_space(keys: dict, prefix: str):
     assert RulerRow(**{**NVIDIA, **keys}).prefix == prefix
 
 
+def test_a_null_is_the_same_as_no_column(tmp_path: Path):
+    (path := tmp_path / "x.jsonl").write_bytes(
+        jsonl({**LM_EVAL, "max_length": None, "gen_prefix": None})
+    )
+    (row,) = read_ruler_jsonl(path)
+    assert (row.max_length, row.prefix) == (None, "")
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, ": no such file; write a file in RULER's JSON lines"),
-        (b"\n \n", ": empty; write a file in RULER's JSON lines"),
-        (jsonl(NVIDIA) + b"\n{", ":2: not JSON: EOF while parsing an object at column 1; write an"),
+        (None, ": no such file; write a JSON lines, JSON or Parquet file with samples"),
+        (b"\n \n", ": empty; write a JSON lines, JSON or Parquet file with samples"),
+        (jsonl(NVIDIA) + b"\n{", ":2: not JSON: EOF while parsing an object at column 1; write a"),
         (
             jsonl(NVIDIA) + b'\n{"input": "\xff"}',
             ":2: not JSON: invalid unicode code point at colu",
         ),
         (
             jsonl(NVIDIA, [1]),
-            ":2: the line is [1]; it should be an object; write an object with in",
+            ":2: the line is [1]; it should be an object; write a JSON lines, JS",
         ),
-        (b'{"index": 1, "outputs": ["7"]}', ":1: input is missing; write an object with index"),
+        (
+            b'{"index": 1, "outputs": ["7"]}',
+            ":1: no column input, or context and question, or messages; its columns are index, out",
+        ),
+        (b'{"index": 1, "input": "Q?"}', ":1: no column outputs, or answer; its columns are index"),
         (jsonl({**NVIDIA, "index": "1"}), ":1: index is '1'; it should be a valid integer"),
         (jsonl({**NVIDIA, "index": True}), ":1: index is True; it should be a valid integer"),
         (jsonl({**NVIDIA, "length": 3.5}), ":1: length is 3.5; it should be a valid integer"),
-        (
-            jsonl({**LM_EVAL, "max_length": None}),
-            ":1: max_length is null; write a whole number, or",
-        ),
-        (
-            jsonl({**LM_EVAL, "gen_prefix": None}),
-            ":1: gen_prefix is None; it should be a valid str",
-        ),
-        (jsonl({**NVIDIA, "outputs": "7"}), ":1: outputs is '7'; it should be a valid array"),
+        (jsonl({**NVIDIA, "outputs": "7"}), ":1: outputs is '7'; it should be a valid list"),
         (jsonl({**NVIDIA, "outputs": []}), ":1: outputs is []; it needs 1 or more items"),
         (jsonl({**NVIDIA, "outputs": [7]}), ":1: outputs[0] is 7; it should be a valid string"),
         (jsonl({**NVIDIA, "outputs": [" "]}), ":1: outputs[0] is blank; write some text"),
