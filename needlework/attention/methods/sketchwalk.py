@@ -12,6 +12,7 @@ too, and the softmaxes of the heads are summed.
 
 import logging
 import math
+from collections.abc import Callable
 from fractions import Fraction
 
 import numpy as np
@@ -29,6 +30,7 @@ from needlework.attention.base import (
 )
 from needlework.attention.block_rows import write_rows
 from needlework.attention.blocks import Blocks, choose
+from needlework.attention.hadamard import hadamard_sketch, sketched_dim
 from needlework.attention.layers import LayerShape
 from needlework.config.attention.sketchwalk import SketchWalk
 
@@ -59,7 +61,9 @@ class Method(RankedSelector[SketchWalk]):
         """The walk R up to this layer [batch, rows, blocks], float32, each row of sum 1; with
         choices group or head the scores of each [batch, choices, rows, blocks].
 
-        +inf or -inf for blocks that are kept or skipped regardless of rank.
+        +inf or -inf for blocks that are kept or skipped regardless of rank. Without a walk, and if
+        only ranks count, log of the sum of softmaxes, whose order is that of R: softmax^s
+        underflows, and blocks of score 0 would tie.
         """
         blocks, state = forward.blocks, forward.state.tensors.setdefault(layer, {})
         queries, rows = self._store_tokens(query, key, forward, state)
@@ -69,6 +73,11 @@ class Method(RankedSelector[SketchWalk]):
             row_queries = self._recent_mean(blocks, state) if "recent" in state else queries
         else:
             row_queries = rows.sum(3) / blocks.seen
+        if self.system.walk == "off" and self.system.select == "topk":
+            return self._marked_each(
+                self._pooled_scores(row_queries, blocks, state["keys"], scale, _log_of_softmaxes),
+                forward,
+            )
         step = walk = self._step(row_queries, blocks, state["keys"], scale)
         if self.system.walk != "off":
             self._store_step(step, blocks, state)
@@ -81,9 +90,7 @@ class Method(RankedSelector[SketchWalk]):
         # Only the order within a row matters; without scaling, products of softmax^s underflow
         # within a few layers.
         walk = forward.shared["walk"] = _normalised(walk)
-        if walk.ndim == 3:
-            return self._marked(walk, forward)
-        return torch.stack([self._marked(one, forward) for one in walk.unbind(1)], 1)
+        return self._marked_each(walk, forward)
 
     def choices(self, layer: LayerShape) -> int:
         return count_choices(self.system.choices, layer.heads, layer.kv_heads)
@@ -237,6 +244,25 @@ class Method(RankedSelector[SketchWalk]):
         c is `scale`. With `keys: box` the product is an upper bound for the keys in the box.
         For the damped walk each row is normalised to sum 1.
         """
+        step = self._pooled_scores(queries, blocks, keys, scale, self._sum_of_softmaxes)
+        return _normalised(step) if self.system.walk == "damped" else step
+
+    def _sum_of_softmaxes(self, scores: Tensor) -> Tensor:
+        return scores.softmax(-1).sum(2) ** self.system.sparsity_exponent
+
+    def _pooled_scores(
+        self,
+        queries: Tensor,
+        blocks: Blocks,
+        keys: Tensor,
+        scale: float,
+        pool: Callable[[Tensor], Tensor],
+    ) -> Tensor:
+        """`pool` of the scores c <S q_i, S k_j> / sqrt(r), a few rows at a time.
+
+        It maps [batch, choices, heads of a choice, rows, blocks], -inf for future blocks, to the
+        same without heads.
+        """
         batch, h, _, r = queries.shape
         kv = keys.shape[1]
         queries = queries * (scale * r**-0.5)
@@ -249,14 +275,11 @@ class Method(RankedSelector[SketchWalk]):
         ):
             scores = rows.reshape(batch, kv, -1, rows.shape[-1]) @ keys.transpose(-1, -2)
             scores = scores.view(batch, h, -1, blocks.count)
-            weights = scores.masked_fill(future[:, None], -torch.inf).softmax(-1)
+            scores = scores.masked_fill(future[:, None], -torch.inf)
             choices = count_choices(self.system.choices, h, kv)
-            sums = weights.unflatten(1, (choices, -1)).sum(2)
-            parts.append(sums**self.system.sparsity_exponent)
-        step = torch.cat(parts, 2)
-        if self.system.choices == "layer":
-            step = step[:, 0]
-        return _normalised(step) if self.system.walk == "damped" else step
+            parts.append(pool(scores.unflatten(1, (choices, -1))))
+        pooled = torch.cat(parts, 2)
+        return pooled[:, 0] if self.system.choices == "layer" else pooled
 
     def _store_step(self, step: Tensor, blocks: Blocks, state: dict[str, Tensor]) -> None:
         """Add the rows of W to those of earlier forwards."""
@@ -309,6 +332,12 @@ class Method(RankedSelector[SketchWalk]):
         kept = walk > _quantile(walk, ranked, self.system.quantile)
         return torch.where(kept, torch.inf, -torch.inf)
 
+    def _marked_each(self, walk: Tensor, forward: Forward) -> Tensor:
+        """`_marked` for each choice of walk, if it has several."""
+        if walk.ndim == 3:
+            return self._marked(walk, forward)
+        return torch.stack([self._marked(one, forward) for one in walk.unbind(1)], 1)
+
     def _marked(self, walk: Tensor, forward: Forward) -> Tensor:
         """Scores with +inf for blocks that are always kept, -inf for blocks that never are."""
         system, blocks = self.system, forward.blocks
@@ -337,6 +366,12 @@ class Method(RankedSelector[SketchWalk]):
         size = self.system.block_size
         counts = [-int(-Fraction(str(share)) * n / size // 1) for n in tokens]
         return blocks.constant(*counts, shape=(-1, 1, 1))
+
+
+def _log_of_softmaxes(scores: Tensor) -> Tensor:
+    """Log of the sum over heads of softmax_j; scores as they are if there is one head, which has
+    the same order."""
+    return scores[:, :, 0] if scores.shape[2] == 1 else scores.log_softmax(-1).logsumexp(2)
 
 
 def _normalised(x: Tensor) -> Tensor:
@@ -371,25 +406,3 @@ def _quantile(x: Tensor, ranked: Tensor, quantile: float) -> Tensor:
     low = position.floor().long()
     below, above = (ordered.gather(2, at) for at in (low, torch.minimum(low + 1, last)))
     return torch.lerp(below, above, (position - low).to(x.dtype))
-
-
-def hadamard_sketch(d: int, sketch_dim: int, seed: int) -> Tensor:
-    """Subsampled randomised Hadamard transform as a matrix [d, r], float32: x @ S sketches x.
-
-    Random signs, then r = sketched_dim(d, sketch_dim) coordinates of the Walsh-Hadamard transform,
-    scaled so that E<x S, y S> = <x, y>.
-    """
-    padded = 1 << (d - 1).bit_length()
-    r = sketched_dim(d, sketch_dim)
-    generator = torch.Generator().manual_seed(seed)
-    signs = torch.randint(0, 2, (d, 1), generator=generator) * 2.0 - 1
-    coordinates = torch.randperm(padded, generator=generator)[:r]
-    hadamard = torch.ones(1, 1)
-    while len(hadamard) < padded:
-        hadamard = torch.kron(torch.tensor([[1.0, 1.0], [1.0, -1.0]]), hadamard)
-    return signs * hadamard[:d, coordinates] * r**-0.5
-
-
-def sketched_dim(d: int, sketch_dim: int | None) -> int:
-    """Coordinates of the sketch: at most d padded to a power of two; d without a sketch."""
-    return d if sketch_dim is None else min(sketch_dim, 1 << (d - 1).bit_length())

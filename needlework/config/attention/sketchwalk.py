@@ -14,12 +14,13 @@ class SketchWalk(Ranked):
     form, with the defaults shown here. `official`: the released code (heads sum, sketch_dim null,
     score_scale null, sparsity_exponent 1, walk damped, select quantile, local_share 0.05,
     sink_share 0.05, unranked_sink_share 0.025, dense_last_rows 4, decode_queries 32). `box`: ours
-    (heads sum, keys box, sketch_dim null, walk off).
+    (heads sum, keys box, sketch_dim null, walk off). `quest`: the choice of Quest (Tang et
+    al., 2024; those of box, with choices head, stages decode, block_size 16).
     """
 
     type: Literal["sketchwalk"] = "sketchwalk"
-    preset: Literal["paper", "official", "box"] = Field(
-        "paper", description="variant that sets the defaults: two published ones, and ours"
+    preset: Literal["paper", "official", "box", "quest"] = Field(
+        "paper", description="variant that sets the defaults of other keys"
     )
     heads: Literal["mean", "sum"] = Field(
         "mean",
@@ -140,6 +141,7 @@ class SketchWalk(Ranked):
         return next((key for key in keys if getattr(self, key)), None)
 
 
+_BOX = {"heads": "sum", "keys": "box", "sketch_dim": None, "walk": "off"}
 _PRESETS: dict[str, dict[str, Any]] = {
     "official": {
         "heads": "sum",
@@ -154,5 +156,6 @@ _PRESETS: dict[str, dict[str, Any]] = {
         "dense_last_rows": 4,
         "decode_queries": 32,
     },
-    "box": {"heads": "sum", "keys": "box", "sketch_dim": None, "walk": "off"},
+    "box": _BOX,
+    "quest": {**_BOX, "choices": "head", "stages": "decode", "block_size": 16},
 }
