@@ -1,7 +1,8 @@
 """Exact attention over the chosen blocks: the choice of a kernel, and the compiled kernel.
 
-Long prefills can use flex_attention with torch.compile: each row of blocks visits the blocks that
-it keeps, without copies. Which is faster depends on the machine, so choice.py measures it.
+Prefills on CPUs under a causal mask use torch's flash kernel (flash.py). Other long prefills can
+use flex_attention with torch.compile: each row of blocks visits the blocks that it keeps, without
+copies. Whether it is faster than gathering depends on the machine, so choice.py measures it.
 Everything else uses the gathering kernel (gather.py). Results agree up to rounding.
 """
 
@@ -18,17 +19,14 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from needlework.attention.blocks import Blocks, causal_pairs, choose, window_pairs
+from needlework.attention.blocks import Blocks, causal_pairs, window_pairs
 from needlework.attention.kernels.choice import Kernels, Name, faster, fixed
+from needlework.attention.kernels.flash import attend_flash, can_flash, has_fast_matmul
 from needlework.attention.kernels.gather import SoftmaxTerms, gather, gather_token
-from needlework.attention.masks import LazyMask
-from needlework.config.attention.random import Random
 
 COMPILE_THRESHOLD = 2**29
 """Scores of dense attention (batch * heads * queries * keys) from which compiling can pay off;
 then the kernel that is faster on the machine is used (choice.py)."""
-TRIAL_TOKENS = 4096
-"""Largest prefill that decides, unless 16 blocks are more: at most 64 blocks."""
 RECOMPILE_LIMIT = 64
 """Largest number of compiled variants in a process: dtype, head dimensions, heads, block size, and
 batch of one or more."""
@@ -78,64 +76,47 @@ def attend(
     terms = SoftmaxTerms(
         query.shape[-1] ** -0.5 if scaling is None else scaling, dropout, softcap, sinks
     )
-    scores = len(query) * query.shape[1] * query.shape[2] * key.shape[2]
     if query.shape[2] == 1:
         kernel = gather_token
-    elif scores >= COMPILE_THRESHOLD and can_compile(query, key, value, blocks, terms):
-        is_compiled = _faster(query, key, value, chosen.shape[1], blocks) == "compiled"
-        kernel = attend_compiled if is_compiled else gather
+    elif _is_compiled(query, key, value, chosen, blocks, terms):
+        kernel = attend_compiled
+    elif can_flash(query, key, value, chosen.shape[1], blocks, terms):
+        kernel = attend_flash
     else:
         kernel = gather
     return kernel(query, key, value, chosen, blocks, terms)
 
 
-def _faster(query: Tensor, key: Tensor, value: Tensor, choices: int, blocks: Blocks) -> Name:
-    """The kernel for long prefills of this shape: the fixed one, or the faster on this machine."""
-    name = fixed()
-    if name is not None:
-        return name
-    heads, kv_heads, device = query.shape[1], key.shape[1], query.device
-    dims, size = (query.shape[-1], value.shape[-1]), blocks.size
-    shape = (str(query.dtype), heads, kv_heads, *dims, size, choices)
-    if (shape, device) not in _FASTER:
-
-        def kernels() -> Kernels:
-            return _trial(query.dtype, heads, kv_heads, dims, size, choices, device)
-
-        with torch.inference_mode():
-            _FASTER[shape, device] = faster(shape, device, kernels)
-    return _FASTER[shape, device]
+def _is_compiled(
+    query: Tensor, key: Tensor, value: Tensor, chosen: Tensor, blocks: Blocks, terms: SoftmaxTerms
+) -> bool:
+    """Whether the compiled kernel computes a prefill: the environment or a measurement decides."""
+    scores = len(query) * query.shape[1] * query.shape[2] * key.shape[2]
+    if scores < COMPILE_THRESHOLD or not can_compile(query, key, value, blocks, terms):
+        return False
+    if (name := fixed()) is not None:
+        return name == "compiled"
+    if can_flash(query, key, value, chosen.shape[1], blocks, terms):
+        return False
+    # A measurement holds for prefills of about as many tokens and blocks kept.
+    kept = blocks.count // chosen.shape[-1]
+    case = (
+        str(query.dtype),
+        *(query.shape[1], key.shape[1], query.shape[-1], value.shape[-1]),
+        *(blocks.size, chosen.shape[1], key.shape[2].bit_length(), kept.bit_length()),
+        *(blocks.mask.window is not None, terms.softcap is not None, terms.sinks is not None),
+    )
+    if (case, query.device) not in _FASTER:
+        arguments = (query, key, value, chosen, blocks, terms)
+        kernels: Kernels = {
+            "gather": lambda: gather(*arguments),
+            "compiled": lambda: attend_compiled(*arguments),
+        }
+        _FASTER[case, query.device] = faster(case, query.device, kernels)
+    return _FASTER[case, query.device] == "compiled"
 
 
 _FASTER: dict[tuple[tuple, torch.device], Name] = {}
-
-
-def _trial(
-    dtype: torch.dtype,
-    heads: int,
-    kv_heads: int,
-    dims: tuple[int, int],
-    size: int,
-    choices: int,
-    device: torch.device,
-) -> Kernels:
-    """Calls of both kernels with a quarter of the blocks of a prefill."""
-    tokens = min(64, max(16, TRIAL_TOKENS // size)) * size
-    mask = LazyMask(1, tokens, tokens)
-    blocks = Blocks(mask, Random(block_size=size, density=0.25), device)
-    generator = torch.Generator(device).manual_seed(0)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(1, *shape, generator=generator, device=device).to(dtype)
-
-    tensors = normal(heads, tokens, dims[0]), normal(kv_heads, tokens, dims[0])
-    value = normal(kv_heads, tokens, dims[1])
-    chosen = choose(normal(choices, blocks.rows, blocks.count).float(), blocks)
-    arguments = (*tensors, value, chosen, blocks, SoftmaxTerms(dims[0] ** -0.5))
-    return {
-        "gather": lambda: gather(*arguments),
-        "compiled": lambda: attend_compiled(*arguments),
-    }
 
 
 def can_compile(
@@ -176,7 +157,7 @@ def attend_compiled(
         RuntimeError: torch.compile is disabled; uncompiled, flex_attention computes n x n scores.
     """
     dtype, size, count = query.dtype, blocks.size, blocks.count
-    if query.device.type == "cpu" and not _has_fast_matmul(dtype):
+    if query.device.type == "cpu" and not has_fast_matmul(dtype):
         query, key, value = query.float(), key.float(), value.float()
     sinks = terms.sinks
     # A sink is an extra block: its first key gets the sink's score, the others are masked, and its
@@ -229,13 +210,6 @@ def attend_compiled(
 def _padded(numbers: Tensor, width: int) -> Tensor:
     """Pad block numbers [..., k], -1 for none, to [..., width] int32, 0 for none."""
     return functional.pad(numbers.clamp_min(0), (0, width - numbers.shape[-1])).int()
-
-
-@cache
-def _has_fast_matmul(dtype: torch.dtype) -> bool:
-    """Whether the CPU multiplies matrices of this dtype faster than float32."""
-    required = {torch.bfloat16: "amx_bf16", torch.float16: "amx_fp16"}
-    return dtype not in required or torch.cpu.get_capabilities().get(required[dtype], False)
 
 
 @cache

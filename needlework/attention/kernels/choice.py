@@ -1,8 +1,9 @@
-"""Which prefill kernel is faster, measured once per machine and shape, then kept in a file.
+"""Which prefill kernel is faster, measured once per machine and case, then kept in a file.
 
-Kernels agree only up to rounding, so a choice must not change between runs: the first measurement
-on a machine stays. Compiling takes time and measurements vary with load, so `compiled` has to be
-clearly faster. NEEDLEWORK_ATTENTION_KERNEL=gather or =compiled fixes the kernel instead.
+Kernels agree only up to rounding, so a choice must not change between runs: the first clear
+measurement on a machine stays. Compiling takes time, so `compiled` has to be clearly faster; if
+rounds disagree, as under changing load, the choice lasts for the process only.
+NEEDLEWORK_ATTENTION_KERNEL=gather or =compiled fixes the kernel instead.
 """
 
 import hashlib
@@ -19,10 +20,10 @@ from typing import Literal, get_args
 import torch
 
 VARIABLE = "NEEDLEWORK_ATTENTION_KERNEL"
-ROUNDS = 5
-"""Most measured rounds, after one that compiles."""
+ROUNDS = (3, 5)
+"""Fewest and most measured rounds, after one that compiles."""
 SECONDS = 4
-"""After this time no further round begins."""
+"""After this time and the fewest rounds no further round begins."""
 GAIN = 1.2
 """How many times faster than `gather` a kernel that compiles must be."""
 
@@ -45,17 +46,22 @@ def fixed() -> Name | None:
     return "gather" if value == "gather" else "compiled"
 
 
-def faster(shape: tuple, device: torch.device, kernels: Callable[[], Kernels]) -> Name:
-    """The faster kernel for a shape on this machine, from its file; measured if there is none.
+def faster(case: tuple, device: torch.device, kernels: Kernels) -> Name:
+    """The faster kernel for a case on this machine, from its file; measured if there is none.
 
     Args:
-        shape: what decides speed, such as dtype and dimensions.
-        kernels: makes calls of equal work for the measurement.
+        case: what decides speed, such as dtype and dimensions.
+        kernels: calls of equal work for the measurement.
     """
     machine = (*_machine(device.type), torch.__version__, torch.get_num_threads())
-    label = " ".join(map(str, (*machine, *shape)))
+    label = " ".join(map(str, (*machine, *case)))
     file = folder() / f"{hashlib.sha256(label.encode()).hexdigest()[:24]}.txt"
-    return _stored(file, label) or _store(file, label, _measure(kernels(), device))
+    if (name := _stored(file, label)) is not None:
+        return name
+    gains = _gains(kernels, device)
+    name = "compiled" if median(gains) >= GAIN else "gather"
+    is_clear = (min(gains) >= GAIN) == (max(gains) >= GAIN)
+    return _store(file, label, name) if is_clear else name
 
 
 def folder() -> Path:
@@ -64,8 +70,8 @@ def folder() -> Path:
     return Path(cache_home).expanduser() / "needlework" / "kernels"
 
 
-def _measure(kernels: Kernels, device: torch.device) -> Name:
-    """In turns, so that other load on the machine affects both."""
+def _gains(kernels: Kernels, device: torch.device) -> list[float]:
+    """How many times faster `compiled` is, measured in turns, so that other load affects both."""
 
     def seconds(name: Name) -> float:
         started = perf_counter()
@@ -78,9 +84,10 @@ def _measure(kernels: Kernels, device: torch.device) -> Name:
     seconds("gather")
     gains: list[float] = []
     end = perf_counter() + SECONDS
-    while not gains or (len(gains) < ROUNDS and perf_counter() < end):
+    fewest, most = ROUNDS
+    while len(gains) < fewest or (len(gains) < most and perf_counter() < end):
         gains.append(seconds("gather") / seconds("compiled"))
-    return "compiled" if median(gains) >= GAIN else "gather"
+    return gains
 
 
 def _stored(file: Path, label: str) -> Name | None:

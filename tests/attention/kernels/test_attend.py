@@ -7,7 +7,7 @@ from torch.compiler import set_stance
 
 from needlework.attention.blocks import Blocks, choose
 from needlework.attention.kernels import attend as attend_module
-from needlework.attention.kernels import choice
+from needlework.attention.kernels import choice, flash
 from needlework.attention.kernels.attend import attend, attend_compiled, has_compiler
 from needlework.attention.kernels.gather import SoftmaxTerms, gather
 from needlework.attention.masks import LazyMask
@@ -97,11 +97,28 @@ def scores_of(blocks, heads, choices, device=CPU):
     extra=st.sampled_from(["", "softcap", "sinks"]),
     layouts=st.lists(st.sampled_from(["plain", "slice", "by token"]), min_size=2, max_size=2),
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    d_v=st.sampled_from([4, 8]),
+    min_queries=st.sampled_from([1, flash.MIN_QUERIES]),
+    elements=st.sampled_from([1, flash.GATHERED_ELEMENTS]),
     seed=st.integers(0, 99),
 )
-@settings(deadline=None, max_examples=200)
-def test_gathered_attention_matches_the_reference(
-    lengths, size, cached, heads, choices, marks, density, right, extra, layouts, dtype, seed
+@settings(deadline=None, max_examples=300)
+def test_uncompiled_attention_matches_the_reference(
+    lengths,
+    size,
+    cached,
+    heads,
+    choices,
+    marks,
+    density,
+    right,
+    extra,
+    layouts,
+    dtype,
+    d_v,
+    min_queries,
+    elements,
+    seed,
 ):
     torch.manual_seed(seed)
     total = max(lengths)
@@ -113,14 +130,17 @@ def test_gathered_attention_matches_the_reference(
     blocks = Blocks(mask, system, CPU)
     query = torch.randn(len(lengths), heads[0], total - start, 8).to(dtype)
     key = torch.randn(len(lengths), heads[1], total, 8).to(dtype)
-    value = torch.randn(len(lengths), heads[1], total, 4).to(dtype)
+    value = torch.randn(len(lengths), heads[1], total, d_v).to(dtype)
     chosen = choose(scores_of(blocks, heads, choices), blocks)
     terms = {
         "softcap": 2.0 if extra == "softcap" else None,
         "sinks": torch.randn(heads[0]) if extra == "sinks" else None,
     }
     key_and_value = [stored_as(x, layout) for x, layout in zip((key, value), layouts, strict=True)]
-    out, pairs = attend(query, *key_and_value, chosen, blocks, scaling=0.5, **terms)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(flash, "MIN_QUERIES", min_queries)
+        patch.setattr(flash, "GATHERED_ELEMENTS", elements)
+        out, pairs = attend(query, *key_and_value, chosen, blocks, scaling=0.5, **terms)
     exact = (x.float() for x in (query, key, value))
     expected, count = reference(*exact, real, start, chosen, blocks, 0.5, **terms)
     is_real = real[:, None, start:, None]
@@ -267,7 +287,7 @@ def test_exceeding_the_recompile_limit_is_an_error(monkeypatch):
     attend_module._compiled.cache_clear()
 
 
-def is_compiled(lengths, new, dropout=0.0, right=False, shape=(16, 2, 1, 16)):
+def is_compiled(lengths, new, dropout=0.0, right=False, shape=(16, 2, 1, 16), softcap=None):
     """Whether `attend` selects the compiled kernel, which refuses to run uncompiled."""
     d, heads, kv_heads, size = shape
     _, mask = masked(lengths, max(lengths), new, right)
@@ -277,7 +297,7 @@ def is_compiled(lengths, new, dropout=0.0, right=False, shape=(16, 2, 1, 16)):
     chosen = choose(torch.rand(len(lengths), blocks.rows, blocks.count), blocks)
     with set_stance("force_eager"):
         try:
-            attend(query, key, value, chosen, blocks, dropout=dropout)
+            attend(query, key, value, chosen, blocks, dropout=dropout, softcap=softcap)
         except RuntimeError as error:
             return "n x n" in str(error)
     return False
@@ -304,7 +324,9 @@ def test_the_faster_kernel_is_used(monkeypatch):
     for name in ("gather", "compiled"):
         monkeypatch.setattr(attend_module, "_FASTER", {})
         monkeypatch.setattr(attend_module, "faster", lambda *_, name=name: name)
-        assert is_compiled([100], 100) == (has_compiler("cpu") and name == "compiled")
+        measured = is_compiled([100], 100, softcap=2.0)
+        assert measured == (has_compiler("cpu") and name == "compiled")
+        assert not is_compiled([100], 100)  # the flash kernel
 
 
 def test_gathering_has_gradients(monkeypatch):
