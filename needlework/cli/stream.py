@@ -98,7 +98,7 @@ def evaluate_stream(
     progress.path.unlink(missing_ok=True)
     seconds = float(tables[2]["seconds"].sum())
     yield from _describe(whole.row(0, named=True), seconds, folder)
-    if method is not None and not method.is_causal:
+    if method is not None and not evaluator.is_likelihood:
         yield (
             "note: not a left-to-right likelihood, since later tokens affect earlier ones; set "
             f"{method.causal_setting}"

@@ -21,7 +21,7 @@ def stream_perplexity(positions: pl.DataFrame, streams: pl.DataFrame) -> alt.Top
     Args:
         positions: system, stream, position, first_position, end_position, tokens, perplexity,
             ci_low, ci_high (null: no interval), from `scoring.positions.by_position`.
-        streams: system, stream, mode (state, cache or strided).
+        streams: system, stream, mode (state, cache or strided), is_likelihood (bool).
 
     Raises:
         ValueError: if there is nothing to draw.
@@ -29,8 +29,12 @@ def stream_perplexity(positions: pl.DataFrame, streams: pl.DataFrame) -> alt.Top
     columns = ["system", "stream", "position", "first_position", "end_position", "tokens"]
     require(positions, [*columns, "perplexity", "ci_low", "ci_high"], "positions")
     table = positions.join(
-        streams.select("system", "stream", "mode"), on=["system", "stream"], maintain_order="left"
-    ).with_columns(pl.format("{} ({})", "system", "mode").alias("system"))
+        streams.select("system", "stream", "mode", "is_likelihood"),
+        on=["system", "stream"],
+        maintain_order="left",
+    )
+    remark = pl.when("is_likelihood").then(pl.lit("")).otherwise(pl.lit(", no likelihood"))
+    table = table.with_columns(system=pl.format("{} ({}{})", "system", "mode", remark))
     look = categorical("system", distinct(table, "system"), "System (mode)")
     panels = []
     for stream in distinct(positions, "stream"):
@@ -67,6 +71,9 @@ def stream_perplexity(positions: pl.DataFrame, streams: pl.DataFrame) -> alt.Top
         ]
         panel = alt.layer(*marks).properties(width=_WIDTH, height=_HEIGHT, title=wrap_name(stream))
         panels.append(panel)
+    remarks = []
+    if not table["is_likelihood"].all():
+        remarks = ["no likelihood: blocks are chosen by later tokens too (choose: block)"]
     modes = "; ".join(f"{mode}: {label}" for mode, label in _MODES.items() if mode in table["mode"])
     return styled(
         alt.hconcat(*panels, spacing=40),
@@ -74,6 +81,6 @@ def stream_perplexity(positions: pl.DataFrame, streams: pl.DataFrame) -> alt.Top
         [
             "One point per doubling of the position; bars: 95 % intervals over its sixteen spans",
             modes,
-            "Not a likelihood for systems that choose blocks by later tokens (choose: block)",
+            *remarks,
         ],
     )

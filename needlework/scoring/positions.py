@@ -71,14 +71,14 @@ def whole_streams(chunks: pl.DataFrame, positions: pl.DataFrame) -> pl.DataFrame
 
     Args:
         chunks: system, stream, shard, tokens, tokens_read, text_bytes, characters, loss, mode,
-            out_of_memory, state_bytes.
+            is_likelihood, out_of_memory, state_bytes.
         positions: as in `by_position`.
 
     Returns:
-        system, stream, mode, shards, tokens, chunks, chunk_size (tokens of the longest chunk),
-        loss, perplexity, perplexity_second_half (of positions beyond half of the last),
-        bits_per_byte and bits_per_character (null if the bytes of a chunk are unknown), state_bytes
-        (largest), out_of_memory (how often).
+        system, stream, mode, is_likelihood (whether the perplexity is one), shards, tokens, chunks,
+        chunk_size (tokens of the longest chunk), loss, perplexity, perplexity_second_half (of
+        positions beyond half of the last), bits_per_byte and bits_per_character (null if the bytes
+        of a chunk are unknown), state_bytes (largest), out_of_memory (how often).
     """
     last = pl.col("end_position").max().over(_CELL)
     second_half = positions.filter(pl.col("first_position") >= last / 2)
@@ -87,6 +87,7 @@ def whole_streams(chunks: pl.DataFrame, positions: pl.DataFrame) -> pl.DataFrame
         chunks.group_by(_CELL, maintain_order=True)
         .agg(
             pl.col("mode").first(),
+            pl.col("is_likelihood").all(),
             shards=pl.col("shard").n_unique().cast(pl.Int64),
             tokens=pl.col("tokens").sum(),
             chunks=pl.len().cast(pl.Int64),
@@ -102,6 +103,7 @@ def whole_streams(chunks: pl.DataFrame, positions: pl.DataFrame) -> pl.DataFrame
         .select(
             *_CELL,
             "mode",
+            "is_likelihood",
             "shards",
             "tokens",
             "chunks",

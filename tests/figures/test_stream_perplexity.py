@@ -26,7 +26,7 @@ def _positions(streams=("a", "b"), doublings=6):
 def _modes(table):
     modes = {"dense": "strided", "infini": "state", "window": "state"}
     cells = table.select("system", "stream").unique(maintain_order=True)
-    return cells.with_columns(mode=pl.col("system").replace_strict(modes))
+    return cells.with_columns(mode=pl.col("system").replace_strict(modes), is_likelihood=True)
 
 
 def test_every_doubling_is_a_point_with_its_interval(drawn):
@@ -43,6 +43,15 @@ def test_every_doubling_is_a_point_with_its_interval(drawn):
     assert len(bars) == len(table.drop_nulls("ci_low"))
     assert {"dense (strided)", "infini (state)", "window (state)", "a", "b"} <= set(texts)
     assert "state: exact, constant memory; strided: windows, an approximation" in texts
+
+
+def test_perplexities_that_are_no_likelihood_are_marked(drawn):
+    table = _positions()
+    remark = "no likelihood: blocks are chosen by later tokens too (choose: block)"
+    assert remark not in drawn(stream_perplexity(table, _modes(table)))[0]
+    marked = _modes(table).with_columns(is_likelihood=pl.col("system") != "dense")
+    texts, _ = drawn(stream_perplexity(table, marked))
+    assert {"dense (strided, no likelihood)", "window (state)", remark} <= set(texts)
 
 
 def test_the_axis_starts_at_1_if_an_interval_reaches_below(drawn):

@@ -65,6 +65,7 @@ def test_whole_streams_are_weighted_by_tokens():
             "characters": [35, 70, 10],
             "loss": [1.0, 2.0, 3.0],
             "mode": ["state", "state", "strided"],
+            "is_likelihood": [True, True, False],
             "out_of_memory": [0, 2, 0],
             "state_bytes": [7, 9, 0],
         }
@@ -93,4 +94,5 @@ def test_whole_streams_are_weighted_by_tokens():
     assert result[1]["bits_per_byte"] is None
     assert result[1]["bits_per_character"] == pytest.approx(15 / math.log(2) / 10)
     assert result[1]["mode"] == "strided"
+    assert [row["is_likelihood"] for row in result] == [True, False]
     assert result[1]["perplexity"] == pytest.approx(math.exp(3))

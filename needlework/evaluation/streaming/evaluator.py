@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from needlework.attention.apply import Handle, apply
 from needlework.config.attention.base import Attention
+from needlework.config.attention.registry import attention_class
 from needlework.evaluation.streaming.accumulator import Accumulator, Chunk
 from needlework.evaluation.streaming.checkpoint import StreamCheckpoint
 from needlework.evaluation.streaming.chunk_run import ChunkRun
@@ -141,6 +142,16 @@ class StreamingEvaluator:
         self.max_tokens: int | None = None
         self.log_interval = 10
         self._is_checked = False
+
+    @property
+    def is_likelihood(self) -> bool:
+        """Whether no later token affects the loss of a token, so that the perplexity of a text is
+        a left-to-right likelihood."""
+        system, config = self.attention, getattr(self.model, "config", None)
+        own = getattr(config, "needlework_attention", None)
+        if system is None and own is not None:
+            system = attention_class(own)(**getattr(config, own))
+        return system is None or system.is_causal
 
     def evaluate_streaming(
         self,

@@ -27,9 +27,10 @@ def stream_tables(
     All have the columns system, stream and shard. The first has one row per chunk: chunk,
     document, first_token (its position in the document, from 0), tokens (scored), tokens_read,
     text_bytes and characters (of the text behind the scored tokens; null: unknown), loss (mean,
-    nats), mode, out_of_memory (failed attempts), state_bytes (carried to the next chunk). The
-    second has one row per span of positions: first_position, end_position, tokens, loss. The third
-    has seconds and memory_bytes (peak on the GPU, or resident) of each chunk.
+    nats), mode, is_likelihood (see `StreamingEvaluator`), out_of_memory (failed attempts),
+    state_bytes (carried to the next chunk). The second has one row per span of positions:
+    first_position, end_position, tokens, loss. The third has seconds and memory_bytes (peak on the
+    GPU, or resident) of each chunk.
 
     Args:
         sizes: bytes and characters of each token of the shard [tokens, 2]; None or empty: unknown.
@@ -62,6 +63,7 @@ def stream_tables(
             "characters": pl.Series(characters, dtype=pl.Int64),
             "loss": accumulator["loss"],
             "mode": evaluator.run.mode,
+            "is_likelihood": evaluator.is_likelihood,
             "out_of_memory": accumulator["out_of_memory"],
             "state_bytes": accumulator["state_bytes"],
         }
