@@ -38,7 +38,12 @@ class Bos(StrEnum):
     none = "none"
 
 
-ConfigFile = Annotated[Path, typer.Argument(help="An experiment file.")]
+def path(text: str) -> Path:
+    """A path of the command line; shells do not expand ~ in quotes and after `=`."""
+    return Path(text).expanduser()
+
+
+ConfigFile = Annotated[Path, typer.Argument(help="An experiment file.", parser=path)]
 Cores = Annotated[str, typer.Option(help="CPU cores to use: a number or `all`.")]
 Verbose = Annotated[
     bool, typer.Option("--verbose", help="Show Snakemake's output instead of a progress bar.")
@@ -70,7 +75,7 @@ error_console = Console(
 
 @app.command()
 def init(
-    configfile: Annotated[Path, typer.Argument(help="The experiment file to write.")],
+    configfile: Annotated[Path, typer.Argument(help="The experiment file to write.", parser=path)],
     model: Annotated[str, typer.Option(help="A checkpoint folder or hub name (owner/name).")],
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
 ) -> None:
@@ -83,7 +88,7 @@ def init(
     from needlework.cli.init import write_experiment
     from needlework.planning.render import duration
 
-    grid = write_experiment(configfile, model, force=force)
+    grid = write_experiment(configfile, str(path(model)), force=force)
     lengths = ", ".join(f"{length:,}" for length in grid.lengths)
     console.print(f"{configfile}: {grid.samples} samples per task at {lengths} tokens")
     if grid.seconds is not None:
@@ -108,7 +113,7 @@ def check(configfile: ConfigFile) -> None:
 def run(
     context: typer.Context,
     configfile: Annotated[
-        Path | None, typer.Option(help="The experiment file. Default: `config.yaml`.")
+        Path | None, typer.Option(help="The experiment file. Default: `config.yaml`.", parser=path)
     ] = None,
     cores: Cores = "all",
     verbose: Verbose = False,
@@ -138,7 +143,7 @@ def run(
 def export(
     context: typer.Context,
     configfile: Annotated[
-        Path | None, typer.Option(help="The experiment file. Default: `config.yaml`.")
+        Path | None, typer.Option(help="The experiment file. Default: `config.yaml`.", parser=path)
     ] = None,
     cores: Cores = "all",
     verbose: Verbose = False,
@@ -161,7 +166,9 @@ def export(
 
 
 @app.command()
-def lineage(file: Annotated[Path, typer.Argument(help="A file in results/.")]) -> None:
+def lineage(
+    file: Annotated[Path, typer.Argument(help="A file in results/.", parser=path)],
+) -> None:
     """Show what a file was made from: rules, code, hashes and devices, down to the sources."""
     tree = Tree("")
     _add_jobs(tree, [provenance.lineage(file)], set())
@@ -171,7 +178,9 @@ def lineage(file: Annotated[Path, typer.Argument(help="A file in results/.")]) -
 
 @app.command()
 def verify(
-    folder: Annotated[Path, typer.Argument(help="A results folder, such as results/quick.")],
+    folder: Annotated[
+        Path, typer.Argument(help="A results folder, such as results/quick.", parser=path)
+    ],
 ) -> None:
     """Recompute every hash in a results folder; list invalid files and dependent figures."""
     result = provenance.verify(folder)
@@ -309,7 +318,8 @@ def stream(
         ),
     ] = Bos.first,
     output: Annotated[
-        Path | None, typer.Option(help="Folder for the tables. Default: results/stream/NAME.")
+        Path | None,
+        typer.Option(help="Folder for the tables. Default: results/stream/NAME.", parser=path),
     ] = None,
 ) -> None:
     """Measure perplexity, speed and memory of one model on a text of any length.
@@ -363,7 +373,7 @@ def _configfile(named: Path | None, args: list[str]) -> Path:
     if named is not None:
         return named
     if args and not args[0].startswith("-"):
-        return Path(args.pop(0))
+        return path(args.pop(0))
     if not DEFAULT_FILE.is_file():
         raise ValueError(
             f"{DEFAULT_FILE}: no such file; name an experiment file, or write one with "

@@ -35,7 +35,11 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
     # Of the field, not of the model, after which JSON's arrays would not be read as tuples.
-    @field_validator("path", mode="before", check_fields=False)
+    @field_validator(
+        *("path", "gates", "tokenizer", "offload_folder", "accelerate_config"),
+        mode="before",
+        check_fields=False,
+    )
     @classmethod
     def _expand_home(cls, path: Any) -> Any:
         # A shell expands ~ on its command line, not inside a file.
