@@ -8,7 +8,7 @@ import polars as pl
 from scipy.stats import binomtest
 
 from needlework.scoring.intervals import paired_difference
-from needlework.scoring.metrics import METRICS
+from needlework.scoring.metrics import COLUMNS, METRICS
 from needlework.scoring.pairing import SAMPLE_KEYS, answered, pair
 from needlework.tables.columns import require
 
@@ -80,9 +80,10 @@ def compare(
             task not by its metric.
     """
     require(scores, ["system", *SAMPLE_KEYS, *METRICS], "scores")
+    columns = [column for column in COLUMNS if column in scores.columns]
     require(predictions, ["system", *SAMPLE_KEYS, "cache_bytes"], "predictions")
     table = pair(
-        scores.select("system", *SAMPLE_KEYS, *METRICS),
+        scores.select("system", *SAMPLE_KEYS, *columns),
         predictions.select("system", *SAMPLE_KEYS, "cache_bytes", answered(predictions)),
         ("scores", "predictions"),
         ["system", *SAMPLE_KEYS],
@@ -91,8 +92,8 @@ def compare(
     for cell in _paired_cells(table, baseline, "scores", skipped):
         system, task, length = cell.select(_CELL).row(0)
         metric = (metrics or {}).get(task, "all")
-        if metric not in METRICS:
-            raise ValueError(f"metric {metric!r}: must be one of {', '.join(METRICS)}")
+        if metric not in columns:
+            raise ValueError(f"metric {metric!r}: must be one of {', '.join(columns)}")
         if cell[metric].has_nulls():
             raise ValueError(
                 f"metric {metric}: task {task} has no scores in it; write all, part or exact"

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Sequence
+from difflib import SequenceMatcher
 from typing import Literal, get_args
 
 from needlework.scoring.free_answers import consists_of, rouge_f1
@@ -136,6 +137,26 @@ def _rouge(
     return rouge_f1(clean(prediction), alternatives, variant)
 
 
+def prefix_ratio(
+    prediction: str, references: Sequence[str], required_prefix: str | None
+) -> float | None:
+    """Similarity (0-1) of answer and reference after the prefix that both start with.
+
+    0 if the answer does not start with it; null for samples without one. The ratio is that of
+    `difflib.SequenceMatcher`, as in OpenAI's MRCR; of several references the most similar counts.
+    """
+    if required_prefix is None:
+        return None
+    answer = prediction.lstrip()
+    if not answer.startswith(required_prefix):
+        return 0.0
+    rest = answer.removeprefix(required_prefix)
+    return max(
+        SequenceMatcher(None, rest, reference.removeprefix(required_prefix)).ratio()
+        for reference in references
+    )
+
+
 Metric = Callable[[str, Sequence[str], ValueType, ReferenceMode], float | None]
 
 METRICS: dict[str, Metric] = {
@@ -153,4 +174,7 @@ METRICS: dict[str, Metric] = {
     "rouge_l": rouge_l,
     "token_f1": token_f1,
 }
-"""Every metric by its column, in the order of the score tables."""
+"""Metrics of any answer by their column, in the order of the score tables."""
+
+COLUMNS = (*METRICS, "prefix_ratio")
+"""Every metric's column."""

@@ -1,12 +1,12 @@
 """Score predictions against samples, one row per prediction."""
 
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import polars as pl
 
 from needlework.config.models.thought import ThoughtFormat
 from needlework.reasoning.formats import outcome, strip_reasoning
-from needlework.scoring.metrics import METRICS, ReferenceMode, contains
+from needlework.scoring.metrics import COLUMNS, METRICS, ReferenceMode, contains, prefix_ratio
 from needlework.scoring.pairing import SAMPLE_KEYS, pair
 from needlework.tables.columns import require
 
@@ -18,7 +18,7 @@ _KEYS: dict[str, pl.DataType] = {
 }
 _SCORES: dict[str, pl.DataType] = {
     "depth_percent": pl.Float64(),
-    **dict.fromkeys(METRICS, pl.Float64()),
+    **dict.fromkeys(COLUMNS, pl.Float64()),
     "needle_keys": pl.List(pl.String()),
     "needle_depths": pl.List(pl.Float64()),
     "needle_found": pl.List(pl.Boolean()),
@@ -29,7 +29,7 @@ _SCORES: dict[str, pl.DataType] = {
 def score(
     samples: pl.DataFrame,
     predictions: pl.DataFrame,
-    metric: ReferenceMode,
+    metric: Literal[ReferenceMode, "prefix_ratio"],
     has_depths: bool,
     thought: ThoughtFormat | None = None,
 ) -> pl.DataFrame:
@@ -40,7 +40,8 @@ def score(
             structs with key and depth_percent: needles[j] is that of outputs[j], or under metric
             `part` needles[0] is that of the answer).
         predictions: system, task, length, sample, prediction.
-        metric: the task's metric, `all` (needs every output) or `part` (outputs are alternatives).
+        metric: the task's metric, `all` (needs every output), `part` (outputs are alternatives) or
+            `prefix_ratio` (of samples with a required_prefix, text that the answer starts with).
         has_depths: whether answers of the task have a depth.
         thought: format of the reasoning; None: any known one.
 
@@ -56,13 +57,18 @@ def score(
         ValueError: if the rows of the two tables do not match one to one by task, length and
             sample, or a sample has no reference or fewer needles than outputs.
     """
-    if metric not in get_args(ReferenceMode):
-        raise ValueError(f"metric {metric!r}: must be one of {', '.join(get_args(ReferenceMode))}")
+    known = (*get_args(ReferenceMode), "prefix_ratio")
+    if metric not in known:
+        raise ValueError(f"metric {metric!r}: must be one of {', '.join(known)}")
+    mode: ReferenceMode = "all" if metric == "prefix_ratio" else metric
     require(samples, [*SAMPLE_KEYS, "outputs", "value_type", "needles"], "samples")
     require(predictions, ["system", *SAMPLE_KEYS, "prediction"], "predictions")
+    required_prefix = pl.lit(None, pl.String).alias("required_prefix")
+    if "required_prefix" in samples.columns:
+        required_prefix = pl.col("required_prefix")
     rows = pair(
         predictions.select("system", *SAMPLE_KEYS, "prediction"),
-        samples.select(*SAMPLE_KEYS, "outputs", "value_type", "needles"),
+        samples.select(*SAMPLE_KEYS, "outputs", "value_type", "needles", required_prefix),
         ("predictions", "samples"),
     )
     scored = []
@@ -77,12 +83,13 @@ def score(
         answer = strip_reasoning(row["prediction"], thought)
         try:
             scores: dict[str, Any] = {
-                name: compute(answer, row["outputs"], row["value_type"], metric)
+                name: compute(answer, row["outputs"], row["value_type"], mode)
                 for name, compute in METRICS.items()
             }
+            scores["prefix_ratio"] = prefix_ratio(answer, row["outputs"], row["required_prefix"])
             scores["outcome"] = outcome(row["prediction"], thought)
             needles = (row["needles"] or []) if has_depths else []
-            scored.append(scores | _needle_columns(answer, row["outputs"], needles, metric))
+            scored.append(scores | _needle_columns(answer, row["outputs"], needles, mode))
         except ValueError as error:
             raise ValueError(f"samples: {where}: {error}") from None
     return pl.concat(

@@ -3,7 +3,7 @@
 import polars as pl
 
 from needlework.scoring.intervals import wilson
-from needlework.scoring.metrics import METRICS
+from needlework.scoring.metrics import COLUMNS, METRICS
 from needlework.scoring.pairing import SAMPLE_KEYS, answered, pair
 from needlework.tables.columns import require
 
@@ -62,13 +62,13 @@ def summarize(
     if "outcome" not in scores.columns:
         scores = scores.with_columns(outcome=pl.lit(None, dtype=pl.String))
     rows = pair(
-        scores.select(*_ANSWER, *METRICS, *_NEEDLES, "outcome"),
+        scores.select(*_ANSWER, *_metrics(scores), *_NEEDLES, "outcome"),
         predictions.select(*_ANSWER, pl.col(_MEASURED).cast(pl.Float64), answered(predictions)),
         ("scores", "predictions"),
         _ANSWER,
     )
     order = {key: pl.Enum(rows[key].unique(maintain_order=True)) for key in ("system", "task")}
-    order["metric"] = pl.Enum(list(METRICS))
+    order["metric"] = pl.Enum(list(COLUMNS))
     several = (pl.col("needle_found").list.len() > 1).any().over("task")
     cells = (
         pl.concat(
@@ -149,10 +149,14 @@ def pool_lengths(summary: pl.DataFrame) -> pl.DataFrame:
     return cells.with_columns(ci_low=pl.Series(low), ci_high=pl.Series(high))
 
 
+def _metrics(scores: pl.DataFrame) -> list[str]:
+    return [column for column in COLUMNS if column in scores.columns]
+
+
 def _long(rows: pl.DataFrame) -> pl.DataFrame:
     """One row per answer and metric."""
     return rows.unpivot(
-        on=list(METRICS),
+        on=_metrics(rows),
         index=[*_ANSWER, "depth_percent", *_MEASURED, "answered", "outcome"],
         variable_name="metric",
         value_name="score",

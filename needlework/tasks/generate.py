@@ -270,8 +270,10 @@ class Sampler:
             "prompt": text,
             "control_spans": self._counter.control_spans(prompt),
             "spelled_tokens": spelled.total(),
+            "history": [message._asdict() for message in prompt.history],
             "messages": self._messages(prompt),
             "outputs": list(prompt.outputs),
+            "required_prefix": prompt.required_prefix,
             "value_type": self.task.answer_type,
             "needles": [
                 {
@@ -290,9 +292,10 @@ class Sampler:
         """The prompt as chat messages."""
         frame, prefix = self._chat_frame, prompt.answer_prefix
         content = prompt.context + prompt.question
-        messages = [{"role": "user", "content": content if frame.prefills else content + prefix}]
-        if frame.system_prompt is not None:
-            messages.insert(0, {"role": "system", "content": frame.system_prompt})
+        messages = [message._asdict() for message in frame.conversation(prompt.history)]
+        messages.append(
+            {"role": "user", "content": content if frame.prefills else content + prefix}
+        )
         if frame.prefills and prefix.strip():
             messages.append({"role": "assistant", "content": prefix.strip()})
         return messages

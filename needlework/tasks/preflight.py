@@ -11,7 +11,7 @@ from needlework.sources.texts import read_texts
 from needlework.tasks.generate import PROBED_SAMPLES, Sampler
 from needlework.tasks.haystacks.punkt import sentence_table
 from needlework.tasks.prompts.chat import load_chat_frame
-from needlework.tasks.prompts.prompt import NO_CHAT_FRAME, ChatFrame
+from needlework.tasks.prompts.prompt import NO_CHAT_FRAME, SERVER_CHAT_FRAME, ChatFrame
 from needlework.tasks.prompts.tokenizer import open_tokenizer, tokenizer_folder
 
 
@@ -49,7 +49,7 @@ def chat_frame_of(model: Model) -> ChatFrame:
     """
     chat, source = model.chat, model.tokenizer_source
     if chat is None or source is None:
-        return NO_CHAT_FRAME
+        return SERVER_CHAT_FRAME if model.takes_messages else NO_CHAT_FRAME
     return load_chat_frame(source.path, source.revision, **chat.model_dump())
 
 

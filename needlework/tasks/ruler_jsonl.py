@@ -6,7 +6,7 @@ from collections.abc import Callable
 from needlework.config.tasks.ruler_jsonl import RulerJsonl
 from needlework.tasks.context import SampleContext, TaskContext
 from needlework.tasks.formats.ruler_files import read_ruler_jsonl
-from needlework.tasks.prompts.prompt import Prompt
+from needlework.tasks.prompts.prompt import Message, Prompt
 from needlework.tasks.prompts.token_counter import TokenCounter
 
 _VALUE_PATTERNS = {
@@ -63,7 +63,25 @@ def prepare(
                 f"{path}: {len(rows)} rows of length {length}; write samples: {len(rows)} or less"
             )
         row = rows[sample.index]
-        prompt = Prompt(row.input, "", row.prefix, tuple(row.outputs), (), 0)
-        return FixedPrompt(prompt, counter, f"{path}: row {sample.index + 1}")
+        location = f"{path}: row {sample.index + 1}"
+        *history, last = [Message(message.role, message.content) for message in row.turns] or [
+            Message("user", row.input)
+        ]
+        if history and counter.chat_frame.parts_of is None:
+            raise ValueError(
+                f"{location} has messages, which need a chat model; write chat_template: true, "
+                "or endpoint: chat, for the model"
+            )
+        prompt = Prompt(
+            last.content,
+            "",
+            row.prefix,
+            tuple(row.outputs),
+            (),
+            0,
+            tuple(history),
+            row.required_prefix if task.metric == "prefix_ratio" else None,
+        )
+        return FixedPrompt(prompt, counter, location)
 
     return prompt_builder

@@ -27,8 +27,10 @@ SAMPLE_SCHEMA: dict[str, pl.DataType] = {
     "prompt": pl.String(),
     "control_spans": pl.List(pl.List(pl.Int64())),
     "spelled_tokens": pl.Int64(),
+    "history": pl.List(_MESSAGE),
     "messages": pl.List(_MESSAGE),
     "outputs": pl.List(pl.String()),
+    "required_prefix": pl.String(),
     "value_type": pl.String(),
     "needles": pl.List(_NEEDLE),
     "tokens": pl.Int64(),
@@ -38,6 +40,8 @@ SAMPLE_SCHEMA: dict[str, pl.DataType] = {
 
 control_spans: start and end, in characters of the prompt, of the chat template's special tokens;
 other text that spells one is text (null: it is the token). spelled_tokens: how often it does so.
+history: messages before the last one, to which context and question belong. required_prefix: what a
+right answer starts with, for the metric prefix_ratio.
 """
 
 

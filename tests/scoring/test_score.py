@@ -46,10 +46,12 @@ def test_scores_pair_by_sample_in_any_order_of_rows():
     table = score(samples(), answers, "all", True)
     assert table.columns == [
         *("system", "task", "length", "sample", "depth_percent", "all", "part", "exact"),
-        *("rouge_l", "token_f1", "needle_keys", "needle_depths", "needle_found", "outcome"),
+        *("rouge_l", "token_f1", "prefix_ratio"),
+        *("needle_keys", "needle_depths", "needle_found", "outcome"),
     ]
     keys = ["first", "other"]
-    assert table.rows() == [
+    assert table["prefix_ratio"].null_count() == 3
+    assert table.drop("prefix_ratio").rows() == [
         (
             "dense",
             "niah",
@@ -175,5 +177,7 @@ def test_errors_are_one_line(table, answers, message):
 
 
 def test_the_metric_must_be_all_or_part():
-    with pytest.raises(ValueError, match=r"^metric 'exact': must be one of all, part$"):
+    with pytest.raises(
+        ValueError, match=r"^metric 'exact': must be one of all, part, prefix_ratio$"
+    ):
         score(samples(), predictions(["1", "2", "3"]), "exact", True)

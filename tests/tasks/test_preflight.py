@@ -61,7 +61,7 @@ def test_an_invalid_haystack_text_is_rejected(tmp_path, content, message):
 
 def test_a_question_set_of_another_format_is_rejected(tmp_path):
     (tmp_path / "set.json").write_text('{"a": 1}')
-    with pytest.raises(ValueError, match=r"set\.json: data is missing; write the path of SQuAD"):
+    with pytest.raises(ValueError, match=r"set\.json: row 1: no column data, or context and"):
         preflight(experiment(tasks={"qa": {"type": "qa_1", "path": str(tmp_path / "set.json")}}))
 
 

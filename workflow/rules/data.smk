@@ -49,6 +49,7 @@ rule generate_samples:
         tokenizer=tokenizer_path,
         revision=tokenizer_revision,
         chat=chat_of,
+        takes_messages=takes_messages,
         task=task_of,
         answer_type=answer_type,
         samples=experiment.samples,

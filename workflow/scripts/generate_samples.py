@@ -9,14 +9,15 @@ from needlework.config.tasks.registry import AnyTask
 from needlework.pipeline.stage import stage
 from needlework.tasks.generate import Sampler, write_samples
 from needlework.tasks.prompts.chat import load_chat_frame
-from needlework.tasks.prompts.prompt import NO_CHAT_FRAME
+from needlework.tasks.prompts.prompt import NO_CHAT_FRAME, SERVER_CHAT_FRAME
 from needlework.tasks.prompts.tokenizer import open_tokenizer
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
 with stage(snakemake) as s:
-    chat, chat_frame, thinking_tokens = s.params.chat, NO_CHAT_FRAME, 0
+    chat, thinking_tokens = s.params.chat, 0
+    chat_frame = SERVER_CHAT_FRAME if s.params.takes_messages else NO_CHAT_FRAME
     if chat is not None:
         chat_frame = load_chat_frame(s.params.tokenizer, s.params.revision, **chat)
         thinking_tokens = chat["thinking_tokens"]

@@ -115,6 +115,10 @@ class Api(Model):
         return self
 
     @property
+    def takes_messages(self) -> bool:
+        return self.endpoint == "chat"
+
+    @property
     def local(self) -> None:
         return None
 

@@ -104,6 +104,11 @@ class Model(Strict, ABC):
         return None
 
     @property
+    def takes_messages(self) -> bool:
+        """Whether a prompt can be a conversation of several messages."""
+        return self.chat is not None
+
+    @property
     def thoughts(self) -> ThoughtFormat | None:
         """The format of its reasoning, if the entry names one."""
         return getattr(self, "thought_format", None)

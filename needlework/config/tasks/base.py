@@ -14,7 +14,7 @@ from needlework.config.paths import SPECIAL_TOKENS
 
 MAX_NEEDLES = 40
 """RULER has 40 depths, and no two needles share one."""
-Metric = Literal["all", "part"]
+Metric = Literal["all", "part", "prefix_ratio"]
 ValueType = Literal["numbers", "words", "uuids"]
 AnswerType = Literal["numbers", "words", "uuids", "text", "choice"]
 AnswersInHaystack = Literal["refuse", "warn"]
@@ -44,7 +44,7 @@ class Task(Strict):
 
     @property
     def metric(self) -> Metric:
-        """RULER's metric for the task: all references must be found, or any of them."""
+        """The metric of the task: all references must be found, or any of them, or see `scoring`."""
         return "all"
 
     @property

@@ -20,7 +20,9 @@ class RulerJsonl(Task):
     )
     value_type: AnswerType = Field("text", description="kind of answers; choice: a letter")
     match: Metric = Field(
-        "all", description="what a right answer contains: all of the outputs, or one of them"
+        "all",
+        description="what a right answer contains: all of the outputs, or one of them (part); "
+        "prefix_ratio: it starts with required_prefix, and its rest is compared with the output's",
     )
     max_new_tokens: int = Field(128, ge=1, description=MAX_NEW_TOKENS)
 

@@ -33,6 +33,7 @@ METRIC_LABELS = {
     "exact": "the answer starts with the references (text: equals them)",
     "rouge_l": "ROUGE-L against the references",
     "token_f1": "F1 of words against the references",
+    "prefix_ratio": "similarity after the required prefix, 0 without it",
 }
 
 ACCURACY_TOOLTIPS = [

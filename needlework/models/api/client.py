@@ -131,9 +131,12 @@ class Endpoint:
             body["prompt"] = row["prompt"]
         else:
             question, prefix = row["context"] + row["question"], row["answer_prefix"]
-            messages = [("user", question if api.prefill_answer else question + prefix)]
-            if api.system_prompt is not None:
+            messages = [
+                (message["role"], message["content"]) for message in row.get("history") or []
+            ]
+            if api.system_prompt is not None and "system" not in [role for role, _ in messages]:
                 messages.insert(0, ("system", api.system_prompt))
+            messages.append(("user", question if api.prefill_answer else question + prefix))
             if api.prefill_answer and prefix.strip():
                 messages.append(("assistant", prefix.strip()))
             body["messages"] = [{"role": role, "content": text} for role, text in messages]

@@ -39,8 +39,9 @@ class ChatMessage(BaseModel):
         """The text of OpenAI's list of parts."""
         if not isinstance(content, list):
             return content
-        texts = [part.get("text") if isinstance(part, dict) else part for part in content]
-        if not all(isinstance(text, str) for text in texts):
+        parts = [part.get("text") if isinstance(part, dict) else part for part in content]
+        texts = [text for text in parts if isinstance(text, str)]
+        if len(texts) < len(parts):
             raise ValueError("has a part that is no text; write text only")
         return "".join(texts)
 

@@ -25,11 +25,12 @@ from needlework.reasoning.formats import (
     opens_reasoning,
     unknown_opener,
 )
-from needlework.tasks.prompts.prompt import ChatFrame
+from needlework.tasks.prompts.prompt import ChatFrame, Parts
 from needlework.tasks.prompts.tokenizer import open_tokenizer, special_tokens, tokenizer_folder
 
 # Quotes, brackets and a line break reveal templates that escape the message.
 _PLACEHOLDER = """[needlework: "context" & <more>\n'question']"""
+_NUMBERED = _PLACEHOLDER.replace("needlework", "needlework {}")
 _SPECIAL_TOKENS = tuple(
     f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 )
@@ -83,8 +84,8 @@ def load_chat_frame(
     if text.count(_PLACEHOLDER) != 1:
         raise ValueError(f"{folder}: the chat template changes or repeats its message")
     head, tail = text.split(_PLACEHOLDER)
-    for token in _leading_special_tokens(folder):
-        head = head.removeprefix(token)
+    leading = _leading_special_tokens(folder)
+    head = _without_leading(head, leading)
 
     own = None if thought_format is None else ThoughtFormat.model_validate(thought_format)
     thought = format_of(source, own) or format_of(tail)
@@ -101,12 +102,58 @@ def load_chat_frame(
         raise ValueError(
             f"{folder}: the chat template cannot enable thinking; set thinking_tokens: 0"
         )
-    if not thinks and opens_reasoning(tail, used):
-        end = used.closing_text if used.final else f"\n\n{used.close}\n\n"
-        tail = tail.rstrip() + end
-    elif not thinks:
-        tail = complete_final(tail, used)
-    return ChatFrame(head, tail, system_prompt, not thinks, None if used == THINK else used)
+
+    def parts_of(roles: tuple[str, ...]) -> Parts:
+        first, *between, last = _parts(folder, render, roles)
+        last = last if thinks else _without_thinking(last, used)
+        return (_without_leading(first, leading), *between, last)
+
+    tail = tail if thinks else _without_thinking(tail, used)
+    return ChatFrame(
+        head, tail, system_prompt, not thinks, None if used == THINK else used, parts_of
+    )
+
+
+def _without_leading(head: str, tokens: list[str]) -> str:
+    """The head without the special tokens that the tokenizer adds itself."""
+    for token in tokens:
+        head = head.removeprefix(token)
+    return head
+
+
+def _without_thinking(tail: str, thought: ThoughtFormat) -> str:
+    """The tail with reasoning that the template opened closed empty."""
+    if opens_reasoning(tail, thought):
+        end = thought.closing_text if thought.final else f"\n\n{thought.close}\n\n"
+        return tail.rstrip() + end
+    return complete_final(tail, thought)
+
+
+def _parts(
+    folder: Path, render: Callable[[list[dict[str, str]]], str], roles: tuple[str, ...]
+) -> list[Any]:
+    """The parts of a conversation; the first and the last one are texts."""
+    contents = [_NUMBERED.format(number) for number in range(len(roles))]
+    messages = [
+        {"role": role, "content": content} for role, content in zip(roles, contents, strict=True)
+    ]
+    try:
+        text = render(messages)
+    except ValueError as error:
+        raise ValueError(
+            f"{folder}: the chat template rejects messages of {', '.join(roles)}: {error}"
+        ) from None
+    for role, content in zip(roles, contents, strict=True):
+        if text.count(content) != 1:
+            raise ValueError(
+                f"{folder}: the chat template changes, drops or repeats messages of {role}"
+            )
+    parts: list[Any] = []
+    # A template may put the system message next to the last one.
+    for number in sorted(range(len(roles)), key=lambda number: text.index(contents[number])):
+        before, _, text = text.partition(contents[number])
+        parts += [before, number]
+    return [*parts, text]
 
 
 def _render_placeholder(

@@ -1,5 +1,6 @@
 """Prompts: text in three parts, expected outputs, needle positions, and the chat template."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from needlework.config.models.thought import ThoughtFormat
@@ -18,6 +19,13 @@ class Needle(NamedTuple):
     """Index of its first token in the prompt, special tokens included, computed by sums."""
 
 
+class Message(NamedTuple):
+    """An earlier turn of a conversation."""
+
+    role: str
+    content: str
+
+
 class Prompt(NamedTuple):
     """A prompt and its reference answers.
 
@@ -31,13 +39,21 @@ class Prompt(NamedTuple):
     needles: tuple[Needle, ...]
     tokens: int
     """Tokens of the whole prompt, computed as the sum of its pieces."""
+    history: tuple[Message, ...] = ()
+    """Messages before the context, which is part of the user's last one."""
+    required_prefix: str | None = None
+    """Text that a right answer starts with, if similarity after it is scored."""
+
+
+Parts = tuple[str | int, ...]
+"""A rendered conversation: texts of the chat template, and numbers of the messages between."""
 
 
 class ChatFrame(NamedTuple):
     """The text that a chat template puts around a prompt.
 
     The full prompt is head + context + question + tail + answer_prefix if `prefills`, else
-    head + context + question + answer_prefix + tail.
+    head + context + question + answer_prefix + tail. Earlier messages are in the head.
     """
 
     head: str
@@ -50,6 +66,14 @@ class ChatFrame(NamedTuple):
     """Whether the answer prefix starts the assistant's turn. False for models that think first."""
     thought: ThoughtFormat | None = None
     """Format of the reasoning; None: `<think>`, or no reasoning."""
+    parts_of: Callable[[tuple[str, ...]], Parts] | None = None
+    """The parts of a conversation between the given roles; None: no conversations."""
+
+    def conversation(self, history: tuple[Message, ...]) -> tuple[Message, ...]:
+        """The messages before the last one, with the system message first."""
+        if self.system_prompt is None or "system" in [message.role for message in history]:
+            return history
+        return (Message("system", self.system_prompt), *history)
 
     def closing_text(self, question: str, answer_prefix: str) -> str:
         """The text after the context: question and answer prefix inside the chat template."""
@@ -61,8 +85,31 @@ class ChatFrame(NamedTuple):
 
     def text(self, prompt: Prompt) -> str:
         """The full text that the model reads."""
-        return self.head + prompt.context + self.closing_text(prompt.question, prompt.answer_prefix)
+        frame = self if not prompt.history else self._after(prompt.history)
+        closing_text = frame.closing_text(prompt.question, prompt.answer_prefix)
+        return frame.head + prompt.context + closing_text
+
+    def _after(self, history: tuple[Message, ...]) -> "ChatFrame":
+        """The frame of the last message of a conversation."""
+        if self.parts_of is None:
+            raise ValueError("messages need a chat template")
+        messages = self.conversation(history)
+        parts = self.parts_of((*(message.role for message in messages), "user"))
+        last = parts.index(len(messages))
+        before, after = (
+            "".join(part if isinstance(part, str) else messages[part].content for part in side)
+            for side in (parts[:last], parts[last + 1 :])
+        )
+        return self._replace(head=before, tail=after)
 
 
 NO_CHAT_FRAME = ChatFrame("", "", None, True)
 """No chat template: the prompt of a base model."""
+
+
+def _lines(roles: tuple[str, ...]) -> Parts:
+    return (0, *(part for number in range(1, len(roles)) for part in ("\n", number)))
+
+
+SERVER_CHAT_FRAME = NO_CHAT_FRAME._replace(parts_of=_lines)
+"""A server applies the chat template: messages are lines, for counting."""

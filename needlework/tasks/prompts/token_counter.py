@@ -13,7 +13,7 @@ from tokenizers import Encoding, Tokenizer
 
 from needlework.sources.added_tokens import added_ids
 from needlework.sources.control_tokens import ControlTokens, SpecialTokens
-from needlework.tasks.prompts.prompt import NO_CHAT_FRAME, ChatFrame, Prompt
+from needlework.tasks.prompts.prompt import NO_CHAT_FRAME, ChatFrame, Parts, Prompt
 
 _PROBE = "Go on.\nThe sky, at 12 noon:\nyes or-no 7.\nVAR X"
 _BOUNDARIES = ("\nThe", " sky", " at", " noon", "\nyes", " or", "\nVAR", " X")
@@ -126,7 +126,8 @@ class TokenCounter:
     def spelled(self, prompt: Prompt) -> Counter[str]:
         """How often the prompt's text, chat template apart, spells each special token."""
         system = self.chat_frame.system_prompt or ""
-        texts = (system, prompt.context, prompt.question, prompt.answer_prefix)
+        history = (message.content for message in prompt.history)
+        texts = (system, *history, prompt.context, prompt.question, prompt.answer_prefix)
         return sum(map(self._control.spelled, texts), Counter())
 
     def encode_prompt(self, prompt: Prompt) -> Encoding:
@@ -189,7 +190,14 @@ class CharacterCounter(TokenCounter):
 def _marked(frame: ChatFrame, control: ControlTokens) -> ChatFrame:
     """The frame with stand-ins for special tokens, except for those in the system prompt."""
     head = control.mark(frame.head, (frame.system_prompt or "").strip())
-    return frame._replace(head=head, tail=control.mark(frame.tail))
+
+    def parts_of(roles: tuple[str, ...]) -> Parts:
+        parts = frame.parts_of(roles) if frame.parts_of else ()
+        return tuple(control.mark(part) if isinstance(part, str) else part for part in parts)
+
+    return frame._replace(
+        head=head, tail=control.mark(frame.tail), parts_of=frame.parts_of and parts_of
+    )
 
 
 def _splits_between_pieces(tokenizer: Tokenizer) -> bool:

@@ -234,7 +234,8 @@ def test_templates_receive_the_thinking_variable(tmp_path):
     template = "{{ messages[0].content }}|{% if thinking %}<think>{% else %}</think>{% endif %}"
     folder = save(tmp_path, template)
     assert load_chat_frame(folder).tail == "|</think>"
-    assert load_chat_frame(folder, thinking_tokens=9) == ChatFrame("", "|<think>", None, False)
+    frame = load_chat_frame(folder, thinking_tokens=9)
+    assert frame._replace(parts_of=None) == ChatFrame("", "|<think>", None, False)
 
 
 @pytest.mark.parametrize("template", [LLAMA_3, PHI, QWEN_3.replace("is false", "is defined")])
@@ -300,8 +301,8 @@ end
 
 def test_head_drops_only_the_special_tokens_that_the_tokenizer_adds(tmp_path):
     folder = save(tmp_path, "<s></s>{{ messages[0].content }}<s>")
-    assert load_chat_frame(folder) == ChatFrame("</s>", "<s>", None, True)
-    assert load_chat_frame(save(tmp_path, "{{ messages[0].content }}")) == NO_CHAT_FRAME
+    assert load_chat_frame(folder)[:4] == ("</s>", "<s>", None, True)
+    assert load_chat_frame(save(tmp_path, "{{ messages[0].content }}"))[:5] == NO_CHAT_FRAME[:5]
 
 
 INVALID = {

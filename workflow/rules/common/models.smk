@@ -83,6 +83,11 @@ def chat_of(wildcards):
     return dump(experiment.models[wildcards.tokenizer].chat)
 
 
+def takes_messages(wildcards):
+    """Whether prompts of model {tokenizer} can be conversations."""
+    return experiment.models[wildcards.tokenizer].takes_messages
+
+
 def config_files():
     """The config.json of every model that exists before the run."""
     files = [file for model in experiment.models.values() for file in model.files]
