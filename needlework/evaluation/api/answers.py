@@ -38,6 +38,7 @@ _log = logging.getLogger(__name__)
 _PREDICTIONS: Columns = {**PREDICTIONS, "status": pl.String, "reason": pl.String}
 _MEASUREMENTS: Columns = {
     **MEASUREMENTS,
+    "sample_length": pl.Int64,
     "prompt_tokens": pl.Int64,
     "cached_tokens": pl.Int64,
     "price_dollars": pl.Float64,
@@ -62,9 +63,10 @@ def request_answers(
     Densities and cache_bytes are null.
 
     Measurements: prefill_seconds is the time to the first text, including network and queue;
-    decode_seconds the time from there to the end; both of the attempt that succeeded. prompt_tokens
-    and cached_tokens are the API's counts, price_dollars is the price of that attempt, attempts the
-    number of requests; null where unknown. Memory is null.
+    decode_seconds the time from there to the end; both of the attempt that succeeded. sample_length
+    is the sample's own count of tokens (or characters). prompt_tokens and cached_tokens are the
+    API's counts, price_dollars is the price of that attempt, attempts the number of requests; null
+    where unknown. Memory is null.
 
     Raises:
         ValueError: an error that concerns every sample: the key, the model, the account, no
@@ -259,9 +261,10 @@ class _AnswerRequests:
 
     def _tables(self) -> tuple[pl.DataFrame, pl.DataFrame]:
         keys = self.samples.select("task", "length", "sample").rows(named=True)
+        lengths = self.samples["tokens"]
         predictions, measurements = [], []
-        for key, entry, truncated in zip(
-            keys, self._entries_in_order(), self._truncated(), strict=True
+        for key, length, entry, truncated in zip(
+            keys, lengths, self._entries_in_order(), self._truncated(), strict=True
         ):
             is_cut = entry["status"] == "ok" and truncated is not None
             sample = {"system": self.system, **key}
@@ -277,7 +280,12 @@ class _AnswerRequests:
                 }
             )
             measurements.append(
-                {**sample, **_measurements(answer, self.api.price), "attempts": entry["attempts"]}
+                {
+                    **sample,
+                    **_measurements(answer, self.api.price),
+                    "sample_length": length,
+                    "attempts": entry["attempts"],
+                }
             )
         return (
             pl.DataFrame(predictions, schema=_PREDICTIONS),

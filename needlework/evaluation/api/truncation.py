@@ -5,9 +5,19 @@ from collections.abc import Sequence
 import polars as pl
 
 _CLEARLY_BELOW = 0.75
-"""A server with another tokenizer counts fewer tokens too; this share of ours is a cut."""
+"""Below this share of the sample's tokens a prompt counts as cut.
+
+Within a cell nothing tells a cut from a server whose tokenizer needs fewer tokens. Tokenizers of a
+model family agree to a few percent, and servers that cut often keep a half; a tokenizer with a
+larger vocabulary can fall below on numbers or scripts that the smaller one splits.
+"""
 _GROWTH = 1.25
-"""Lengths that differ by this factor cannot have the same number of tokens."""
+"""Prompts that differ by this factor in length must differ in a server's count."""
+_GROWTH_SHARE = 0.25
+"""Share of the expected growth of the count below which it stays equal, up to the last words.
+
+The share is small because servers add a constant number of tokens to each prompt.
+"""
 _SAMPLE = ["system", "task", "length", "sample"]
 
 
@@ -30,27 +40,40 @@ def truncated_in_cell(
 
 
 def truncated_across_lengths(predictions: pl.DataFrame, measurements: pl.DataFrame) -> pl.DataFrame:
-    """Samples of a length for which a server counts no more tokens than for a shorter length.
+    """Samples of a length for which a server counts hardly more tokens than for a shorter length.
+
+    This holds for any tokenizer: a count must grow with the prompts.
 
     Args:
         predictions: system, task, length, sample, status.
-        measurements: system, task, length, sample, prompt_tokens (null if unknown).
+        measurements: system, task, length, sample, prompt_tokens (null if unknown), sample_length
+            (in tokens or characters by the sample's own count).
 
     Returns:
         system, task, length, sample, status (`truncated`) and reason of samples with status ok.
     """
     rows = predictions.select(*_SAMPLE, "status").join(
-        measurements.select(*_SAMPLE, "prompt_tokens"), on=_SAMPLE, maintain_order="left"
+        measurements.select(*_SAMPLE, "prompt_tokens", "sample_length"),
+        on=_SAMPLE,
+        maintain_order="left",
     )
     rows = rows.filter(pl.col("status").is_in(["ok", "truncated"])).drop_nulls("prompt_tokens")
     cell = ["system", "task", "length"]
     cells = rows.group_by(cell, maintain_order=True).agg(
-        lowest=pl.col("prompt_tokens").min(), highest=pl.col("prompt_tokens").max()
+        highest=pl.col("prompt_tokens").max(), longest=pl.col("sample_length").max()
     )
-    shorter = cells.select("system", "task", shorter_length="length", shorter_highest="highest")
+    shorter = cells.select(
+        "system",
+        "task",
+        shorter_length="length",
+        shorter_highest="highest",
+        shorter_longest="longest",
+    )
+    growth = pl.col("longest") / pl.col("shorter_longest")
+    expected = (growth - 1) * pl.col("shorter_highest")
     pairs = cells.join(shorter, on=["system", "task"], maintain_order="left").filter(
-        pl.col("length") >= _GROWTH * pl.col("shorter_length"),
-        pl.col("highest") <= pl.col("shorter_highest"),
+        growth >= _GROWTH,
+        pl.col("highest") - pl.col("shorter_highest") <= _GROWTH_SHARE * expected,
     )
     cut = pairs.group_by(cell, maintain_order=True).agg(
         pl.col("shorter_length").max(), pl.col("highest").first()
@@ -62,7 +85,7 @@ def truncated_across_lengths(predictions: pl.DataFrame, measurements: pl.DataFra
             *_SAMPLE,
             status=pl.lit("truncated"),
             reason=pl.format(
-                "the API counts at most {} tokens, no more than at length {}; "
+                "the API counts at most {} tokens, hardly more than at length {}; "
                 "does it truncate prompts?",
                 "highest",
                 "shorter_length",
