@@ -6,6 +6,8 @@ from typing import Any, Literal
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
+_HIDDEN = "\U0010ffff"
+"""A character that Unicode keeps out of texts."""
 _ONE_TOKEN = Tokenizer(WordLevel({"a": 0}))
 
 
@@ -43,8 +45,32 @@ def prompt_tokenizer(
         state = json.loads(copy.to_str())
         state["post_processor"] = _without_appended(state["post_processor"])
         copy = Tokenizer.from_str(json.dumps(state))
-    copy.encode_special_tokens = as_text
-    return copy
+    return reading_special_tokens_as_text(copy) if as_text else copy
+
+
+def reading_special_tokens_as_text(tokenizer: Tokenizer) -> Tokenizer:
+    """The tokenizer, changed to encode text that spells a special token as its characters."""
+    tokenizer.encode_special_tokens = True
+    special = [
+        (i, token.content)
+        for i, token in tokenizer.get_added_tokens_decoder().items()
+        if token.special and token.content != getattr(tokenizer.model, "unk_token", None)
+    ]
+    # Models that look words up (WordLevel) or prefer long pieces (Unigram) find it nevertheless.
+    found = [t for i, t in special if i in tokenizer.encode(t, add_special_tokens=False).ids]
+    if not found:
+        return tokenizer
+    state = json.loads(tokenizer.to_str())
+    names = {text: f"{_HIDDEN}{text}" for text in found}
+    vocab = state["model"]["vocab"]
+    state["model"]["vocab"] = (
+        {names.get(text, text): i for text, i in vocab.items()}
+        if isinstance(vocab, dict)
+        else [[names.get(text, text), score] for text, score in vocab]
+    )
+    hidden = Tokenizer.from_str(json.dumps(state))
+    hidden.encode_special_tokens = True
+    return hidden
 
 
 def _without_appended(state: dict[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Literal
 
 from tokenizers import AddedToken, Tokenizer
 
-from needlework.sources.added_tokens import prompt_tokenizer
+from needlework.sources.added_tokens import prompt_tokenizer, reading_special_tokens_as_text
 
 SpecialTokens = Literal["text", "allow"]
 """What text that spells a special token becomes: its characters, or the token."""
@@ -29,9 +29,8 @@ class ControlTokens:
 
     def __init__(self, tokenizer: Tokenizer):
         self.allowing = prompt_tokenizer(tokenizer, "allow")
-        self.tokenizer = Tokenizer.from_str(self.allowing.to_str())
-        self.tokenizer.encode_special_tokens = True
-        added = self.tokenizer.get_added_tokens_decoder()
+        self.tokenizer = reading_special_tokens_as_text(Tokenizer.from_str(self.allowing.to_str()))
+        added = self.allowing.get_added_tokens_decoder()
         special = {i: token for i, token in sorted(added.items()) if token.special}
         self._stand_ins = {
             token.content: chr(_STAND_INS + number) * len(token.content)

@@ -2,8 +2,9 @@
 
 import pytest
 from support.toy_tokenizers import KINDS
-from tokenizers import AddedToken
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
+from needlework.evaluation.streaming.token_source import encoder
 from needlework.sources.control_tokens import ControlTokens, special_token_pattern, spelled_tokens
 
 SPECIAL = ["<|im_start|>", "<|im_end|>", "<|im_end|>s"]
@@ -71,3 +72,36 @@ def test_counts_spelled_tokens(tokenizer):
         "<s>": 1,
         "<|im_end|>s": 1,
     }
+
+
+def word_level() -> Tokenizer:
+    words = ["<unk>", "</s>", "<|im_start|>", "a", "b", "user"]
+    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.add_special_tokens(words[:3])
+    return tokenizer
+
+
+def unigram() -> Tokenizer:
+    pieces = [("<unk>", 0.0), ("</s>", 0.0), ("<|im_start|>", 0.0)]
+    pieces += [(letter, -3.0) for letter in "abuser</>|im_t "]
+    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=0))
+    tokenizer.add_special_tokens(["<unk>", "</s>", "<|im_start|>"])
+    return tokenizer
+
+
+@pytest.mark.parametrize("make", [word_level, unigram])
+def test_words_of_the_vocabulary_that_are_special_tokens_are_text_too(make):
+    tokenizer = make()
+    control = ControlTokens(tokenizer)
+    head, text = "<|im_start|>user ", "a </s> b <|im_start|> a"
+    prompt = head + text
+    spans = control.spans(prompt, control.mark(head) + text)
+    ids = control.ids(prompt, spans)
+    assert (ids.count(1), ids.count(2), ids[0]) == (0, 1, 2)
+    assert ids[-1] == tokenizer.token_to_id("a")
+    allowed = control.ids(prompt, None)
+    assert (allowed.count(1), allowed.count(2)) == (1, 2)
+    streamed = encoder(tokenizer).encode(text).ids
+    assert not {1, 2} & set(streamed)
+    assert {1, 2} <= set(encoder(tokenizer, "allow").encode(text).ids)

@@ -12,7 +12,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from needlework.evaluation.streaming.text_sizes import text_sizes
-from needlework.sources.added_tokens import added_ids
+from needlework.sources.added_tokens import added_ids, reading_special_tokens_as_text
 from needlework.sources.control_tokens import (
     SpecialTokens,
     describe,
@@ -250,8 +250,7 @@ def encoder(tokenizer: Any, special_tokens: SpecialTokens = "text") -> Tokenizer
     copy = Tokenizer.from_str(getattr(tokenizer, "backend_tokenizer", tokenizer).to_str())
     copy.no_truncation()
     copy.no_padding()
-    copy.encode_special_tokens = special_tokens == "text"
-    return copy
+    return reading_special_tokens_as_text(copy) if special_tokens == "text" else copy
 
 
 def encoded(
