@@ -9,7 +9,6 @@ from tokenizers import Tokenizer
 from needlework.config.finetune_data import PasskeyExamples
 from needlework.finetune_data.answers import END_TOKENS
 from needlework.runtime.progress import track
-from needlework.sources.added_tokens import prompt_tokenizer
 from needlework.tasks.haystacks.filler import Filler
 from needlework.tasks.passkey import ANSWER, PasskeyPrompt, draw_key
 from needlework.tasks.prompts.budget import (
@@ -43,7 +42,7 @@ def make_examples(config: PasskeyExamples, tokenizer: Tokenizer, seed: int) -> p
     Raises:
         ValueError: the length is too small; the message names the smallest that works.
     """
-    counter = TokenCounter(prompt_tokenizer(tokenizer))
+    counter = TokenCounter(tokenizer)
     filler = Filler(counter)
     cells = list(product(config.depths, config.digits))
     parameters = config.model_dump(mode="json", exclude={"examples", "length"})

@@ -2,7 +2,8 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
+from functools import lru_cache
 from typing import Literal
 
 from tokenizers import AddedToken, Tokenizer
@@ -79,6 +80,23 @@ class ControlTokens:
         for start, end in spans:
             text = text[:start] + self._stand_ins[text[start:end]] + text[end:]
         return [self._special_ids.get(i, i) for i in self.tokenizer.encode(text).ids]
+
+
+def control_tokens(tokenizer: Tokenizer) -> ControlTokens:
+    """The ControlTokens of a tokenizer; the last ones are kept, as copies take a second to make."""
+    processor = tokenizer.post_processor
+    # What can be changed in a tokenizer.
+    state = (
+        tuple(tokenizer.get_added_tokens_decoder()),
+        None if processor is None else processor.__getstate__(),
+        str((tokenizer.truncation, tokenizer.padding, tokenizer.encode_special_tokens)),
+    )
+    return _kept(tokenizer, state)
+
+
+@lru_cache(maxsize=2)
+def _kept(tokenizer: Tokenizer, state: tuple[Hashable, ...]) -> ControlTokens:
+    return ControlTokens(tokenizer)
 
 
 def special_token_pattern(tokenizer: Tokenizer) -> re.Pattern[str] | None:

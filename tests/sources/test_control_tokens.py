@@ -5,7 +5,12 @@ from support.toy_tokenizers import KINDS
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
 from needlework.evaluation.streaming.token_source import encoder
-from needlework.sources.control_tokens import ControlTokens, special_token_pattern, spelled_tokens
+from needlework.sources.control_tokens import (
+    ControlTokens,
+    control_tokens,
+    special_token_pattern,
+    spelled_tokens,
+)
 
 SPECIAL = ["<|im_start|>", "<|im_end|>", "<|im_end|>s"]
 HEAD, TAIL = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"
@@ -105,3 +110,10 @@ def test_words_of_the_vocabulary_that_are_special_tokens_are_text_too(make):
     streamed = encoder(tokenizer).encode(text).ids
     assert not {1, 2} & set(streamed)
     assert {1, 2} <= set(encoder(tokenizer, "allow").encode(text).ids)
+
+
+def test_copies_are_made_once_for_a_tokenizer_that_stays_the_same(tokenizer):
+    control = control_tokens(tokenizer)
+    assert control_tokens(tokenizer) is control
+    tokenizer.add_special_tokens(["<new>"])
+    assert control_tokens(tokenizer).spelled("<new>") == {"<new>": 1}

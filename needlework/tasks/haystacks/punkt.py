@@ -10,7 +10,6 @@ import polars as pl
 from tokenizers import Tokenizer
 
 from needlework.runtime.progress import track
-from needlework.sources.added_tokens import prompt_tokenizer
 from needlework.tasks.haystacks.sentence_ends import split_at_ends
 from needlework.tasks.prompts.token_counter import TokenCounter
 
@@ -93,7 +92,7 @@ def sentence_table(texts: Iterable[str], tokenizer: Tokenizer, longest_tokens: i
         One row per sentence in text order: sentence (str), tokens (i64, those of the sentence and
         the space before it).
     """
-    counter, enough = TokenCounter(prompt_tokenizer(tokenizer)), OVERSUPPLY * longest_tokens
+    counter, enough = TokenCounter(tokenizer), OVERSUPPLY * longest_tokens
     units: list[str] = []
     counts: list[int] = []
     total, shown = 0, round(enough)

@@ -12,7 +12,7 @@ import numpy as np
 from tokenizers import Encoding, Tokenizer
 
 from needlework.sources.added_tokens import added_ids
-from needlework.sources.control_tokens import ControlTokens, SpecialTokens
+from needlework.sources.control_tokens import ControlTokens, SpecialTokens, control_tokens
 from needlework.tasks.prompts.prompt import NO_CHAT_FRAME, ChatFrame, Parts, Prompt
 
 _PROBE = "Go on.\nThe sky, at 12 noon:\nyes or-no 7.\nVAR X"
@@ -35,7 +35,7 @@ class TokenCounter:
         chat_frame: ChatFrame = NO_CHAT_FRAME,
         special_tokens: SpecialTokens = "text",
     ):
-        self._control = ControlTokens(tokenizer)
+        self._control = control_tokens(tokenizer)
         is_text = special_tokens == "text"
         self.tokenizer = self._control.tokenizer if is_text else self._control.allowing
         self.chat_frame = chat_frame
