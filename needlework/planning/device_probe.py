@@ -33,7 +33,7 @@ def _measured() -> Device:
         memory = torch.cuda.get_device_properties(0).total_memory
     else:
         memory = psutil.virtual_memory().total
-    width = 8192 if place == "cuda" else 1024
+    width = 8192 if place == "cuda" else 512
     flops = {
         name: 2 * width**3 * _calls_per_second(lambda x: x @ x, torch.ones(width, width, **made))
         for name, made in (

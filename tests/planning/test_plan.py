@@ -76,8 +76,6 @@ def test_remedies_make_the_prompt_fit(experiment):
     assert remedies[0] == "dtype: bfloat16"
     assert remedies[-1] == "2 devices (pp: 2)"
     assert "device_map: auto and cpu_offload: true (5 GiB of main memory)" in remedies
-    experiment["models"]["large"]["dtype"] = "bfloat16"
-    assert plan(load_experiment(experiment), small).row(0, named=True)["fits"]
     # Activations of one layer exceed the device at the longer length unless prefilled in chunks.
     chunks = "17 devices (pp: 17 and prefill_chunk_tokens: 1024)"
     assert (rows[1]["fits"], rows[1]["devices"], rows[1]["note"]) == (False, None, chunks)
@@ -85,6 +83,8 @@ def test_remedies_make_the_prompt_fit(experiment):
     assert list(verdicts(result, "small"))[1].startswith(stored)
     *_, line = verdicts(result.filter(pl.col("length") == 131072), "small")
     assert line == f"dense: does not fit on small; 131,072 would with: {chunks}"
+    experiment["models"]["large"]["dtype"], experiment["lengths"] = "bfloat16", [4096]
+    assert plan(load_experiment(experiment), small).row(0, named=True)["fits"]
     result = plan(load_experiment(experiment), GPU.model_copy(update={"memory_bytes": 2**26}))
     *_, line = verdicts(result, "tiny")
     assert line.endswith("no known single change makes 4,096 fit")
@@ -226,7 +226,11 @@ def test_a_model_that_cannot_be_opened_is_planned_as_a_note(experiment):
 
 
 def test_jobs_reserve_the_plan_but_at_least_the_minimum_of_their_rule(experiment):
-    experiment["lengths"], experiment["device"] = [4096], "h100-80gb"
+    experiment |= {
+        "lengths": [4096],
+        "device": "h100-80gb",
+        "systems": {"dense": {"model": "large"}},
+    }
     loaded = load_experiment(experiment)
     reserved = JobResources(loaded)
     weights = 2 * 1_235_814_400

@@ -4,6 +4,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import torch
 from tokenizers import Tokenizer
@@ -131,6 +132,22 @@ def finetuned(
         attention=attention,
         seed=3,
     )
+
+
+def _held_out(folder: Path, top: int) -> dict[str, str]:
+    """Write 90 tokens to a file; return the arguments of `held_out.HeldOut` that name it."""
+    folder.mkdir(exist_ok=True)
+    ids = torch.randint(3, top, (90,), generator=torch.Generator().manual_seed(1))
+    np.save(folder / "0.npy", ids.numpy().astype(np.uint32))
+    np.save(folder / "0.starts.npy", np.array([0]))
+    return {"tokens": str(folder / "0.npy"), "starts": str(folder / "0.starts.npy")}
+
+
+def validated(folder: Path, top: int = 24, **changes) -> Checkpoints:
+    """Fine-tune with a validation on held-out text, of tokens below `top`, every 9 steps."""
+    arguments = {**_held_out(folder, top), "max_tokens": 80, "settings": {"chunk_size": 16}}
+    validation = ("needlework.evaluation.streaming.held_out:HeldOut", arguments)
+    return finetuned(folder, validation=validation, validate_every=9, **changes)
 
 
 def mixed(folder: Path) -> Checkpoints:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from support.killable import Pool, kill_when
-from support.toy_training import finetuned, product
+from support.toy_training import finetuned, product, validated
 from torch.nn.functional import cross_entropy
 
 from needlework.config.opening import ModelSpec
@@ -16,29 +16,13 @@ from needlework.training.checkpoints import Checkpoints
 
 pytestmark = pytest.mark.slow
 
-EVERY = 9
 SHORT = {"steps": 20}
-
-
-def tokens(folder: Path, top: int = 24) -> dict[str, str]:
-    """Write 90 tokens to a file; return the arguments of `held_out.HeldOut` that name it."""
-    folder.mkdir(exist_ok=True)
-    ids = torch.randint(3, top, (90,), generator=torch.Generator().manual_seed(1))
-    np.save(folder / "0.npy", ids.numpy().astype(np.uint32))
-    np.save(folder / "0.starts.npy", np.array([0]))
-    return {"tokens": str(folder / "0.npy"), "starts": str(folder / "0.starts.npy")}
-
-
-def validated(folder: Path, top: int = 24, **changes) -> Checkpoints:
-    arguments = {**tokens(folder, top), "max_tokens": 80, "settings": {"chunk_size": 16}}
-    validation = ("needlework.evaluation.streaming.held_out:HeldOut", arguments)
-    return finetuned(folder, validation=validation, validate_every=EVERY, **{**SHORT, **changes})
 
 
 def test_validation_loss_matches_one_pass_and_does_not_affect_training(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     plain, without = product(finetuned(tmp_path / "plain", **SHORT))
-    checkpoints = validated(tmp_path / "validated")
+    checkpoints = validated(tmp_path / "validated", **SHORT)
     weights, metrics = product(checkpoints)
     assert weights == plain
     with_loss = metrics.drop_nulls("validation_loss")
@@ -60,13 +44,17 @@ def test_validation_loss_matches_one_pass_and_does_not_affect_training(tmp_path,
     assert "step 0: loss on held-out text" in caplog.text
 
 
+def short(folder: Path) -> Checkpoints:
+    return validated(folder, **SHORT)
+
+
 def test_kill_9_does_not_change_the_result(tmp_path, caplog):
-    weights, metrics = product(validated(tmp_path / "uninterrupted"))
+    weights, metrics = product(short(tmp_path / "uninterrupted"))
     killed = tmp_path / "killed"
     for pattern in ("checkpoints/metrics.parquet", "checkpoints/*/step-*14"):
-        kill_when(validated, killed, pattern)
+        kill_when(short, killed, pattern)
     caplog.set_level(logging.INFO)
-    again, metrics_again = product(validated(killed))
+    again, metrics_again = product(short(killed))
     assert ": resuming from step " in caplog.text
     assert again == weights
     assert metrics_again.equals(metrics)
@@ -74,7 +62,7 @@ def test_kill_9_does_not_change_the_result(tmp_path, caplog):
 
 def wrong_text(folder: Path) -> str:
     with pytest.raises(ValueError) as caught:  # noqa: PT011
-        validated(folder, top=40)
+        validated(folder, top=40, **SHORT)
     return str(caught.value)
 
 
@@ -84,13 +72,3 @@ def test_text_of_another_tokenizer_fails_before_the_first_step(tmp_path):
     assert "is outside the model's vocabulary of 24" in message
     assert len(message.splitlines()) == 1
     assert not list(tmp_path.glob("checkpoints/metrics.parquet"))
-
-
-@pytest.mark.workflow
-def test_two_processes_validate_like_one(tmp_path):
-    whole = {"steps": 30, "batch_size": 4, "curriculum": [], "dropout": 0.0}
-    alone = product(validated(tmp_path / "alone", **whole))[1]
-    together = product(validated(tmp_path / "together", processes=2, **whole))[1]
-    assert together["step"].to_list() == alone["step"].to_list()
-    losses = together["validation_loss"].drop_nulls().to_list()
-    assert losses == pytest.approx(alone["validation_loss"].drop_nulls().to_list(), rel=1e-4)

@@ -6,10 +6,9 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from needlework.attention.apply import apply
 from needlework.attention.infini.cache import InfiniCache
 from needlework.attention.infini.segments import end_offset
-from needlework.config.attention.infini import Infini, InfiniAlignment
+from needlework.config.attention.infini import Infini
 from needlework.models.convert import convert
 
 pytestmark = pytest.mark.slow
@@ -86,25 +85,6 @@ def test_cached_chunked_and_padded_generation_match_uncached_decoding(alignment,
     greedy = functools.partial(model.generate, **inputs, max_new_tokens=NEW_TOKENS, do_sample=False)
     for mode in ({}, {"use_cache": False}, *({"prefill_chunk_size": n} for n in (1, 4, 6, 7))):
         assert torch.equal(greedy(**mode)[:, 15:], expected), mode
-
-
-@pytest.mark.parametrize("saved", ["start", "end"])
-def test_another_alignment_can_be_applied_and_removed(saved):
-    model = infini_model(segment_alignment=saved)
-    inputs = prompts()
-    settings = {"max_new_tokens": NEW_TOKENS, "do_sample": False}
-    own = model.generate(**inputs, **settings)
-    for alignment in ("start", "end"):
-        expected = infini_model(segment_alignment=alignment).generate(**inputs, **settings)
-        with apply(model, InfiniAlignment(segment_alignment=alignment)):
-            assert torch.equal(model.generate(**inputs, **settings), expected)
-            assert torch.equal(expected, own) == (alignment == saved)
-        assert torch.equal(model.generate(**inputs, **settings), own)
-
-
-def test_alignment_needs_an_infini_model():
-    with pytest.raises(ValueError, match="model_type llama has no Infini-attention"):
-        apply(stock(), InfiniAlignment(segment_alignment="end"))
 
 
 @pytest.mark.parametrize("alignment", ["start", "end"])

@@ -16,12 +16,8 @@ from nltk.tokenize.punkt import PunktTrainer, save_punkt_params
 from support.paths import ESSAYS, ROOT
 
 from needlework.sources.texts import read_texts
-from needlework.tasks.haystacks.punkt import (
-    OVERSUPPLY,
-    TRAINING_CHARACTERS,
-    sentence_table,
-    split_sentences,
-)
+from needlework.tasks.haystacks import punkt
+from needlework.tasks.haystacks.punkt import OVERSUPPLY, sentence_table, split_sentences
 
 pytestmark = pytest.mark.slow
 
@@ -96,7 +92,8 @@ def test_installed_data_takes_precedence(nltk_data: Path, caplog: pytest.LogCapt
 
 
 @pytest.mark.usefixtures("without_nltk_data")
-def test_training_reads_only_the_text_it_needs():
+def test_training_reads_only_the_text_it_needs(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(punkt, "TRAINING_CHARACTERS", 100_000)
     reads = []
 
     def endless():
@@ -105,7 +102,7 @@ def test_training_reads_only_the_text_it_needs():
             yield ABBREVIATED
 
     next(split_sentences(endless()))
-    assert len(reads) == -(-TRAINING_CHARACTERS // len(ABBREVIATED))
+    assert len(reads) == -(-100_000 // len(ABBREVIATED))
 
 
 def test_sentences_are_the_same_in_every_process():
@@ -122,7 +119,7 @@ def test_sentences_are_the_same_in_every_process():
                 env={**os.environ, "PYTHONHASHSEED": seed},
             ).stdout
         ).hexdigest()
-        for seed in ("1", "2", "3")
+        for seed in ("1", "2")
     }
     assert len(result) == 1
 
@@ -147,7 +144,8 @@ def test_truncation_of_the_tokenizer_has_no_effect(byte_tokenizer):
     assert sentence_table(read_texts(ESSAYS), truncating, 10**6).equals(expected)
 
 
-def test_reading_stops_at_the_needed_tokens(byte_tokenizer):
+def test_reading_stops_at_the_needed_tokens(byte_tokenizer, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(punkt, "TRAINING_CHARACTERS", 100_000)
     essays = "".join(read_texts(ESSAYS))
     reads = []
 
@@ -156,12 +154,12 @@ def test_reading_stops_at_the_needed_tokens(byte_tokenizer):
             reads.append(1)
             yield essays
 
-    longest = 600_000
+    longest = 100_000
     table = sentence_table(endless(), byte_tokenizer, longest)
     tokens = table["tokens"]
     assert OVERSUPPLY == 1.25
     assert tokens.sum() >= 1.25 * longest
     assert tokens[:-1000].sum() < 1.25 * longest
     per_text = len(byte_tokenizer.encode(essays, add_special_tokens=False))
-    for_training = -(-TRAINING_CHARACTERS // len(essays))
+    for_training = -(-100_000 // len(essays))
     assert len(reads) <= max(for_training, 1.25 * longest / per_text + 4)
