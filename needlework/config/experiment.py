@@ -75,9 +75,9 @@ class System(Strict):
         | None
     ) = Field(
         None,
-        description="lists of values for attention parameters; each combination becomes a system "
-        "named {name}_{key}{value}: `walk` with {top_k_blocks: [4, 8]} gives walk_top_k_blocks4 "
-        "and walk_top_k_blocks8",
+        description="lists of values for attention parameters, or for thinking_tokens of the "
+        "model; each combination becomes a system named {name}_{key}{value}: `walk` with "
+        "{top_k_blocks: [4, 8]} gives walk_top_k_blocks4 and walk_top_k_blocks8",
     )
     family: Name | None = Field(
         None,
@@ -156,6 +156,10 @@ class Experiment(Strict):
         if model is None:
             raise ValueError(f"models.{name}: runs behind an API; name a model with weights here")
         return model
+
+    def thinking_budget(self, system: str) -> int | None:
+        """Tokens that the model of `system` may think; None: its entry has no such key."""
+        return getattr(self.model_of(system), "thinking_tokens", None)
 
     def early_stopping_of(self, system: str) -> EarlyStopping | None:
         """Early stopping that applies to `system`; None if it evaluates every length."""

@@ -140,6 +140,23 @@ use rule plot_figure as plot_finetuning with:
         metrics=METRICS,
 
 
+use rule plot_figure as plot_thinking with:
+    input:
+        summary=f"{RESULTS}/summary.parquet",
+    output:
+        **figure("thinking", "Accuracy by thinking budget", when=thinking_series()),
+    log:
+        f"{RESULTS}/logs/plot_thinking.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/plot_thinking.tsv"
+    params:
+        **figure_code("thinking"),
+        length_unit=experiment.length_unit,
+        metrics=METRICS,
+        budgets={name: experiment.thinking_budget(name) for name in thinking_series()},
+        series=thinking_series(),
+
+
 use rule plot_figure as plot_density with:
     input:
         densities=cells("densities", sparse_systems()),

@@ -15,6 +15,23 @@ def sparse_families():
     return {name: systems[name].family or name for name in sparse_systems()}
 
 
+def thinking_series():
+    """Systems whose model may think, with the name of their line: systems that differ in more."""
+    lines = {}
+    for name, system in experiment.systems.items():
+        budget = experiment.thinking_budget(name)
+        if budget is not None:
+            part = f"_thinking_tokens{budget}"
+            line = name.replace(part, "") if part in name else system.family or name
+            lines.setdefault(line, {})[name] = budget
+    return {
+        name: line
+        for line, budgets in lines.items()
+        if len(set(budgets.values())) == len(budgets) > 1
+        for name in budgets
+    }
+
+
 def figure(name, title, when=True, **wildcards):
     """Outputs of a figure's rule: HTML, SVG and PNG under the caption report/<name>.rst.
 
