@@ -7,11 +7,13 @@ pairs outside a window are not a system's saving.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import get_args
-
-from torch import Tensor
+from typing import TYPE_CHECKING, get_args
 
 from needlework.config.attention.base import Stage
+
+if TYPE_CHECKING:
+    # Tables of answers read densities where torch is not loaded.
+    from torch import Tensor
 
 STAGES: tuple[Stage, ...] = get_args(Stage)
 _Key = tuple[int, Stage, bool]
@@ -87,7 +89,7 @@ class DensityMeter:
         self._kept: dict[_Key, float | Tensor] = {}
         self._causal: dict[_Key, int] = {}
 
-    def add(self, layer: int, stage: Stage, kept: float | Tensor, causal: int) -> None:
+    def add(self, layer: int, stage: Stage, kept: "float | Tensor", causal: int) -> None:
         """Count a sparse layer in one forward. A scalar tensor `kept` is not read until read()."""
         self._add((layer, stage, True), kept, causal)
 
@@ -95,14 +97,14 @@ class DensityMeter:
         """Count one dense layer of one forward: it keeps all pairs."""
         self._add((layer, stage, False), causal, causal)
 
-    def _add(self, key: _Key, kept: float | Tensor, causal: int) -> None:
+    def _add(self, key: _Key, kept: "float | Tensor", causal: int) -> None:
         self._kept[key] = self._kept[key] + kept if key in self._kept else kept
         self._causal[key] = self._causal.get(key, 0) + causal
 
     def read(self) -> Density:
         """Density since reset(). Waits for the device."""
         return Density.of(
-            LayerDensity(*key, kept.item() if isinstance(kept, Tensor) else kept, causal)
+            LayerDensity(*key, float(kept), causal)
             for key, kept in self._kept.items()
             if (causal := self._causal[key])
         )

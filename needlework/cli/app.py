@@ -199,6 +199,23 @@ def verify(
 
 
 @app.command()
+def answers(
+    prune: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="Delete the answers of systems that no run has used for this many days.",
+        ),
+    ] = None,
+) -> None:
+    """List the stored answers, which every run in this folder takes instead of new ones."""
+    from needlework.cli.answers import describe
+
+    for line in describe(Path("results") / ".answers", prune):
+        console.print(line, markup=False)
+
+
+@app.command()
 def plan(
     configfile: ConfigFile = DEFAULT_FILE,
     device: Annotated[

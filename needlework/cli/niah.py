@@ -11,7 +11,9 @@ import torch
 from needlework.cli.inline_experiment import NAME, inline_experiment
 from needlework.config.attention.base import Attention
 from needlework.config.models.base import LocalModel
-from needlework.evaluation.generation.answers import EvaluationJob, answer_samples
+from needlework.evaluation.answer_store import AnswerStore
+from needlework.evaluation.cell import Cell
+from needlework.evaluation.generation.job import EvaluationJob, answer_cells
 from needlework.scoring.intervals import wilson
 from needlework.scoring.score import score
 from needlework.tasks.generate import make_samples
@@ -64,15 +66,14 @@ def evaluate(
     with TemporaryDirectory() as folder:
         path = Path(folder) / "samples.parquet"
         table.write_parquet(path)
-        predictions, measurements, _ = answer_samples(
-            job, path, slice(None), torch.get_num_threads()
-        )
+        store = AnswerStore(Path(folder) / "answers")
+        tables, _ = answer_cells(job, [Cell(str(path))], store, torch.get_num_threads())
     parameters = experiment.tasks[NAME]
-    scores = score(table, predictions, parameters.metric, parameters.has_depths)
+    scores = score(table, tables.predictions, parameters.metric, parameters.has_depths)
     yield from _describe(
         table,
-        predictions["prediction"],
-        measurements["prefill_seconds"],
+        tables.predictions["prediction"],
+        tables.measurements["prefill_seconds"],
         scores,
         parameters.metric,
     )

@@ -29,4 +29,6 @@ MEASUREMENTS: Columns = {
     "memory": pl.List(
         pl.Struct({"seconds": pl.Float64, "resident_bytes": pl.Int64, "gpu_bytes": pl.Int64})
     ),
+    "measured_at": pl.String,
+    "device": pl.String,
 }

@@ -1,90 +1,101 @@
 """Early stopping: evaluate lengths in ascending order, and stop a system that fails at one."""
 
+import importlib
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
-from typing import Any
 
 import polars as pl
 
-from needlework.tables import skipped
+from needlework.config.base import Strict
+from needlework.config.models.thought import ThoughtFormat
+from needlework.evaluation.cell import Cell
 from needlework.tables.skipped import LOW_ACCURACY, SkippedCell
+
+_SCORED = ["task", "length", "sample", "outputs", "value_type", "needles"]
 
 
 class EarlyStop(Exception):
-    """Raised where a cell, and with it all greater lengths, is skipped."""
+    """Raised where a cell, and with it all greater lengths of its task, is skipped."""
 
     def __init__(self, reason: str, detail: str):
         super().__init__(detail)
         self.reason, self.detail = reason, detail
 
 
-def write_unless_stopped(
-    answer: Callable[[], Iterable[pl.DataFrame]],
-    paths: Sequence[str | Path],
-    empty: Iterable[pl.DataFrame],
+class StopRule(Strict):
+    """When a system has failed at a task."""
+
+    min_accuracy: float
+    """Fraction of correct answers, 0-1, that must be reached at one of two successive lengths."""
+    metrics: dict[str, str]
+    """Task -> its metric."""
+    scorer: str
+    """Module whose `score` computes the metrics."""
+
+    def accuracy(
+        self, cell: Cell, predictions: pl.DataFrame, thought: ThoughtFormat | None
+    ) -> float:
+        """Mean of the task's metric over the answers to a cell, 0-1."""
+        score = importlib.import_module(self.scorer).score
+        metric = self.metrics[cell.task]
+        scores = score(cell.read(_SCORED), predictions, metric, False, thought)
+        return float(scores[metric].mean())
+
+
+def answer_by_length(
+    cells: Sequence[Cell],
+    answer: Callable[[Cell], pl.DataFrame],
     *,
-    cell: tuple[str, str, int],
-    early_stopping: dict[str, Any] | None,
-    shorter_predictions: Sequence[str | Path],
-    shorter_scores: Sequence[str | Path],
-) -> None:
-    """Write the tables that `answer` returns, or empty tables that record why it was stopped.
+    system: str,
+    stop_rule: StopRule | None,
+    thought: ThoughtFormat | None = None,
+    skipped: Iterable[SkippedCell] = (),
+) -> list[SkippedCell]:
+    """Answer cells in ascending order of length, and skip those after a failure.
 
     Args:
-        answer: makes the tables of a cell; may raise EarlyStop.
-        paths: output files, in the order of the tables.
-        empty: the same tables without rows.
-        cell: system, task, length.
-        early_stopping: metric and min_accuracy of `require_accuracy`; None: no early stopping.
-        shorter_predictions, shorter_scores: predictions and scores of `require_accuracy`.
+        cells: in any order.
+        answer: returns the predictions of a cell; may raise EarlyStop.
+        system: name of the system.
+        stop_rule: when low accuracy stops a task; None: never.
+        thought: format of the system's reasoning.
+        skipped: cells already known to fail.
+
+    Returns:
+        The cells that were skipped, those of `skipped` first.
     """
-    try:
-        if early_stopping is not None:
-            require_accuracy(shorter_predictions, shorter_scores, **early_stopping)
-        tables = list(answer())
-    except EarlyStop as stop:
-        record = SkippedCell(*cell, stop.reason, stop.detail)
-        for path, table in zip(paths, empty, strict=True):
-            record.write(table, path)
-    else:
-        for path, table in zip(paths, tables, strict=True):
-            table.write_parquet(path)
+    stopped = {cell.task: cell for cell in skipped}
+    known = {(cell.task, cell.length) for cell in skipped}
+    found = list(skipped)
+    reached: dict[str, list[tuple[int, float]]] = {}
+    if stop_rule is not None and stop_rule.min_accuracy == 0:
+        stop_rule = None
+    for cell in sorted(cells, key=lambda cell: cell.length):
+        if (cell.task, cell.length) in known:
+            continue
+        try:
+            # A task that failed at a greater length answers the shorter ones.
+            if cell.task in stopped and stopped[cell.task].length < cell.length:
+                failed = stopped[cell.task]
+                raise EarlyStop(failed.reason, failed.detail)
+            accuracies = reached.setdefault(cell.task, [])
+            if stop_rule is not None:
+                _require_accuracy(accuracies[-2:], stop_rule.min_accuracy)
+            predictions = answer(cell)
+        except EarlyStop as stop:
+            found.append(SkippedCell(system, cell.task, cell.length, stop.reason, stop.detail))
+            stopped.setdefault(cell.task, found[-1])
+        else:
+            if stop_rule is not None:
+                accuracies.append((cell.length, stop_rule.accuracy(cell, predictions, thought)))
+    return found
 
 
-def require_accuracy(
-    predictions: Sequence[str | Path],
-    scores: Sequence[str | Path],
-    metric: str,
-    min_accuracy: float,
-) -> None:
-    """Stop if the same system and task failed at the shorter lengths.
-
-    Args:
-        predictions: files of the previous length; empty for the first.
-        scores: files of the previous one or two lengths, ascending.
-        metric: the task's metric.
-        min_accuracy: fraction of correct answers, 0-1.
-
-    Raises:
-        EarlyStop: a shorter length was skipped, or accuracy was below `min_accuracy` at the
-            previous two.
-    """
-    for row in skipped.read(predictions).iter_rows(named=True):
-        raise EarlyStop(row["reason"], row["detail"])
-    if len(scores) < 2:
-        return
-    tables = [pl.read_parquet(path) for path in scores]
-    means = [_mean(table[metric]) for table in tables]
-    if all(mean < min_accuracy for mean in means):
-        lengths = " and ".join(f"{table['length'][0]:,}" for table in tables)
-        accuracies = " and ".join(f"{100 * mean:.1f} %" for mean in means)
+def _require_accuracy(accuracies: list[tuple[int, float]], min_accuracy: float) -> None:
+    """Stop if accuracy was below `min_accuracy` at two successive lengths."""
+    if len(accuracies) == 2 and all(mean < min_accuracy for _, mean in accuracies):
+        lengths = " and ".join(f"{length:,}" for length, _ in accuracies)
+        means = " and ".join(f"{100 * mean:.1f} %" for _, mean in accuracies)
         raise EarlyStop(
             LOW_ACCURACY,
-            f"accuracy {accuracies} at {lengths}, below min_accuracy {100 * min_accuracy:g} %",
+            f"accuracy {means} at {lengths}, below min_accuracy {100 * min_accuracy:g} %",
         )
-
-
-def _mean(scores: pl.Series) -> float:
-    """Mean of scores in 0-1; infinite where there are none, so that it is never too low."""
-    mean = scores.mean()
-    return float(mean) if isinstance(mean, int | float) else float("inf")

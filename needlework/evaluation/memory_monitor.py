@@ -17,7 +17,7 @@ _MAX_POINTS = 256
 class MemoryMonitor:
     """Samples this process's memory in a thread while a `with` block runs.
 
-    Entering the block resets the GPU's peak (`runtime.memory.peak_memory_bytes`).
+    Entering the block starts a new peak (`runtime.memory.peak_memory_bytes`).
 
     Attributes:
         points: dicts of seconds (since the start of the block), resident_bytes and gpu_bytes

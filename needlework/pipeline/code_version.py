@@ -24,7 +24,19 @@ def code_version(script: str, *modules: str) -> str:
     Raises:
         ValueError: the script or a module does not exist or has a syntax error.
     """
-    files = code_files(script, *modules)
+    return _version(code_files(script, *modules))
+
+
+def modules_version(*modules: str) -> str:
+    """Hash of `modules` and of everything they import.
+
+    Raises:
+        ValueError: as `code_version`.
+    """
+    return _version(_hashes(_files_of(modules)))
+
+
+def _version(files: dict[str, str]) -> str:
     return hashlib.sha256("\n".join(f"{k} {v}" for k, v in files.items()).encode()).hexdigest()[:16]
 
 
@@ -34,12 +46,22 @@ def code_files(script: str, *modules: str) -> dict[str, str]:
     Raises:
         ValueError: as `code_version`.
     """
-    pending = [WORKFLOW / "workflow" / "scripts" / script]
+    return _hashes([WORKFLOW / "workflow" / "scripts" / script, *_files_of(modules)])
+
+
+def _files_of(modules: Iterable[str]) -> list[Path]:
+    """Files of modules, which must exist."""
+    paths = []
     for module in modules:
         files = _module_files(module)
         if not files:
             raise ValueError(f"{module}: no such module in {PACKAGE}")
-        pending += files
+        paths += files
+    return paths
+
+
+def _hashes(pending: list[Path]) -> dict[str, str]:
+    """sha256 of files and of everything they import, by path."""
     paths = set(pending)
     while pending:
         for file in _imported_files(pending.pop()):

@@ -47,7 +47,7 @@ class JobResources:
         """Megabytes that `job` needs, at least `least`.
 
         Args:
-            job: its place in the plan, such as "evaluate", system, length.
+            job: its place in the plan, such as "evaluate", system.
         """
         planned = self._find(job)
         return least if planned is None else max(least, -(-planned["mem_bytes"] // 10**6))

@@ -1,25 +1,31 @@
 """Progress and failures of a Snakemake run, from the events of our logger plugin."""
 
+import os
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     SpinnerColumn,
+    Task,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 _MOST_FAILURES = 5
 # Jobs differ in length: estimate the time left from the whole run, not its last seconds.
 _ESTIMATE_OVER_SECONDS = 1e6
+_PROGRESS = re.compile(r"^\S+ \S+ (.*\d+/\d+) \[", flags=re.MULTILINE)
+_END_BYTES = 2000
 
 
 @dataclass(frozen=True)
@@ -28,11 +34,20 @@ class Job:
 
     rule: str
     wildcards: dict[str, str]
+    logs: tuple[str, ...] = ()
+    """Its log files."""
 
     def __str__(self) -> str:
         if not self.wildcards:
             return self.rule
         return f"{self.rule} ({', '.join(f'{k}={v}' for k, v in self.wildcards.items())})"
+
+    def progress(self) -> str:
+        """The last progress that the job logged, such as `niah 512: 5/22`; empty if none yet."""
+        for log in filter(None, map(_end_of, self.logs)):
+            if found := _PROGRESS.findall(log):
+                return found[-1]
+        return ""
 
 
 @dataclass
@@ -58,7 +73,8 @@ class RunState:
             case "progress":
                 self.done, self.total = event["done"], event["total"]
             case "job_info":
-                job = Job(event["rule_name"], event["wildcards"] or {})
+                logs = tuple(event.get("log") or ())
+                job = Job(event["rule_name"], event["wildcards"] or {}, logs)
                 self.running[event["jobid"]] = job
                 self.failed.pop(event["jobid"], None)  # a retry
             case "job_error":
@@ -94,6 +110,30 @@ def _error_in(logs: list[str]) -> str:
     return lines[-1]
 
 
+def _end_of(log: str) -> str:
+    """The last lines of a log file; empty if there is none."""
+    try:
+        with Path(log).open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _END_BYTES))
+            return file.read().decode(errors="replace")
+    except OSError:
+        return ""
+
+
+class _Running(ProgressColumn):
+    """The jobs at work, each with its own progress."""
+
+    def __init__(self, state: RunState):
+        super().__init__()
+        self._state = state
+
+    def render(self, task: Task) -> Text:
+        """Text of the column."""
+        jobs = list(self._state.running.values())
+        shown = [f"{job}{f' {done}' if (done := job.progress()) else ''}" for job in jobs]
+        return Text("; ".join(shown) or "preparing")
+
+
 def follow(events: Iterable[dict[str, Any]], console: Console) -> RunState:
     """Show `events` to their end: a progress bar on a terminal, else a line per finished job."""
     state = RunState()
@@ -115,18 +155,17 @@ def _draw(state: RunState, events: Iterable[dict[str, Any]], console: Console) -
         TimeElapsedColumn(),
         TextColumn("elapsed,"),
         TimeRemainingColumn(),
-        TextColumn("left  {task.description}"),
+        TextColumn("left "),
+        _Running(state),
     )
     with Progress(
         *columns,
         console=console,
         transient=True,
+        refresh_per_second=4,
         speed_estimate_period=_ESTIMATE_OVER_SECONDS,
     ) as progress:
-        task = progress.add_task("preparing", total=None)
+        task = progress.add_task("", total=None)
         for event in events:
             state.update(event)
-            running = "; ".join(str(job) for job in state.running.values())
-            progress.update(
-                task, completed=state.done, total=state.total, description=escape(running)
-            )
+            progress.update(task, completed=state.done, total=state.total)

@@ -21,6 +21,7 @@ from typing import Any
 
 from needlework.pipeline.code_version import code_files
 from needlework.pipeline.provenance import changed_input, record_path, sha256_file, write_record
+from needlework.runtime.device import device_name
 from needlework.runtime.locations import IS_CHECKOUT, WORKFLOW
 
 _log = logging.getLogger(__name__)
@@ -42,6 +43,8 @@ class Job:
     """sha256 of each input, by path."""
     key: str
     """Hash of everything the outputs depend on: inputs, params and code."""
+    notes: dict[str, Any]
+    """JSON values that the body adds to the record of its outputs."""
 
     def checkpoint_path(self, kind: str) -> Path:
         """A hidden file next to the first output; it survives when the job is killed."""
@@ -69,6 +72,7 @@ def stage(snakemake: Any) -> Iterator[Job]:
     _log_to(snakemake.log[0] if snakemake.log else None)
     outputs = dict(snakemake.output.items())
     temporary = {name: _temporary_path(path) for name, path in outputs.items()}
+    notes: dict[str, Any] = {}
     try:
         inputs = _hash_inputs(snakemake.input)
         for path in outputs.values():
@@ -83,8 +87,9 @@ def stage(snakemake: Any) -> Iterator[Job]:
             output_paths=outputs,
             input_hashes=inputs,
             key=_key(inputs, dict(snakemake.params.items())),
+            notes=notes,
         )
-        record = _record(snakemake, inputs, started)
+        record = _record(snakemake, inputs, started) | notes
         record["outputs"] = {str(outputs[name]): sha256_file(temporary[name]) for name in outputs}
         for name, path in outputs.items():
             record_path(path).unlink(missing_ok=True)
@@ -225,14 +230,3 @@ def _git_state() -> dict[str, Any] | None:
     if not commit:
         return None
     return {"commit": commit, "changed": bool(git("status", "--porcelain", "-uno"))}
-
-
-def device_name() -> str:
-    """The GPU that torch uses, if torch is loaded and finds one, else the processor."""
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()

@@ -22,33 +22,29 @@ def plan_jobs(experiment: Experiment) -> dict[str, Any]:
     """Resources of each job that opens a model: mem_bytes (of the host), seconds (at most), gpus.
 
     Returns:
-        {"evaluate": {system: {length: job}}, "finetune": {model: job}, "streams": {stream: {system:
+        {"evaluate": {system: job}, "finetune": {model: job}, "streams": {stream: {system:
         job}}}; without jobs that cannot be planned.
     """
     device = devices()[experiment.device]
     models = Models(experiment)
     planned: dict[str, Any] = {"evaluate": {}, "finetune": {}, "streams": {}}
-    tasks = len(experiment.tasks)
     for row in plan(experiment, device, advise=False).drop_nulls("peak_bytes").to_dicts():
-        jobs = planned["evaluate"].setdefault(row["system"], {})
-        # A job answers one task; assume the one with the longest answers.
-        longest = max(task.max_new_tokens for task in experiment.tasks.values())
-        seconds = (
-            row["prompts"]
-            / tasks
-            * (row["prefill_seconds"] + longest * row["decode_seconds_per_token"])
-        )
         opening = models.opening(row["model"])
         number = opening.devices if opening.cpu_offload else row["devices"]
-        number = max(number or 1, opening.devices)
-        jobs[str(row["length"])] = _job(
+        job = _job(
             row["weight_bytes"],
             row["weight_bytes"] + row["cache_bytes"] + row["activation_bytes"],
-            seconds,
-            number,
+            row["seconds"] / opening.dp,
+            max(number or 1, opening.devices),
             device,
             opening.processes,
         )
+        # One job answers all lengths, one after the other.
+        shorter = planned["evaluate"].get(row["system"], dict.fromkeys(job, 0))
+        job["seconds"] += shorter["seconds"]
+        planned["evaluate"][row["system"]] = {
+            name: max(value, shorter[name]) for name, value in job.items()
+        }
     for name, entry in experiment.models.items():
         recipe = entry.trained and entry.trained.recipe
         if isinstance(recipe, Finetune):

@@ -1,7 +1,6 @@
 """Cells of an experiment that were not run, and why.
 
-The reason is in the metadata of the cell's empty Parquet tables, so a cell has the same files
-whether it was run or not, and a table is never without its reason.
+The reasons are in the metadata of a system's Parquet tables, so a table is never without them.
 """
 
 import json
@@ -37,12 +36,14 @@ class SkippedCell:
     detail: str
     """A sentence with the length and the numbers behind the reason."""
 
-    def write(self, table: pl.DataFrame, path: str | Path) -> None:
-        """Write the columns of `table` without rows, with this cell in the metadata."""
-        table.clear().write_parquet(path, metadata={_METADATA_KEY: json.dumps(asdict(self))})
+
+def write(table: pl.DataFrame, path: str | Path, cells: Iterable[SkippedCell]) -> None:
+    """Write `table` with the cells that have no rows in it in the metadata."""
+    records = json.dumps([asdict(cell) for cell in cells])
+    table.write_parquet(path, metadata={_METADATA_KEY: records})
 
 
 def read(paths: Iterable[str | Path]) -> pl.DataFrame:
-    """The tables at `paths` that were not run: system, task, length, reason, detail."""
-    records = (pl.read_parquet_metadata(path).get(_METADATA_KEY) for path in paths)
-    return pl.DataFrame([json.loads(record) for record in records if record], schema=SCHEMA)
+    """The cells that the tables at `paths` lack: system, task, length, reason, detail."""
+    records = [pl.read_parquet_metadata(path).get(_METADATA_KEY, "[]") for path in paths]
+    return pl.DataFrame([cell for record in records for cell in json.loads(record)], schema=SCHEMA)

@@ -12,7 +12,7 @@ from needlework.pipeline.job_resources import CACHE, JobResources
 
 pytestmark = pytest.mark.slow
 
-JOB = ("evaluate", "dense", 512)
+JOB = ("evaluate", "dense")
 PLANNED = {"mem_bytes": 77 * 10**9 + 1, "seconds": 6000.0, "gpus": 4}
 LEAST_MB, LEAST_MINUTES = 4000, 120
 
@@ -47,7 +47,7 @@ def enlarge(model: Path, size: int = 2**26 + 1) -> None:
 
 def test_a_job_reserves_the_larger_of_its_rule_and_the_plan(model: Path):
     enlarge(model)
-    plan = {"evaluate": {"dense": {"512": PLANNED}}}
+    plan = {"evaluate": {"dense": PLANNED}}
     resources = resources_of(model)
     cache_plan(resources, plan)
     assert resources.mem_mb(LEAST_MB, *JOB) == 77_001
@@ -56,7 +56,7 @@ def test_a_job_reserves_the_larger_of_its_rule_and_the_plan(model: Path):
     assert resources.minutes(LEAST_MINUTES, *JOB) == 300
     assert resources.minutes(301, *JOB) == 301
     assert resources.gpus(*JOB) == 0
-    elsewhere = "evaluate", "dense", 1024
+    elsewhere = "evaluate", "other"
     assert resources.mem_mb(LEAST_MB, *elsewhere) == LEAST_MB
     assert resources.minutes(LEAST_MINUTES, *elsewhere) == LEAST_MINUTES
     with_gpu = resources_of(model, device="h100-80gb")
@@ -82,7 +82,7 @@ def test_small_weights_at_short_lengths_are_not_planned(
     enlarge(model, size)
     streams = {"long": {"tokens": tokens, "chunk_size": 64}}
     resources = resources_of(model, lengths=[512, length], streams=streams)
-    cache_plan(resources, {"evaluate": {"dense": {"512": PLANNED}}})
+    cache_plan(resources, {"evaluate": {"dense": PLANNED}})
     assert resources.mem_mb(LEAST_MB, *JOB) == (77_001 if is_planned else LEAST_MB)
 
 
@@ -113,7 +113,7 @@ def test_a_plan_without_a_hub_model_is_not_cached(model: Path, monkeypatch: pyte
     systems = {"dense": {"model": "base"}, "far": {"model": "far"}}
     resources = resources_of(model, models=models, systems=systems)
     assert resources.mem_mb(1, *JOB) > 1
-    assert resources.mem_mb(1, "evaluate", "far", 512) == 1
+    assert resources.mem_mb(1, "evaluate", "far") == 1
     assert not CACHE.exists()
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.console import Console
 
-from needlework.pipeline.progress import RunState, follow
+from needlework.pipeline.progress import Job, RunState, follow
 
 STARTED: dict[str, Any] = {
     "event": "job_info", "jobid": 1, "rule_name": "evaluate", "wildcards": {"system": "dense"},
@@ -69,3 +69,19 @@ def test_a_terminal_shows_one_bar():
     state = follow(iter(events), console)
     assert (state.done, state.total, state.running) == (1, 2, {})
     assert "1/2" in console.file.getvalue()
+
+
+def test_running_jobs_show_the_progress_that_they_log(tmp_path):
+    log = tmp_path / "dense.log"
+    job = Job("evaluate", {"system": "dense"}, (str(log),))
+    assert job.progress() == ""
+    log.write_text("2026-01-01 10:00:00,123 Loading weights\n")
+    assert job.progress() == ""
+    with log.open("a") as file:
+        for done in (1, 7):
+            file.write(f"2026-01-01 10:00:0{done},123 niah 4096: {done}/22 [00:03<00:20, 2 s/x]\n")
+    assert job.progress() == "niah 4096: 7/22"
+
+    console = Console(file=io.StringIO(), force_terminal=True, width=160)
+    follow(iter([STARTED | {"log": [str(log)]}]), console)
+    assert "evaluate (system=dense) niah 4096: 7/22" in console.file.getvalue()

@@ -234,7 +234,7 @@ def test_jobs_reserve_the_plan_but_at_least_the_minimum_of_their_rule(experiment
     loaded = load_experiment(experiment)
     reserved = JobResources(loaded)
     weights = 2 * 1_235_814_400
-    job = ("evaluate", "dense", 4096)
+    job = ("evaluate", "dense")
     # On the host: weights in transit, the process, and the GPU context.
     assert reserved.mem_mb(1000, *job) == -(-(weights + 1080 * 2**20) // 10**6)
     assert reserved.mem_mb(10**6, *job) == 10**6
@@ -245,7 +245,7 @@ def test_jobs_reserve_the_plan_but_at_least_the_minimum_of_their_rule(experiment
     assert len(kept) == 1
     stored = json.loads(kept[0].read_text())
     # Another process reads the stored plan instead of planning again.
-    stored["evaluate"]["dense"]["4096"]["mem_bytes"] = 77 * 10**9
+    stored["evaluate"]["dense"]["mem_bytes"] = 77 * 10**9
     kept[0].write_text(json.dumps(stored))
     assert JobResources(loaded).mem_mb(1000, *job) == 77_000
     experiment["models"]["large"]["dtype"] = "float32"
@@ -283,9 +283,9 @@ def test_jobs_of_small_models_reserve_the_minimum_of_their_rule(tmp_path, monkey
         }
     )
     reserved = JobResources(small)
-    assert reserved.mem_mb(4000, "evaluate", "dense", 512) == 4000
-    assert reserved.minutes(120, "evaluate", "dense", 512) == 120
-    assert reserved.gpus("evaluate", "dense", 512) == 0
+    assert reserved.mem_mb(4000, "evaluate", "dense") == 4000
+    assert reserved.minutes(120, "evaluate", "dense") == 120
+    assert reserved.gpus("evaluate", "dense") == 0
     assert not CACHE.exists()
 
 

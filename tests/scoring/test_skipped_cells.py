@@ -39,7 +39,7 @@ def tables(tmp_path):
     for i, (system, length) in enumerate(not_run):
         paths.append(tmp_path / f"{i}.parquet")
         cell = SkippedCell(system, "passkey", length, "out of memory", "at 512: no more")
-        cell.write(empty_scores(), paths[-1])
+        skipped.write(empty_scores(), paths[-1], [cell])
     whole = tmp_path / "whole.parquet"
     scores.write_parquet(whole)
     # Tables without rows can be read together with the others.

@@ -11,16 +11,17 @@ from pathlib import Path
 
 from torch import distributed
 
-from needlework.evaluation.generation.answer_checkpoint import AnswerCheckpoint
-from needlework.evaluation.generation.answers import EvaluationJob, _answer_samples, _merge
+from needlework.evaluation.answer_store import AnswerStore
+from needlework.evaluation.cell import Cell
+from needlework.evaluation.generation.answers import _Answerer, _merge
+from needlework.evaluation.generation.job import EvaluationJob
 
 if __name__ == "__main__":
     path = Path(sys.argv[1])
     for number, case in enumerate(json.loads(path.read_text())["cases"]):
         job = EvaluationJob.model_validate(case["job"])
         merge = partial(_merge, opening=job.model.opening)
-        checkpoint = AnswerCheckpoint(merge=merge)
-        tables = _answer_samples(job, case["samples"], slice(None), 1, False, checkpoint)
+        predictions = _Answerer(job, AnswerStore(merge=merge), 1).answer(Cell(case["samples"]))
         if os.environ["RANK"] == "0":
-            tables[0].write_parquet(path.with_name(f"{number}.parquet"))
+            predictions.write_parquet(path.with_name(f"{number}.parquet"))
     distributed.destroy_process_group()

@@ -1,4 +1,4 @@
-"""Records of skipped cells in the metadata of empty tables."""
+"""Records of skipped cells in the metadata of tables."""
 
 import polars as pl
 
@@ -6,11 +6,15 @@ from needlework.tables import skipped
 from needlework.tables.skipped import OUT_OF_MEMORY, SkippedCell
 
 
-def test_only_skipped_tables_have_a_record(tmp_path):
+def test_a_table_keeps_its_rows_and_the_cells_it_lacks(tmp_path):
     table = pl.DataFrame({"score": [1.0]})
-    table.write_parquet(tmp_path / "run.parquet")
-    cell = SkippedCell("dense", "passkey", 4096, OUT_OF_MEMORY, "at 4,096: 20 GiB")
-    cell.write(table, tmp_path / "skipped.parquet")
-    assert pl.read_parquet(tmp_path / "skipped.parquet").equals(table.clear())
-    records = skipped.read([tmp_path / "run.parquet", tmp_path / "skipped.parquet"])
-    assert records.rows() == [("dense", "passkey", 4096, OUT_OF_MEMORY, "at 4,096: 20 GiB")]
+    whole, gaps, plain = (tmp_path / name for name in ("whole", "gaps", "plain"))
+    cells = [SkippedCell("dense", "passkey", n, OUT_OF_MEMORY, f"at {n}") for n in (1024, 4096)]
+    skipped.write(table, whole, [])
+    skipped.write(table, gaps, cells)
+    table.write_parquet(plain)
+    assert pl.read_parquet(gaps).equals(table)
+    assert skipped.read([whole, plain]).is_empty()
+    assert skipped.read([whole, gaps, plain]).rows() == [
+        ("dense", "passkey", n, OUT_OF_MEMORY, f"at {n}") for n in (1024, 4096)
+    ]

@@ -97,7 +97,7 @@ def test_a_run_with_a_faulty_api(project: Project, monkeypatch: pytest.MonkeyPat
 
     assert {header["authorization"] for header in server.headers} == {f"Bearer {KEY}"}
     results = project.root / "results/small"
-    predictions = pl.read_parquet(results / "predictions/faulty/passkey/128.parquet")
+    predictions = pl.read_parquet(results / "predictions/faulty.parquet")
     failed = predictions.filter(pl.col("status") != "ok")
     assert predictions["sample"].to_list() == list(range(12))
     assert 0 < len(failed) < 12
@@ -142,10 +142,10 @@ def test_an_invalid_key_is_a_one_line_error(project: Project, monkeypatch: pytes
     server = ApiServer(key_in, lambda n, body: (401, {"error": {"message": "Wrong key"}}))
     with serving(server):
         name = project.write(experiment(server.url))
-        table = "results/small/predictions/right/passkey/128.parquet"
+        table = "results/small/predictions/right.parquet"
         done = project.snakemake("--configfile", name, "--cores", "1", "--", table)
     assert done.returncode != 0
-    log = project.root / "results/small/logs/evaluate_api/right/passkey/128.log"
+    log = project.root / "results/small/logs/evaluate_api/right.log"
     (line,) = [line for line in log.read_text().splitlines() if "needlework:" in line]
     assert "rejects the key in THE_KEY (401: Wrong key)" in line
     assert len(server.requests) <= 2
@@ -174,7 +174,7 @@ def test_a_key_is_required_only_if_a_request_is_due(
         config["models"]["right"]["test_mode"] = True
         del config["models"]["faulty"], config["systems"]["faulty"]
         name = project.write(config)
-        table = project.root / "results/small/predictions/right/passkey/128.parquet"
+        table = project.root / "results/small/predictions/right.parquet"
         monkeypatch.setenv("THE_KEY", KEY)
         targets = ["--", str(table.relative_to(project.root))]
         done = project.snakemake("--configfile", name, "--cores", "1", *targets)
@@ -184,7 +184,7 @@ def test_a_key_is_required_only_if_a_request_is_due(
         before = table.read_bytes()
         # A partial line, as if another job were writing: this one must not remove it.
         table.unlink()
-        journal = table.with_name(".journal-128.jsonl")
+        journal = table.with_name(".journal-right.jsonl")
         journal.write_bytes(journal.read_bytes() + b'{"key": ')
         done = project.needlework("run", "--configfile", name, "--cores", "2")
         assert done.returncode == 0, done.stdout + done.stderr
@@ -217,10 +217,10 @@ def test_early_stopping_records_why_a_length_was_refused(
             experiment(server.url) | {"lengths": [128, 512, 640], "early_stopping": True}
         )
         folder = "results/small/predictions"
-        tables = [f"{folder}/{system}/passkey/640.parquet" for system in ("right", "faulty")]
+        tables = [f"{folder}/{system}.parquet" for system in ("right", "faulty")]
         done = project.snakemake("--configfile", name, "--cores", "1", "--", *tables)
     assert done.returncode == 0, done.stdout + done.stderr
-    long, filtered = skipped.read(project.root / path for path in tables).rows(named=True)
+    long, filtered = (skipped.read([project.root / path]).row(-1, named=True) for path in tables)
     assert (long["reason"], filtered["reason"]) == ("length refused", "every prompt refused")
     assert long["detail"] == "at 512: 400: No. (context_length_exceeded)"
     assert filtered["detail"].startswith("at 512: 400: No. (cont")
@@ -276,31 +276,27 @@ def test_transformers_serve_gives_the_answers_of_the_local_model(project: Projec
                 },
                 "systems": {"here": {"model": "base"}, "served": {"model": "served"}},
                 "tasks": {"passkey": {"type": "passkey"}},
-                "lengths": [512, 3072, 16384],
+                "lengths": [512, 3072, 8192],
                 "depths": [0, 50],
                 "samples": 4,
             }
         )
-        cells = [f"{system}/passkey/{n}" for system in ("here", "served") for n in (512, 3072)]
-        cells += ["served/passkey/16384"]
-        tables = [f"results/small/scores/{cell}.parquet" for cell in cells]
+        tables = [f"results/small/scores/{system}.parquet" for system in ("here", "served")]
         done = project.snakemake("--configfile", name, "--cores", "1", "--", *tables)
         assert done.returncode == 0, done.stdout + done.stderr
 
-    def table(stage: str, cell: str) -> pl.DataFrame:
-        return pl.read_parquet(project.root / f"results/small/{stage}/{cell}.parquet")
+    def table(stage: str, system: str) -> pl.DataFrame:
+        return pl.read_parquet(project.root / f"results/small/{stage}/{system}.parquet")
 
-    for length in (512, 3072):
-        here, served = f"here/passkey/{length}", f"served/passkey/{length}"
-        same = ["sample", "prediction", "new_tokens", "stop_reason"]
-        assert table("predictions", here)[same].equals(table("predictions", served)[same])
-        scores = [table("scores", cell).drop("system") for cell in (here, served)]
-        assert scores[0].equals(scores[1])
-        for stage in ("predictions", "measurements"):
-            local = table(stage, here).schema
-            assert dict(list(table(stage, served).schema.items())[: len(local)]) == dict(local)
-    assert set(table("predictions", "served/passkey/16384")["status"]) == {"ok"}
-    samples = pl.read_parquet(project.root / "results/small/samples/base/passkey/16384.parquet")
-    counted = table("measurements", "served/passkey/16384")["prompt_tokens"]
+    same = ["length", "sample", "prediction", "new_tokens", "stop_reason"]
+    assert table("predictions", "here")[same].equals(table("predictions", "served")[same])
+    scores = [table("scores", system).drop("system") for system in ("here", "served")]
+    assert scores[0].equals(scores[1])
+    for stage in ("predictions", "measurements"):
+        local = table(stage, "here").schema
+        assert dict(list(table(stage, "served").schema.items())[: len(local)]) == dict(local)
+    assert set(table("predictions", "served")["status"]) == {"ok"}
+    samples = pl.read_parquet(project.root / "results/small/samples/base/passkey/8192.parquet")
+    counted = table("measurements", "served").filter(length=8192)["prompt_tokens"]
     assert counted.to_list() == samples["tokens"].to_list()
-    assert counted.min() > 16_000
+    assert counted.min() > 8_000

@@ -24,12 +24,11 @@ KINDS = (
     "gates/own/gates.safetensors",
     "gates/own/gates.json",
     "training/gates/own.parquet",
-    "predictions/dense/passkey/128.parquet",
-    "predictions/random/niah/256.parquet",
-    "predictions/sketchwalk/niah/256.parquet",
-    "predictions/seer/niah/256.parquet",
-    "predictions/infini/niah/256.parquet",
-    "scores/dense/passkey/128.parquet",
+    *(
+        f"predictions/{system}.parquet"
+        for system in ("dense", "random", "sketchwalk", "seer", "infini")
+    ),
+    "scores/dense.parquet",
     *("summary.parquet", "summary.csv", "needles.parquet", "needles.csv"),
     *("comparison.json", "comparison.md", "comparison.csv"),
     *("effective_length.csv", "mean_scores.csv", "figures/effective_length.svg"),

@@ -138,8 +138,8 @@ def test_a_finished_run_verifies(finished: Project):
             "results/small/samples/base/passkey/128.parquet",
             SCORED | figures("cost", "memory", "density"),
         ),
-        ("results/small/predictions/sketchwalk/niah/256.parquet", SCORED | figures("cost")),
-        ("results/small/scores/dense/passkey/256.parquet", SCORED),
+        ("results/small/predictions/sketchwalk.parquet", SCORED | figures("cost")),
+        ("results/small/scores/dense.parquet", SCORED),
         ("results/small/training/infini.parquet", figures("training")),
         (
             "results/small/models/infini/model.safetensors",
@@ -171,7 +171,7 @@ def test_a_flipped_byte_is_found_with_every_figure_on_it(
 
 def test_a_cut_table_is_one_line_and_its_remedy_works(finished: Project, tmp_path: Path):
     project = finished.copy(tmp_path / "copy")
-    cut = "results/small/scores/dense/passkey/128.parquet"
+    cut = "results/small/scores/dense.parquet"
     content = (project.root / cut).read_bytes()
     (project.root / cut).write_bytes(content[: len(content) // 2])
     run = ("--configfile", "small.yaml", "--cores", "2")
@@ -198,7 +198,7 @@ def test_a_cut_table_is_one_line_and_its_remedy_works(finished: Project, tmp_pat
 @pytest.mark.parametrize("fault", [flip_a_byte, Path.unlink])
 def test_what_verify_advises_makes_all_hold_again(finished: Project, tmp_path: Path, fault):
     project = finished.copy(tmp_path / "copy")
-    path = "results/small/scores/dense/passkey/128.parquet"
+    path = "results/small/scores/dense.parquet"
     content = (project.root / path).read_bytes()
     fault(project.root / path)
     done = project.needlework("verify", "results/small")

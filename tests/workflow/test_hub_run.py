@@ -33,8 +33,7 @@ def test_answers_of_a_revision_are_on_record_with_its_commit(project: Project, t
         }
     )
     tables = {
-        system: f"results/small/predictions/{system}/passkey/128.parquet"
-        for system in ("here", "fetched")
+        system: f"results/small/predictions/{system}.parquet" for system in ("here", "fetched")
     }
     samples = {s: f"results/small/samples/{s}/passkey/128.parquet" for s in systems}
     command = [sys.executable, "-m", "snakemake", "--configfile", name, "--cores", "1", "--"]

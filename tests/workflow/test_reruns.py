@@ -16,7 +16,7 @@ SYSTEMS = ["dense", "random", "sketchwalk", "seer", "infini"]
 TASKS = ["passkey", "niah"]
 LENGTHS = [128, 256]
 
-# Jobs are named by rule and wildcards: "evaluate_system dense passkey 128".
+# Jobs are named by rule and wildcards: "generate_samples base passkey 128".
 SUMMARIES = {"summarize_scores", "find_effective_length", "compare_systems", "show_tables"}
 SUMMARIES |= {f"plot_{name}" for name in ("accuracy", "effective_length", "pareto", "finetuning")}
 SUMMARIES |= {f"plot_heatmap {task}" for task in TASKS}
@@ -31,12 +31,9 @@ def sampled(tasks: list[str], lengths: list[int]) -> set[str]:
     return ROW_CHECKS | {f"generate_samples base {task} {n}" for task in tasks for n in lengths}
 
 
-def answered(
-    systems: list[str], tasks: list[str] = TASKS, lengths: list[int] = LENGTHS
-) -> set[str]:
-    """Jobs that follow from new answers in these cells."""
-    cells = [f"{s} {task} {length}" for s in systems for task in tasks for length in lengths]
-    jobs = {f"{rule} {cell}" for rule in ("evaluate_system", "score_predictions") for cell in cells}
+def answered(systems: list[str]) -> set[str]:
+    """Jobs that follow from new answers of these systems."""
+    jobs = {f"{rule} {s}" for rule in ("evaluate_system", "score_predictions") for s in systems}
     jobs |= {"plot_density"} if {*systems} - {"dense", "infini"} else set()
     return jobs | SUMMARIES | MEASURED
 
@@ -117,16 +114,12 @@ CASES = {
     ),
     "a task": (
         append_comment("needlework/tasks/niah.py"),
-        sampled(["niah"], LENGTHS) | answered(SYSTEMS, ["niah"]),
+        sampled(["niah"], LENGTHS) | answered(SYSTEMS),
     ),
     # passkey.py also makes training rows.
     "a task that is trained on": (
         append_comment("needlework/tasks/passkey.py"),
-        sampled(["passkey"], LENGTHS)
-        | FINETUNING
-        | DISTILLATION
-        | answered(SYSTEMS, ["passkey"])
-        | answered(["seer", "infini"]),
+        sampled(["passkey"], LENGTHS) | FINETUNING | DISTILLATION | answered(SYSTEMS),
     ),
     "scoring": (
         append_comment("needlework/scoring/score.py"),
@@ -153,15 +146,11 @@ CASES = {
     ),
     "an option of a task": (
         reconfigure("tasks", "passkey", "digits", to=4),
-        sampled(["passkey"], LENGTHS)
-        | DISTILLATION
-        | answered(SYSTEMS, ["passkey"])
-        | answered(["seer"])
-        | CONFIG_RECORDS,
+        sampled(["passkey"], LENGTHS) | DISTILLATION | answered(SYSTEMS) | CONFIG_RECORDS,
     ),
     "a new length": (
         reconfigure("lengths", to=[*LENGTHS, 192]),
-        sampled(TASKS, [192]) | answered(SYSTEMS, lengths=[192]) | CONFIG_RECORDS,
+        sampled(TASKS, [192]) | answered(SYSTEMS) | CONFIG_RECORDS,
     ),
     "a new system": (
         reconfigure("systems", "walk32", to={"model": "base", "attention": SKETCHWALK}),

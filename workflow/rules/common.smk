@@ -27,6 +27,10 @@ def code_of(script, modules):
 
 
 JOB_RESOURCES = JobResources(experiment)
+CELLS = [(task, length) for task in experiment.tasks for length in experiment.lengths]
+"""Task and length of every cell, in the experiment's order."""
+ANSWER_STORE = "results/.answers"
+"""Folder of answers that all experiments share."""
 
 
 def planned(*job, runtime, mem_mb=0, mem_mb_per_thread=0):
@@ -73,11 +77,9 @@ wildcard_constraints:
     length=r"\d+",
 
 
-def cells(stage, systems=None):
-    """Paths of one stage's tables, over systems, tasks and lengths in the experiment's order."""
+def tables_of(stage, systems=None):
+    """Paths of one stage's tables, in the order of the experiment's systems."""
     return expand(
-        f"{RESULTS}/{stage}/{{system}}/{{task}}/{{length}}.parquet",
+        f"{RESULTS}/{stage}/{{system}}.parquet",
         system=experiment.systems if systems is None else systems,
-        task=experiment.tasks,
-        length=experiment.lengths,
     )

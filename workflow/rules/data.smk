@@ -114,6 +114,6 @@ rule check_training_rows:
         runtime=30,
     params:
         code=code_version("check_training_rows.py"),
-        cells=[(t, length) for t in experiment.tasks for length in experiment.lengths],
+        cells=CELLS,
     script:
         "../scripts/check_training_rows.py"

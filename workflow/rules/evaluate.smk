@@ -1,31 +1,36 @@
+# One job answers all samples of a system: it opens the model once, and takes answers that an
+# earlier run made from the store. See docs/design.md.
+
+
 rule evaluate_system:
     input:
         model=system_model_files,
         gates=system_gates,
-        samples=samples_of,
-        shorter_predictions=shorter("predictions", 1),
-        shorter_scores=shorter("scores", 2),
+        samples=samples_of_system,
     output:
-        predictions=f"{RESULTS}/predictions/{{system}}/{{task}}/{{length}}.parquet",
-        measurements=f"{RESULTS}/measurements/{{system}}/{{task}}/{{length}}.parquet",
-        densities=f"{RESULTS}/densities/{{system}}/{{task}}/{{length}}.parquet",
+        predictions=f"{RESULTS}/predictions/{{system}}.parquet",
+        measurements=f"{RESULTS}/measurements/{{system}}.parquet",
+        densities=f"{RESULTS}/densities/{{system}}.parquet",
     log:
-        f"{RESULTS}/logs/evaluate_system/{{system}}/{{task}}/{{length}}.log",
+        f"{RESULTS}/logs/evaluate_system/{{system}}.log",
     benchmark:
-        f"{RESULTS}/benchmarks/evaluate_system/{{system}}/{{task}}/{{length}}.tsv"
+        f"{RESULTS}/benchmarks/evaluate_system/{{system}}.tsv"
     wildcard_constraints:
         system=one_of(unsharded_systems()),
     conda:
         "../../envs/torch.yaml"
     threads: system_devices
     resources:
-        **planned("evaluate", "{system}", "{length}", mem_mb=4000, runtime=120),
+        **planned("evaluate", "{system}", mem_mb=4000, runtime=120),
     params:
-        **code_of("evaluate_system.py", system_modules),
+        **code_of("evaluate_system.py", evaluation_modules),
+        attention_modules=system_modules,
+        store=ANSWER_STORE,
+        experiment=experiment.experiment,
         model=system_model,
         attention=system_attention,
         allow_extrapolation=allows_extrapolation,
-        early_stopping=early_stopping_of,
+        stop_rule=stop_rule,
         thinking_tokens=thinking_tokens,
         thought_format=thought_format,
         shards=sample_shards,
@@ -33,16 +38,16 @@ rule evaluate_system:
         "../scripts/evaluate_system.py"
 
 
-# A shard of a cell's samples, for models with dp > 1.
+# A shard of a system's samples, for models with dp > 1.
 use rule evaluate_system as evaluate_shard with:
     output:
-        predictions=f"{RESULTS}/shards/{{system}}/{{task}}/{{length}}/{{shard}}/predictions.parquet",
-        measurements=f"{RESULTS}/shards/{{system}}/{{task}}/{{length}}/{{shard}}/measurements.parquet",
-        densities=f"{RESULTS}/shards/{{system}}/{{task}}/{{length}}/{{shard}}/densities.parquet",
+        predictions=f"{RESULTS}/shards/{{system}}/{{shard}}/predictions.parquet",
+        measurements=f"{RESULTS}/shards/{{system}}/{{shard}}/measurements.parquet",
+        densities=f"{RESULTS}/shards/{{system}}/{{shard}}/densities.parquet",
     log:
-        f"{RESULTS}/logs/evaluate_shard/{{system}}/{{task}}/{{length}}/{{shard}}.log",
+        f"{RESULTS}/logs/evaluate_shard/{{system}}/{{shard}}.log",
     benchmark:
-        f"{RESULTS}/benchmarks/evaluate_shard/{{system}}/{{task}}/{{length}}/{{shard}}.tsv"
+        f"{RESULTS}/benchmarks/evaluate_shard/{{system}}/{{shard}}.tsv"
     wildcard_constraints:
         system=one_of(sharded_systems()),
 
@@ -53,13 +58,13 @@ rule join_shards:
         measurements=shards_of("measurements"),
         densities=shards_of("densities"),
     output:
-        predictions=f"{RESULTS}/predictions/{{system}}/{{task}}/{{length}}.parquet",
-        measurements=f"{RESULTS}/measurements/{{system}}/{{task}}/{{length}}.parquet",
-        densities=f"{RESULTS}/densities/{{system}}/{{task}}/{{length}}.parquet",
+        predictions=f"{RESULTS}/predictions/{{system}}.parquet",
+        measurements=f"{RESULTS}/measurements/{{system}}.parquet",
+        densities=f"{RESULTS}/densities/{{system}}.parquet",
     log:
-        f"{RESULTS}/logs/join_shards/{{system}}/{{task}}/{{length}}.log",
+        f"{RESULTS}/logs/join_shards/{{system}}.log",
     benchmark:
-        f"{RESULTS}/benchmarks/join_shards/{{system}}/{{task}}/{{length}}.tsv"
+        f"{RESULTS}/benchmarks/join_shards/{{system}}.tsv"
     wildcard_constraints:
         system=one_of(sharded_systems()),
     conda:
@@ -70,6 +75,7 @@ rule join_shards:
         runtime=10,
     params:
         code=code_version("join_shards.py"),
+        cells=CELLS,
     script:
         "../scripts/join_shards.py"
 
@@ -77,16 +83,14 @@ rule join_shards:
 # Runs locally, as a cluster's nodes may have no network. Early, as a wrong key or name fails here.
 rule evaluate_api:
     input:
-        samples=samples_of,
-        shorter_predictions=shorter("predictions", 1),
-        shorter_scores=shorter("scores", 2),
+        samples=samples_of_system,
     output:
-        predictions=f"{RESULTS}/predictions/{{system}}/{{task}}/{{length}}.parquet",
-        measurements=f"{RESULTS}/measurements/{{system}}/{{task}}/{{length}}.parquet",
+        predictions=f"{RESULTS}/predictions/{{system}}.parquet",
+        measurements=f"{RESULTS}/measurements/{{system}}.parquet",
     log:
-        f"{RESULTS}/logs/evaluate_api/{{system}}/{{task}}/{{length}}.log",
+        f"{RESULTS}/logs/evaluate_api/{{system}}.log",
     benchmark:
-        f"{RESULTS}/benchmarks/evaluate_api/{{system}}/{{task}}/{{length}}.tsv"
+        f"{RESULTS}/benchmarks/evaluate_api/{{system}}.tsv"
     wildcard_constraints:
         system=one_of(api_systems()),
     priority: 90
@@ -97,8 +101,8 @@ rule evaluate_api:
     resources:
         api=1,
     params:
-        code=code_version("evaluate_api.py"),
-        early_stopping=early_stopping_of,
+        **code_of("evaluate_api.py", scorer_modules),
+        stop_rule=stop_rule,
         api=api_of,
         lock=api_lock,
     script:

@@ -1,7 +1,7 @@
 rule export_ruler:
     input:
-        samples=samples_of,
-        predictions=f"{RESULTS}/predictions/{{system}}/{{task}}/{{length}}.parquet",
+        samples=samples_of_cell,
+        predictions=f"{RESULTS}/predictions/{{system}}.parquet",
     output:
         data=f"{RESULTS}/export/ruler/{{system}}/{{length}}/data/{{task}}/validation.jsonl",
         answers=f"{RESULTS}/export/ruler/{{system}}/{{length}}/pred/{{task}}.jsonl",

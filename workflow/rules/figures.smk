@@ -66,8 +66,8 @@ use rule plot_figure as plot_effective_length with:
 
 use rule plot_figure as plot_cost with:
     input:
-        measurements=cells("measurements"),
-        predictions=cells("predictions"),
+        measurements=tables_of("measurements"),
+        predictions=tables_of("predictions"),
     output:
         **figure("cost", "Prefill time and cache by length"),
     log:
@@ -81,7 +81,7 @@ use rule plot_figure as plot_cost with:
 
 use rule plot_figure as plot_memory with:
     input:
-        measurements=cells("measurements", local_systems()),
+        measurements=tables_of("measurements", local_systems()),
     output:
         **figure("memory", "Memory over time", when=local_systems()),
     log:
@@ -159,7 +159,7 @@ use rule plot_figure as plot_thinking with:
 
 use rule plot_figure as plot_density with:
     input:
-        densities=cells("densities", sparse_systems()),
+        densities=tables_of("densities", sparse_systems()),
     output:
         **figure("density", "Density by layer", when=sparse_systems()),
     log:

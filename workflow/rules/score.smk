@@ -1,13 +1,13 @@
 rule score_predictions:
     input:
-        samples=samples_of,
-        predictions=f"{RESULTS}/predictions/{{system}}/{{task}}/{{length}}.parquet",
+        samples=samples_of_system,
+        predictions=f"{RESULTS}/predictions/{{system}}.parquet",
     output:
-        scores=f"{RESULTS}/scores/{{system}}/{{task}}/{{length}}.parquet",
+        scores=f"{RESULTS}/scores/{{system}}.parquet",
     log:
-        f"{RESULTS}/logs/score_predictions/{{system}}/{{task}}/{{length}}.log",
+        f"{RESULTS}/logs/score_predictions/{{system}}.log",
     benchmark:
-        f"{RESULTS}/benchmarks/score_predictions/{{system}}/{{task}}/{{length}}.tsv"
+        f"{RESULTS}/benchmarks/score_predictions/{{system}}.tsv"
     conda:
         "../../envs/report.yaml"
     threads: 1
@@ -16,8 +16,8 @@ rule score_predictions:
         runtime=10,
     params:
         code=code_version("score_predictions.py"),
-        metric=task_metric,
-        has_depths=has_depths,
+        metrics=METRICS,
+        tasks_with_depths=tasks_with_depths(),
         thought_format=thought_format,
     script:
         "../scripts/score_predictions.py"
@@ -25,8 +25,8 @@ rule score_predictions:
 
 rule summarize_scores:
     input:
-        scores=cells("scores"),
-        predictions=cells("predictions"),
+        scores=tables_of("scores"),
+        predictions=tables_of("predictions"),
     output:
         summary=f"{RESULTS}/summary.parquet",
         csv=report(
@@ -98,8 +98,8 @@ rule find_effective_length:
 
 rule list_failures:
     input:
-        measurements=cells("measurements", api_systems()),
-        predictions=cells("predictions", api_systems()),
+        measurements=tables_of("measurements", api_systems()),
+        predictions=tables_of("predictions", api_systems()),
     output:
         csv=report(
             f"{RESULTS}/failures.csv",
@@ -125,8 +125,8 @@ rule list_failures:
 
 rule sum_api_usage:
     input:
-        measurements=cells("measurements", api_systems()),
-        predictions=cells("predictions", api_systems()),
+        measurements=tables_of("measurements", api_systems()),
+        predictions=tables_of("predictions", api_systems()),
     output:
         csv=report(
             f"{RESULTS}/api_usage.csv",
@@ -152,8 +152,8 @@ rule sum_api_usage:
 
 rule compare_systems:
     input:
-        scores=cells("scores"),
-        predictions=cells("predictions"),
+        scores=tables_of("scores"),
+        predictions=tables_of("predictions"),
     output:
         json=f"{RESULTS}/comparison.json",
         markdown=f"{RESULTS}/comparison.md",
@@ -183,8 +183,8 @@ rule compare_systems:
 
 rule compare_speed:
     input:
-        measurements=cells("measurements"),
-        predictions=cells("predictions"),
+        measurements=tables_of("measurements"),
+        predictions=tables_of("predictions"),
     output:
         json=f"{RESULTS}/comparison_speed.json",
         markdown=f"{RESULTS}/comparison_speed.md",

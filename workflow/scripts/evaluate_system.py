@@ -1,40 +1,33 @@
-"""Answers of one system to one task at one length, or to a shard of its samples, by generation."""
+"""Answers of one system to all samples, or to a shard of them, by generation or from the store."""
 
-from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-import polars as pl
-
-from needlework.evaluation.early_stopping import write_unless_stopped
-from needlework.evaluation.generation.answers import EvaluationJob, answer_samples
-from needlework.evaluation.generation.generate import empty_tables
+from needlework.evaluation.answer_store import AnswerStore
+from needlework.evaluation.cell import shard_of
+from needlework.evaluation.generation.job import EvaluationJob, answer_cells
+from needlework.pipeline.code_version import modules_version
 from needlework.pipeline.stage import stage
+from needlework.tables import skipped
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
+GENERATION = (
+    "needlework.evaluation.generation.generate",
+    "needlework.models.checkpoint",
+    "needlework.models.convert",
+)
+
 with stage(snakemake) as s:
-    count = pl.scan_parquet(s.input.samples).select(pl.len()).collect().item()
+    job = EvaluationJob.of(s.wildcards.system, s.params)
+    weights = {Path(p).name: s.input_hashes[p] for p in (*s.input.model, *s.input.gates)}
+    code = modules_version(*GENERATION, *s.params.attention_modules)
+    label = {"experiment": s.params.experiment, "system": job.system, "model": job.model.path}
+    store = AnswerStore(s.params.store, job.facts(weights, code, s.threads), label)
     shard, shards = int(s.wildcards.get("shard", 0)), s.params.shards
-    rows = slice(shard * count // shards, (shard + 1) * count // shards)
-    job, early_stopping = EvaluationJob.of(s.wildcards.system, s.params), s.params.early_stopping
-    journal = s.checkpoint_path("journal").with_suffix(".jsonl")
-    write_unless_stopped(
-        partial(
-            answer_samples,
-            job,
-            s.input.samples,
-            rows,
-            s.threads,
-            early_stopping=early_stopping is not None,
-            journal=(journal, s.key),
-        ),
-        [s.output.predictions, s.output.measurements, s.output.densities],
-        empty_tables(),
-        cell=(s.wildcards.system, s.wildcards.task, int(s.wildcards.length)),
-        early_stopping=early_stopping,
-        shorter_predictions=s.input.shorter_predictions,
-        shorter_scores=s.input.shorter_scores,
-    )
-# The tables hold every answer; a forced rerun measures the cell again.
-journal.unlink(missing_ok=True)
+    cells = shard_of(s.input.samples, shard, shards, whole_tasks=job.stop_rule is not None)
+    tables, skipped_cells = answer_cells(job, cells, store, s.threads)
+    for name, table in tables._asdict().items():
+        skipped.write(table, getattr(s.output, name), skipped_cells)
+    s.notes["answers"] = {"store": str(store.folder), "generated": store.added}

@@ -1,4 +1,4 @@
-"""Tables of one cell from those of its shards; skipped if a shard was."""
+"""Tables of one system from those of its shards."""
 
 from typing import TYPE_CHECKING
 
@@ -22,9 +22,11 @@ with stage(snakemake) as s:
     tables["densities"] = densities.group_by(cell, maintain_order=True).agg(
         density=kept / pl.col("pairs").sum(), pairs=pl.col("pairs").sum()
     )
-    stopped = skipped.read(s.input.predictions).rows(named=True)
+    schema = {"task": pl.String, "length": pl.Int64}
+    order = pl.DataFrame(s.params.cells, schema=schema, orient="row").with_row_index("cell")
+    skipped_cells = [SkippedCell(**row) for row in skipped.read(s.input.predictions).to_dicts()]
     for name, table in tables.items():
-        if stopped:
-            SkippedCell(**stopped[0]).write(table, getattr(s.output, name))
-        else:
-            table.write_parquet(getattr(s.output, name))
+        # Shards are in the order of their samples, so a stable sort restores that of a cell.
+        table = table.join(order, on=["task", "length"], maintain_order="left")
+        table = table.sort("cell", maintain_order=True).drop("cell")
+        skipped.write(table, getattr(s.output, name), skipped_cells)

@@ -1,4 +1,4 @@
-"""Score one system's answers to one task at one length."""
+"""Score one system's answers."""
 
 from typing import TYPE_CHECKING
 
@@ -8,18 +8,22 @@ from pydantic import TypeAdapter
 from needlework.config.models.thought import ThoughtFormat
 from needlework.pipeline.stage import stage
 from needlework.scoring.score import empty_scores, score
-from needlework.tables import skipped
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
+SCORED = ["task", "length", "sample", "outputs", "value_type", "needles"]
+
 with stage(snakemake) as s:
-    samples, predictions = pl.read_parquet(s.input.samples), pl.read_parquet(s.input.predictions)
+    predictions = pl.read_parquet(s.input.predictions)
     thought = TypeAdapter(ThoughtFormat | None).validate_python(s.params.thought_format)
-    was_run = skipped.read([s.input.predictions]).is_empty()
-    scores = (
-        score(samples, predictions, s.params.metric, s.params.has_depths, thought)
-        if was_run
-        else empty_scores()
-    )
-    scores.write_parquet(s.output.scores)
+    tables = [empty_scores()]
+    for path in s.input.samples:
+        samples = pl.read_parquet(path, columns=SCORED)
+        task, length = samples.row(0)[:2]
+        answers = predictions.filter(task=task, length=length)
+        # A cell without answers was skipped.
+        if len(answers):
+            metric, has_depths = s.params.metrics[task], task in s.params.tasks_with_depths
+            tables.append(score(samples, answers, metric, has_depths, thought))
+    pl.concat(tables).write_parquet(s.output.scores)

@@ -1,6 +1,7 @@
 """Checks before a run that every API it will call has a key."""
 
 from collections.abc import Iterable
+from itertools import product
 from pathlib import Path
 
 import polars as pl
@@ -43,16 +44,14 @@ def require_keys(
         api = experiment.models[entry.model].remote
         if api is None or entry.model not in missing:
             continue
-        for task in experiment.tasks:
-            for length in experiment.lengths:
-                cell = f"{task}/{length}.parquet"
-                predictions = results / "predictions" / system / cell
-                samples = results / "samples" / experiment.root_model(entry.model) / cell
-                if predictions in due and (
-                    samples in due
-                    or not is_answered(api, _read(samples), journal_path(predictions))
-                ):
-                    raise ValueError(missing[entry.model])
+        predictions = results / "predictions" / f"{system}.parquet"
+        if predictions not in due:
+            continue
+        journal, folder = journal_path(predictions), results / "samples"
+        for task, length in product(experiment.tasks, experiment.lengths):
+            samples = folder / experiment.root_model(entry.model) / task / f"{length}.parquet"
+            if samples in due or not is_answered(api, _read(samples), journal):
+                raise ValueError(missing[entry.model])
 
 
 def _read(samples: Path) -> pl.DataFrame:

@@ -1,8 +1,10 @@
-"""One evaluation job: open a model and answer samples, in this process or in several."""
+"""Answer the samples that the store lacks: open a model once, in this process or in several."""
 
 import json
 import os
 import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,153 +14,158 @@ import polars as pl
 import torch
 from pydantic import TypeAdapter
 from torch import distributed
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
+from needlework.config.attention.base import Attention
 from needlework.config.attention.registry import AnyAttention, attention_class
-from needlework.config.base import Strict
-from needlework.config.models.thought import ThoughtFormat
 from needlework.config.opening import ModelSpec, Opening
 from needlework.config.rope import positions_of
+from needlework.evaluation.answer_store import AnswerStore, Entry
+from needlework.evaluation.cell import Cell
 from needlework.evaluation.early_stopping import EarlyStop
-from needlework.evaluation.generation.answer_checkpoint import AnswerCheckpoint, Entry
 from needlework.evaluation.generation.generate import generate_answers
+from needlework.evaluation.generation.job import (
+    ANSWERED,
+    EvaluationJob,
+    read_skipped,
+    tables_of,
+    write_skipped,
+)
 from needlework.models.checkpoint import open_config, open_model
 from needlework.models.convert import convert
 from needlework.models.loading import out_of_memory
 from needlework.runtime.memory import is_out_of_memory, limit_memory
 from needlework.runtime.processes import error_file, exit_with_parent, log_to_parent, run_processes
-from needlework.tables.skipped import LENGTH_REFUSED, OUT_OF_MEMORY
+from needlework.tables.skipped import LENGTH_REFUSED, OUT_OF_MEMORY, SkippedCell
 
-Tables = tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]
-"""Predictions, measurements and densities, as returned by `generate_answers`."""
-_TABLE_NAMES = ("predictions", "measurements", "densities")
-
-
-class EvaluationJob(Strict):
-    """A system and how to open its model."""
-
-    system: str
-    model: ModelSpec
-    allow_extrapolation: bool = False
-    attention: dict[str, Any] | None = None
-    thinking_tokens: int = 0
-    thought_format: ThoughtFormat | None = None
-
-    @classmethod
-    def of(cls, system: str, params: Any) -> "EvaluationJob":
-        """Build the job from the params of the rule that evaluates `system`."""
-        names = [name for name in cls.model_fields if name != "system"]
-        return cls(system=system, **{name: getattr(params, name) for name in names})
+_SKIPPED, _FAILED = "skipped.json", "failed.json"
+"""Files of child processes: the cells skipped by all, and by the one that ran out of memory."""
 
 
-def answer_samples(
+def fill_store(
+    job: EvaluationJob, cells: Sequence[Cell], store: AnswerStore, threads: int
+) -> list[SkippedCell]:
+    """Answer samples that `store` lacks; see `job.answer_cells`.
+
+    Returns:
+        The cells that early stopping skipped.
+    """
+    if job.model.opening.processes == 1:
+        return job.answer_by_length(cells, _Answerer(job, store, threads).answer)
+    skipped: list[SkippedCell] = []
+    is_done = False
+    while not is_done:
+        is_done = _run_processes(job, cells, store, threads, skipped)
+    store.load()
+    return skipped
+
+
+def _run_processes(
     job: EvaluationJob,
-    samples: str | Path,
-    rows: slice,
+    cells: Sequence[Cell],
+    store: AnswerStore,
     threads: int,
-    early_stopping: bool = False,
-    journal: tuple[str | Path | None, str] = (None, ""),
-) -> Tables:
-    """Answer some rows of the table `samples`; return one row per sample, in their order.
+    skipped: list[SkippedCell],
+) -> bool:
+    """Run the job in child processes, and extend `skipped` by the cells that they skip.
 
-    A model that is divided over processes is run by child processes. The tables are those of one
-    process, except that memory is the sum over processes and time that of the slowest.
-
-    Args:
-        job: system and model.
-        samples: Parquet file of samples.
-        rows: rows of it to answer.
-        threads: CPU threads of all processes together.
-        early_stopping: raise EarlyStop where memory or positions run out; allocations are limited
-            to the machine's free memory.
-        journal: file that keeps each answer as soon as it is made, and a hash of what answers
-            depend on. Samples with an entry are not answered again.
-
-    Raises:
-        ValueError: an error that the user can fix, in any of the processes.
-        RuntimeError: a process was killed from outside.
-        EarlyStop: with `early_stopping`.
+    Returns:
+        Whether they are done; False if one ran out of memory.
     """
     count = job.model.opening.processes
-    if count == 1:
-        checkpoint = AnswerCheckpoint(*journal)
-        return _answer_samples(job, samples, rows, threads, early_stopping, checkpoint)
-    with TemporaryDirectory() as folder:
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        write_skipped(folder / _SKIPPED, skipped)
         arguments = {
             "job": job.model_dump(mode="json"),
-            "samples": str(samples),
-            "rows": [rows.start, rows.stop],
+            "cells": [asdict(cell) for cell in cells],
             "threads": max(1, threads // count),
-            "early_stopping": early_stopping,
-            "journal": [journal[0] and str(journal[0]), journal[1]],
+            "store": store.arguments(),
         }
         try:
             run_processes(__name__, arguments, folder, count)
         except ValueError:
-            if (stop_file := _early_stop_file(folder)).is_file():
-                raise EarlyStop(*json.loads(stop_file.read_text())) from None
-            raise
-        predictions, measurements, densities = (
-            pl.read_parquet(Path(folder) / f"{name}.parquet") for name in _TABLE_NAMES
-        )
-        return predictions, measurements, densities
+            if not (failed := folder / _FAILED).is_file():
+                raise
+            skipped += read_skipped(failed)
+            return False
+        skipped[:] = read_skipped(folder / _SKIPPED)
+        return True
 
 
-def _early_stop_file(folder: str | Path) -> Path:
-    """File in which a process records reason and detail of an EarlyStop."""
-    return Path(folder) / "stopped.json"
+@dataclass
+class _Answerer:
+    """Answers cells; opens the model for the first that needs it."""
 
+    job: EvaluationJob
+    store: AnswerStore
+    threads: int
+    model: PreTrainedModel | None = None
+    tokenizer: PreTrainedTokenizerFast | None = None
+    attention: Attention | None = None
 
-def _answer_samples(
-    job: EvaluationJob,
-    samples: str | Path,
-    rows: slice,
-    threads: int,
-    early_stopping: bool,
-    checkpoint: AnswerCheckpoint,
-) -> Tables:
-    """Answer samples in this process."""
-    torch.set_num_threads(threads)
-    opening, table = job.model.opening, pl.read_parquet(samples)[rows]
-    length: int = table["length"][0]
-    longest: int = max((table["tokens"] + table["max_new_tokens"]).to_list())
-    if not job.allow_extrapolation:
-        _require_positions(job.model, longest, length if early_stopping else None)
-    if early_stopping:
-        limit_memory(opening.processes)
-    model = None
-    try:
-        model, tokenizer = open_model(job.model)
-        attention = TypeAdapter(AnyAttention | None).validate_python(job.attention)
-        if attention is not None and attention.converts_model:
-            model, attention = convert(model, attention), None
-        return generate_answers(
-            model,
-            tokenizer,
-            table,
+    def answer(self, cell: Cell) -> pl.DataFrame:
+        """Answer the samples of a cell that the store lacks; return the predictions of all.
+
+        Raises:
+            ValueError: an error that the user can fix.
+            EarlyStop: with early stopping, where memory or positions run out.
+        """
+        job, samples = self.job, cell.read(ANSWERED)
+        missing = samples.filter([self.store.get(row) is None for row in samples.to_dicts()])
+        if len(missing):
+            longest = max((samples["tokens"] + samples["max_new_tokens"]).to_list())
+            stops_early = job.stop_rule is not None
+            if not job.allow_extrapolation:
+                _require_positions(job.model, longest, cell.length if stops_early else None)
+            try:
+                self._generate(missing)
+            except (RuntimeError, MemoryError) as error:
+                raise self._explained(error, cell, longest) from None
+        return tables_of(job, [cell], self.store).predictions
+
+    def _generate(self, samples: pl.DataFrame) -> None:
+        job, opening = self.job, self.job.model.opening
+        if self.model is None:
+            torch.set_num_threads(self.threads)
+            if job.stop_rule is not None:
+                limit_memory(opening.processes)
+            model, self.tokenizer = open_model(job.model)
+            attention = TypeAdapter(AnyAttention | None).validate_python(job.attention)
+            if attention is not None and attention.converts_model:
+                model, attention = convert(model, attention), None
+            self.model, self.attention = model, attention
+        assert self.tokenizer is not None
+        generate_answers(
+            self.model,
+            self.tokenizer,
+            samples,
             system=job.system,
-            attention=attention,
+            attention=self.attention,
             thinking_tokens=job.thinking_tokens,
             thought_format=job.thought_format,
             cache=opening.cache,
             prefill_chunk_tokens=opening.prefill_chunk_tokens,
-            checkpoint=checkpoint,
+            store=self.store,
         )
-    except (RuntimeError, MemoryError) as error:
+
+    def _explained(self, error: Exception, cell: Cell, longest: int) -> Exception:
+        """What to raise for an error of torch: memory ran out, or a fault."""
+        path, opening = self.job.model.path, self.job.model.opening
         if "meta tensor" in str(error):
-            raise ValueError(
-                f"{job.model.path}: models of this family cannot compute with their first layers "
-                "on disk; raise max_memory"
-            ) from None
+            return ValueError(
+                f"{path}: models of this family cannot compute with their first layers on disk; "
+                "raise max_memory"
+            )
         if not is_out_of_memory(error):
-            raise
-        activity, tokens = ("opening", None) if model is None else ("answering", longest)
-        if early_stopping:
+            return error
+        activity, tokens = ("opening", None) if self.model is None else ("answering", longest)
+        if self.job.stop_rule is not None:
             message = str(error).partition("\n")[0] or type(error).__name__
-            raise EarlyStop(OUT_OF_MEMORY, f"{activity} at {length:,}: {message}") from None
-        raise ValueError(
-            f"{job.model.path}: out of memory while {activity}; {out_of_memory(opening, tokens)}"
-        ) from None
+            return EarlyStop(OUT_OF_MEMORY, f"{activity} at {cell.length:,}: {message}")
+        return ValueError(
+            f"{path}: out of memory while {activity}; {out_of_memory(opening, tokens)}"
+        )
 
 
 def _require_positions(spec: ModelSpec, tokens: int, stop_at: int | None) -> None:
@@ -213,27 +220,30 @@ def main() -> None:
     log_to_parent(is_main)
     job = EvaluationJob.model_validate(arguments["job"])
     merge = partial(_merge, opening=job.model.opening)
-    journal_file, key = arguments["journal"]
+    store = AnswerStore(**arguments["store"], is_main=is_main, merge=merge)
+    answerer = _Answerer(job, store, arguments["threads"])
+
+    def answer(cell: Cell) -> pl.DataFrame:
+        try:
+            return answerer.answer(cell)
+        except EarlyStop as stop:
+            if stop.reason != OUT_OF_MEMORY:
+                raise  # in all processes alike
+            failed = SkippedCell(job.system, cell.task, cell.length, stop.reason, stop.detail)
+            write_skipped(path.with_name(_FAILED), [failed])
+            raise ValueError(stop.detail) from None
+
     try:
-        tables = _answer_samples(
-            job,
-            arguments["samples"],
-            slice(*arguments["rows"]),
-            arguments["threads"],
-            arguments["early_stopping"],
-            AnswerCheckpoint(journal_file, key, is_main, merge),
-        )
-    except EarlyStop as stop:
-        _early_stop_file(path.parent).write_text(json.dumps([stop.reason, stop.detail]))
-        error_file(path).write_text(stop.detail)
-        sys.exit(1)
+        cells = [Cell(**cell) for cell in arguments["cells"]]
+        skipped = job.answer_by_length(cells, answer, read_skipped(path.with_name(_SKIPPED)))
     except (ValueError, OSError) as error:
         error_file(path).write_text(str(error))
         sys.exit(1)
     if is_main:
-        for name, table in zip(_TABLE_NAMES, tables, strict=True):
-            table.write_parquet(path.with_name(f"{name}.parquet"))
-    distributed.destroy_process_group()
+        write_skipped(path.with_name(_SKIPPED), skipped)
+    # Opening the model starts it.
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Answer samples by greedy generation, until EOS or max_new_tokens."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import astuple
@@ -16,28 +17,20 @@ from transformers import (
 )
 
 from needlework.attention.apply import apply
-from needlework.attention.density import Density, LayerDensity
+from needlework.attention.density import Density
 from needlework.config.attention.base import Attention
 from needlework.config.models.thought import ThoughtFormat
-from needlework.evaluation.answer_tables import CELL, MEASUREMENTS, PREDICTIONS, Columns
-from needlework.evaluation.generation.answer_checkpoint import AnswerCheckpoint
+from needlework.evaluation.answer_store import AnswerStore
+from needlework.evaluation.generation.tables import AnswerTables, answer_tables
 from needlework.evaluation.generation.thinking_budget import ThinkingBudget
 from needlework.evaluation.memory_monitor import MemoryMonitor
 from needlework.evaluation.meter import FirstTokenClock, cache_bytes
 from needlework.models.special_ids import end_ids, pad_id
 from needlework.reasoning.formats import THINK, format_of, opens_reasoning
+from needlework.runtime.device import device_name
 from needlework.runtime.memory import peak_memory_bytes
 from needlework.runtime.progress import track
 from needlework.sources.control_tokens import ControlTokens
-
-_DENSITIES: Columns = {
-    **CELL,
-    "layer": pl.Int64,
-    "stage": pl.String,
-    "is_sparse": pl.Boolean,
-    "density": pl.Float64,
-    "pairs": pl.Int64,
-}
 
 
 def generate_answers(
@@ -51,8 +44,8 @@ def generate_answers(
     thought_format: ThoughtFormat | None = None,
     cache: str = "dynamic",
     prefill_chunk_tokens: int | None = None,
-    checkpoint: AnswerCheckpoint | None = None,
-) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
+    store: AnswerStore | None = None,
+) -> AnswerTables:
     """Answer samples; return predictions, measurements and densities.
 
     Decoding is greedy. The checkpoint's generation_config.json is ignored, except for its
@@ -62,9 +55,9 @@ def generate_answers(
     includes its reasoning, from `<think>` on even if the prompt ends with that tag. cache_bytes is
     the size of the cache at the end of the answer.
 
-    peak_memory_bytes is the GPU's peak during the sample, weights included; without a GPU, the peak
-    resident bytes since the process began. peak_resident_bytes and memory cover the sample only:
-    see MemoryMonitor.
+    peak_memory_bytes is the peak during the sample, weights included: the GPU's, or without one the
+    process's resident bytes. peak_resident_bytes and memory: see MemoryMonitor. measured_at is the
+    time in UTC when the answer was complete, device the GPU or processor.
 
     Density is measured: kept pairs over causal pairs of query and key. prefill_density and
     decode_density are those of all full-attention layers of the model, sparse_layers_* those of the
@@ -85,25 +78,24 @@ def generate_answers(
         thought_format: format of the reasoning; None: the one of the chat template.
         cache: dynamic, quantized (keys and values in 8-bit floats) or offloaded (to main memory).
         prefill_chunk_tokens: prompt tokens per forward; None: all.
-        checkpoint: samples that it holds are not answered again; new answers are added.
+        store: samples that it holds are not answered again; new answers are added.
 
     Raises:
         ValueError: the tokenizer counts another number of prompt tokens than the sample states.
     """
-    predictions, measurements = [], []
+    answers = []
     thought = format_of(tokenizer.chat_template, thought_format) or THINK
     control = ControlTokens(tokenizer.backend_tokenizer)
-    checkpoint = checkpoint or AnswerCheckpoint()
-    layers: dict[tuple[str, int], list[LayerDensity]] = {}
+    store = store or AnswerStore()
     applied = apply(model, attention) if attention is not None else nullcontext()
     with applied as handle, _greedy(model, tokenizer, cache, prefill_chunk_tokens):
         for row in track(
             samples.iter_rows(named=True),
             total=len(samples),
-            description=f"{system} {samples['task'][0]} {samples['length'][0]}",
+            description=f"{samples['task'][0]} {samples['length'][0]}",
             unit="sample",
         ):
-            entry = checkpoint.get(row["sample"])
+            entry = store.get(row)
             if entry is None:
                 if handle is not None:
                     handle.reset()
@@ -116,35 +108,9 @@ def generate_answers(
                 answer["sparse_layers_decode_density"] = density.sparse_layers_decode
                 layer_densities = [astuple(layer) for layer in density.layers]
                 entry = {"answer": answer, "measured": measured, "layers": layer_densities}
-                entry = checkpoint.add(row["sample"], entry)
-            sample = {"system": system, **{k: row[k] for k in ("task", "length", "sample")}}
-            predictions.append({**sample, **entry["answer"]})
-            measurements.append({**sample, **entry["measured"]})
-            layers.setdefault((row["task"], row["length"]), []).extend(
-                LayerDensity(*layer) for layer in entry["layers"]
-            )
-    return (
-        pl.DataFrame(predictions, schema=PREDICTIONS),
-        pl.DataFrame(measurements, schema=MEASUREMENTS),
-        pl.DataFrame(
-            [
-                (system, *cell, one.layer, one.stage, one.is_sparse, one.density, one.pairs)
-                for cell, measured_layers in layers.items()
-                for one in Density.of(measured_layers).layers
-            ],
-            schema=_DENSITIES,
-            orient="row",
-        ),
-    )
-
-
-def empty_tables() -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
-    """The tables of `generate_answers` without rows."""
-    return (
-        pl.DataFrame(schema=PREDICTIONS),
-        pl.DataFrame(schema=MEASUREMENTS),
-        pl.DataFrame(schema=_DENSITIES),
-    )
+                entry = store.add(row, entry)
+            answers.append((row, entry))
+    return answer_tables(system, answers)
 
 
 @contextmanager
@@ -222,6 +188,8 @@ def _answer(
         "peak_memory_bytes": peak_memory_bytes(),
         "peak_resident_bytes": monitor.peak_resident_bytes,
         "memory": monitor.points,
+        "measured_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "device": device_name(),
     }
     return answer, measured
 

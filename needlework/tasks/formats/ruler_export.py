@@ -43,13 +43,14 @@ def export_ruler(
 
     Args:
         samples: table of samples, see tasks.sample_table.
-        predictions: table of their answers, columns task, length, sample, prediction.
+        predictions: table with their answers, columns task, length, sample, prediction; rows of
+            other tasks and lengths are left out.
         thought: format of the reasoning, which is left out; None: any known one.
 
     Raises:
         ValueError: the tables do not hold the same samples.
     """
-    unmatched = _read_predictions(predictions)
+    unmatched = _read_predictions(predictions, samples)
     with (
         Path(data).open("w", encoding="utf-8", newline="\n") as data_file,
         Path(answers).open("w", encoding="utf-8", newline="\n") as answer_file,
@@ -94,9 +95,12 @@ def _answer_row(sample: dict[str, Any], prediction: str) -> dict[str, Any]:
     }
 
 
-def _read_predictions(path: str | Path) -> dict[SampleKey, str | None]:
+def _read_predictions(path: str | Path, samples: str | Path) -> dict[SampleKey, str | None]:
+    """Predictions of the tasks and lengths of `samples`."""
     predictions: dict[SampleKey, str | None] = {}
+    cells = pl.read_parquet(samples, columns=["task", "length"]).unique()
     table = pl.read_parquet(path, columns=["task", "length", "sample", "prediction"])
+    table = table.join(cells, on=["task", "length"], how="semi", maintain_order="left")
     for task, length, sample, prediction in table.iter_rows():
         key = task, length, sample
         if key in predictions:

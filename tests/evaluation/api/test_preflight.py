@@ -26,7 +26,7 @@ def experiment(url: str, **api) -> Experiment:
             "experiment": "small",
             "models": {"base": {"path": "resources/needlework-tiny"}, "remote": remote},
             "systems": {"here": {"model": "base"}, "there": {"model": "remote"}},
-            "tasks": {"t": {"type": "passkey"}, "u": {"type": "passkey"}},
+            "tasks": {"t": {"type": "passkey"}},
             "lengths": [64],
         }
     )
@@ -36,7 +36,7 @@ def experiment(url: str, **api) -> Experiment:
 def answered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """An experiment without its key, and its one cell that has samples and answers."""
     monkeypatch.delenv("THE_KEY", raising=False)
-    table = tmp_path / "predictions/there/t/64.parquet"
+    table = tmp_path / "predictions/there.parquet"
     samples = tmp_path / "samples/base/t/64.parquet"
     samples.parent.mkdir(parents=True)
     pl.DataFrame(ROWS).write_parquet(samples)
@@ -62,12 +62,11 @@ def needs_key(made: Experiment, results: Path, *due: Path) -> bool:
 
 def test_a_cell_with_all_answers_needs_no_key(answered, tmp_path: Path):
     made, table, samples = answered
-    other = tmp_path / "predictions/there/u/64.parquet"
+    here = tmp_path / "predictions/here.parquet"
     assert not needs_key(made, tmp_path)
     assert not needs_key(made, tmp_path, table)
-    assert not needs_key(made, tmp_path, table, tmp_path / "scores/there/t/64.parquet")
+    assert not needs_key(made, tmp_path, table, tmp_path / "scores/there.parquet", here)
     assert needs_key(made, tmp_path, table, samples)
-    assert needs_key(made, tmp_path, table, other, tmp_path / "samples/base/u/64.parquet")
 
 
 def test_a_missing_answer_needs_the_key(answered, tmp_path: Path):

@@ -1,6 +1,7 @@
 """Answers with every way to open a model: offloaded, quantized, in one process or in two."""
 
 import functools
+import re
 import resource
 from pathlib import Path
 
@@ -14,8 +15,10 @@ from transformers import AutoConfig, AutoTokenizer
 
 from needlework.config.attention.infini import Infini
 from needlework.config.opening import ModelSpec, Opening
-from needlework.evaluation.early_stopping import EarlyStop
-from needlework.evaluation.generation.answers import EvaluationJob, answer_samples
+from needlework.evaluation.answer_store import AnswerStore
+from needlework.evaluation.cell import Cell
+from needlework.evaluation.early_stopping import StopRule
+from needlework.evaluation.generation.job import EvaluationJob, answer_cells
 from needlework.models.checkpoint import open_model
 from needlework.runtime.processes import run_processes
 from needlework.tables.skipped import LENGTH_REFUSED, OUT_OF_MEMORY
@@ -86,8 +89,16 @@ def job_of(folder, attention=None, **keys):
     )
 
 
+NEVER_LOW = StopRule(min_accuracy=0, metrics={"t": "all"}, scorer="needlework.scoring.score")
+
+
+def answered(job, samples, store=None):
+    """Tables and skipped cells of one table of samples, answered on one thread."""
+    return answer_cells(job, [Cell(str(samples))], store or AnswerStore())
+
+
 def predicted(folder, samples, attention=None, **keys):
-    return answer_samples(job_of(folder, attention, **keys), samples, slice(None), 1)[0]
+    return answered(job_of(folder, attention, **keys), samples)[0].predictions
 
 
 @pytest.mark.parametrize("attention", ["dense", "sketchwalk"])
@@ -182,8 +193,11 @@ def test_quantized_models_answer_with_an_attention_system(
 
 def test_shards_are_rows_of_the_whole_table(checkpoint, samples):
     job = job_of(checkpoint("qwen3"), SKETCHWALK)
-    whole = answer_samples(job, samples, slice(None), 1)[0]
-    parts = [answer_samples(job, samples, slice(i, i + 1), 1)[0] for i in range(3)]
+    whole = answered(job, samples)[0].predictions
+    parts = [
+        answer_cells(job, [Cell(str(samples), i, i + 1)], AnswerStore())[0].predictions
+        for i in range(3)
+    ]
     assert pl.concat(parts).equals(whole)
 
 
@@ -199,19 +213,33 @@ def test_a_quantized_cache_is_smaller_and_answers_close(checkpoint, samples):
 
 
 def test_answered_samples_are_not_answered_again(checkpoint, samples, tmp_path):
-    journal, job = tmp_path / "journal.jsonl", job_of(checkpoint("mixtral"), SKETCHWALK)
-    whole = answer_samples(job, samples, slice(None), 1, journal=(journal, "key"))
-    lines = journal.read_text().splitlines()
-    assert len(lines) == 3
+    job = job_of(checkpoint("mixtral"), SKETCHWALK)
+    first = AnswerStore(tmp_path, {"key": 1})
+    whole, _ = answered(job, samples, first)
+    (segment,) = first.folder.glob("*.jsonl")
+    lines = segment.read_text().splitlines()
+    assert len(lines) == first.added == 3
     # What a kill leaves: two complete lines and a part of the third.
-    journal.write_text("\n".join([*lines[:2], lines[2][:50]]))
-    again = answer_samples(job, samples, slice(None), 1, journal=(journal, "key"))
-    assert again[0].equals(whole[0])
-    assert again[1][:2].equals(whole[1][:2])
-    assert again[1]["prefill_seconds"][2] != whole[1]["prefill_seconds"][2]
-    assert again[2].equals(whole[2])
-    other = answer_samples(job, samples, slice(None), 1, journal=(journal, "other"))
-    assert not set(other[1]["prefill_seconds"]) & set(again[1]["prefill_seconds"])
+    segment.write_text("\n".join([*lines[:2], lines[2][:50]]))
+    second = AnswerStore(tmp_path, {"key": 1})
+    again, _ = answered(job, samples, second)
+    assert second.added == 1
+    assert again.predictions.equals(whole.predictions)
+    assert again.measurements[:2].equals(whole.measurements[:2])
+    assert again.measurements["prefill_seconds"][2] != whole.measurements["prefill_seconds"][2]
+    assert again.densities.equals(whole.densities)
+    other = AnswerStore(tmp_path, {"key": 2})
+    assert answered(job, samples, other)[0].predictions.equals(whole.predictions)
+    assert other.added == 3
+
+
+def test_a_store_with_every_answer_opens_no_model(checkpoint, samples, tmp_path):
+    store = AnswerStore(tmp_path)
+    tables, _ = answered(job_of(checkpoint("qwen3")), samples, store)
+    missing = job_of(tmp_path / "no-such-model")
+    again, skipped = answered(missing, samples, AnswerStore(tmp_path))
+    assert all(map(pl.DataFrame.equals, again, tables))
+    assert skipped == []
 
 
 @pytest.mark.parametrize("family", ["gpt_oss", "llama4"])
@@ -264,23 +292,16 @@ def _one_prompt(path, tokens):
 def test_a_length_beyond_the_positions_is_an_error_or_stops_early(checkpoint, tmp_path):
     long, job = _one_prompt(tmp_path / "600.parquet", 590), job_of(checkpoint("qwen3"))
     with pytest.raises(ValueError, match="600 tokens exceed its 512 positions; write smaller"):
-        answer_samples(job, long, slice(None), 1)
-    with pytest.raises(
-        EarlyStop, match="600 tokens at 600, beyond the model's 512 positions"
-    ) as stopped:
-        answer_samples(job, long, slice(None), 1, early_stopping=True)
-    assert stopped.value.reason == LENGTH_REFUSED
-    assert (
-        len(
-            answer_samples(
-                job.model_copy(update={"allow_extrapolation": True}), long, slice(None), 1
-            )[0]
-        )
-        == 1
-    )
+        answered(job, long)
+    tables, (skipped,) = answered(job.model_copy(update={"stop_rule": NEVER_LOW}), long)
+    assert len(tables.predictions) == 0
+    assert skipped.reason == LENGTH_REFUSED
+    assert skipped.detail == "600 tokens at 600, beyond the model's 512 positions"
+    extrapolates = job.model_copy(update={"allow_extrapolation": True})
+    assert len(answered(extrapolates, long)[0].predictions) == 1
 
 
-def test_out_of_memory_is_an_error_or_stops_early(checkpoint, tmp_path):
+def test_out_of_memory_is_an_error_or_stops_early(checkpoint, samples, tmp_path):
     # Eager attention holds all pairs: more than a terabyte.
     long = _one_prompt(tmp_path / "600.parquet", 300_000)
     job = job_of(checkpoint("qwen3"), attn_implementation="eager")
@@ -290,17 +311,36 @@ def test_out_of_memory_is_an_error_or_stops_early(checkpoint, tmp_path):
         with pytest.raises(
             ValueError, match="out of memory while answering; write lengths below 300"
         ):
-            answer_samples(job, long, slice(None), 1)
-        with pytest.raises(EarlyStop, match=r"^answering at 600: .*allocate") as stopped:
-            answer_samples(job, long, slice(None), 1, early_stopping=True)
+            answered(job, long)
+        job = job.model_copy(update={"stop_rule": NEVER_LOW})
+        cells = [Cell(str(path)) for path in (long, samples)]
+        tables, (skipped,) = answer_cells(job, cells, AnswerStore())
     finally:
         resource.setrlimit(resource.RLIMIT_DATA, limits)
-    assert stopped.value.reason == OUT_OF_MEMORY
+    assert (skipped.length, skipped.reason) == (600, OUT_OF_MEMORY)
+    assert re.match("answering at 600: .*allocate", skipped.detail)
+    assert len(tables.predictions) == 3
 
 
 @pytest.mark.workflow
-def test_early_stopping_in_one_of_several_processes_stops_the_job(checkpoint, tmp_path):
+def test_early_stopping_in_several_processes_answers_the_other_cells(checkpoint, samples, tmp_path):
     long, job = _one_prompt(tmp_path / "600.parquet", 590), job_of(checkpoint("mixtral"), tp=2)
-    with pytest.raises(EarlyStop, match="600 tokens at 600, beyond") as stopped:
-        answer_samples(job, long, slice(None), 1, early_stopping=True)
-    assert stopped.value.reason == LENGTH_REFUSED
+    job = job.model_copy(update={"stop_rule": NEVER_LOW})
+    cells = [Cell(str(path)) for path in (long, samples)]
+    store = AnswerStore(tmp_path / "answers")
+    tables, (skipped,) = answer_cells(job, cells, store, 2)
+    assert (skipped.length, skipped.reason) == (600, LENGTH_REFUSED)
+    assert tables.predictions["prediction"].equals(
+        predicted(checkpoint("mixtral"), samples)["prediction"]
+    )
+
+
+@pytest.mark.workflow
+def test_a_process_without_memory_ends_the_cell_not_the_job(checkpoint, samples, tmp_path):
+    long = _one_prompt(tmp_path / "600.parquet", 300_000)
+    job = job_of(checkpoint("mixtral"), tp=2, attn_implementation="eager")
+    job = job.model_copy(update={"stop_rule": NEVER_LOW, "allow_extrapolation": True})
+    cells = [Cell(str(path)) for path in (long, samples)]
+    tables, (skipped,) = answer_cells(job, cells, AnswerStore(tmp_path / "answers"), 2)
+    assert (skipped.length, skipped.reason) == (600, OUT_OF_MEMORY)
+    assert len(tables.predictions) == 3

@@ -176,7 +176,8 @@ def test_tables_have_one_row_per_sample_in_order(tokenizer):
         *("sparse_layers_prefill_density", "sparse_layers_decode_density", "cache_bytes"),
     ]
     assert measurements.columns[4:] == [
-        *("prefill_seconds", "decode_seconds", "peak_memory_bytes", "peak_resident_bytes", "memory")
+        *("prefill_seconds", "decode_seconds", "peak_memory_bytes", "peak_resident_bytes"),
+        *("memory", "measured_at", "device"),
     ]
     assert densities.columns == [
         *("system", "task", "length", "layer", "stage", "is_sparse"),

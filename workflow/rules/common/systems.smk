@@ -159,49 +159,60 @@ def before_finetuning():
 
 
 def shards_of(table):
-    """A function of wildcards: one table of every shard of a cell, in the samples' order."""
+    """A function of wildcards: one table of every shard of system {system}, in order."""
 
     def tables(wildcards):
-        cell = f"{wildcards.system}/{wildcards.task}/{wildcards.length}"
         return expand(
-            f"{RESULTS}/shards/{cell}/{{shard}}/{table}.parquet",
+            f"{RESULTS}/shards/{wildcards.system}/{{shard}}/{table}.parquet",
             shard=range(sample_shards(wildcards)),
         )
 
     return tables
 
 
-def samples_of(wildcards):
-    """The samples that system {system} answers: those in its model's tokenizer."""
-    tokenizer = experiment.root_model(experiment.systems[wildcards.system].model)
-    return f"{RESULTS}/samples/{tokenizer}/{wildcards.task}/{wildcards.length}.parquet"
+def samples_in_tokenizer_of(system, task, length):
+    """The samples of a cell that a system answers: those in its model's tokenizer."""
+    tokenizer = experiment.root_model(experiment.systems[system].model)
+    return f"{RESULTS}/samples/{tokenizer}/{task}/{length}.parquet"
 
 
-def shorter(stage, count):
-    """A function of wildcards: tables of a cell at the `count` next shorter lengths.
-
-    In ascending order; none without early stopping.
-    """
-
-    def tables(wildcards):
-        if experiment.early_stopping_of(wildcards.system) is None:
-            return []
-        lengths = [n for n in sorted(experiment.lengths) if n < int(wildcards.length)]
-        return [
-            f"{RESULTS}/{stage}/{wildcards.system}/{wildcards.task}/{length}.parquet"
-            for length in lengths[-count:]
-        ]
-
-    return tables
+def samples_of_system(wildcards):
+    """The samples of every cell of system {system}."""
+    return [
+        samples_in_tokenizer_of(wildcards.system, task, length)
+        for task, length in CELLS
+    ]
 
 
-def early_stopping_of(wildcards):
-    """What stops system {system} before a length of {task}; None evaluates every length."""
+def samples_of_cell(wildcards):
+    """The samples of {task} at {length} that system {system} answers."""
+    return samples_in_tokenizer_of(wildcards.system, wildcards.task, wildcards.length)
+
+
+SCORER = "needlework.scoring.score"
+"""Module that scores answers while a system is evaluated, for early stopping."""
+
+
+def stop_rule(wildcards):
+    """What stops system {system} at a task; None evaluates every length."""
     early_stopping = experiment.early_stopping_of(wildcards.system)
     if early_stopping is None:
         return None
-    metric = experiment.tasks[wildcards.task].metric
-    return {"min_accuracy": early_stopping.min_accuracy, "metric": metric}
+    return {
+        "min_accuracy": early_stopping.min_accuracy,
+        "metrics": METRICS,
+        "scorer": SCORER,
+    }
+
+
+def scorer_modules(wildcards):
+    """That module, if system {system} may stop early."""
+    return [] if stop_rule(wildcards) is None else [SCORER]
+
+
+def evaluation_modules(wildcards):
+    """Modules that evaluating system {system} runs, in addition to its script's."""
+    return [*system_modules(wildcards), *scorer_modules(wildcards)]
 
 
 def systems_of_model(wildcards):

@@ -55,11 +55,6 @@ def task_metric(wildcards):
     return METRICS[wildcards.task]
 
 
-def has_depths(wildcards):
-    """Whether answers of {task} have a depth in the context."""
-    return experiment.tasks[wildcards.task].has_depths
-
-
 def answer_type(wildcards):
     """What a right answer of {task} is."""
     return experiment.tasks[wildcards.task].answer_type

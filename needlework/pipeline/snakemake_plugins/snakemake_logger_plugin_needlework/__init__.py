@@ -16,7 +16,7 @@ from snakemake_interface_logger_plugins.common import LogEvent
 _FIELDS = {
     LogEvent.RUN_INFO: ("stats",),
     LogEvent.PROGRESS: ("done", "total"),
-    LogEvent.JOB_INFO: ("jobid", "rule_name", "wildcards"),
+    LogEvent.JOB_INFO: ("jobid", "rule_name", "wildcards", "log"),
     LogEvent.JOB_FINISHED: ("job_id",),
     LogEvent.JOB_ERROR: ("jobid", "rule_name", "log"),
     LogEvent.ERROR: ("msg",),
