@@ -18,6 +18,7 @@ BY_NAME = {
     "needlework/config/attention/registry.py": "config",
     "needlework/config/models/registry.py": "config",
     "needlework/config/tasks/registry.py": "config",
+    "needlework/evaluation/early_stopping.py": "scoring",
     "needlework/models/checkpoint.py": "attention",
     "needlework/models/loading.py": None,
     "needlework/planning/plan.py": "training",
