@@ -10,8 +10,6 @@ from needlework.config.models.thought import ThoughtFormat
 from needlework.evaluation.cell import Cell
 from needlework.tables.skipped import LOW_ACCURACY, SkippedCell
 
-_SCORED = ["task", "length", "sample", "outputs", "value_type", "needles"]
-
 
 class EarlyStop(Exception):
     """Raised where a cell, and with it all greater lengths of its task, is skipped."""
@@ -29,15 +27,15 @@ class StopRule(Strict):
     metrics: dict[str, str]
     """Task -> its metric."""
     scorer: str
-    """Module whose `score` computes the metrics."""
+    """Module whose `score` computes the metrics from the SAMPLE_COLUMNS of samples."""
 
     def accuracy(
         self, cell: Cell, predictions: pl.DataFrame, thought: ThoughtFormat | None
     ) -> float:
         """Mean of the task's metric over the answers to a cell, 0-1."""
-        score = importlib.import_module(self.scorer).score
-        metric = self.metrics[cell.task]
-        scores = score(cell.read(_SCORED), predictions, metric, False, thought)
+        scorer, metric = importlib.import_module(self.scorer), self.metrics[cell.task]
+        samples = cell.read(scorer.SAMPLE_COLUMNS)
+        scores = scorer.score(samples, predictions, metric, False, thought)
         return float(scores[metric].mean())
 
 

@@ -10,6 +10,8 @@ from needlework.scoring.metrics import COLUMNS, METRICS, ReferenceMode, contains
 from needlework.scoring.pairing import SAMPLE_KEYS, pair
 from needlework.tables.columns import require
 
+SAMPLE_COLUMNS = [*SAMPLE_KEYS, "outputs", "required_prefix", "value_type", "needles"]
+"""Columns of samples that scoring reads."""
 _KEYS: dict[str, pl.DataType] = {
     "system": pl.String(),
     "task": pl.String(),

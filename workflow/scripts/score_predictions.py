@@ -7,19 +7,17 @@ from pydantic import TypeAdapter
 
 from needlework.config.models.thought import ThoughtFormat
 from needlework.pipeline.stage import stage
-from needlework.scoring.score import empty_scores, score
+from needlework.scoring.score import SAMPLE_COLUMNS, empty_scores, score
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
-
-SCORED = ["task", "length", "sample", "outputs", "value_type", "needles"]
 
 with stage(snakemake) as s:
     predictions = pl.read_parquet(s.input.predictions)
     thought = TypeAdapter(ThoughtFormat | None).validate_python(s.params.thought_format)
     tables = [empty_scores()]
     for path in s.input.samples:
-        samples = pl.read_parquet(path, columns=SCORED)
+        samples = pl.read_parquet(path, columns=SAMPLE_COLUMNS)
         task, length = samples.row(0)[:2]
         answers = predictions.filter(task=task, length=length)
         # A cell without answers was skipped.
