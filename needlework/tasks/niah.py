@@ -45,6 +45,7 @@ def prepare(
         part=task.key_words,
         needle=needle,
     )
+    separator = "" if task.templates is None else task.templates.key_separator
     if task.templates is not None:
         intro, question = task.templates.intro, task.templates.question
         answer_prefix = blank_after(question) + task.templates.answer_prefix
@@ -70,7 +71,8 @@ def prepare(
             (key, values[i * per_key + j]) for i, key in enumerate(keys) for j in range(per_key)
         ]
         words = {"values": task.value_type, "value": task.value_type[:-1]}
-        query = _enumerate_keys(keys[: task.queries])
+        asked = keys[: task.queries]
+        query = _enumerate_keys(asked) if task.templates is None else separator.join(asked)
         return NeedlePrompt(
             counter,
             haystack,

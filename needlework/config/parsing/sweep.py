@@ -77,7 +77,7 @@ def expand(config: Any) -> Expansion:
                 copy = f"{model}_{_label(THINKING, budget)}"
                 made[copy] = {**models[model], THINKING: budget}
                 place = ("systems", name, "sweep", THINKING, indices[THINKING])
-                expansion._models.setdefault(copy, (model, place))
+                expansion._models.setdefault(copy, (str(model), place))
                 plain[expanded]["model"] = copy
             if values:
                 plain[expanded]["attention"] = {**rest["attention"], **values}

@@ -3,14 +3,15 @@
 from collections.abc import Mapping
 from typing import ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from needlework.config.base import Name
+from needlework.config.base import Name, Text
 from needlework.config.tasks.base import (
     ANSWERS_IN_HAYSTACK,
     MAX_NEEDLES,
     MAX_NEW_TOKENS,
     AnswersInHaystack,
+    AnswerType,
     DepthTask,
     ValueType,
 )
@@ -28,6 +29,7 @@ class NiahTemplates(Templates):
     optional: ClassVar[Mapping[str, frozenset[str]]] = {"answer_prefix": frozenset({"query"})}
 
     needle: Sentence = Field(description="sentence to hide, with {key} and {value}")
+    key_separator: Text = Field(", ", description="text between the keys that are asked for")
     question: Sentence = Field(description="question, with {query} for the keys asked for")
     answer_prefix: Sentence = Field(description="beginning of the answer; may have {query}")
 
@@ -45,8 +47,10 @@ class NiahTask(DepthTask):
     keys: int = Field(1, ge=1, description="keys in the haystack")
     values: int = Field(1, ge=1, description="values per key; each is a needle")
     queries: int = Field(1, ge=1, description="keys that the question asks for")
-    key_words: Literal["all", "held_out"] = Field(
-        "all", description="held_out: only words that the embedded model was not trained on"
+    key_words: Literal["all", "held_out"] | list[Sentence] = Field(
+        "all",
+        description="words that keys and values of type words are drawn from; held_out: only those "
+        "that the embedded model was not trained on; or a list of your own, in any script",
     )
     templates: NiahTemplates | None = Field(None, description=TEMPLATES)
     max_new_tokens: int = Field(128, ge=1, description=MAX_NEW_TOKENS)
@@ -56,8 +60,20 @@ class NiahTask(DepthTask):
         return self.haystack
 
     @property
-    def answer_type(self) -> ValueType:
-        return self.value_type
+    def answer_type(self) -> AnswerType:
+        # Words of any script need not be separable.
+        own_words = self.value_type == "words" and isinstance(self.key_words, list)
+        return "text" if own_words else self.value_type
+
+    @field_validator("key_words")
+    @classmethod
+    def _check_words(cls, words: str | list[str]) -> str | list[str]:
+        seen: list[str] = []
+        for word in sorted(words, key=len) if isinstance(words, list) else []:
+            if inside := next((other for other in seen if other in word.casefold()), None):
+                raise ValueError(f"{word!r} contains {inside!r}, another word; remove one")
+            seen.append(word.casefold())
+        return words
 
     @model_validator(mode="after")
     def _check_counts(self) -> Self:

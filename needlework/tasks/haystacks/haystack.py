@@ -13,7 +13,7 @@ from needlework.tasks.haystacks.filler import Filler
 from needlework.tasks.haystacks.needle_values import draw_values
 from needlework.tasks.haystacks.sentence_ends import needs_no_blank
 from needlework.tasks.haystacks.sentences import random_sentence
-from needlework.tasks.haystacks.words import Part
+from needlework.tasks.haystacks.words import WordSource
 from needlework.tasks.prompts.token_counter import CharacterCounter, TokenCounter
 from needlework.tasks.seeds import stream_seed
 
@@ -159,7 +159,7 @@ def make_haystack(
     key_type: ValueType = "words",
     value_type: ValueType = "numbers",
     digits: int = 7,
-    part: Part = "all",
+    part: WordSource = "all",
     needle: str = NEEDLE,
 ) -> Haystack:
     """Create the haystack that a task names.

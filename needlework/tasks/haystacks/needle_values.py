@@ -6,7 +6,7 @@ from collections.abc import Collection
 from random import Random
 
 from needlework.config.tasks.base import ValueType
-from needlework.tasks.haystacks.words import Part, draw_keys, words
+from needlework.tasks.haystacks.words import WordSource, count_keys, draw_keys
 
 
 def draw_values(
@@ -15,13 +15,13 @@ def draw_values(
     count: int,
     *,
     digits: int = 7,
-    part: Part = "all",
+    part: WordSource = "all",
     exclude: Collection[str] = (),
 ) -> list[str]:
     """Draw `count` distinct values of one kind, none of them in `exclude`.
 
     Numbers have `digits` digits without a leading zero. Words are an adjective and a noun joined
-    by a hyphen, both from `part` of the word lists. Uuids are version 4.
+    by a hyphen, both from `part` of the word lists, or the words of a list. Uuids are version 4.
 
     Raises:
         ValueError: fewer distinct values exist.
@@ -33,6 +33,8 @@ def draw_values(
     ):
         of_digits = f" of {digits} digits" if kind == "numbers" else ""
         remedy = "more digits" if kind == "numbers" else "uuids, or numbers of more digits"
+        if kind == "words" and isinstance(part, list):
+            remedy = "more key_words"
         raise ValueError(
             f"there are only {available} different {kind}{of_digits}, too few for the keys and "
             f"values; write {remedy}"
@@ -50,11 +52,11 @@ def draw_values(
     return list(drawn)
 
 
-def _count_values(kind: ValueType, digits: int, part: Part) -> float:
+def _count_values(kind: ValueType, digits: int, part: WordSource) -> float:
     """The number of distinct values of a kind."""
     if kind == "numbers":
         return 9 * 10 ** (digits - 1)
-    return len(words("adjective", part)) * len(words("noun", part)) if kind == "words" else math.inf
+    return count_keys(part) if kind == "words" else math.inf
 
 
 def _is_kind(kind: ValueType, value: str, digits: int) -> bool:

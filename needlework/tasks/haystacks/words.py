@@ -9,6 +9,8 @@ from typing import Literal, get_args
 from needlework.tasks.seeds import hash_fraction
 
 Part = Literal["all", "training", "held_out"]
+WordSource = Part | list[str]
+"""Part of wonderwords' lists, or words of the user's."""
 Kind = Literal["adjective", "noun", "verb"]
 
 HELD_OUT_FRACTION = 0.1
@@ -46,8 +48,17 @@ def all_words() -> tuple[str, ...]:
     return tuple(sorted({word for kind in get_args(Kind) for word in _read_list(kind)}))
 
 
-def draw_keys(random: Random, count: int, part: Part = "all") -> list[str]:
-    """Draw `count` distinct keys, each an adjective and a noun joined by a hyphen."""
+def count_keys(part: WordSource) -> int:
+    """The number of distinct keys."""
+    if isinstance(part, list):
+        return len(part)
+    return len(words("adjective", part)) * len(words("noun", part))
+
+
+def draw_keys(random: Random, count: int, part: WordSource = "all") -> list[str]:
+    """Draw `count` distinct keys: adjectives and nouns joined by a hyphen, or the user's words."""
+    if isinstance(part, list):
+        return random.sample(part, count)
     adjectives, nouns = words("adjective", part), words("noun", part)
     keys: dict[str, None] = {}
     while len(keys) < count:
