@@ -6,15 +6,15 @@ results; or try one model without an experiment file (niah, stream).
 
 import json
 import sys
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
-from rich.tree import Tree
 
+from needlework.cli.lineage_tree import lineage_trees
+from needlework.cli.one_off import niah, stream
+from needlework.cli.terminal import console, error_console, path
 from needlework.config.experiment import Experiment
 from needlework.config.parsing.load import read_experiment
 from needlework.config.reference import reference
@@ -22,55 +22,15 @@ from needlework.config.schema import experiment_schema
 from needlework.pipeline import provenance, runner
 from needlework.tasks.preflight import preflight
 
-
-class Mode(StrEnum):
-    """How a text is read."""
-
-    exact = "exact"
-    strided = "strided"
-
-
-class Bos(StrEnum):
-    """Where BOS stands in a stream."""
-
-    each_window = "each_window"
-    first = "first"
-    none = "none"
-
-
-def path(text: str) -> Path:
-    """A path of the command line; shells do not expand ~ in quotes and after `=`."""
-    return Path(text).expanduser()
-
-
 ConfigFile = Annotated[Path, typer.Argument(help="An experiment file.", parser=path)]
 Cores = Annotated[str, typer.Option(help="CPU cores to use: a number or `all`.")]
 Verbose = Annotated[
     bool, typer.Option("--verbose", help="Show Snakemake's output instead of a progress bar.")
 ]
-Model = Annotated[
-    str,
-    typer.Option(
-        help="A checkpoint folder or hub name, or a mapping as in an experiment file, such as "
-        "'{path: DIR, dtype: bfloat16, quantization: nf4}'."
-    ),
-]
-Attention = Annotated[
-    str | None,
-    typer.Option(
-        help="An attention method for the model: its type, or a mapping as in an experiment file, "
-        "such as '{type: sketchwalk, density: 0.2}'. Default: the model's own attention."
-    ),
-]
 PASSES_OPTIONS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 DEFAULT_FILE = Path("config.yaml")
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
-# Do not wrap long paths in piped output.
-console = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 300)
-error_console = Console(
-    stderr=True, soft_wrap=True, highlight=False, width=None if sys.stderr.isatty() else 300
-)
 
 
 @app.command()
@@ -170,10 +130,8 @@ def lineage(
     file: Annotated[Path, typer.Argument(help="A file in results/.", parser=path)],
 ) -> None:
     """Show what a file was made from: rules, code, hashes and devices, down to the sources."""
-    tree = Tree("")
-    _add_jobs(tree, [provenance.lineage(file)], set())
-    for child in tree.children:
-        console.print(child)
+    for tree in lineage_trees(provenance.lineage(file)):
+        console.print(tree)
 
 
 @app.command()
@@ -184,9 +142,9 @@ def verify(
 ) -> None:
     """Recompute every hash in a results folder; list invalid files and dependent figures."""
     result = provenance.verify(folder)
-    for path, problem in result.invalid.items():
-        console.print(f"[bold red]invalid[/bold red] {path} {problem}")
-        for figure in result.figures[path]:
+    for file, problem in result.invalid.items():
+        console.print(f"[bold red]invalid[/bold red] {file} {problem}")
+        for figure in result.figures[file]:
             console.print(f"        depends on it: {figure}")
     if result.invalid:
         first = next(iter(result.invalid))
@@ -250,125 +208,8 @@ def plan(
         console.print(line)
 
 
-@app.command()
-def niah(
-    model: Model,
-    context_length: Annotated[int, typer.Option(min=1, help="Tokens of prompt and answer.")] = 4096,
-    attention: Attention = None,
-    depth_percent: Annotated[
-        list[float],
-        typer.Option(
-            help="Depth of the needle; 0 is the start of the context. Repeat it for several depths."
-        ),
-    ] = (50.0,),  # type: ignore[assignment]  # typer wants a list, ruff no mutable default
-    num_shots: Annotated[int, typer.Option(help="Worked examples before the question, 0-3.")] = 0,
-    samples: Annotated[int, typer.Option(min=1, help="Number of prompts.")] = 10,
-    num_digits: Annotated[int, typer.Option(help="Digits of a passkey.")] = 5,
-    max_new_tokens: Annotated[int, typer.Option(help="Token limit of an answer.")] = 30,
-    task: Annotated[
-        str | None,
-        typer.Option(
-            help="A task other than passkey: its type, or a mapping as in an experiment file, "
-            "such as niah_single_1 or '{type: niah, haystack: needle}'."
-        ),
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the samples.")] = 42,
-) -> None:
-    """Test needle retrieval with one model: prompts (shortened around the needle), generations, and
-    accuracy with its 95 % interval.
-
-    Samples, answers and scores equal those of an experiment with the same settings.
-
-    needlework niah --model DIR --attention infini --context-length 8192 --depth-percent 25
-    """
-    from needlework.cli.inline_experiment import parse_mapping
-    from needlework.cli.niah import evaluate
-
-    task_keys: dict[str, Any] = {"type": "passkey", "digits": num_digits, "shots": num_shots}
-    if task is not None:
-        task_keys = parse_mapping("--task", task, "type")
-    for line in evaluate(
-        parse_mapping("--model", model, "path"),
-        None if attention is None else parse_mapping("--attention", attention, "type"),
-        {"max_new_tokens": max_new_tokens, **task_keys},
-        length=context_length,
-        depths=list(depth_percent),
-        count=samples,
-        seed=seed,
-    ):
-        console.print(line, markup=False)
-
-
-@app.command()
-def stream(
-    file: Annotated[
-        str, typer.Argument(help="A text, token, table or dataset file, or a hub dataset.")
-    ],
-    model: Model,
-    attention: Attention = None,
-    mode: Annotated[
-        Mode,
-        typer.Option(
-            help="exact: carry the state or cache from chunk to chunk. strided: independent "
-            "windows, each with --overlap tokens of the one before."
-        ),
-    ] = Mode.exact,
-    chunk_size: Annotated[
-        int | None, typer.Option(min=1, help="Tokens per forward pass. Default: the model's own.")
-    ] = None,
-    overlap: Annotated[
-        int | None, typer.Option(min=1, help="Overlap of strided windows. Default: half of them.")
-    ] = None,
-    tokens: Annotated[int | None, typer.Option(min=2, help="Read at most this many.")] = None,
-    column: Annotated[
-        str | None, typer.Option(help="Column of a table. Default: input_ids or text.")
-    ] = None,
-    separate_documents: Annotated[
-        bool, typer.Option(help="Start each document with an empty context.")
-    ] = False,
-    bos: Annotated[
-        Bos,
-        typer.Option(
-            help="Where BOS stands. each_window: at the start of each document and strided window, "
-            "as models such as Gemma need. first: at the start of each document, if the tokenizer "
-            "adds it. none: nowhere."
-        ),
-    ] = Bos.first,
-    output: Annotated[
-        Path | None,
-        typer.Option(help="Folder for the tables. Default: results/stream/NAME.", parser=path),
-    ] = None,
-) -> None:
-    """Measure perplexity, speed and memory of one model on a text of any length.
-
-    Writes tables by chunk and by position. Rerun the same command to resume an interrupted run.
-
-    needlework stream book.txt --model DIR --mode strided --chunk-size 2048
-    """
-    from needlework.cli.inline_experiment import parse_mapping
-    from needlework.cli.stream import evaluate_stream
-
-    if mode is Mode.exact and overlap is not None:
-        raise ValueError(f"--overlap {overlap}: requires --mode strided; add it or omit --overlap")
-    if mode is Mode.strided and chunk_size is None:
-        raise ValueError("--mode strided: requires --chunk-size, the tokens of a window; add it")
-    settings = {
-        "path": file,
-        "column": column,
-        "tokens": tokens,
-        "separate_documents": separate_documents,
-        "chunk_size": chunk_size,
-        "bos": bos.value,
-    }
-    if mode is Mode.strided and chunk_size is not None:
-        settings["overlap"] = max(1, chunk_size // 2) if overlap is None else overlap
-    for line in evaluate_stream(
-        parse_mapping("--model", model, "path"),
-        None if attention is None else parse_mapping("--attention", attention, "type"),
-        settings,
-        output or Path("results") / "stream" / Path(file).stem,
-    ):
-        console.print(line, markup=False)
+app.command()(niah)
+app.command()(stream)
 
 
 @app.command()
@@ -422,41 +263,6 @@ def _warn(experiment: Experiment, fetch: bool = False) -> None:
 
     for line in warnings(experiment, fetch):
         error_console.print(f"[yellow]warning:[/yellow] {escape(line)}")
-
-
-def _add_jobs(tree: Tree, nodes: list[provenance.Node], shown: set[str]) -> None:
-    """Add `nodes` to `tree`; files that one job made share a branch."""
-    jobs: dict[str, list[provenance.Node]] = {}
-    for node in nodes:
-        key = "source" if node.record is None else str(sorted(node.record["outputs"].items()))
-        jobs.setdefault(key, []).append(node)
-    for key, outputs in jobs.items():
-        record = outputs[0].record
-        if record is None:
-            for node in outputs:
-                tree.add(f"{escape(node.path)}  [dim]source[/dim]")
-            continue
-        lines = [
-            f"[bold]{escape(node.path)}[/bold]  sha256 {record['outputs'][node.path][:12]}"
-            for node in outputs
-        ]
-        if key in shown:
-            tree.add("\n".join(lines) + "  [dim](as above)[/dim]")
-            continue
-        shown.add(key)
-        _add_jobs(tree.add("\n".join([*lines, _describe_job(record)])), outputs[0].parents, shown)
-
-
-def _describe_job(record: dict[str, Any]) -> str:
-    git = record["git"]
-    commit = (
-        f"commit {git['commit'][:10]}{' with changes' if git['changed'] else ''}, " if git else ""
-    )
-    weights = "".join(f"{name} at {commit}, " for name, commit in record.get("hub", {}).items())
-    return (
-        f"[dim]rule {record['rule']}, code {record['code']['version']}, {commit}{weights}"
-        f"{record['started']}, {record['seconds']} s on {record['device']}[/dim]"
-    )
 
 
 def main() -> None:
