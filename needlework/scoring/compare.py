@@ -165,6 +165,9 @@ _MEASURES = {
     "price_dollars": "Price",
 }
 
+_WHERE_KNOWN = {"price_dollars": pl.Float64, "measured_at": pl.String, "device": pl.String}
+"""Columns of measurements that a table may lack."""
+
 
 def compare_speed(
     measurements: pl.DataFrame,
@@ -179,8 +182,8 @@ def compare_speed(
 
     Args:
         measurements: system, task, length, sample, prefill_seconds, decode_seconds,
-            peak_memory_bytes, price_dollars (no such column: nothing has a price); null if not
-            measured.
+            peak_memory_bytes, and, where known, price_dollars, measured_at (time in UTC) and
+            device; null if not measured.
         predictions: system, task, length, sample, new_tokens.
         baseline: the system to compare with.
         skipped: as in `compare`.
@@ -192,7 +195,9 @@ def compare_speed(
         (largest bytes, system / baseline), and for the system, and with `_baseline` for the
         baseline: latency_seconds (median from prompt to end of answer), first_token_seconds
         (median), tokens_per_second (median after the first token), peak_memory_bytes (largest),
-        price_dollars (sum); null if not measured.
+        price_dollars (sum), measured_at (of the last sample) and device; null if not measured.
+        A note below the table names systems that were measured on another day or device than the
+        baseline.
 
     Raises:
         ValueError: if the baseline is missing, or a system was not measured on the same samples.
@@ -200,12 +205,13 @@ def compare_speed(
     columns = ["prefill_seconds", "decode_seconds", "peak_memory_bytes"]
     require(measurements, ["system", *SAMPLE_KEYS, *columns], "measurements")
     require(predictions, ["system", *SAMPLE_KEYS, "new_tokens"], "predictions")
-    if "price_dollars" not in measurements.columns:
-        measurements = measurements.with_columns(price_dollars=pl.lit(None, dtype=pl.Float64))
+    for name, dtype in _WHERE_KNOWN.items():
+        if name not in measurements.columns:
+            measurements = measurements.with_columns(pl.lit(None, dtype=dtype).alias(name))
     prefill, decode = pl.col("prefill_seconds"), pl.col("decode_seconds")
     later_tokens = pl.when(decode > 0, pl.col("new_tokens") > 1).then(pl.col("new_tokens") - 1)
     table = pair(
-        measurements.select("system", *SAMPLE_KEYS, *columns, "price_dollars"),
+        measurements.select("system", *SAMPLE_KEYS, *columns, *_WHERE_KNOWN),
         predictions.select("system", *SAMPLE_KEYS, "new_tokens"),
         ("measurements", "predictions"),
         ["system", *SAMPLE_KEYS],
@@ -217,8 +223,11 @@ def compare_speed(
         tokens_per_second=later_tokens / decode,
         peak_memory_bytes="peak_memory_bytes",
         price_dollars="price_dollars",
+        measured_at="measured_at",
+        device="device",
     )
     rows: list[SpeedRow] = []
+    apart: dict[str, None] = {}
     labels: list[tuple[str, ...]] = []
     values: list[dict[str, float | None]] = []
     for cell in _paired_cells(table, baseline, "measurements", skipped):
@@ -234,6 +243,13 @@ def compare_speed(
             for name in _MEASURES
             for suffix in ("", "_baseline")
         }
+        conditions = {
+            f"{name}{suffix}": _text(cell[f"{name}{suffix}"].max())
+            for name in ("measured_at", "device")
+            for suffix in ("", "_baseline")
+        }
+        if _are_apart(**conditions):
+            apart[system] = None
         rows.append(
             {
                 "baseline": baseline,
@@ -248,6 +264,7 @@ def compare_speed(
                     measured["peak_memory_bytes"], measured["peak_memory_bytes_baseline"]
                 ),
                 **measured,
+                **conditions,
             }
         )
         labels.append(
@@ -268,7 +285,7 @@ def compare_speed(
         "baseline: median latency of an answer, median time to its first token, median tokens per "
         "second after it; largest memory of this machine; price of all answers."
     )
-    return rows, _markdown(
+    markdown = _markdown(
         heading,
         ("System", "Task", "Length", "n", "Speedup", "Quartiles", *(_MEASURES[k] for k in shown)),
         [
@@ -283,6 +300,29 @@ def compare_speed(
         ],
         text_columns=(0, 1),
     )
+    if apart:
+        markdown += (
+            f"\nNot measured on the same day and device as {baseline}: {', '.join(apart)}. Their "
+            "seconds were measured in another run and do not compare.\n"
+        )
+    return rows, markdown
+
+
+def _are_apart(
+    measured_at: str | None,
+    measured_at_baseline: str | None,
+    device: str | None,
+    device_baseline: str | None,
+) -> bool:
+    """Whether two systems were measured on different days or devices, where both are known."""
+    days = measured_at and measured_at[:10], measured_at_baseline and measured_at_baseline[:10]
+    pairs = days, (device, device_baseline)
+    return any(None not in pair and pair[0] != pair[1] for pair in pairs)
+
+
+def _text(value: object) -> str | None:
+    """A scalar of polars, which types it as any type of a column."""
+    return value if isinstance(value, str) else None
 
 
 def _total(name: str, values: pl.Series) -> float | None:

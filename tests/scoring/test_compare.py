@@ -183,10 +183,43 @@ def test_speed_is_the_median_of_paired_ratios():
             "peak_memory_bytes_baseline": 400,
             "price_dollars": None,
             "price_dollars_baseline": None,
+            "measured_at": None,
+            "measured_at_baseline": None,
+            "device": None,
+            "device_baseline": None,
         }
     ]
+    assert "Not measured" not in markdown
     assert "| sparse | vt | 512 | 4 | 2 x | 1.75 x to 2.5 x | 4.75 s / 5.5 s |" in markdown
     assert "Price |" not in markdown
+
+
+@pytest.mark.parametrize(
+    ("changed", "is_apart"),
+    [
+        ({}, False),
+        ({"measured_at": "2026-03-01T23:59:59Z"}, False),
+        ({"measured_at": "2026-03-02T00:00:00Z"}, True),
+        ({"device": "NVIDIA RTX 4090"}, True),
+        ({"device": None}, False),
+    ],
+)
+def test_systems_measured_on_another_day_or_device_are_named(changed, is_apart):
+    measurements, predictions = measured(dense=[1.0] * 4, sparse=[0.5] * 4)
+    conditions = {"measured_at": "2026-03-01T10:00:00Z", "device": "NVIDIA RTX 3090"}
+    measurements = pl.concat(
+        table.with_columns(**{name: pl.lit(value, pl.String) for name, value in seen.items()})
+        for (_, table), seen in zip(
+            measurements.group_by("system", maintain_order=True),
+            (conditions, conditions | changed),
+            strict=True,
+        )
+    )
+    (row,), markdown = compare_speed(measurements, predictions, "dense")
+    assert {name: row[name] for name in conditions} == conditions | changed
+    assert {name: row[f"{name}_baseline"] for name in conditions} == conditions
+    note = "Not measured on the same day and device as dense: sparse."
+    assert (note in markdown) == is_apart
 
 
 def test_speed_of_an_api_that_failed_once():
