@@ -46,8 +46,8 @@ def _select(selector, forwards, query, key, lengths, prompt_tokens=0, terms=None
     """What a selector does in a run of forwards, given as numbers of new tokens.
 
     query, key: a list over layers of [batch, heads, tokens, d], rows of `lengths` real tokens,
-    padded on the left. Yields for each forward (blocks, its layers' scores, its layers' walks or
-    else scores, its layers' sets of kept blocks [batch][row], or [batch][choice][row]).
+    padded on the left. Yields for each forward (blocks, its layers' scores, its layers' walks, its
+    layers' sets of kept blocks [batch][row], or [batch][choice][row]).
     """
     system, total = selector.system, query[0].shape[2]
     real = torch.zeros(len(lengths), total, dtype=torch.bool)
@@ -68,7 +68,7 @@ def _select(selector, forwards, query, key, lengths, prompt_tokens=0, terms=None
                 scores.append(None)
             else:
                 scores.append(selector.scores(*tensors))
-            walks.append(forward.shared.get("walk", scores[-1]))
+            walks.append(forward.shared.get("walk"))
             if scores[-1] is None:
                 kept.append(None)
                 continue

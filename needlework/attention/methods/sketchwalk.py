@@ -12,7 +12,6 @@ too, and the softmaxes of the heads are summed.
 
 import logging
 import math
-from collections.abc import Callable
 from fractions import Fraction
 
 import numpy as np
@@ -61,9 +60,9 @@ class Method(RankedSelector[SketchWalk]):
         """The walk R up to this layer [batch, rows, blocks], float32, each row of sum 1; with
         choices group or head the scores of each [batch, choices, rows, blocks].
 
-        +inf or -inf for blocks that are kept or skipped regardless of rank. Without a walk, and if
-        only ranks count, log of the sum of softmaxes, whose order is that of R: softmax^s
-        underflows, and blocks of score 0 would tie.
+        +inf or -inf for blocks that are kept or skipped regardless of rank. Where R is W and only
+        ranks count, the logarithm of W, in the same order: W underflows, and blocks of score 0
+        would tie.
         """
         blocks, state = forward.blocks, forward.state.tensors.setdefault(layer, {})
         queries, rows = self._store_tokens(query, key, forward, state)
@@ -73,12 +72,10 @@ class Method(RankedSelector[SketchWalk]):
             row_queries = self._recent_mean(blocks, state) if "recent" in state else queries
         else:
             row_queries = rows.sum(3) / blocks.seen
-        if self.system.walk == "off" and self.system.select == "topk":
-            return self._marked_each(
-                self._pooled_scores(row_queries, blocks, state["keys"], scale, _log_of_softmaxes),
-                forward,
-            )
-        step = walk = self._step(row_queries, blocks, state["keys"], scale)
+        logarithms = self._logarithms(row_queries, blocks, state["keys"], scale)
+        step = walk = self._sharpened(logarithms)
+        is_first = "walk" not in forward.shared
+        is_step = self.system.walk == "off" or (self.system.walk == "product" and is_first)
         if self.system.walk != "off":
             self._store_step(step, blocks, state)
             walk = self._walk(step, forward, state)
@@ -90,7 +87,10 @@ class Method(RankedSelector[SketchWalk]):
         # Only the order within a row matters; without scaling, products of softmax^s underflow
         # within a few layers.
         walk = forward.shared["walk"] = _normalised(walk)
-        return self._marked_each(walk, forward)
+        ranks = logarithms if is_step and self.system.select == "topk" else walk
+        if ranks.ndim == 3:
+            return self._marked(ranks, forward)
+        return torch.stack([self._marked(one, forward) for one in ranks.unbind(1)], 1)
 
     def choices(self, layer: LayerShape) -> int:
         return count_choices(self.system.choices, layer.heads, layer.kv_heads)
@@ -238,30 +238,19 @@ class Method(RankedSelector[SketchWalk]):
         return sums / is_used.sum(-1).clamp_min(1).view(-1, 1, 1, 1)
 
     def _step(self, queries: Tensor, blocks: Blocks, keys: Tensor, scale: float) -> Tensor:
-        """W = (sum over heads of softmax_j c <S q_i, S k_j> / sqrt(r))^s over the causal blocks
+        """W of these queries, see `_logarithms`."""
+        return self._sharpened(self._logarithms(queries, blocks, keys, scale))
+
+    def _sharpened(self, logarithms: Tensor) -> Tensor:
+        """W = (sum over heads of softmax)^s; rows of sum 1 for the damped walk."""
+        step = (logarithms * self.system.sparsity_exponent).exp()
+        return _normalised(step) if self.system.walk == "damped" else step
+
+    def _logarithms(self, queries: Tensor, blocks: Blocks, keys: Tensor, scale: float) -> Tensor:
+        """log(sum over heads of softmax_j c <S q_i, S k_j> / sqrt(r)) over the causal blocks
         [batch, rows, blocks], or [batch, choices, rows, blocks] over the heads of each choice.
 
         c is `scale`. With `keys: box` the product is an upper bound for the keys in the box.
-        For the damped walk each row is normalised to sum 1.
-        """
-        step = self._pooled_scores(queries, blocks, keys, scale, self._sum_of_softmaxes)
-        return _normalised(step) if self.system.walk == "damped" else step
-
-    def _sum_of_softmaxes(self, scores: Tensor) -> Tensor:
-        return scores.softmax(-1).sum(2) ** self.system.sparsity_exponent
-
-    def _pooled_scores(
-        self,
-        queries: Tensor,
-        blocks: Blocks,
-        keys: Tensor,
-        scale: float,
-        pool: Callable[[Tensor], Tensor],
-    ) -> Tensor:
-        """`pool` of the scores c <S q_i, S k_j> / sqrt(r), a few rows at a time.
-
-        It maps [batch, choices, heads of a choice, rows, blocks], -inf for future blocks, to the
-        same without heads.
         """
         batch, h, _, r = queries.shape
         kv = keys.shape[1]
@@ -277,9 +266,10 @@ class Method(RankedSelector[SketchWalk]):
             scores = scores.view(batch, h, -1, blocks.count)
             scores = scores.masked_fill(future[:, None], -torch.inf)
             choices = count_choices(self.system.choices, h, kv)
-            parts.append(pool(scores.unflatten(1, (choices, -1))))
-        pooled = torch.cat(parts, 2)
-        return pooled[:, 0] if self.system.choices == "layer" else pooled
+            logs = scores.log_softmax(-1).unflatten(1, (choices, -1))
+            parts.append(logs.logsumexp(2) if logs.shape[2] > 1 else logs[:, :, 0])
+        logarithms = torch.cat(parts, 2)
+        return logarithms[:, 0] if self.system.choices == "layer" else logarithms
 
     def _store_step(self, step: Tensor, blocks: Blocks, state: dict[str, Tensor]) -> None:
         """Add the rows of W to those of earlier forwards."""
@@ -332,12 +322,6 @@ class Method(RankedSelector[SketchWalk]):
         kept = walk > _quantile(walk, ranked, self.system.quantile)
         return torch.where(kept, torch.inf, -torch.inf)
 
-    def _marked_each(self, walk: Tensor, forward: Forward) -> Tensor:
-        """`_marked` for each choice of walk, if it has several."""
-        if walk.ndim == 3:
-            return self._marked(walk, forward)
-        return torch.stack([self._marked(one, forward) for one in walk.unbind(1)], 1)
-
     def _marked(self, walk: Tensor, forward: Forward) -> Tensor:
         """Scores with +inf for blocks that are always kept, -inf for blocks that never are."""
         system, blocks = self.system, forward.blocks
@@ -366,12 +350,6 @@ class Method(RankedSelector[SketchWalk]):
         size = self.system.block_size
         counts = [-int(-Fraction(str(share)) * n / size // 1) for n in tokens]
         return blocks.constant(*counts, shape=(-1, 1, 1))
-
-
-def _log_of_softmaxes(scores: Tensor) -> Tensor:
-    """Log of the sum over heads of softmax_j; scores as they are if there is one head, which has
-    the same order."""
-    return scores[:, :, 0] if scores.shape[2] == 1 else scores.log_softmax(-1).logsumexp(2)
 
 
 def _normalised(x: Tensor) -> Tensor:

@@ -110,12 +110,10 @@ def test_walk_and_choice_match_the_reference(
                 for row in range(math.ceil((end - first) / size) - blocks.begin[b]):
                     i = blocks.begin[b] + row
                     row_scores = expected[layer][i, : i + 1]
-                    # Without a walk, only the order counts, so scores are logarithms.
-                    if system.walk != "off" or system.select != "topk":
-                        np.testing.assert_allclose(
-                            walks[layer][b, row, : i + 1], row_scores, 1e-3, 1e-6
-                        )
-                        assert not walks[layer][b, row, i + 1 :].any()
+                    np.testing.assert_allclose(
+                        walks[layer][b, row, : i + 1], row_scores, 1e-3, 1e-6
+                    )
+                    assert not walks[layer][b, row, i + 1 :].any()
                     assert kept[layer][b][row] == kept_blocks(system, row_scores, tokens, is_decode)
 
 
@@ -383,6 +381,21 @@ def test_preset_quest_chooses_the_blocks_of_quest(select, scale):
                 else:
                     assert ours == {own, *sorted(quest, key=lambda j: -bounds[j])[: count - 1]}
     assert 0 < agreed < 2 * 4 * steps
+
+
+@pytest.mark.parametrize("heads", ["mean", "sum"])
+@pytest.mark.parametrize("walk", ["product", "off"])
+def test_scores_far_apart_do_not_tie(select, heads, walk):
+    """In the first layer, R is W, whose entries are below the smallest float32."""
+    generator = torch.Generator().manual_seed(0)
+    query, key = (torch.randn(1, 1, 2, 80, 8, generator=generator) * 9 for _ in range(2))
+    system = SketchWalk(block_size=4, top_k_blocks=6, heads=heads, walk=walk, sketch_dim=None)
+    ((_, _, walks, kept),) = select(Method(system), [80], query, key, [80])
+    both = (x[:, 0].double().numpy() for x in (query, key))
+    (expected,) = reference_walk(system, *both, False, np.eye(8))
+    assert (walks[0][0].tril() == 0).sum() > 20 * 19 / 2
+    for row in range(20):
+        assert kept[0][0][row] == kept_blocks(system, expected[row, : row + 1], 80, False)
 
 
 def test_products_of_many_layers_do_not_underflow(select):
