@@ -14,7 +14,7 @@ from needlework.figures.style.theme import (
     distinct,
     inline,
     metrics_line,
-    panel_header,
+    panel_facet,
     sample_size,
     styled,
 )
@@ -116,12 +116,7 @@ def accuracy(
         .properties(width=width, height=height)
         .facet(
             data=inline(data),
-            facet=alt.Facet(
-                "panel:N",
-                title=None,
-                sort=list(panels.values()),
-                header=panel_header(panels.values(), width),
-            ),
+            facet=panel_facet("panel", panels.values(), width),
             columns=panels_per_row,
         )
         .resolve_axis(x="independent", y="independent")

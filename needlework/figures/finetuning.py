@@ -11,7 +11,7 @@ from needlework.figures.style.theme import (
     distinct,
     inline,
     metrics_line,
-    panel_header,
+    panel_facet,
     sample_size,
     styled,
 )
@@ -90,7 +90,7 @@ def finetuning(
         .properties(width=_WIDTH, height=260)
         .facet(
             data=inline(data),
-            facet=alt.Facet("task:N", title=None, sort=tasks, header=panel_header(tasks, _WIDTH)),
+            facet=panel_facet("task", tasks, _WIDTH),
             columns=min(len(tasks), 3),
         )
         .resolve_axis(x="independent", y="independent")

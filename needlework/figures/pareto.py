@@ -12,7 +12,7 @@ from needlework.figures.style.theme import (
     distinct,
     inline,
     metrics_line,
-    panel_header,
+    panel_facet,
     sample_size,
     styled,
 )
@@ -107,12 +107,7 @@ def pareto(
         .properties(width=_WIDTH, height=_HEIGHT)
         .facet(
             data=inline(data),
-            facet=alt.Facet(
-                "panel:N",
-                title=None,
-                sort=list(panels.values()),
-                header=panel_header(panels.values(), _WIDTH),
-            ),
+            facet=panel_facet("panel", panels.values(), _WIDTH),
             columns=len(stages),
         )
         .resolve_axis(x="independent", y="independent")

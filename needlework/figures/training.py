@@ -16,7 +16,7 @@ from needlework.figures.style.step_curves import (
     require_all,
     stack,
 )
-from needlework.figures.style.theme import inline, panel_header, styled
+from needlework.figures.style.theme import inline, panel_facet, styled
 
 _MAX_LINES = 32
 
@@ -110,7 +110,7 @@ def _gate_panels(gates: pl.DataFrame) -> alt.FacetChart:
         )
         .properties(width=WIDTH, height=HEIGHT)
     )
-    facet = alt.Facet("model:N", title=None, sort=models, header=panel_header(models, WIDTH))
+    facet = panel_facet("model", models, WIDTH)
     return lines.facet(data=inline(gates), facet=facet, columns=2, spacing=40).resolve_axis(
         x="independent", y="independent"
     )

@@ -44,7 +44,7 @@ class Task(Strict):
 
     @property
     def metric(self) -> Metric:
-        """The metric of the task: all references must be found, or any of them, or see `scoring`."""
+        """Its metric: all references must be found, or any of them, or see `scoring`."""
         return "all"
 
     @property

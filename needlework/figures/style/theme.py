@@ -143,6 +143,12 @@ def panel_header(names: Iterable[str], width: float) -> alt.Header:
     return alt.Header(**_wrapped(list(names), max(int(width / _LABEL_PIXELS), 12)))
 
 
+def panel_facet(field: str, names: Iterable[str], width: float) -> alt.Facet:
+    """Panels `width` pixels wide, one per value of `field`, in the order of `names`."""
+    names = list(names)
+    return alt.Facet(f"{field}:N", title=None, sort=names, header=panel_header(names, width))
+
+
 def name_axis(names: Iterable[str], **properties: bool) -> alt.Axis:
     """An axis of names on the left, wrapped as in legends, with other properties of an axis."""
     return alt.Axis(**{"labelOverlap": False, **_wrapped(list(names)), **properties})
