@@ -100,8 +100,8 @@ def thinking(
         "Accuracy by thinking budget",
         [
             metrics_line(set(metric_of.values())),
-            "Bars: 95 % intervals (Wilson). Truncated thoughts never closed; they and empty answers "
-            "count as wrong",
+            "Bars: 95 % intervals (Wilson). Truncated thoughts never closed; they and empty "
+            "answers count as wrong",
             sample_size(cells["n"], "answers per point, all needle depths pooled"),
             *skip_notes(skipped),
         ],
