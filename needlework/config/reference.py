@@ -13,7 +13,6 @@ from needlework.config.base import Strict, with_type
 from needlework.config.experiment import EarlyStopping, EffectiveLength, Experiment, System
 from needlework.config.finetune_data import Examples
 from needlework.config.gates import SeerGates
-from needlework.config.models.api import Price
 from needlework.config.models.base import Model
 from needlework.config.models.registry import MODEL_SOURCES
 from needlework.config.streams import Stream, StreamedSystem
@@ -39,7 +38,7 @@ def reference() -> str:
         "The file": ("Top-level keys.", [Experiment, EarlyStopping, EffectiveLength]),
         "Models": (
             "Entries of `models:`. The key in the title decides which kind of model an entry is.",
-            [*MODEL_SOURCES, Price],
+            [*MODEL_SOURCES],
         ),
         "Training": (
             "Recipes under `finetune:`, `pretrain:` and `distill:`.",
@@ -60,11 +59,32 @@ def reference() -> str:
             [Stream, StreamedSystem],
         ),
     }
+    listed = {cls for _, classes in sections.values() for cls in classes}
+    nested: dict[str, list[type[Strict]]] = {}
+    # The last one holds all the others.
+    for title, (_, classes) in [*list(sections.items())[1:], *list(sections.items())[:1]]:
+        nested[title] = [cls for cls in _nested(classes) if cls not in listed]
+        listed.update(nested[title])
     parts = [_HEADER]
     for title, (text, classes) in sections.items():
         parts.append(f"## {title}\n\n{text}\n")
-        parts += [_table(cls) for cls in classes]
+        parts += [_table(cls) for cls in [*classes, *nested[title]]]
     return "\n".join(parts)
+
+
+def _nested(classes: list[type[Strict]]) -> list[type[Strict]]:
+    """The classes of sections within the sections of `classes`."""
+    found: dict[type[Strict], None] = {}
+    for cls in classes:
+        for field in cls.model_fields.values():
+            found.update(dict.fromkeys(_sections(field.annotation)))
+    return list(found)
+
+
+def _sections(annotation: typing.Any) -> list[type[Strict]]:
+    if isinstance(annotation, type) and issubclass(annotation, Strict):
+        return [annotation, *_nested([annotation])]
+    return [cls for part in typing.get_args(annotation) for cls in _sections(part)]
 
 
 def _classes_of(module: types.ModuleType) -> list[type[Strict]]:

@@ -6,6 +6,7 @@ import yaml
 from jsonschema import Draft202012Validator
 from support.paths import ROOT
 
+from needlework.config.reference import reference
 from needlework.config.schema import experiment_schema
 
 SHIPPED = ["config.yaml", *(f"config/{path.name}" for path in (ROOT / "config").glob("*.yaml"))]
@@ -94,3 +95,18 @@ def test_a_wrong_experiment_does_not_validate(validator, where, value):
 @pytest.mark.parametrize("key", ["experiment", "models", "systems", "tasks", "lengths"])
 def test_what_is_required_may_not_be_missing(validator, key):
     assert not validator.is_valid({k: v for k, v in GOOD.items() if k != key})
+
+
+def test_the_reference_has_a_table_of_every_section():
+    page = reference()
+    for name in (
+        "FreeNeedle",
+        "NiahTemplates",
+        "ThoughtFormat",
+        "RopeScaling",
+        "Price",
+        "Haystack",
+    ):
+        assert page.count(f"\n### {name}\n") == 1
+    tasks = page.split("\n## Tasks\n")[1].split("\n## ")[0]
+    assert "\n### VariableTrackingTemplates\n" in tasks
