@@ -56,7 +56,7 @@ def run(server: ApiServer, count: int, journal: Path, key: str | None = None, **
     return request_answers(api, samples(count), system="s", key=key, journal=journal)
 
 
-def test_a_thousand_requests_to_a_faulty_server(tmp_path: Path):
+def test_hundreds_of_requests_to_a_faulty_server(tmp_path: Path):
     draw = random.Random(3)
     transient = [fault for fault in FAULTS if fault != "stall"]
 
@@ -70,7 +70,7 @@ def test_a_thousand_requests_to_a_faulty_server(tmp_path: Path):
     with serving(faulty):
         predictions, measurements = run(
             faulty,
-            1000,
+            400,
             journal,
             concurrency=16,
             timeout_seconds=6,
@@ -80,14 +80,14 @@ def test_a_thousand_requests_to_a_faulty_server(tmp_path: Path):
         requests, answered_requests = list(faulty.requests), list(faulty.answered_requests)
         faulty.requests.clear()
         faulty.fault = lambda n, body: None
-        second_run, _ = run(faulty, 1000, journal, concurrency=8)
+        second_run, _ = run(faulty, 400, journal, concurrency=8)
 
-    assert predictions["sample"].to_list() == list(range(1000))
+    assert predictions["sample"].to_list() == list(range(400))
     answered = predictions.filter(pl.col("status") == "ok")
     assert answered["prediction"].to_list() == answered["sample"].cast(pl.String).to_list()
     failed = predictions.filter(pl.col("status") == "error")
-    assert len(answered) + len(failed) == 1000
-    assert len(failed) > 50
+    assert len(answered) + len(failed) == 400
+    assert len(failed) > 20
     for reason in failed["reason"]:
         assert EXPECTED_REASONS.fullmatch(reason), reason
     assert len({reason.split(" ")[0] for reason in failed["reason"]}) >= 5
@@ -101,10 +101,10 @@ def test_a_thousand_requests_to_a_faulty_server(tmp_path: Path):
     assert measurements["price_dollars"].null_count() == len(failed)
 
     # The next run requests failed samples only.
-    assert second_run["prediction"].to_list() == [str(i) for i in range(1000)]
+    assert second_run["prediction"].to_list() == [str(i) for i in range(400)]
     assert sorted(map(sample_of, faulty.requests), key=int) == failed["sample"].cast(str).to_list()
     lines = [json.loads(line)["sample"] for line in journal.read_text().splitlines()]
-    assert sorted(lines) == list(range(1000))
+    assert sorted(lines) == list(range(400))
 
 
 def test_rows_hold_measurements_and_price(tmp_path: Path):
