@@ -26,6 +26,7 @@ def generate(model, inputs=None, **options):
     return done.sequences, torch.stack(done.logits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "system", [RANDOM, SketchWalk(block_size=8, dense_layers=1), XAttention(block_size=8)]
 )
@@ -62,6 +63,7 @@ def test_prefill_in_chunks_of_whole_blocks_equals_one_pass(llama, system):
     assert chunked_tokens.tolist() == tokens.tolist()
 
 
+@pytest.mark.slow
 def test_prefill_in_chunks_that_cut_blocks_is_refused(llama):
     with apply(llama, RANDOM):
         with pytest.raises(ValueError, match=r"prefill_chunk_size: 13 .* such as 16"):

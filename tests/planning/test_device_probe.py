@@ -18,6 +18,7 @@ def test_an_unknown_name_lists_the_known_ones():
         device("h100")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_gpu")
 def test_without_a_gpu_this_machine_is_its_cpu():
     measured = device("here")

@@ -78,6 +78,7 @@ def test_the_interval_of_one_task_is_its_wilson_interval():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("truths", "n"),
     [

@@ -57,6 +57,7 @@ def test_gates_have_their_own_rate_and_no_weight_decay():
     assert len(parameter_groups(llama(), recipe())) == 2
 
 
+@pytest.mark.slow
 def test_model_learns_and_metrics_record_the_gates(tokenizer):
     model = convert(llama(), Infini(segment_length=6, balance_act_type="sigmoid"))
     config = recipe(steps=60, batch_size=4, learning_rate=1e-2, balance_factor_learning_rate=0.05)

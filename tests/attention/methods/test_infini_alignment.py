@@ -26,6 +26,7 @@ def logits_of(model):
     return torch.stack(out.logits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("saved", ["start", "end"])
 def test_another_alignment_can_be_applied_and_removed(saved):
     model = model_of(saved)

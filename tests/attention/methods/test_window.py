@@ -65,6 +65,7 @@ def test_tokens_see_only_sinks_and_recent_tokens(
         start = end
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not has_compiler("cpu"), reason="no C++ compiler")
 def test_compiled_and_gathered_windows_are_equal(select):
     """Windows that end inside a block and at its edge, with attention sinks."""

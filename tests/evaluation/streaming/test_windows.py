@@ -24,6 +24,7 @@ def test_chunks_without_overlap_score_the_first_token_of_the_next_chunk():
     assert results["per_token_losses"].tolist() == pytest.approx(expected, rel=1e-5, abs=1e-5)
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(st.data())
 def test_strided_windows_equal_a_plain_loop(data):

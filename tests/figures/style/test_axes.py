@@ -30,6 +30,7 @@ def test_close_lengths_are_all_labelled_on_different_lines(width):
     assert len(shown["1000"]) == 2
 
 
+@pytest.mark.slow
 @given(st.lists(st.integers(1, 2**24), min_size=1, max_size=12, unique=True))
 def test_labels_of_a_line_do_not_overlap(lengths):
     width = 320

@@ -32,6 +32,7 @@ def _svg(chart, tmp_path):
     return (tmp_path / "chart.svg").read_text()
 
 
+@pytest.mark.slow
 def test_skipped_cells_of_the_heatmap_are_grey_and_crossed(summary, tmp_path):
     svg = _svg(heatmap(summary, "passkey"), tmp_path)
     # Both depths of two cells.

@@ -358,6 +358,7 @@ def test_unreadable_files_are_reported(tmp_path):
         load_chat_frame(folder)
 
 
+@pytest.mark.slow
 def test_a_hub_name_is_read_from_the_hub_cache(tmp_path):
     repository = tmp_path / "models--owner--name"
     (repository / "refs").mkdir(parents=True)

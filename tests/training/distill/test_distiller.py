@@ -220,6 +220,7 @@ def test_gradients_match_finite_differences():
         assert sum(slopes) == pytest.approx(parameter.grad.view(-1)[place].item(), rel=0.02), name
 
 
+@pytest.mark.slow
 def test_a_decode_gate_learns_what_decoding_chooses_from(tmp_path, monkeypatch):
     """Target and logits of every token equal those of decoding it: the attention to complete
     earlier blocks, max-pooled over their keys and the group's heads, and the gate's scores."""

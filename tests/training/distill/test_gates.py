@@ -7,6 +7,7 @@ from needlework.config.attention.seer import Seer
 from needlework.training.distill.gates import distill
 
 
+@pytest.mark.slow
 def test_gates_learn_and_the_model_does_not_change(tokenizer, tmp_path):
     model = llama().eval()
     before = {name: x.clone() for name, x in model.state_dict().items()}
