@@ -28,6 +28,7 @@ _PRINTING_OPTIONS = {
     "--list-changes", "--lint", "--unlock", "--version", "-v", "--help", "-h",
 }  # fmt: skip
 _SECONDS_TO_STOP = 10
+_SNAKEMAKE = "needlework.pipeline.snakemake_cli"
 
 
 def only_prints(options: list[str]) -> bool:
@@ -130,7 +131,7 @@ def _snakemake(configfile: Path) -> list[str]:
             "install needlework in an environment whose path has none"
         )
     return [
-        *(sys.executable, "-m", "snakemake"),
+        *(sys.executable, "-m", _SNAKEMAKE),
         *("--snakefile", str(WORKFLOW / "Snakefile"), "--configfile", str(configfile)),
     ]
 
@@ -232,8 +233,8 @@ def _processes_here(matches: Callable[[list[str]], bool]) -> list[psutil.Process
 
 
 def _is_snakemake(command: list[str]) -> bool:
-    # `snakemake` or `python -m snakemake`.
-    return any(Path(word).name == "snakemake" for word in command[:3])
+    # `snakemake`, `python -m snakemake`, or ours.
+    return any(Path(word).name in ("snakemake", _SNAKEMAKE) for word in command[:3])
 
 
 def _is_job(command: list[str]) -> bool:
