@@ -42,6 +42,11 @@ class SavedGates(NamedTuple):
     query_pooling: str = "Qproj"
 
     @property
+    def is_pickle(self) -> bool:
+        """Whether the weights are in a pickle file."""
+        return self.weights.endswith(".pth")
+
+    @property
     def is_released(self) -> bool:
         """Whether the released code wrote it."""
         return self.description == RELEASED_DESCRIPTION

@@ -90,14 +90,18 @@ def write_checkpoint(folder: Path) -> None:
         (folder / name).mkdir()
         (folder / name / "gates.json").write_text(description)
         (folder / name / "gates.safetensors").touch()
-    for name, pooling in {"released": "Qproj", "foreign": "Qorig"}.items():
+    for name, pooling, suffix in (
+        ("released", "Qproj", "safetensors"),
+        ("pickled", "Qproj", "pth"),
+        ("foreign", "Qorig", "pth"),
+    ):
         (folder / name).mkdir()
         (folder / name / "config.json").write_text(
             '{"seerattn_gate_block_size": 64, "seerattn_gate_hidden_size": 128, '
             '"seerattn_k_seq_pooling_type": "Kmaxminavg", '
             f'"seerattn_q_head_pooling_type": "{pooling}"}}'
         )
-        (folder / name / "attn_gate_weights.pth").touch()
+        (folder / name / f"attn_gate_weights.{suffix}").touch()
 
 
 def read(text: str) -> Experiment:

@@ -49,7 +49,9 @@ class Checkpoint(Opening, LocalModel):
     path: str = Field(min_length=1, description="checkpoint folder, or owner/name")
     revision: str | None = Field(None, description="commit or tag of a hub name")
     allow_pickle: bool = Field(
-        False, description="true: read weights from pickle files (.bin) if there are no safetensors"
+        False,
+        description="true: read weights from pickle files (.bin), and gates from .pth, if there are no "
+        "safetensors",
     )
     rope_scaling: RopeScaling | None = Field(
         None,

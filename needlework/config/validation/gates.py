@@ -43,6 +43,12 @@ def seer_problems(
         except ValueError as error:
             yield at, str(error)
             return
+        if saved.is_pickle and not _allows_pickle(experiment, model):
+            yield (
+                at,
+                f"has its weights in a pickle, {saved.weights}; write allow_pickle: true in the "
+                "model's entry if you trust it, or save them as attn_gate_weights.safetensors",
+            )
         block_size, stages = saved.block_size, list[str](saved.stages)
     else:
         block_size, stages = gates.block_size, list[str](gates.stages)
@@ -63,3 +69,9 @@ def seer_problems(
             (*where, "attention", "block_size"),
             f"differs from the gates' block size; write {block_size}, or use other gates",
         )
+
+
+def _allows_pickle(experiment: Experiment, model: str) -> bool:
+    """Whether the entry of `model`, or of a model it starts from, allows pickle files."""
+    entries = (entry.local for _, entry in experiment.ancestors(model))
+    return any(entry is not None and entry.spec().allow_pickle for entry in entries)

@@ -1,5 +1,5 @@
 import pytest
-from support.experiment_file import EXPERIMENT, case, check_error, read
+from support.experiment_file import EXPERIMENT, case, check_error, error_of, read
 
 
 @pytest.mark.usefixtures("experiment_folder")
@@ -109,3 +109,12 @@ def test_missing_or_unfit_gates_are_rejected(old, new, message, at):
 def test_released_gates_are_accepted():
     released = "gates: released, stages: decode, block_size: 64"
     read(EXPERIMENT.replace("gates: saved, block_size: 64", released))
+
+
+@pytest.mark.usefixtures("experiment_folder")
+def test_gates_in_a_pickle_need_permission():
+    pickled = "gates: pickled, stages: decode, block_size: 64"
+    text = EXPERIMENT.replace("gates: saved, block_size: 64", pickled)
+    message = "'pickled': has its weights in a pickle, attn_gate_weights.pth; write allow_pickle"
+    assert message in error_of(text)
+    read(text.replace("base: {path: checkpoint}", "base: {path: checkpoint, allow_pickle: true}"))
