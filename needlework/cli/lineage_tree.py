@@ -44,7 +44,9 @@ def _describe_job(record: dict[str, Any]) -> str:
         f"commit {git['commit'][:10]}{' with changes' if git['changed'] else ''}, " if git else ""
     )
     weights = "".join(f"{name} at {commit}, " for name, commit in record.get("hub", {}).items())
+    answers = record.get("answers")
+    stored = f"{answers['generated']:,} answers generated, others stored, " if answers else ""
     return (
         f"[dim]rule {record['rule']}, code {record['code']['version']}, {commit}{weights}"
-        f"{record['started']}, {record['seconds']} s on {record['device']}[/dim]"
+        f"{stored}{record['started']}, {record['seconds']} s on {record['device']}[/dim]"
     )

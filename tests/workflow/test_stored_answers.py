@@ -48,6 +48,10 @@ def test_only_answers_that_are_missing_are_generated(project: Project, small_exp
     assert generated == 4
     assert not denser["prefill_density"].equals(first["prefill_density"])
 
+    made = project.needlework("lineage", "results/other/predictions/renamed.parquet").stdout
+    assert "rule evaluate_system" in made
+    assert "4 answers generated, others stored" in made
+
     listed = project.needlework("answers").stdout.splitlines()
     assert len(listed) == 3
     assert listed[-1].startswith("stored: answers 14, systems 2, ")
