@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 import torch
 import transformers as configs
+from support.batch_changes import assert_state_follows, every_batch_change
 from support.tiny_models import FAMILIES, SMALL, generate, prompts, run, tiny
 from transformers import AutoModel, DynamicCache
 
@@ -219,26 +220,9 @@ def test_stages_prefill_is_sparse_prefill_and_stock_decode(llama):
 
 
 @every_system
-@pytest.mark.parametrize(
-    ("change", "rows"),
-    [
-        (lambda cache: cache.reorder_cache(torch.tensor([1, 0])), [1, 0]),
-        (lambda cache: cache.batch_select_indices(torch.tensor([1])), [1]),
-        (lambda cache: cache.batch_repeat_interleave(2), [0, 0, 1, 1]),
-    ],
-    ids=["reorder", "select", "repeat"],
-)
+@every_batch_change
 def test_state_follows_batch_changes_of_the_cache(llama, system, change, rows):
-    inputs = prompts([70, 60])
-    more = prompts([10, 10], seed=1)["input_ids"]
-    mask = torch.cat([inputs["attention_mask"], torch.ones_like(more)], 1)
-    with apply(llama, system):
-        whole = run(llama, torch.cat([inputs["input_ids"], more], 1), [70, *[1] * 10], mask)
-        cache = DynamicCache(config=llama.config)
-        run(llama, inputs["input_ids"], [70], inputs["attention_mask"], cache)
-        change(cache)
-        result = run(llama, more[rows], [1] * 10, mask[rows], cache)
-    torch.testing.assert_close(result, whole[rows, 70:], rtol=0, atol=1e-4)
+    assert_state_follows(llama, system, change, rows)
 
 
 @every_system

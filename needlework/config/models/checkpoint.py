@@ -50,8 +50,8 @@ class Checkpoint(Opening, LocalModel):
     revision: str | None = Field(None, description="commit or tag of a hub name")
     allow_pickle: bool = Field(
         False,
-        description="true: read weights from pickle files (.bin), and gates from .pth, if there are no "
-        "safetensors",
+        description="true: read weights from pickle files (.bin), and gates from .pth, if there "
+        "are no safetensors",
     )
     rope_scaling: RopeScaling | None = Field(
         None,

@@ -3,6 +3,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.batch_changes import assert_state_follows, every_batch_change
 from support.seer_reference import SIZE, GateSpy, follows_rule, reference_gate
 from support.tiny_models import generate, prompts, run, tiny
 from transformers import DynamicCache
@@ -208,26 +209,9 @@ def test_second_prefill_pools_decoded_tokens(llama, system, form):
                 assert follows_rule(kept[0][head][row - 11], shares, row, 16, of_all, False)
 
 
-@pytest.mark.parametrize(
-    ("change", "rows"),
-    [
-        (lambda cache: cache.reorder_cache(torch.tensor([1, 0])), [1, 0]),
-        (lambda cache: cache.batch_select_indices(torch.tensor([1])), [1]),
-        (lambda cache: cache.batch_repeat_interleave(2), [0, 0, 1, 1]),
-    ],
-    ids=["reorder", "select", "repeat"],
-)
+@every_batch_change
 def test_state_follows_batch_changes_of_the_cache(llama, system, change, rows):
-    inputs = prompts([70, 60])
-    more = prompts([10, 10], seed=1)["input_ids"]
-    mask = torch.cat([inputs["attention_mask"], torch.ones_like(more)], 1)
-    with apply(llama, system(FORMS["count"])):
-        whole = run(llama, torch.cat([inputs["input_ids"], more], 1), [70, *[1] * 10], mask)
-        cache = DynamicCache(config=llama.config)
-        run(llama, inputs["input_ids"], [70], inputs["attention_mask"], cache)
-        change(cache)
-        result = run(llama, more[rows], [1] * 10, mask[rows], cache)
-    torch.testing.assert_close(result, whole[rows, 70:], rtol=0, atol=1e-4)
+    assert_state_follows(llama, system(FORMS["count"]), change, rows)
 
 
 @every_form
