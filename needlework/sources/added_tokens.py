@@ -70,6 +70,10 @@ def reading_special_tokens_as_text(tokenizer: Tokenizer) -> Tokenizer:
     )
     hidden = Tokenizer.from_str(json.dumps(state))
     hidden.encode_special_tokens = True
+    try:
+        hidden.encode_batch(found)
+    except Exception:  # tokenizers raises nothing more specific, here for a missing unk_token
+        return tokenizer
     return hidden
 
 

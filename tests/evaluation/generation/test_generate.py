@@ -1,4 +1,5 @@
 import copy
+import json
 
 import polars as pl
 import pytest
@@ -67,6 +68,11 @@ def _samples(lengths: list[int], max_new_tokens: int = 8) -> pl.DataFrame:
 def _greedy(model, prompt: str, most: int, eos: set[int]) -> list[int]:
     """Greedy decoding without a cache."""
     ids = [1, *(WORDS.index(word) for word in prompt.split())]
+    return _greedy_from(model, ids, most, eos)
+
+
+@torch.no_grad()
+def _greedy_from(model, ids: list[int], most: int, eos: set[int]) -> list[int]:
     new = []
     while len(new) < most:
         token = int(model(torch.tensor([ids]), use_cache=False).logits[0, -1].argmax())
@@ -303,3 +309,17 @@ def test_the_eos_of_config_and_tokenizer_end_an_answer(tokenizer):
     own.eos_token = words[2]
     answer = generate_answers(model, own, samples, system="own")[0].row(0, named=True)
     assert (answer["stop_reason"], answer["new_tokens"]) == ("eos", words.index(words[2]) + 1)
+
+
+def test_special_tokens_of_the_text_are_not_those_of_the_template(tokenizer):
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    state["model"]["unk_token"] = "w9"
+    words = Tokenizer.from_str(json.dumps(state))
+    other = PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<s>", eos_token="</s>")
+    prompt, model = "</s> w1 w2 </s> w3", _llama()
+    row = {"task": "key", "length": 64, "sample": 0, "prompt": prompt, "max_new_tokens": 6}
+    samples = pl.DataFrame([{**row, "tokens": 6, "control_spans": [[0, 4]]}])
+    answer = generate_answers(model, other, samples, system="own")[0]["prediction"][0]
+    ids = [1, 2, WORDS.index("w1"), WORDS.index("w2"), WORDS.index("w9"), WORDS.index("w3")]
+    expected = _greedy_from(model, ids, 6, {2})
+    assert answer.split() == [WORDS[i] for i in expected if i > 2]
