@@ -5,7 +5,9 @@ them. The rows of a forward are the blocks of its queries; the first row may hav
 earlier forward, and the last may be incomplete.
 """
 
+from collections.abc import Callable
 from functools import cached_property
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,6 +15,8 @@ from torch.nn import functional
 
 from needlework.attention.masks import LazyMask
 from needlework.config.attention.base import BlockSparse
+
+T = TypeVar("T")
 
 SORTED_AT_ONCE = 2**22
 """Most scores ranked together, unless one choice has more."""
@@ -27,15 +31,20 @@ class Blocks:
 
     most_marked: int | None = None
     """Most blocks that a row of a system that marks blocks keeps; None: the scores decide."""
+    has_same_choice = False
+    """Whether all layers choose the same blocks."""
 
     def __init__(self, mask: LazyMask, system: BlockSparse, device: torch.device):
         self.mask, self.system, self.device = mask, system, device
+        self.marks_blocks = system.marks_blocks
+        """Whether scores of +-inf keep or drop blocks in this forward; otherwise rank decides."""
         self.size = size = system.block_size
         self.begin = [max(0, mask.start - first) // size for first in mask.first]
         ends = [-(-max(0, mask.total - first) // size) for first in mask.first]
         self.rows = max(1, *[end - begin for begin, end in zip(self.begin, ends, strict=True)])
         self.count = max(self.begin) + self.rows
         self._constants: dict[tuple, Tensor] = {}
+        self._of_choice: dict[str, Any] = {}
 
     def constant(self, *numbers: int, shape: tuple[int, ...] = (-1,)) -> Tensor:
         """Numbers on the device, int64, copied there once per forward.
@@ -45,6 +54,14 @@ class Blocks:
         if numbers not in self._constants:
             self._constants[numbers] = torch.tensor(numbers, dtype=torch.int64, device=self.device)
         return self._constants[numbers].view(shape)
+
+    def of_choice(self, name: str, compute: Callable[[], T]) -> T:
+        """What follows from a layer's choice: computed once if all layers choose the same."""
+        if not self.has_same_choice:
+            return compute()
+        if name not in self._of_choice:
+            self._of_choice[name] = compute()
+        return self._of_choice[name]
 
     @property
     def query_starts(self) -> list[int]:
@@ -110,7 +127,7 @@ class Blocks:
     @cached_property
     def has_empty(self) -> bool:
         """Whether any row has unused slots."""
-        if self.system.marks_blocks:
+        if self.marks_blocks:
             return True
         return any(kept < self.slots for row in self._kept for kept in row)
 
@@ -133,6 +150,20 @@ class Blocks:
     def own_pairs(self) -> Tensor:
         """(query, key) pairs of each row's new tokens with its own block [batch, rows], int64."""
         return (self.is_new * (self.token + 1)).sum(-1)
+
+    @cached_property
+    def ranked_pairs(self) -> Tensor:
+        """`causal_pairs` of any choice by rank alone (0-dim float64)."""
+        earlier = (self.kept[..., 0] - 1) * self.is_new.sum(-1) * self.size
+        return (earlier + self.own_pairs).sum().double()
+
+    @cached_property
+    def fixed(self) -> tuple[Tensor, Tensor]:
+        """The row's own block and those after it [batch, 1, rows, blocks]; which, and their scores:
+        +inf and -inf, float32."""
+        own = self.own[:, None]
+        is_fixed = own | self.future[:, None] if self.has_future else own
+        return is_fixed, torch.where(own, torch.inf, -torch.inf)
 
     @cached_property
     def last(self) -> list[int]:
@@ -223,6 +254,11 @@ def shift(x: Tensor, starts: list[int], length: int) -> Tensor:
     return functional.pad(x, (0, 0, before, after)) if before or after else x
 
 
+def joined(parts: list[Tensor], dim: int = 0) -> Tensor:
+    """torch.cat, without a copy of a single part."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
+
+
 def choose(scores: Tensor, blocks: Blocks) -> Tensor:
     """Choose the blocks of each row: its own, and the earlier ones with the highest scores.
 
@@ -238,7 +274,7 @@ def choose(scores: Tensor, blocks: Blocks) -> Tensor:
         -1 in unused slots.
     """
     if scores.ndim == 3:
-        return choose(scores[:, None], blocks)[:, 0]
+        return blocks.of_choice("chosen", lambda: choose(scores[:, None], blocks)[:, 0])
     # A few choices at a time: ranking takes several times the memory of the scores.
     together = ranked_together(scores[:, 0].numel())
     parts = [_choose(part, blocks) for part in scores.split(together, 1)]
@@ -251,19 +287,14 @@ def choose(scores: Tensor, blocks: Blocks) -> Tensor:
 
 def _choose(scores: Tensor, blocks: Blocks) -> Tensor:
     """`choose` for scores [batch, choices, rows, blocks]."""
-    own = blocks.own[:, None]
-    if not blocks.system.marks_blocks:
-        if blocks.has_future:
-            scores = scores.masked_fill(blocks.future[:, None], -torch.inf)
-        scores = scores.masked_fill(own, torch.inf)
+    is_fixed, fixed = blocks.fixed
+    if not blocks.marks_blocks:
+        scores = torch.where(is_fixed, fixed, scores)
         order = scores.sort(dim=-1, descending=True, stable=True).indices[..., : blocks.slots]
         return order.masked_fill(blocks.is_empty[:, None], -1) if blocks.has_empty else order
     # A forced block scores just below the row's own, which must come first.
     forced = torch.finfo(scores.dtype).max
-    scores = scores.clamp_max(forced)
-    if blocks.has_future:
-        scores = scores.masked_fill(blocks.future[:, None], -torch.inf)
-    scores = scores.masked_fill(own, torch.inf)
+    scores = torch.where(is_fixed, fixed, scores.clamp_max(forced))
     kept = torch.maximum(blocks.kept[:, None], (scores >= forced).sum(-1, keepdim=True))
     kept = torch.minimum(kept, (scores > -torch.inf).sum(-1, keepdim=True))
     most = blocks.most_marked
@@ -293,6 +324,8 @@ def causal_pairs(chosen: Tensor, blocks: Blocks) -> Tensor:
 
     Every block before the row's own is complete, so counting blocks is enough.
     """
+    if not blocks.marks_blocks:
+        return blocks.ranked_pairs
     earlier = ((chosen >= 0) & (chosen != blocks.number[:, None, :, None])).sum((1, -1)).double()
     earlier = earlier / chosen.shape[1] * blocks.is_new.sum(-1) * blocks.size
     return (earlier + blocks.own_pairs).sum()

@@ -57,14 +57,14 @@ def seer(model, folder):
 
 # System, and the largest number of operations per layer, the rest of the layer included.
 CASES = {
-    "dense": (None, 60),
-    "sketchwalk": (lambda *_: SketchWalk(**TOP), 105),
-    "sketchwalk, heads apart": (lambda *_: SketchWalk(heads="sum", walk="off", **TOP), 100),
-    "boxes": (lambda *_: SketchWalk(keys="box", heads="sum", walk="off", **TOP), 110),
-    "xattention": (lambda *_: XAttention(stride=4, **TOP), 100),
-    "random": (lambda *_: Random(**TOP), 100),
-    "window": (lambda *_: Window(recent_tokens=20, **BLOCKS), 110),
-    "seer": (seer, 155),
+    "dense": (None, 45),
+    "sketchwalk": (lambda *_: SketchWalk(**TOP), 80),
+    "sketchwalk, heads apart": (lambda *_: SketchWalk(heads="sum", walk="off", **TOP), 75),
+    "boxes": (lambda *_: SketchWalk(keys="box", heads="sum", walk="off", **TOP), 85),
+    "xattention": (lambda *_: XAttention(stride=4, **TOP), 70),
+    "random": (lambda *_: Random(**TOP), 83),
+    "window": (lambda *_: Window(recent_tokens=20, **BLOCKS), 50),
+    "seer": (seer, 116),
 }
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from needlework.attention.blocks import Blocks, causal_pairs, ranked_together
+from needlework.attention.blocks import Blocks, causal_pairs, joined, ranked_together
 
 GATHER_ELEMENTS = {"cpu": 2**17, "cuda": 2**26}
 """Elements gathered together: more would exceed the CPU's cache, fewer would leave a GPU idle."""
@@ -103,30 +103,20 @@ def gather_token(
     """`attend` for one new token per row, with few small operations."""
     batch, heads, kv_heads, total = *query.shape[:2], key.shape[1], key.shape[2]
     choices, size = chosen.shape[1], min(blocks.size, total)
-    chosen = chosen[:, :, 0]
-    begins = blocks.first[:, None, None] + chosen * blocks.size
-    if blocks.has_empty:
-        begins = begins.masked_fill(chosen < 0, total)
-    # An incomplete last block is read from an earlier start, so that it lies within the cache.
-    starts = begins.clamp_max(total - size)
-    position = starts[..., None] + blocks.token[:size]
-    allowed = (position >= begins[..., None]).flatten(2)
-    position = position.flatten(2)
-    if not blocks.mask.is_causal:
-        rows = torch.arange(batch, device=query.device)[:, None, None]
-        last = torch.full_like(position[..., :1], total - 1)
-        allowed = allowed & blocks.mask.at(rows, last, position)
+    starts, position, hidden = blocks.of_choice(
+        "table", lambda: _token_table(chosen[:, :, 0], total, blocks)
+    )
     # Each kv head reads blocks, or each head if choices are per head.
     readers = max(kv_heads, choices)
     queries = query.reshape(batch, readers, heads // readers, -1)
-    allowed, sinks = allowed[:, :, None], terms.sinks
+    hidden, sinks = hidden[:, :, None], terms.sinks
     if sinks is not None:
         sinks = sinks.view(1, readers, -1).expand(batch, -1, -1)
     keys, key_begins = _rows(key, readers, blocks)
     values, begins = _rows(value, readers, blocks)
     windows = _windows(keys, size), (key_begins[..., None] + starts).flatten()
     if query.device.type == "cpu":
-        length = allowed.shape[-1]
+        length = hidden.shape[-1]
         together = max(1, GATHER_ELEMENTS["cpu"] // (length * key.shape[-1]))
         parts = zip(
             (queries.float() * terms.scaling).flatten(0, 1).split(together),
@@ -137,8 +127,8 @@ def gather_token(
             q.bmm(windows[0].index_select(0, at).view(len(q), length, -1).float().transpose(1, 2))
             for q, at in parts
         ]
-        scores = torch.cat(parts_of_scores).view(*queries.shape[:3], length)
-        weights = _softmax(scores, allowed, terms, sinks).to(value.dtype)
+        scores = joined(parts_of_scores).view(*queries.shape[:3], length)
+        weights = _softmax(scores, hidden, terms, sinks).to(value.dtype)
         # embedding_bag sums rows of values without copying them; there is no such function for q k.
         rows = (begins[..., None] + position)[:, :, None].expand(weights.shape)
         out = functional.embedding_bag(
@@ -148,14 +138,43 @@ def gather_token(
             mode="sum",
         )
     else:
-        shape = (batch, readers, allowed.shape[-1], -1)
+        shape = (batch, readers, hidden.shape[-1], -1)
         keys = windows[0].index_select(0, windows[1]).view(shape)
         at = (begins[..., None] + starts).flatten()
         values = _windows(values, size).index_select(0, at).view(shape)
-        out = _attention(queries, keys, values, allowed, terms, sinks)
+        out = _attention(queries, keys, values, ~hidden, terms, sinks)
+    return out.view(batch, heads, 1, -1), blocks.of_choice(
+        "pairs", lambda: _token_pairs(hidden, choices, blocks)
+    )
+
+
+def _token_table(chosen: Tensor, total: int, blocks: Blocks) -> tuple[Tensor, Tensor, Tensor]:
+    """Where one new token per row reads chosen blocks [batch, choices, k]: first positions of runs
+    of tokens [batch, choices, k], all positions [batch, choices, k * size], and which of them are
+    masked."""
+    size = min(blocks.size, total)
+    begins = blocks.first[:, None, None] + chosen * blocks.size
+    if blocks.has_empty:
+        begins = begins.masked_fill(chosen < 0, total)
+    # An incomplete last block is read from an earlier start, so that it lies within the cache.
+    starts = begins.clamp_max(total - size)
+    position = starts[..., None] + blocks.token[:size]
+    hidden = (position < begins[..., None]).flatten(2)
+    position = position.flatten(2)
+    if not blocks.mask.is_causal:
+        rows = torch.arange(len(chosen), device=chosen.device)[:, None, None]
+        last = torch.full_like(position[..., :1], total - 1)
+        hidden = hidden | ~blocks.mask.at(rows, last, position)
+    return starts, position, hidden
+
+
+def _token_pairs(hidden: Tensor, choices: int, blocks: Blocks) -> Tensor:
+    """Pairs that `gather_token` attends to (0-dim float64)."""
+    if blocks.mask.is_causal and not blocks.marks_blocks:
+        return blocks.ranked_pairs
     if blocks.mask.real is not None:
-        allowed = allowed & blocks.mask.real[:, None, None, -1:]
-    return out.view(batch, heads, 1, -1), allowed.sum(dtype=torch.float64) / choices
+        hidden = hidden | ~blocks.mask.real[:, None, None, -1:]
+    return (~hidden).sum(dtype=torch.float64) / choices
 
 
 def _rows(x: Tensor, readers: int, blocks: Blocks) -> tuple[Tensor, Tensor]:
@@ -230,15 +249,15 @@ def _attention(
             query, key, value, attn_mask=mask, dropout_p=terms.dropout, scale=terms.scaling
         )
     scores = (query.float() * terms.scaling) @ key.float().transpose(-1, -2)
-    weights = _softmax(scores, mask, terms, sinks)
+    weights = _softmax(scores, ~mask, terms, sinks)
     return (weights @ value.float()).to(value.dtype)
 
 
-def _softmax(scores: Tensor, mask: Tensor, terms: SoftmaxTerms, sinks: Tensor | None) -> Tensor:
+def _softmax(scores: Tensor, hidden: Tensor, terms: SoftmaxTerms, sinks: Tensor | None) -> Tensor:
     """Attention weights from scaled q k^T [b, kv heads, group * t, k]; see `_attention`."""
     if terms.softcap is not None:
         scores = torch.tanh(scores / terms.softcap) * terms.softcap
-    scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    scores = scores.masked_fill(hidden, torch.finfo(scores.dtype).min)
     if sinks is None:
         return functional.dropout(scores.softmax(-1), terms.dropout)
     sinks = sinks.float().repeat_interleave(scores.shape[2] // sinks.shape[2], -1)

@@ -17,10 +17,10 @@ from transformers import PreTrainedModel
 
 from needlework.attention.base import FLOAT32_BYTES, Forward, RankedSelector
 from needlework.attention.block_rows import write_rows
-from needlework.attention.blocks import Blocks
+from needlework.attention.blocks import Blocks, joined
 from needlework.attention.density import STAGES
 from needlework.attention.layers import LayerShape
-from needlework.attention.rope import Name, Rotation
+from needlework.attention.rope import Angles, Name, Rotation
 from needlework.attention.seer.gates import DecodeGate, PrefillGate, pool_keys
 from needlework.attention.seer.released import open_gates
 from needlework.config.attention.base import Stage
@@ -95,8 +95,7 @@ class Method(RankedSelector[Seer]):
         blocks, state, stage = forward.blocks, forward.state.tensors[layer], forward.stage
         if stage == "decode":
             (queries,) = self._rotation.plain(layer, "query", query)
-            at = (blocks.mask.start - blocks.first).clamp_min(0)[:, None]
-            angles = self._rotation.at(at, self._gates.description.gate_dim)
+            angles = self._angles("token", forward)
         assert queries is not None  # a sparse prefill pools queries
         gate = self._gate(stage, layer)
         logits = gate.logits(gate.queries(queries, angles), state[stage])
@@ -159,8 +158,7 @@ class Method(RankedSelector[Seer]):
         """
         blocks, state = forward.blocks, forward.state.tensors.setdefault(layer, {})
         pools = self._pooled(layer, key[:, :, blocks.mask.start :], _pool_keys, forward, "key")
-        at = blocks.number * blocks.size
-        angles = self._rotation.at(at, self._gates.description.gate_dim)
+        angles = self._angles("rows", forward)
         for sparse_stage in self._stages:
             keys = self._gate(sparse_stage, layer).keys(pools, angles)
             state[sparse_stage] = write_rows(state.get(sparse_stage), keys, blocks)
@@ -168,6 +166,19 @@ class Method(RankedSelector[Seer]):
         if "prefill" in self._stages:
             queries = self._pooled(layer, query, _mean, forward, "query")
         return queries, angles
+
+    def _angles(self, of: str, forward: Forward) -> Angles:
+        """Rotary angles of the rows' first tokens ("rows") or of the decoded token ("token"), the
+        same in every layer."""
+        blocks, shared = forward.blocks, forward.shared
+        names = f"cos of {of}", f"sin of {of}"
+        if names[0] not in shared:
+            at = blocks.number * blocks.size
+            if of == "token":
+                at = (blocks.mask.start - blocks.first).clamp_min(0)[:, None]
+            angles = self._rotation.at(at, self._gates.description.gate_dim)
+            shared.update(zip(names, angles, strict=True))
+        return shared[names[0]], shared[names[1]]
 
     def _gate(self, stage: Stage, layer: int) -> PrefillGate | DecodeGate:
         return getattr(self._gates, stage)[str(layer)]
@@ -190,11 +201,11 @@ class Method(RankedSelector[Seer]):
             rows = blocks.of_queries(part)
             if before is not None:
                 first = rows[:, :, :1] + (before * blocks.is_earlier)[:, :, None]
-                rows = torch.cat([first, rows[:, :, 1:]], 2)
+                rows = first if blocks.rows == 1 else torch.cat([first, rows[:, :, 1:]], 2)
             pools.append(pool(rows, blocks))
             last.append(torch.stack([rows[b, :, row] for b, row in enumerate(blocks.last)]))
-        state[stored] = torch.cat(last, 1)
-        return torch.cat(pools, 1)
+        state[stored] = joined(last, 1)
+        return joined(pools, 1)
 
     def _marked(self, logits: Tensor, forward: Forward) -> Tensor:
         system, blocks = self.system, forward.blocks
@@ -213,9 +224,11 @@ class Method(RankedSelector[Seer]):
         elif count is not None:
             logits = _mark(_best(logits, blocks.constant(*count, shape=(-1, 1, 1, 1))))
         if forward.is_decode:
-            if threshold is None:
+            if threshold is None and count is None:
+                blocks.marks_blocks = False
+            elif threshold is None:
                 # Known without reading the scores from the device.
-                blocks.most_marked = blocks.slots if count is None else 1 + max(count)
+                blocks.most_marked = 1 + max(count or [0])
             return logits
         if not system.dense_last_rows:
             return logits

@@ -325,7 +325,10 @@ class Method(RankedSelector[SketchWalk]):
     def _marked(self, walk: Tensor, forward: Forward) -> Tensor:
         """Scores with +inf for blocks that are always kept, -inf for blocks that never are."""
         system, blocks = self.system, forward.blocks
-        if not system.marks_blocks:
+        shares = system.sink_share, system.local_share
+        if forward.is_decode and system.select == "topk" and not any(shares):
+            blocks.marks_blocks = False
+        if not blocks.marks_blocks:
             return walk
         tokens = forward.prompt_lengths
         number = blocks.numbers

@@ -50,6 +50,8 @@ class Method(Selector[Window]):
 class WindowBlocks(Blocks):
     """The blocks of a forward, with a mask that hides tokens neither sinks nor recent."""
 
+    has_same_choice = True
+
     def __init__(self, blocks: Blocks, window: Window):
         self.sink_tokens, self.recent_tokens = window.sink_tokens, window.recent_tokens
         mask = blocks.mask.windowed(self.sink_tokens, self.recent_tokens, blocks.first)

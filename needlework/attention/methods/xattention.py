@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from needlework.attention.base import FLOAT32_BYTES, Forward, RankedSelector, count_choices
 from needlework.attention.block_rows import write_rows
-from needlework.attention.blocks import Blocks
+from needlework.attention.blocks import Blocks, joined
 from needlework.attention.layers import LayerShape
 from needlework.config.attention.xattention import XAttention
 
@@ -45,15 +45,10 @@ class Method(RankedSelector[XAttention]):
             keys = (
                 forward.state.tensors[layer]["keys"].unflatten(-1, (self._groups, -1)).flatten(2, 3)
             )
-            number = (blocks.mask.start - blocks.first[:, None, None]) // self.system.stride
-            number = number.clamp_min(0)
-            has_query = torch.ones_like(number, dtype=torch.bool)
         else:
             queries = self._in_groups(blocks.of_queries(query)).flip(-2).flatten(4)
             keys = self._in_groups(self._real(key, blocks)).flatten(4).flatten(2, 3)
-            number = blocks.number[..., None] * self._groups
-            number = number + torch.arange(self._groups, device=query.device)
-            has_query = blocks.is_new.unflatten(2, (self._groups, -1)).any(-1)
+        number, has_query = self._query_groups(forward)
         queries = queries.unflatten(1, (kv, -1))
         row_scores = queries[:, :, :, 0, :, 0].numel() * keys.shape[2]
         batch_rows = max(1, min(SCORES_AT_ONCE // row_scores, -(-blocks.rows // PARTS)))
@@ -65,8 +60,10 @@ class Method(RankedSelector[XAttention]):
             part = self._pooled(
                 queries[:, :, :, rows], number[:, rows], has_query[:, rows], past, scale
             )
-            parts.append(functional.pad(part, (0, blocks.count - part.shape[-1])))
-        scores = torch.cat(parts, 2)
+            if part.shape[-1] < blocks.count:
+                part = functional.pad(part, (0, blocks.count - part.shape[-1]))
+            parts.append(part)
+        scores = joined(parts, 2)
         threshold = self.system.threshold
         return scores if threshold is None else _mark(scores, blocks, threshold)
 
@@ -97,6 +94,22 @@ class Method(RankedSelector[XAttention]):
 
     def choices(self, layer: LayerShape) -> int:
         return count_choices(self.system.choices, layer.heads, layer.kv_heads)
+
+    def _query_groups(self, forward: Forward) -> tuple[Tensor, Tensor]:
+        """Number of each group of queries among all groups, and whether it has a query
+        [batch, rows, groups], the same in every layer."""
+        blocks, shared = forward.blocks, forward.shared
+        if "number" not in shared:
+            if forward.is_decode:
+                position = (blocks.mask.start - blocks.first).clamp_min(0)
+                shared["number"] = (position // self.system.stride)[:, None, None]
+                shared["has_query"] = torch.ones_like(shared["number"], dtype=torch.bool)
+            else:
+                groups = torch.arange(self._groups, device=blocks.device)
+                shared["number"] = blocks.number[..., None] * self._groups + groups
+                by_group = blocks.is_new.unflatten(2, (self._groups, -1))
+                shared["has_query"] = by_group.any(-1)
+        return shared["number"], shared["has_query"]
 
     def _in_groups(self, x: Tensor) -> Tensor:
         """[..., rows, size, d] -> [..., rows, groups, stride, d]."""

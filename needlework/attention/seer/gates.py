@@ -133,10 +133,10 @@ def pool_keys(key: Tensor, is_real: Tensor) -> Tensor:
     without real tokens.
     """
     key = key.float()
-    highest = key.masked_fill(~is_real, -torch.inf).amax(3)
-    lowest = key.masked_fill(~is_real, torch.inf).amin(3)
-    mean = key.masked_fill(~is_real, 0).sum(3) / is_real.sum(3).clamp_min(1)
-    return torch.cat([highest, lowest, mean], -1).masked_fill(~is_real.any(3), 0)
+    highest = torch.where(is_real, key, -torch.inf).amax(3)
+    lowest = torch.where(is_real, key, torch.inf).amin(3)
+    mean = torch.where(is_real, key, 0).sum(3) / is_real.sum(3).clamp_min(1)
+    return torch.where(is_real.any(3), torch.cat([highest, lowest, mean], -1), 0)
 
 
 class Description(Strict):
