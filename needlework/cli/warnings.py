@@ -98,7 +98,9 @@ def _perplexity_is_no_likelihood(experiment: Experiment) -> Iterator[str]:
         for system in stream.systems or experiment.systems:
             reader = stream.read_by(system)
             attention = reader.attention if reader.model else experiment.systems[system].attention
-            if attention is not None and not attention.is_causal:
+            if attention is None:
+                continue
+            if not (attention.is_causal if reader.overlap else attention.is_causal_with_state):
                 yield (
                     f"streams.{name}: system `{system}` ({attention.type}) lets later tokens "
                     "affect earlier ones, so its perplexity is not a left-to-right likelihood; "

@@ -70,6 +70,11 @@ class Attention(Strict):
         raise NotImplementedError(f"{type(self).__name__}: define is_causal")
 
     @property
+    def is_causal_with_state(self) -> bool:
+        """`is_causal` along a text that is read chunk by chunk with a state."""
+        return self.is_causal
+
+    @property
     def causal_setting(self) -> str:
         """What to write for `is_causal` to be true, if it is false."""
         return "`choose: causal`"

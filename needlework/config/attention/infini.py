@@ -18,6 +18,10 @@ class Segmented(Attention):
         return self.segment_alignment == "start"
 
     @property
+    def is_causal_with_state(self) -> bool:
+        return True  # the end of the text is unknown, so segments start at its start
+
+    @property
     def causal_setting(self) -> str:
         return "`segment_alignment: start`"
 

@@ -151,7 +151,9 @@ class StreamingEvaluator:
         own = getattr(config, "needlework_attention", None)
         if system is None and own is not None:
             system = attention_class(own)(**getattr(config, own))
-        return system is None or system.is_causal
+        if system is None:
+            return True
+        return system.is_causal if self.plan.overlap else system.is_causal_with_state
 
     def evaluate_streaming(
         self,
