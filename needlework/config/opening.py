@@ -68,7 +68,9 @@ class Opening(Strict):
     tp: int = Field(1, ge=1, description="processes that split each layer's heads and columns")
     ep: int = Field(1, ge=1, description="processes that split each layer's experts")
     pp: int = Field(1, ge=1, description="GPUs of one process that split the layers")
-    dp: int = Field(1, ge=1, description="jobs that split a system's samples, each with its own copy")
+    dp: int = Field(
+        1, ge=1, description="jobs that split a system's samples, each with its own copy"
+    )
     cache: Literal["dynamic", "quantized", "offloaded"] = Field(
         "dynamic",
         description="keys and values: dynamic in dtype; quantized in 8-bit floats; offloaded to "
