@@ -77,13 +77,13 @@ CPU = Case(
     prefill=_SHARES,
     decode=_SHARES,
     min_speedup={
-        ("prefill", 16384, torch.float32, "1/16 of all blocks"): 2.5,
+        ("prefill", 16384, torch.float32, "1/16 of all blocks"): 5.0,
         ("prefill", 16384, torch.bfloat16, "1/16 of all blocks"): 4.0,
         ("decode", 32768, torch.float32, "1/16 of all blocks"): 8.0,
         ("decode", 32768, torch.bfloat16, "1/16 of all blocks"): 8.0,
     },
     max_choosing_share={
-        ("prefill", 16384, dtype, "1/16 of all blocks"): 0.15
+        ("prefill", 16384, dtype, "1/16 of all blocks"): 0.10
         for dtype in (torch.float32, torch.bfloat16)
     },
 )

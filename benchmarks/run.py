@@ -21,7 +21,8 @@ from benchmarks.opening import opening_table
 from benchmarks.plan import plan_table
 from benchmarks.streaming import streaming_table
 from benchmarks.training import training_table
-from needlework.pipeline.stage import device_name, package_versions
+from needlework.pipeline.stage import package_versions
+from needlework.runtime.device import device_name
 
 ROOT = Path(__file__).resolve().parent.parent
 
