@@ -22,6 +22,8 @@ CONDA_NAMES = {
     "torch": "pytorch",
     "huggingface-hub": "huggingface_hub",
     "rouge_score": "rouge-score",
+    # pydantic requires one version of its core.
+    "pydantic_core": "pydantic",
 }
 """Distribution -> its name on conda-forge, where the two differ."""
 AT_RUN_TIME = {
